@@ -1,0 +1,310 @@
+//! What a tenant asks for: the statement that is signed, and the workloads inside it.
+//!
+//! Owns: the document's fields and the limits that need no node to check.
+//! Refuses: unknown fields, and values that can never be right on any node.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Bytes, Digest, Name, PublicKey};
+
+/// DSSE payload type of a [`Statement`].
+pub const PAYLOAD_TYPE: &str = "application/vnd.sifr.deployment.v1+json";
+/// DSSE payload type reserved for an owner's grant to a tenant. Refused until grants exist.
+pub const GRANT_PAYLOAD_TYPE: &str = "application/vnd.sifr.grant.v1+json";
+
+/// Most workloads in one deployment: a reconcile pass stays short and a status fits one answer.
+pub const WORKLOADS_MAX: usize = 32;
+/// Most published ports of one machine: each is a firewall rule.
+pub const PORTS_MAX: usize = 64;
+/// Most bytes of arguments and environment of one machine: well under the guest kernel's 2 MiB limit.
+pub const ARGS_MAX_BYTES: usize = 128 << 10;
+/// vCPUs of one machine: what the guest kernel is built for.
+pub const CPUS_MAX: u8 = 32;
+/// Smallest guest: kernel, init and page cache have room.
+pub const MEMORY_MIN: Bytes = Bytes::mib(64);
+/// Largest guest. The MMIO hole needs no care below this and no server has more.
+pub const MEMORY_MAX: Bytes = Bytes::gib(4096);
+/// Smallest writable layer: an ext4 with a journal.
+pub const DISK_MIN: Bytes = Bytes::mib(64);
+/// Largest writable layer.
+pub const DISK_MAX: Bytes = Bytes::gib(16 << 10);
+
+/// The signed payload: one step in the life of one deployment on one node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Statement {
+    /// The node this is for, so that a statement cannot be replayed on another.
+    pub node: PublicKey,
+    pub name: Name,
+    /// Counts up by one per (signer, name), beginning with 1. Deletion is a version too.
+    pub version: u64,
+    pub action: Action,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Action {
+    /// Create or replace: what the deployment should be from now on. It is also started.
+    Deploy(Deployment),
+    /// Stop every machine; disks stay.
+    Stop,
+    /// Start what was stopped.
+    Start,
+    /// Stop, then start.
+    Restart,
+    /// Stop and remove, disks too. The name's version count lives on as a tombstone.
+    Delete,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Deployment {
+    /// The client accepts a node that keeps nothing over a reboot (one that runs from RAM).
+    #[serde(default)]
+    pub accept_volatile: bool,
+    pub workloads: BTreeMap<Name, Workload>,
+}
+
+/// The closed set of workload kinds. `volume` and `network` join when they are built.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Workload {
+    Machine(Machine),
+}
+
+/// A micro VM that runs one container image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Machine {
+    pub image: Image,
+    #[serde(default = "one")]
+    pub cpus: u8,
+    #[serde(default = "default_memory")]
+    pub memory: Bytes,
+    /// Size of the writable layer above the image.
+    #[serde(default = "default_disk")]
+    pub disk: Bytes,
+    /// Replaces the image's entry point; the image's command is then dropped, as OCI runtimes do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub entrypoint: Option<Vec<String>>,
+    /// Replaces the image's command.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub command: Option<Vec<String>>,
+    /// Added to the image's environment; same names replace.
+    #[serde(default)]
+    pub env: BTreeMap<String, String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workdir: Option<String>,
+    #[serde(default)]
+    pub ports: Vec<Port>,
+    #[serde(default)]
+    pub restart: RestartPolicy,
+}
+
+/// A content-addressed image, and where its chunks can be fetched if the client has not pushed them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Image {
+    pub flist: Digest,
+    /// Base URL of a plain web server with `<flist digest>.flist` and `chunks/<2 hex>/<62 hex>`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub store: Option<String>,
+}
+
+/// A TCP port of the node that leads to a port of the machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Port {
+    pub node: u16,
+    pub machine: u16,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RestartPolicy {
+    /// Whatever the exit status, with backoff, for ever.
+    #[default]
+    Always,
+    /// Unless the program exited with status 0.
+    OnFailure,
+    /// The exit status is final. A lost VMM is started again all the same: it was not the program's exit.
+    Never,
+}
+
+fn one() -> u8 {
+    1
+}
+fn default_memory() -> Bytes {
+    Bytes::mib(256)
+}
+fn default_disk() -> Bytes {
+    Bytes::gib(1)
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SpecError {
+    #[error("a deployment has 1 to {WORKLOADS_MAX} workloads, this one has {0}")]
+    Workloads(usize),
+    #[error("workload {name}: {field} is {found}, allowed is {allowed}")]
+    Range { name: Name, field: &'static str, found: String, allowed: String },
+    #[error("workload {name}: arguments and environment take {bytes} bytes, at most {ARGS_MAX_BYTES} fit")]
+    Args { name: Name, bytes: usize },
+    #[error("workload {name}: {field} contains a NUL byte, an '=' in a variable's name, or is empty")]
+    Text { name: Name, field: &'static str },
+    #[error("port {0} of the node is published twice in this deployment")]
+    PortTwice(u16),
+    #[error("workload {name}: port {port} of the node is its own: choose another")]
+    PortReserved { name: Name, port: u16 },
+    #[error("workload {name}: store {url:?} is not an http:// URL of at most 2048 bytes")]
+    Store { name: Name, url: String },
+    #[error("version 0 does not exist: the first version of a deployment is 1")]
+    Version,
+}
+
+/// The TCP port of the node's API.
+pub const API_PORT: u16 = 7443;
+
+impl Statement {
+    /// Checks all that can be checked without knowing the node.
+    pub fn check(&self) -> Result<(), SpecError> {
+        if self.version == 0 {
+            return Err(SpecError::Version);
+        }
+        match &self.action {
+            Action::Deploy(deployment) => deployment.check(),
+            Action::Stop | Action::Start | Action::Restart | Action::Delete => Ok(()),
+        }
+    }
+}
+
+impl Deployment {
+    pub fn check(&self) -> Result<(), SpecError> {
+        let count = self.workloads.len();
+        if !(1..=WORKLOADS_MAX).contains(&count) {
+            return Err(SpecError::Workloads(count));
+        }
+        let mut published = BTreeSet::new();
+        for (name, Workload::Machine(machine)) in &self.workloads {
+            machine.check(name)?;
+            for port in &machine.ports {
+                if !published.insert(port.node) {
+                    return Err(SpecError::PortTwice(port.node));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    pub fn machines(&self) -> impl Iterator<Item = (&Name, &Machine)> {
+        self.workloads.iter().map(|(name, Workload::Machine(machine))| (name, machine))
+    }
+}
+
+impl Machine {
+    fn check(&self, name: &Name) -> Result<(), SpecError> {
+        let range = |field, found: String, fine: bool, allowed: String| {
+            if fine { Ok(()) } else { Err(SpecError::Range { name: name.clone(), field, found, allowed }) }
+        };
+        let within = |field, found: Bytes, min: Bytes, max: Bytes| {
+            range(field, found.to_string(), (min..=max).contains(&found), format!("{min} to {max}"))
+        };
+        range("cpus", self.cpus.to_string(), (1..=CPUS_MAX).contains(&self.cpus), format!("1 to {CPUS_MAX}"))?;
+        within("memory", self.memory, MEMORY_MIN, MEMORY_MAX)?;
+        within("disk", self.disk, DISK_MIN, DISK_MAX)?;
+        let ports = self.ports.len();
+        range("number of ports", ports.to_string(), ports <= PORTS_MAX, format!("0 to {PORTS_MAX}"))?;
+        for port in &self.ports {
+            let fine = port.node != 0 && port.machine != 0;
+            range("port", format!("{}:{}", port.node, port.machine), fine, "1 to 65535".to_owned())?;
+            if port.node == API_PORT {
+                return Err(SpecError::PortReserved { name: name.clone(), port: port.node });
+            }
+        }
+        self.check_text(name)?;
+        match &self.image.store {
+            Some(url) if !url.starts_with("http://") || url.len() > 2048 => {
+                Err(SpecError::Store { name: name.clone(), url: url.clone() })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn check_text(&self, name: &Name) -> Result<(), SpecError> {
+        let text = |field, fine: bool| {
+            if fine { Ok(()) } else { Err(SpecError::Text { name: name.clone(), field }) }
+        };
+        let args = || self.entrypoint.iter().chain(&self.command).flatten();
+        text("entrypoint or command", args().all(|a| !a.contains('\0')))?;
+        text("entrypoint", self.entrypoint.as_ref().is_none_or(|e| !e.is_empty()))?;
+        text("env", self.env.iter().all(|(k, v)| !k.is_empty() && !k.contains(['=', '\0']) && !v.contains('\0')))?;
+        text("user", self.user.as_ref().is_none_or(|u| !u.is_empty() && !u.contains('\0')))?;
+        text("workdir", self.workdir.as_ref().is_none_or(|w| w.starts_with('/') && !w.contains('\0')))?;
+        let bytes = args().map(|a| a.len() + 1).sum::<usize>()
+            + self.env.iter().map(|(k, v)| k.len() + v.len() + 2).sum::<usize>();
+        if bytes > ARGS_MAX_BYTES {
+            return Err(SpecError::Args { name: name.clone(), bytes });
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn statement(json: &str) -> Result<Statement, String> {
+        let statement: Statement = serde_json::from_str(json).map_err(|e| e.to_string())?;
+        statement.check().map_err(|e| e.to_string()).map(|()| statement)
+    }
+
+    fn with_machine(fields: &str) -> Result<Statement, String> {
+        let (key, flist) = (PublicKey([1; 32]), Digest([2; 32]));
+        statement(&format!(
+            r#"{{"node":"{key}","name":"shop","version":1,"action":{{"deploy":{{"workloads":
+               {{"web":{{"machine":{{"image":{{"flist":"{flist}"}}{fields}}}}}}}}}}}}}"#
+        ))
+    }
+
+    #[test]
+    fn a_machine_needs_an_image_and_nothing_else() {
+        let statement = with_machine("").expect("a valid statement");
+        let Action::Deploy(deployment) = &statement.action else { panic!("not a deploy") };
+        let (_, machine) = deployment.machines().next().expect("one machine");
+        assert_eq!((machine.cpus, machine.memory, machine.disk), (1, Bytes::mib(256), Bytes::gib(1)));
+        assert!(!deployment.accept_volatile);
+    }
+
+    #[test]
+    fn unknown_fields_are_errors() {
+        assert!(with_machine(r#","colour":"red""#).expect_err("an unknown field").contains("colour"));
+    }
+
+    #[test]
+    fn each_limit_names_its_field_and_what_is_allowed() {
+        for (fields, says) in [
+            (r#","cpus":0"#, "cpus is 0, allowed is 1 to 32"),
+            (r#","memory":"1Mi""#, "memory is 1Mi, allowed is 64Mi"),
+            (r#","disk":"1Ki""#, "disk is 1Ki"),
+            (r#","ports":[{"node":0,"machine":80}]"#, "port is 0:80"),
+            (r#","ports":[{"node":7443,"machine":80}]"#, "choose another"),
+            (r#","ports":[{"node":80,"machine":80},{"node":80,"machine":81}]"#, "published twice"),
+            (r#","env":{"A=B":"x"}"#, "env contains"),
+            (r#","workdir":"relative""#, "workdir"),
+            (r#","entrypoint":[]"#, "entrypoint"),
+        ] {
+            let error = with_machine(fields).expect_err(fields);
+            assert!(error.contains(says), "{fields}: {error}");
+        }
+    }
+
+    #[test]
+    fn version_zero_does_not_exist() {
+        let key = PublicKey([1; 32]);
+        let json = format!(r#"{{"node":"{key}","name":"shop","version":0,"action":"stop"}}"#);
+        assert!(statement(&json).expect_err("version 0").contains("first version"));
+    }
+}

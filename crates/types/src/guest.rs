@@ -1,0 +1,81 @@
+//! The contract with the guest's PID 1: what it is told to run, and what it says over vsock.
+//!
+//! Owns: the run specification (file `/run.json` in the guest's initramfs), vsock ports, messages.
+//! Refuses: trust. What comes from a guest is an allegation about that guest only.
+
+use std::net::Ipv4Addr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Cidr, Mac, Name};
+
+/// Path of the [`RunSpec`] inside the guest's initramfs, JSON.
+pub const RUN_SPEC_PATH: &str = "/run.json";
+/// Host vsock port of the control stream: JSON lines both ways, [`FromGuest`] and [`ToGuest`].
+pub const CONTROL_PORT: u32 = 1024;
+/// Host vsock ports of the raw standard output and standard error streams.
+pub const STDOUT_PORT: u32 = 1025;
+pub const STDERR_PORT: u32 = 1026;
+/// The host's vsock address (VIRTIO 1.2 section 5.10.4).
+pub const HOST_CID: u64 = 2;
+/// The guest's vsock address: each VM has its own vsock, so all may use the same.
+pub const GUEST_CID: u64 = 3;
+/// Longest control line in either direction, newline included.
+pub const CONTROL_LINE_MAX: usize = 4096;
+
+/// What guest PID 1 sets up and runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunSpec {
+    pub hostname: Name,
+    /// virtio-blk serial of the read-only EROFS image.
+    pub image_serial: String,
+    /// virtio-blk serial of the ext4 disk for the overlay's upper layer; `None` = a tmpfs.
+    pub upper_serial: Option<String>,
+    /// Program and arguments, never joined into one string.
+    pub argv: Vec<String>,
+    /// `NAME=value`, in order; later ones win.
+    pub env: Vec<String>,
+    /// One of the six OCI forms: user, uid, user:group, uid:gid, uid:group, user:gid. Empty = root.
+    pub user: String,
+    /// Absolute; made if missing.
+    pub workdir: String,
+    /// Signal number sent to the program first when the machine is stopped.
+    pub stop_signal: i32,
+    /// How long after it everything is killed.
+    pub stop_grace_ms: u64,
+    pub link: Option<Link>,
+}
+
+/// The guest's one network card.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Link {
+    pub mac: Mac,
+    pub address: Cidr,
+    pub gateway: Ipv4Addr,
+    pub dns: Ipv4Addr,
+    pub mtu: u16,
+}
+
+/// Guest to host, one JSON object a line.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FromGuest {
+    /// The program has been executed. Milliseconds are since the guest kernel's entry.
+    Started { pid: i32, uptime_ms: u64 },
+    /// Set-up failed before the program ran: the exit code that follows is 125, 126 or 127.
+    SetupFailed { stage: String, message: String },
+    /// The program ended. `code` is 128 + signal where a signal ended it.
+    Exited { code: i32, signal: Option<i32>, oom_kills: u64 },
+}
+
+/// Host to guest, one JSON object a line.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ToGuest {
+    /// Send the stop signal, wait for the grace period, kill, report, power off.
+    Stop,
+    /// Send one signal to the program.
+    Signal { number: i32 },
+}

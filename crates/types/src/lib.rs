@@ -1,0 +1,18 @@
+//! The nouns that several parts of Sifr share, as pure data.
+//!
+//! Owns: names, units, the deployment document, the VM specification, the guest's run specification,
+//! the messages between node, VMM and guest, and what the API reports.
+//! Refuses: I/O, clocks, randomness, cryptography. A value that exists here has been checked.
+#![forbid(unsafe_code)]
+
+pub mod deployment;
+pub mod flist;
+pub mod guest;
+pub mod id;
+pub mod node;
+pub mod status;
+pub mod unit;
+pub mod vm;
+
+pub use id::{Digest, Name, PublicKey, VmId};
+pub use unit::{Bytes, Cidr, Mac};

@@ -1,0 +1,127 @@
+//! What the API says about deployments.
+//!
+//! Owns: states and the status document. Refuses: deciding them (`workload` does).
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::deployment::Port;
+use crate::{Digest, Name};
+
+/// The answer to an accepted statement.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Ack {
+    pub name: Name,
+    pub version: u64,
+    /// BLAKE3 of the signed payload.
+    pub digest: Digest,
+    /// The statement is on disk in two copies and survives a power cut. False on a node that runs from RAM.
+    pub durable: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeploymentStatus {
+    pub name: Name,
+    pub version: u64,
+    pub desired: Desired,
+    pub durable: bool,
+    pub workloads: BTreeMap<Name, WorkloadStatus>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Desired {
+    Running,
+    Stopped,
+    Deleted,
+}
+
+/// Where a machine is on its way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// Acknowledged; nothing has been done yet.
+    Pending,
+    /// The VMM has been asked for; the program has not said that it runs.
+    Starting,
+    /// The program runs.
+    Running,
+    /// It was told to stop.
+    Stopping,
+    /// It stopped because it was told to.
+    Stopped,
+    /// The program ended by itself and its restart policy leaves it so.
+    Exited,
+    /// It ended or failed to start, and will be tried again after a pause.
+    Backoff,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkloadStatus {
+    pub state: State,
+    pub address: Option<Ipv4Addr>,
+    pub ports: Vec<Port>,
+    /// Starts after the first.
+    pub restarts: u64,
+    /// How the program last ended.
+    pub exit: Option<Exit>,
+    /// One sentence: the last thing that went wrong and what is done about it.
+    pub message: Option<String>,
+    /// Milliseconds from spawning the VMM to the program's start, last time.
+    pub start_ms: Option<u64>,
+    /// Share of the image that is on the node, in chunks: (present, all).
+    pub chunks: Option<(u64, u64)>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exit {
+    pub code: i32,
+    pub signal: Option<i32>,
+    pub oom: bool,
+}
+
+/// Any refusal: what went wrong, in a word for programs and a sentence for people.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    pub code: RefusalCode,
+    /// Says what to do next.
+    pub message: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RefusalCode {
+    /// Not a document of the expected form.
+    Malformed,
+    /// The signer or caller is not known here.
+    UnknownKey,
+    /// The signature does not match the bytes.
+    BadSignature,
+    /// Addressed to another node.
+    WrongNode,
+    /// A version that has been used.
+    Replayed,
+    /// A version beyond the next one.
+    Skipped,
+    /// No such deployment, flist or chunk.
+    NotFound,
+    /// It does not fit beside what is already promised.
+    OverCapacity,
+    /// A published port is taken by another deployment.
+    PortTaken,
+    /// Chunks of the image are neither here nor in a named store.
+    MissingChunks,
+    /// The node keeps nothing over a reboot and the client has not accepted that.
+    Volatile,
+    /// The request is larger than its limit.
+    TooLarge,
+    /// The request took too long.
+    TooSlow,
+    /// The node has no owner key: it accepts nothing.
+    NoOwner,
+    /// The node failed; the message says where.
+    Internal,
+}

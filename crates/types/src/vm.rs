@@ -1,0 +1,187 @@
+//! The specification of one VM: what the node hands to the VMM, and what the VMM reports.
+//!
+//! Owns: the JSON in descriptor 3 of a VMM process and the messages on its control socket.
+//! Refuses: paths. A VMM gets descriptors only.
+
+use serde::{Deserialize, Serialize};
+
+use crate::guest::{FromGuest, ToGuest};
+use crate::{Digest, Mac, VmId};
+
+/// Descriptor of the JSON [`VmSpec`] in a new VMM process (a sealed memfd or pipe, read to its end).
+pub const SPEC_FD: i32 = 3;
+/// Longest message on a VMM's control socket (SOCK_SEQPACKET, one JSON object a packet).
+pub const CONTROL_PACKET_MAX: usize = 64 << 10;
+
+/// The number of an inherited descriptor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fd(pub i32);
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VmSpec {
+    pub id: VmId,
+    pub cpus: u8,
+    pub memory_mib: u64,
+    /// /dev/kvm, opened for reading and writing.
+    pub kvm: Fd,
+    /// Guest kernel: an uncompressed ELF with a PVH note.
+    pub kernel: Fd,
+    /// Concatenated in this order, each padded to 512 bytes.
+    pub initramfs: Vec<Fd>,
+    /// Appended to the VMM's own command line. Normally empty; `console=ttyS0` turns the serial port on.
+    pub cmdline: String,
+    pub disks: Vec<Disk>,
+    pub nets: Vec<Net>,
+    /// SOCK_SEQPACKET: [`ToVmm`] in, [`FromVmm`] out.
+    pub control: Option<Fd>,
+    pub log: Option<Log>,
+    /// Where serial output goes, if the command line turns it on.
+    pub serial: Option<Fd>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Disk {
+    /// Up to 20 bytes of ASCII: how the guest finds the disk.
+    pub serial: String,
+    pub fd: Fd,
+    pub read_only: bool,
+    /// Set where the content arrives on first touch.
+    pub lazy: Option<Lazy>,
+}
+
+/// A disk whose chunks are fetched on first touch: `Disk::fd` holds the content of chunks that are
+/// present, and zeros elsewhere.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Lazy {
+    /// Read-only shared memory: the chunk map, `flist::map` says how it is laid out.
+    pub map: Fd,
+    /// SOCK_SEQPACKET to the chunk daemon: `flist::wire` says what is spoken.
+    pub chunks: Fd,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Net {
+    /// A TAP with IFF_TAP | IFF_NO_PI | IFF_VNET_HDR, attached.
+    pub tap: Fd,
+    pub mac: Mac,
+    pub mtu: u16,
+}
+
+/// The workload's output: two files used in turn. When one holds `max_bytes`, the other is truncated
+/// and written next. `types::vm::LogRecord` says what they hold.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Log {
+    /// Opened read-write and O_APPEND.
+    pub files: [Fd; 2],
+    pub max_bytes: u64,
+}
+
+/// Which output stream of the program a record is from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stream {
+    Stdout,
+    Stderr,
+}
+
+/// Header of one log record, 20 bytes little-endian: sequence (u64), realtime milliseconds (u64),
+/// length and stream (u32: length in the low 24 bits, stream number 1 or 2 in the high 8), then
+/// `length` bytes of output as the program wrote it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LogRecord {
+    /// Counts up by one per record of a VM's log, over both files and over restarts.
+    pub sequence: u64,
+    pub time_ms: u64,
+    pub stream: Stream,
+    pub length: u32,
+}
+
+impl LogRecord {
+    pub const HEADER_BYTES: usize = 20;
+    /// Longest record: one read from the guest.
+    pub const LENGTH_MAX: u32 = 64 << 10;
+
+    pub fn encode(&self) -> [u8; Self::HEADER_BYTES] {
+        let stream = match self.stream {
+            Stream::Stdout => 1u32,
+            Stream::Stderr => 2,
+        };
+        let mut out = [0; Self::HEADER_BYTES];
+        out[..8].copy_from_slice(&self.sequence.to_le_bytes());
+        out[8..16].copy_from_slice(&self.time_ms.to_le_bytes());
+        out[16..].copy_from_slice(&(stream << 24 | self.length.min(Self::LENGTH_MAX)).to_le_bytes());
+        out
+    }
+
+    /// `None` where the bytes are no record: a torn write at the end of a file.
+    pub fn decode(bytes: &[u8; Self::HEADER_BYTES]) -> Option<Self> {
+        let word = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("8 bytes"));
+        let tail = u32::from_le_bytes(bytes[16..].try_into().expect("4 bytes"));
+        let stream = match tail >> 24 {
+            1 => Stream::Stdout,
+            2 => Stream::Stderr,
+            _ => return None,
+        };
+        let length = tail & 0xff_ffff;
+        (length <= Self::LENGTH_MAX).then_some(Self { sequence: word(0), time_ms: word(8), stream, length })
+    }
+}
+
+/// VMM to node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FromVmm {
+    /// vCPUs run. Microseconds from process start to here.
+    Running { setup_us: u64 },
+    /// A line from guest init.
+    Guest(FromGuest),
+    /// A disk could not be read: the chunk daemon gave up on a chunk, the guest got an I/O error.
+    ChunkFailed { disk: String, chunk: Digest },
+    /// The last message: why the VM ended.
+    Stopped { reason: StopReason, exits: Exits },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StopReason {
+    /// The guest asked for power-off or reset: the only clean end.
+    GuestReset,
+    /// KVM could not go on: triple fault, internal error, failed entry.
+    Fault { message: String },
+}
+
+/// Exits of all vCPUs to user space, by kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Exits {
+    pub pio_in: u64,
+    pub pio_out: u64,
+    pub mmio_read: u64,
+    pub mmio_write: u64,
+    pub other: u64,
+}
+
+/// Node to VMM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ToVmm {
+    /// Forwarded to guest init as one line.
+    Guest(ToGuest),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_record_header_reads_back() {
+        let record = LogRecord { sequence: 9, time_ms: 1 << 40, stream: Stream::Stderr, length: 65536 };
+        assert_eq!(LogRecord::decode(&record.encode()), Some(record));
+        assert_eq!(LogRecord::decode(&[0; 20]), None);
+        assert_eq!(LogRecord::decode(&[0xff; 20]), None);
+    }
+}

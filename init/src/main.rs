@@ -1,0 +1,2 @@
+//! init
+fn main() {}

@@ -1,0 +1,1 @@
+//! Build identity: which Sifr this is.
