@@ -1,0 +1,73 @@
+//! What the node agent and pid1 say to each other.
+//!
+//! Owns: the packets of the SOCK_SEQPACKET that the node inherits as descriptor 3. One JSON object a
+//! packet, descriptors beside it by SCM_RIGHTS.
+//! Refuses: bytes of anybody else. Both ends are roles of this binary.
+
+use serde::{Deserialize, Serialize};
+use types::VmId;
+
+/// Descriptor number of the socket in the node process.
+pub(crate) const PID1_FD: i32 = 3;
+/// Longest packet.
+pub(crate) const PACKET_MAX: usize = 64 << 10;
+/// Most descriptors beside one packet: below the kernel's SCM_MAX_FD of 253.
+pub(crate) const FDS_MAX: usize = 64;
+/// VM slots: uid = gid = 100000 + slot.
+pub(crate) const SLOTS_MAX: u16 = 4096;
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum ToPid1 {
+    /// The node serves its API: pid1 shows it and begins to feed the watchdog on the node's word.
+    Ready,
+    /// Run a VMM. Beside it: first `child` descriptors for the VMM, from number 3 upwards, then
+    /// descriptors that pid1 keeps and gives back to each new node.
+    Spawn { vm: VmId, slot: u16, child: usize, limits: Limits, tag: String },
+    /// Send a signal to a VMM.
+    Kill { vm: VmId, signal: i32 },
+    /// The exit status has been noted: drop the kept descriptors and the record.
+    Forget { vm: VmId },
+    /// The one way down.
+    Shutdown { mode: Mode },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Mode {
+    PowerOff,
+    Reboot,
+}
+
+/// Limits of the VMM's cgroup.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Limits {
+    pub(crate) memory_bytes: u64,
+    pub(crate) pids: u64,
+    /// Share of CPU time, cgroup v2 `cpu.weight`, 1 to 10000.
+    pub(crate) cpu_weight: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum FromPid1 {
+    /// A VM from before: running, or ended and not yet forgotten. Beside it: its kept descriptors.
+    Kept { vm: VmId, slot: u16, pid: i32, tag: String, status: Option<Status> },
+    /// All `Kept` have been said.
+    Welcome,
+    Spawned { vm: VmId, pid: i32 },
+    /// Nothing was started; the descriptors are closed.
+    SpawnFailed { vm: VmId, error: String },
+    /// Repeated to every new node (inside `Kept`) until `Forget`.
+    Exited { vm: VmId, status: Status },
+    /// pid1 was asked to go down (power button, SIGTERM): stop the machines, then say `Shutdown`.
+    Stop { mode: Mode },
+}
+
+/// How a VMM ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Status {
+    Code(i32),
+    Signal(i32),
+}
