@@ -1,1 +1,20 @@
-//! flist
+//! The flist: a container image as metadata and content-addressed chunks.
+//!
+//! Owns: the file format, packing, the chunk store's layout, the cache on a node, the map of present
+//! chunks that a VMM reads, and the packets of the chunk daemon.
+//! Refuses: threads, sockets and HTTP (`init` has the daemon), and whatever a hostile flist, chunk or
+//! map says that does not add up.
+#![forbid(unsafe_code)]
+
+pub mod map;
+pub mod wire;
+
+/// Block of the disk and of every chunk: EROFS block size, and the page of every machine we run on.
+pub const BLOCK: u64 = 4096;
+/// Largest disk that an flist describes. Far beyond any container image, and far below what would
+/// overflow block numbers.
+pub const DISK_BYTES_MAX: u64 = 1 << 40;
+/// Most chunks of an flist: bounds the map to 17 MiB and the chunk table to 88 MiB.
+pub const CHUNKS_MAX: usize = 1 << 20;
+/// Longest chunk, plain.
+pub const CHUNK_BYTES_MAX: usize = 1 << 20;
