@@ -1,0 +1,99 @@
+//! What the boot phases hand to the engine: who the node is, what it has, and how it hears of changes.
+//!
+//! Owns: the shape of that hand-over. Refuses: making any of it (the phases do), using it (the engine
+//! does).
+
+use std::fmt;
+use std::net::Ipv4Addr;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
+use tokio::sync::watch;
+use types::node::{Capacity, NodeInfo};
+use types::{Bytes, Cidr, PublicKey};
+
+/// Share of the machine's memory that stays with the node: host kernel, its page cache for images,
+/// the three roles of init. A sixteenth grows with the page structures of large machines.
+pub(crate) const MEMORY_RESERVED_DIVISOR: u64 = 16;
+/// At least this much stays with the node: what an idle node uses, and half as much again.
+pub(crate) const MEMORY_RESERVED_MIN: Bytes = Bytes::mib(160);
+/// Part of the pool that stays with the node: identity, ledger, and the cache of image chunks, which
+/// is what makes a start from this disk possible at all. In percent of the pool.
+pub(crate) const DISK_RESERVED_PERCENT: u64 = 20;
+
+/// What tenants may use in all of a machine with these totals.
+pub(crate) fn tenant_capacity(cpus: u64, memory: Bytes, pool: Bytes) -> Capacity {
+    let reserved = (memory.0 / MEMORY_RESERVED_DIVISOR).max(MEMORY_RESERVED_MIN.0);
+    Capacity {
+        cpus,
+        memory: Bytes(memory.0.saturating_sub(reserved)),
+        disk: Bytes(pool.0 / 100 * (100 - DISK_RESERVED_PERCENT)),
+        ..Capacity::default()
+    }
+}
+
+/// The node's connection to the world, as the newest lease says.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Uplink {
+    /// The link with the default route; `None` until there is one.
+    pub(crate) link: Option<String>,
+    pub(crate) address: Option<Cidr>,
+    pub(crate) gateway: Option<Ipv4Addr>,
+    pub(crate) dns: Vec<Ipv4Addr>,
+    /// Every physical link of the node: the host firewall knows them by name.
+    pub(crate) links: Vec<String>,
+}
+
+/// Everything the engine needs.
+pub(crate) struct NodeContext {
+    /// The ed25519 seed of the node's identity.
+    pub(crate) seed: [u8; 32],
+    /// The public key of `seed`.
+    pub(crate) key: PublicKey,
+    /// `None`: every request is refused.
+    pub(crate) owner: Option<PublicKey>,
+    /// False where the pool is in memory.
+    pub(crate) durable: bool,
+    /// Mounted, with its directories not yet made: the engine makes those it uses.
+    pub(crate) pool: PathBuf,
+    /// Why no VM can run; `None` where KVM works.
+    pub(crate) kvm_problem: Option<String>,
+    /// What tenants may use ([`tenant_capacity`]).
+    pub(crate) capacity: Capacity,
+    /// What `GET /v1/node` says. The phases keep clock, links, disks and boot current; the engine keeps
+    /// the used capacity and the last error current; uptime and clock are read when asked.
+    pub(crate) info: watch::Sender<NodeInfo>,
+    /// The newest lease. A change replaces the host's firewall.
+    pub(crate) uplink: watch::Receiver<Uplink>,
+    /// The socket to pid1 ([`crate::wire::PID1_FD`]), from which nothing has been read.
+    pub(crate) pid1: OwnedFd,
+}
+
+impl fmt::Debug for NodeContext {
+    /// Shows no secret.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NodeContext")
+            .field("key", &self.key)
+            .field("owner", &self.owner)
+            .field("durable", &self.durable)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_node_keeps_its_own_share_before_tenants_get_any() {
+        let small = tenant_capacity(1, Bytes::mib(256), Bytes::gib(1));
+        assert_eq!(small.memory, Bytes::mib(96));
+        let large = tenant_capacity(64, Bytes::gib(512), Bytes::gib(1000));
+        assert_eq!(large.memory, Bytes::gib(480));
+        assert!(large.disk > Bytes::gib(799) && large.disk <= Bytes::gib(800));
+        assert_eq!(
+            tenant_capacity(1, Bytes::mib(64), Bytes(0)).memory,
+            Bytes(0)
+        );
+    }
+}
