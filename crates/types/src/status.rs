@@ -112,6 +112,8 @@ pub enum RefusalCode {
     OverCapacity,
     /// A published port is taken by another deployment.
     PortTaken,
+    /// It contradicts what stands: a disk that would have to change its size, a name too like another.
+    Conflict,
     /// Chunks of the image are neither here nor in a named store.
     MissingChunks,
     /// The node keeps nothing over a reboot and the client has not accepted that.
