@@ -1,1 +1,16 @@
-//! image
+//! Builds the image that boots, and knows how to boot it in QEMU.
+//!
+//! Owns: kernels, the tools built from Debian's sources, initramfs trees, `dist/`, the check of what
+//! must stay absent from the image, and the QEMU command line.
+//! Refuses: running on a node. This is a workshop tool; nothing here is in the image.
+#![forbid(unsafe_code)]
+
+pub mod elf;
+pub mod fragment;
+pub mod kernel;
+pub mod lock;
+pub mod paths;
+
+mod command;
+mod digest;
+mod progress;

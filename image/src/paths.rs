@@ -1,0 +1,103 @@
+//! Where the builder reads and writes.
+//!
+//! Owns: the repository root, `dist/`, `run/` and the cache directory.
+//! Refuses: anything outside them, except what apt installs.
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Paths {
+    /// The repository.
+    pub root: PathBuf,
+    /// What is costly to make and named by what it was made from: kernels, sources, user lands.
+    pub cache: PathBuf,
+    /// The finished image.
+    pub dist: PathBuf,
+    /// State of the demonstration node.
+    pub run: PathBuf,
+}
+
+impl Paths {
+    /// Finds the repository above the current directory. `SIFR_CACHE` moves the cache.
+    pub fn find() -> Result<Self> {
+        let here = env::current_dir().context("read the current directory")?;
+        let root = here
+            .ancestors()
+            .find(|path| path.join("kernel-config").is_dir() && path.join("Cargo.lock").is_file())
+            .with_context(|| {
+                format!(
+                    "{} is not inside the repository: change into it",
+                    here.display()
+                )
+            })?
+            .to_owned();
+        Ok(Self {
+            cache: cache()?,
+            dist: root.join("dist"),
+            run: root.join("run"),
+            root,
+        })
+    }
+
+    /// Where cargo puts the image's binaries. A directory of its own, because any other build could
+    /// replace them with ones that have other flags.
+    pub fn target(&self) -> PathBuf {
+        self.root.join("target/image")
+    }
+}
+
+fn cache() -> Result<PathBuf> {
+    if let Some(path) = env::var_os("SIFR_CACHE") {
+        return std::path::absolute(&path).context("make SIFR_CACHE absolute");
+    }
+    if let Some(path) = env::var_os("XDG_CACHE_HOME").filter(|path| !path.is_empty()) {
+        return Ok(PathBuf::from(path).join("sifr"));
+    }
+    let home = env::var_os("HOME").context("HOME is not set: set it, or SIFR_CACHE")?;
+    Ok(PathBuf::from(home).join(".cache/sifr"))
+}
+
+pub(crate) fn create(directory: &Path) -> Result<()> {
+    fs::create_dir_all(directory).with_context(|| format!("make directory {}", directory.display()))
+}
+
+pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
+    fs::read(path).with_context(|| format!("read {}", path.display()))
+}
+
+pub(crate) fn text(path: &Path) -> Result<String> {
+    fs::read_to_string(path).with_context(|| format!("read {}", path.display()))
+}
+
+pub(crate) fn write(path: &Path, bytes: impl AsRef<[u8]>) -> Result<()> {
+    if let Some(directory) = path.parent() {
+        create(directory)?;
+    }
+    fs::write(path, bytes).with_context(|| format!("write {}", path.display()))
+}
+
+/// Makes `directory` appear whole or not at all: `fill` works on a neighbour that is renamed last.
+/// What another process finished in the meantime stays.
+pub(crate) fn appear(directory: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    let parent = directory
+        .parent()
+        .context("a cache directory has a parent")?;
+    create(parent)?;
+    let draft = tempfile::Builder::new()
+        .prefix(".draft-")
+        .tempdir_in(parent)
+        .with_context(|| format!("make a directory in {}", parent.display()))?;
+    fill(draft.path())?;
+    match fs::rename(draft.path(), directory) {
+        Ok(()) => {
+            let _ = draft.keep();
+            Ok(())
+        }
+        Err(_) if directory.is_dir() => Ok(()),
+        Err(error) => Err(error).with_context(|| format!("put {} in place", directory.display())),
+    }
+}
