@@ -1,1 +1,21 @@
-//! net
+//! The node's network: links, addresses, routes, DHCP, time, tenant networks, firewall, DNS.
+//!
+//! Owns: netlink in both its dialects (routes and nf_tables), and every protocol the node itself
+//! speaks below HTTP.
+//! Refuses: deciding what a deployment may do. Tenant networks and published ports are given.
+//!
+//! Starts no async runtime: the async functions run on the caller's. The one thread it starts is in
+//! [`namespace`], lives for one call, and is how the caller stays in its own namespace.
+#![forbid(unsafe_code)]
+
+pub mod dhcp;
+pub mod dns;
+mod error;
+pub mod firewall;
+pub mod link;
+pub mod namespace;
+mod netlink;
+pub mod network;
+pub mod time;
+
+pub use error::Error;

@@ -1,0 +1,124 @@
+//! Links, addresses and routes of one network namespace.
+//!
+//! Owns: what they are (observe), what they should be (plan, pure) and the steps between (apply).
+//! Refuses: IPv6 (the node and its tenants use IPv4 only) and links that nobody described, which it
+//! leaves alone.
+
+mod observe;
+mod plan;
+
+use std::net::Ipv4Addr;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use types::{Cidr, Mac};
+
+pub use observe::{Handle, Monitor};
+pub use plan::{Step, plan, uplinks};
+
+/// Longest name of a link: IFNAMSIZ less its final NUL.
+pub const NAME_MAX: usize = 15;
+
+/// Everything that stands in one namespace.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Observed {
+    pub links: Vec<Link>,
+    /// IPv4 routes of the main table.
+    pub routes: Vec<Route>,
+}
+
+impl Observed {
+    pub fn link(&self, name: &str) -> Option<&Link> {
+        self.links.iter().find(|link| link.name == name)
+    }
+
+    /// The machine's own Ethernet ports, in the kernel's order.
+    pub fn ethernet(&self) -> impl Iterator<Item = &Link> {
+        self.links.iter().filter(|link| link.kind == Kind::Ethernet)
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Link {
+    pub name: String,
+    pub index: u32,
+    pub mac: Option<Mac>,
+    /// Administratively up.
+    pub up: bool,
+    /// Up and a cable or peer is there.
+    pub carrier: bool,
+    pub mtu: u32,
+    pub kind: Kind,
+    /// Index of the bridge that it is a port of.
+    pub master: Option<u32>,
+    pub addresses: Vec<Cidr>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Loopback,
+    /// A port of the machine: Ethernet framing and no software behind it.
+    Ethernet,
+    Bridge,
+    Veth,
+    Tun,
+    /// Any other virtual link.
+    Other,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Route {
+    /// `0.0.0.0/0` is the default route.
+    pub destination: Cidr,
+    pub gateway: Option<Ipv4Addr>,
+    pub link: u32,
+    pub metric: u32,
+    /// Set by the kernel beside an address: never planned, never removed.
+    pub kernel: bool,
+}
+
+/// What one link should be. Addresses and routes are complete: others are removed.
+#[derive(Debug, Clone)]
+pub struct Desired {
+    pub name: String,
+    /// How to make it if it is missing. `None`: it comes from elsewhere, and is skipped while missing.
+    pub create: Option<Create>,
+    pub mtu: Option<u32>,
+    pub mac: Option<Mac>,
+    /// Name of the bridge that it is a port of.
+    pub master: Option<String>,
+    pub addresses: Vec<Cidr>,
+    pub routes: Vec<DesiredRoute>,
+}
+
+impl Desired {
+    /// Up, with nothing else.
+    pub fn up(name: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            create: None,
+            mtu: None,
+            mac: None,
+            master: None,
+            addresses: Vec::new(),
+            routes: Vec::new(),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DesiredRoute {
+    pub destination: Cidr,
+    pub gateway: Option<Ipv4Addr>,
+    pub metric: u32,
+}
+
+#[derive(Debug, Clone)]
+pub enum Create {
+    Bridge,
+    /// A pair of links. The other end appears as `peer` in the namespace `namespace` is open on.
+    Veth {
+        peer: String,
+        namespace: Arc<OwnedFd>,
+    },
+}
