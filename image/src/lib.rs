@@ -10,6 +10,8 @@ pub mod fragment;
 pub mod kernel;
 pub mod lock;
 pub mod paths;
+pub mod setup;
+pub mod xfsprogs;
 
 mod command;
 mod digest;

@@ -7,6 +7,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand, ValueEnum};
 use image::kernel::{self, Kind};
 use image::paths::Paths;
+use image::{setup, xfsprogs};
 
 #[derive(Debug, Parser)]
 #[command(
@@ -21,6 +22,10 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Install what this machine lacks
+    Setup,
+    /// Build the two XFS programs, or take them from the cache, and print where they are
+    Xfsprogs,
     /// Build one kernel, or take it from the cache, and print where it is
     Kernel { kind: KernelKind },
 }
@@ -34,6 +39,11 @@ enum KernelKind {
 fn main() -> Result<()> {
     let paths = Paths::find()?;
     match Arguments::parse().command {
+        Command::Setup => setup::setup()?,
+        Command::Xfsprogs => {
+            let built = xfsprogs::xfsprogs(&paths)?;
+            println!("{}\n{}", built.mkfs.display(), built.repair.display());
+        }
         Command::Kernel { kind } => {
             let kind = match kind {
                 KernelKind::Host => Kind::Host,
