@@ -105,8 +105,7 @@ mod tests {
 
     #[test]
     fn a_failure_says_what_the_program_said() {
-        let error =
-            output(&mut Command::new("ls").arg("/does/not/exist")).expect_err("no such file");
+        let error = output(Command::new("ls").arg("/does/not/exist")).expect_err("no such file");
         let error = format!("{error:#}");
         assert!(error.contains("ls /does/not/exist failed") && error.contains("No such file"));
     }

@@ -5,14 +5,19 @@
 //! Refuses: running on a node. This is a workshop tool; nothing here is in the image.
 #![forbid(unsafe_code)]
 
+pub mod assemble;
 pub mod elf;
 pub mod fragment;
+pub mod inspect;
 pub mod kernel;
 pub mod lock;
 pub mod paths;
+pub mod programs;
 pub mod setup;
 pub mod xfsprogs;
 
 mod command;
 mod digest;
+mod licences;
 mod progress;
+mod tree;

@@ -7,7 +7,8 @@ use anyhow::Result;
 use clap::{Parser, Subcommand, ValueEnum};
 use image::kernel::{self, Kind};
 use image::paths::Paths;
-use image::{setup, xfsprogs};
+use image::{assemble, inspect, setup, xfsprogs};
+use types::PublicKey;
 
 #[derive(Debug, Parser)]
 #[command(
@@ -26,6 +27,14 @@ enum Command {
     Setup,
     /// Build the two XFS programs, or take them from the cache, and print where they are
     Xfsprogs,
+    /// Build the image into dist/
+    Build {
+        /// The owner's public key, ed25519:<hex>: nodes of this image obey that owner only
+        #[arg(long, env = "SIFR_OWNER")]
+        owner: Option<PublicKey>,
+    },
+    /// Check a built image for anything that must not be in it
+    Inspect,
     /// Build one kernel, or take it from the cache, and print where it is
     Kernel { kind: KernelKind },
 }
@@ -40,6 +49,19 @@ fn main() -> Result<()> {
     let paths = Paths::find()?;
     match Arguments::parse().command {
         Command::Setup => setup::setup()?,
+        Command::Build { owner } => {
+            assemble::build(&paths, owner)?;
+        }
+        Command::Inspect => {
+            let findings = inspect::image(&paths.dist)?;
+            findings.iter().for_each(|finding| println!("{finding}"));
+            anyhow::ensure!(
+                findings.is_empty(),
+                "the image breaks {} rules",
+                findings.len()
+            );
+            println!("dist/initramfs.img holds what it should and nothing else");
+        }
         Command::Xfsprogs => {
             let built = xfsprogs::xfsprogs(&paths)?;
             println!("{}\n{}", built.mkfs.display(), built.repair.display());
