@@ -1,0 +1,494 @@
+//! What a request asks for, read from its method, path and query.
+//!
+//! Owns: the table of routes, both directions; body limits; what a wait waits for.
+//! Refuses: any other spelling: unknown paths, unknown or repeated query fields, percent signs.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use hyper::Method;
+use serde::{Deserialize, Serialize};
+use types::status::{DeploymentStatus, Desired, Refusal, RefusalCode, State};
+use types::{Digest, Name};
+
+use crate::envelope::ENVELOPE_MAX;
+use crate::logs::TAIL_MAX;
+
+/// Largest .flist file: the metadata of an image of several hundred GiB.
+pub const FLIST_MAX: u64 = 64 << 20;
+/// Largest stored chunk: 1 MiB of plain bytes, and what zstd adds where nothing can be gained.
+pub const CHUNK_MAX: u64 = (1 << 20) + (64 << 10);
+/// Longest wait that one request may ask for; a client asks again. Middleboxes drop idle connections later.
+pub const WAIT_MAX: Duration = Duration::from_secs(60);
+/// Longest path with query: the longest route with the longest names is under 300 bytes.
+pub const TARGET_MAX: usize = 1024;
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Route {
+    /// `GET /v1/node`
+    Node,
+    /// `GET /v1/node/dmesg`
+    Dmesg,
+    /// `PUT /v1/flists/{hex}`
+    PutFlist(Digest),
+    /// `PUT /v1/chunks/{hex}`: the digest of the stored bytes
+    PutChunk(Digest),
+    /// `POST /v1/statements`
+    PostStatement,
+    /// `GET /v1/deployments`
+    Deployments,
+    /// `GET /v1/deployments/{name}`, at once or when it is so
+    Deployment { name: Name, wait: Option<Wait> },
+    /// `GET /v1/deployments/{name}/workloads/{w}/logs`
+    Logs {
+        deployment: Name,
+        workload: Name,
+        follow: bool,
+        tail: Option<u64>,
+    },
+}
+
+/// Answer once `until` is met or never can be, at the latest after `timeout`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Wait {
+    pub until: Until,
+    pub timeout: Duration,
+}
+
+/// What a deployment is waited for to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Until {
+    /// Every program runs.
+    Running,
+    /// No program runs, and none will be started.
+    Stopped,
+    /// Every program ended by itself and stays so.
+    Exited,
+    /// The deployment is gone.
+    Deleted,
+}
+
+/// How a wait stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    Met,
+    NotYet,
+    /// Nothing that is under way leads there.
+    Never,
+}
+
+impl Until {
+    /// Judges a status. Node and client use the same words.
+    pub fn judge(self, status: &DeploymentStatus) -> Verdict {
+        let all = |fits: fn(State) -> bool| status.workloads.values().all(|w| fits(w.state));
+        let rest = |state| matches!(state, State::Stopped | State::Exited);
+        let exited = |state| matches!(state, State::Exited);
+        let met_or = |met, otherwise| if met { Verdict::Met } else { otherwise };
+        match (self, status.desired) {
+            (Self::Deleted, Desired::Deleted) => {
+                met_or(status.workloads.is_empty(), Verdict::NotYet)
+            }
+            (Self::Deleted, Desired::Running | Desired::Stopped) => Verdict::Never,
+            (Self::Running | Self::Exited, Desired::Deleted | Desired::Stopped) => Verdict::Never,
+            (Self::Stopped, Desired::Deleted) => {
+                met_or(status.workloads.is_empty(), Verdict::NotYet)
+            }
+            (Self::Stopped, Desired::Stopped) => met_or(all(rest), Verdict::NotYet),
+            // Programs that have all ended by themselves count as stopped; running ones may still end.
+            (Self::Stopped, Desired::Running) => met_or(all(exited), Verdict::NotYet),
+            (Self::Exited, Desired::Running) => met_or(all(exited), Verdict::NotYet),
+            (Self::Running, Desired::Running) => {
+                let some_exited = status.workloads.values().any(|w| w.state == State::Exited);
+                let otherwise = if some_exited {
+                    Verdict::Never
+                } else {
+                    Verdict::NotYet
+                };
+                met_or(all(|state| matches!(state, State::Running)), otherwise)
+            }
+        }
+    }
+}
+
+impl fmt::Display for Until {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Running => "running",
+            Self::Stopped => "stopped",
+            Self::Exited => "exited",
+            Self::Deleted => "deleted",
+        })
+    }
+}
+
+impl FromStr for Until {
+    type Err = String;
+    fn from_str(s: &str) -> Result<Self, String> {
+        match s {
+            "running" => Ok(Self::Running),
+            "stopped" => Ok(Self::Stopped),
+            "exited" => Ok(Self::Exited),
+            "deleted" => Ok(Self::Deleted),
+            _ => Err(format!(
+                "{s:?} is nothing to wait for: use running, stopped, exited or deleted"
+            )),
+        }
+    }
+}
+
+impl Route {
+    /// Reads a request line. `target` is path and query.
+    pub fn parse(method: &Method, target: &str) -> Result<Self, Refusal> {
+        if target.len() > TARGET_MAX {
+            return Err(malformed("the request's path is too long"));
+        }
+        let (path, query) = target
+            .split_once('?')
+            .map_or((target, None), |(path, query)| (path, Some(query)));
+        let unknown = || Refusal {
+            code: RefusalCode::NotFound,
+            message: format!(
+                "there is no request {method} {path}: compare the versions of client and node"
+            ),
+        };
+        let segments: Vec<&str> = path
+            .strip_prefix("/v1/")
+            .ok_or_else(unknown)?
+            .split('/')
+            .collect();
+        let mut query = Query::parse(query)?;
+        let route = match (method.as_str(), segments.as_slice()) {
+            ("GET", ["node"]) => Self::Node,
+            ("GET", ["node", "dmesg"]) => Self::Dmesg,
+            ("PUT", ["flists", hex]) => Self::PutFlist(digest(hex)?),
+            ("PUT", ["chunks", hex]) => Self::PutChunk(digest(hex)?),
+            ("POST", ["statements"]) => Self::PostStatement,
+            ("GET", ["deployments"]) => Self::Deployments,
+            ("GET", ["deployments", name]) => Self::Deployment {
+                name: label(name)?,
+                wait: query.wait()?,
+            },
+            ("GET", ["deployments", name, "workloads", workload, "logs"]) => Self::Logs {
+                deployment: label(name)?,
+                workload: label(workload)?,
+                follow: query.flag("follow")?,
+                tail: query.number("tail", TAIL_MAX)?,
+            },
+            _ => return Err(unknown()),
+        };
+        query.finish()?;
+        Ok(route)
+    }
+
+    pub fn method(&self) -> Method {
+        match self {
+            Self::PutFlist(_) | Self::PutChunk(_) => Method::PUT,
+            Self::PostStatement => Method::POST,
+            Self::Node
+            | Self::Dmesg
+            | Self::Deployments
+            | Self::Deployment { .. }
+            | Self::Logs { .. } => Method::GET,
+        }
+    }
+
+    /// Path and query: the inverse of [`Route::parse`].
+    pub fn target(&self) -> String {
+        match self {
+            Self::Node => "/v1/node".to_owned(),
+            Self::Dmesg => "/v1/node/dmesg".to_owned(),
+            Self::PutFlist(digest) => format!("/v1/flists/{}", digest.hex()),
+            Self::PutChunk(digest) => format!("/v1/chunks/{}", digest.hex()),
+            Self::PostStatement => "/v1/statements".to_owned(),
+            Self::Deployments => "/v1/deployments".to_owned(),
+            Self::Deployment { name, wait: None } => format!("/v1/deployments/{name}"),
+            Self::Deployment {
+                name,
+                wait: Some(Wait { until, timeout }),
+            } => {
+                format!(
+                    "/v1/deployments/{name}?wait={until}&timeout_ms={}",
+                    timeout.as_millis()
+                )
+            }
+            Self::Logs {
+                deployment,
+                workload,
+                follow,
+                tail,
+            } => {
+                let tail = tail.map(|tail| format!("&tail={tail}")).unwrap_or_default();
+                let follow = u8::from(*follow);
+                format!(
+                    "/v1/deployments/{deployment}/workloads/{workload}/logs?follow={follow}{tail}"
+                )
+            }
+        }
+    }
+
+    /// Most bytes of the request's body.
+    pub fn body_max(&self) -> u64 {
+        match self {
+            Self::PutFlist(_) => FLIST_MAX,
+            Self::PutChunk(_) => CHUNK_MAX,
+            Self::PostStatement => ENVELOPE_MAX as u64,
+            Self::Node
+            | Self::Dmesg
+            | Self::Deployments
+            | Self::Deployment { .. }
+            | Self::Logs { .. } => 0,
+        }
+    }
+}
+
+fn malformed(message: impl Into<String>) -> Refusal {
+    Refusal {
+        code: RefusalCode::Malformed,
+        message: message.into(),
+    }
+}
+
+fn digest(hex: &str) -> Result<Digest, Refusal> {
+    Digest::from_hex(hex).map_err(|error| malformed(error.to_string()))
+}
+
+fn label(name: &str) -> Result<Name, Refusal> {
+    name.parse()
+        .map_err(|error: types::id::IdError| malformed(error.to_string()))
+}
+
+/// Query fields that have not been asked for yet.
+struct Query<'a>(BTreeMap<&'a str, &'a str>);
+
+impl<'a> Query<'a> {
+    fn parse(query: Option<&'a str>) -> Result<Self, Refusal> {
+        let mut fields = BTreeMap::new();
+        for field in query.into_iter().flat_map(|query| query.split('&')) {
+            let (name, value) = field
+                .split_once('=')
+                .ok_or_else(|| malformed(format!("the query field {field:?} has no value")))?;
+            if fields.insert(name, value).is_some() {
+                return Err(malformed(format!("the query field {name:?} stands twice")));
+            }
+        }
+        Ok(Self(fields))
+    }
+
+    fn number(&mut self, name: &str, max: u64) -> Result<Option<u64>, Refusal> {
+        let Some(text) = self.0.remove(name) else {
+            return Ok(None);
+        };
+        let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+        let number = text.parse().ok().filter(|number| digits && *number <= max);
+        let error = || {
+            malformed(format!(
+                "the query field {name} is {text:?}, allowed is a number up to {max}"
+            ))
+        };
+        number.ok_or_else(error).map(Some)
+    }
+
+    fn flag(&mut self, name: &str) -> Result<bool, Refusal> {
+        Ok(self.number(name, 1)? == Some(1))
+    }
+
+    fn wait(&mut self) -> Result<Option<Wait>, Refusal> {
+        let Some(until) = self.0.remove("wait") else {
+            return Ok(None);
+        };
+        let until = until.parse().map_err(malformed)?;
+        let max = u64::try_from(WAIT_MAX.as_millis()).expect("a minute of milliseconds fits");
+        let timeout = self
+            .number("timeout_ms", max)?
+            .map_or(WAIT_MAX, Duration::from_millis);
+        Ok(Some(Wait { until, timeout }))
+    }
+
+    fn finish(self) -> Result<(), Refusal> {
+        match self.0.first_key_value() {
+            None => Ok(()),
+            Some((name, _)) => Err(malformed(format!(
+                "the query field {name:?} is not known for this request"
+            ))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use types::status::WorkloadStatus;
+
+    use super::*;
+
+    fn name(text: &str) -> Name {
+        text.parse().expect("a name")
+    }
+
+    #[test]
+    fn every_route_reads_back_from_what_it_writes() {
+        let wait = Some(Wait {
+            until: Until::Exited,
+            timeout: Duration::from_millis(1500),
+        });
+        let logs = |follow, tail| Route::Logs {
+            deployment: name("shop"),
+            workload: name("web"),
+            follow,
+            tail,
+        };
+        for (route, line) in [
+            (Route::Node, "GET /v1/node"),
+            (Route::Dmesg, "GET /v1/node/dmesg"),
+            (
+                Route::PutFlist(Digest([0xab; 32])),
+                &format!("PUT /v1/flists/{}", "ab".repeat(32)),
+            ),
+            (
+                Route::PutChunk(Digest([0xcd; 32])),
+                &format!("PUT /v1/chunks/{}", "cd".repeat(32)),
+            ),
+            (Route::PostStatement, "POST /v1/statements"),
+            (Route::Deployments, "GET /v1/deployments"),
+            (
+                Route::Deployment {
+                    name: name("shop"),
+                    wait: None,
+                },
+                "GET /v1/deployments/shop",
+            ),
+            (
+                Route::Deployment {
+                    name: name("shop"),
+                    wait,
+                },
+                "GET /v1/deployments/shop?wait=exited&timeout_ms=1500",
+            ),
+            (
+                logs(true, Some(10)),
+                "GET /v1/deployments/shop/workloads/web/logs?follow=1&tail=10",
+            ),
+            (
+                logs(false, None),
+                "GET /v1/deployments/shop/workloads/web/logs?follow=0",
+            ),
+        ] {
+            assert_eq!(format!("{} {}", route.method(), route.target()), line);
+            assert_eq!(Route::parse(&route.method(), &route.target()), Ok(route));
+        }
+    }
+
+    #[test]
+    fn anything_else_is_refused_with_a_reason() {
+        let long = format!("/v1/{}", "a".repeat(TARGET_MAX));
+        for (method, target, says) in [
+            (Method::GET, "/", "there is no request GET /"),
+            (Method::GET, "/v1/node/", "there is no request"),
+            (
+                Method::DELETE,
+                "/v1/deployments/shop",
+                "there is no request DELETE",
+            ),
+            (Method::GET, "/v2/node", "there is no request"),
+            (Method::PUT, "/v1/chunks/../../etc", "there is no request"),
+            (Method::PUT, "/v1/chunks/AB", "digest \"AB\""),
+            (Method::GET, "/v1/deployments/%41", "name \"%41\""),
+            (
+                Method::GET,
+                "/v1/deployments/shop?wait=happy",
+                "running, stopped, exited or deleted",
+            ),
+            (
+                Method::GET,
+                "/v1/deployments/shop?wait=running&timeout_ms=60001",
+                "up to 60000",
+            ),
+            (
+                Method::GET,
+                "/v1/deployments/shop?timeout_ms=1",
+                "\"timeout_ms\" is not known",
+            ),
+            (Method::GET, "/v1/node?x=1", "\"x\" is not known"),
+            (Method::GET, "/v1/node?x", "has no value"),
+            (
+                Method::GET,
+                "/v1/deployments/a/workloads/b/logs?tail=1&tail=2",
+                "stands twice",
+            ),
+            (
+                Method::GET,
+                "/v1/deployments/a/workloads/b/logs?tail=+1",
+                "tail is \"+1\"",
+            ),
+            (
+                Method::GET,
+                "/v1/deployments/a/workloads/b/logs?follow=2",
+                "follow is \"2\"",
+            ),
+            (Method::GET, &long, "too long"),
+        ] {
+            let refusal = Route::parse(&method, target).expect_err(target);
+            assert!(
+                refusal.message.contains(says),
+                "{target}: {}",
+                refusal.message
+            );
+        }
+    }
+
+    fn status(desired: Desired, states: &[State]) -> DeploymentStatus {
+        let workload = |state| WorkloadStatus {
+            state,
+            address: None,
+            ports: vec![],
+            restarts: 0,
+            exit: None,
+            message: None,
+            start_ms: None,
+            chunks: None,
+        };
+        let workloads = states.iter().enumerate();
+        DeploymentStatus {
+            name: name("shop"),
+            version: 1,
+            desired,
+            durable: true,
+            workloads: workloads
+                .map(|(i, s)| (name(&format!("w{i}")), workload(*s)))
+                .collect(),
+        }
+    }
+
+    #[test]
+    fn a_wait_is_met_not_yet_met_or_never() {
+        use Desired::{Deleted, Running as Run, Stopped as Stop};
+        use State::{Backoff, Exited, Running, Starting, Stopped, Stopping};
+        for (until, desired, states, verdict) in [
+            (Until::Running, Run, &[Running, Running][..], Verdict::Met),
+            (Until::Running, Run, &[Running, Starting], Verdict::NotYet),
+            (Until::Running, Run, &[Running, Backoff], Verdict::NotYet),
+            (Until::Running, Run, &[Running, Exited], Verdict::Never),
+            (Until::Running, Stop, &[Stopped], Verdict::Never),
+            (Until::Running, Deleted, &[], Verdict::Never),
+            (Until::Stopped, Stop, &[Stopped, Exited], Verdict::Met),
+            (Until::Stopped, Stop, &[Stopping], Verdict::NotYet),
+            (Until::Stopped, Run, &[Exited, Exited], Verdict::Met),
+            (Until::Stopped, Run, &[Exited, Running], Verdict::NotYet),
+            (Until::Stopped, Deleted, &[], Verdict::Met),
+            (Until::Exited, Run, &[Exited], Verdict::Met),
+            (Until::Exited, Run, &[Backoff], Verdict::NotYet),
+            (Until::Exited, Stop, &[Exited], Verdict::Never),
+            (Until::Deleted, Deleted, &[], Verdict::Met),
+            (Until::Deleted, Deleted, &[Stopping], Verdict::NotYet),
+            (Until::Deleted, Run, &[Running], Verdict::Never),
+        ] {
+            assert_eq!(
+                until.judge(&status(desired, states)),
+                verdict,
+                "{until} {desired:?} {states:?}"
+            );
+        }
+    }
+}
