@@ -1,1 +1,9 @@
-//! workload
+//! Deployments on one node: what is accepted, kept, wanted, and done about it.
+//!
+//! Owns: admission, the ledger, the plan, and the reconciler that follows it.
+//! Refuses: disks other than the ledger's files, netlink, VMMs, clocks: those are the
+//! [`host::Host`]'s, and time comes with each call.
+#![forbid(unsafe_code)]
+
+pub mod desired;
+pub mod ledger;

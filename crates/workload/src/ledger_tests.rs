@@ -1,0 +1,250 @@
+//! Fault injection on the ledger: cuts at every byte, flipped bits, lost files, failed writes.
+
+use std::fs;
+
+use types::deployment::Action;
+use types::{Digest, PublicKey};
+
+use super::*;
+use crate::desired::tests::{deployment, verified};
+
+/// The tests' envelope is the statement's JSON; its signature is taken on trust.
+fn verify(envelope: &[u8]) -> Result<Verified, String> {
+    let statement = serde_json::from_slice(envelope).map_err(|e| e.to_string())?;
+    let digest = Digest(*blake3::hash(envelope).as_bytes());
+    Ok(Verified {
+        signer: PublicKey([1; 32]),
+        statement,
+        digest,
+    })
+}
+
+fn envelope(version: u64, action: Action) -> Vec<u8> {
+    serde_json::to_vec(&verified(version, action).statement).expect("statements serialise")
+}
+
+fn history() -> Vec<Vec<u8>> {
+    vec![
+        envelope(1, Action::Deploy(deployment(1))),
+        envelope(2, Action::Stop),
+        envelope(3, Action::Start),
+    ]
+}
+
+struct Place {
+    _root: tempfile::TempDir,
+    a: PathBuf,
+    b: PathBuf,
+}
+
+impl Place {
+    fn new() -> Self {
+        let root = tempfile::tempdir().expect("a directory");
+        let (a, b) = (root.path().join("a"), root.path().join("b"));
+        Self { _root: root, a, b }
+    }
+
+    fn with_history() -> Self {
+        let place = Self::new();
+        let mut ledger = place.open().expect("an empty ledger").ledger;
+        for envelope in history() {
+            ledger.append(&envelope).expect("an append");
+        }
+        place
+    }
+
+    fn open(&self) -> Result<Opened, LedgerError> {
+        Ledger::open(&self.a, &self.b, verify)
+    }
+
+    fn versions(&self) -> Vec<u64> {
+        let opened = self.open().expect("a ledger that opens");
+        assert_eq!(
+            self.bytes(0),
+            self.bytes(1),
+            "both copies are the same after opening"
+        );
+        opened
+            .statements
+            .iter()
+            .map(|v| v.statement.version)
+            .collect()
+    }
+
+    fn file(&self, copy: usize) -> PathBuf {
+        [&self.a, &self.b][copy].join(FILE)
+    }
+
+    fn bytes(&self, copy: usize) -> Vec<u8> {
+        fs::read(self.file(copy)).expect("a copy")
+    }
+
+    fn set(&self, copy: usize, bytes: &[u8]) {
+        fs::write(self.file(copy), bytes).expect("a write");
+    }
+}
+
+#[test]
+fn what_was_appended_is_there_after_opening_again() {
+    let place = Place::with_history();
+    assert_eq!(place.versions(), [1, 2, 3]);
+    assert!(place.open().expect("a ledger").problems.is_empty());
+}
+
+#[test]
+fn a_cut_of_one_copy_at_any_byte_loses_nothing() {
+    let place = Place::with_history();
+    let whole = place.bytes(0);
+    for copy in [0, 1] {
+        for cut in 0..whole.len() {
+            place.set(copy, &whole[..cut]);
+            assert_eq!(place.versions(), [1, 2, 3], "copy {copy} cut at {cut}");
+            assert_eq!(place.bytes(copy), whole);
+        }
+    }
+}
+
+#[test]
+fn a_flipped_bit_at_any_byte_of_one_copy_loses_nothing() {
+    let place = Place::with_history();
+    let whole = place.bytes(0);
+    for copy in [0, 1] {
+        for at in 0..whole.len() {
+            let mut bytes = whole.clone();
+            bytes[at] ^= 1 << (at % 8);
+            place.set(copy, &bytes);
+            assert_eq!(place.versions(), [1, 2, 3], "copy {copy} flipped at {at}");
+            assert_eq!(place.bytes(copy), whole);
+        }
+    }
+}
+
+#[test]
+fn copies_torn_differently_give_what_either_holds() {
+    let place = Place::with_history();
+    let whole = place.bytes(0);
+    let ends: Vec<usize> = history()
+        .iter()
+        .scan(HEADER_BYTES, |at, e| {
+            *at += RECORD_HEADER_BYTES + e.len();
+            Some(*at)
+        })
+        .collect();
+    for (a, b) in (0..whole.len())
+        .step_by(7)
+        .flat_map(|a| (0..whole.len()).step_by(11).map(move |b| (a, b)))
+    {
+        place.set(0, &whole[..a]);
+        place.set(1, &whole[..b]);
+        let expected = ends.iter().filter(|end| **end <= a.max(b)).count();
+        assert_eq!(place.versions().len(), expected, "cut at {a} and {b}");
+        place.set(0, &whole);
+        place.set(1, &whole);
+    }
+}
+
+#[test]
+fn a_lost_copy_is_made_anew_and_said() {
+    let place = Place::with_history();
+    fs::remove_dir_all(&place.a).expect("a removal");
+    let opened = place.open().expect("a ledger");
+    assert_eq!(opened.statements.len(), 3);
+    assert!(
+        opened.problems[0].contains("missing"),
+        "{:?}",
+        opened.problems
+    );
+    assert_eq!(place.bytes(0), place.bytes(1));
+}
+
+#[test]
+fn a_damaged_copy_is_kept_aside() {
+    let place = Place::with_history();
+    let mut bytes = place.bytes(1);
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    place.set(1, &bytes);
+    assert_eq!(place.versions(), [1, 2, 3]);
+    assert_eq!(fs::read(place.b.join(DAMAGED)).expect("evidence"), bytes);
+}
+
+#[test]
+fn a_newer_format_is_refused_and_left_alone() {
+    let place = Place::with_history();
+    let mut bytes = place.bytes(0);
+    bytes[8..12].copy_from_slice(&2u32.to_le_bytes());
+    bytes[12..16].copy_from_slice(&header_check(2u32.to_le_bytes()));
+    place.set(0, &bytes);
+    let other = place.bytes(1);
+    let error = place.open().expect_err("a newer format");
+    assert!(error.to_string().contains("format 2"), "{error}");
+    assert_eq!((place.bytes(0), place.bytes(1)), (bytes, other));
+}
+
+#[test]
+fn a_whole_record_that_is_not_accepted_stops_everything_and_changes_nothing() {
+    let place = Place::with_history();
+    let before = (place.bytes(0), place.bytes(1));
+    let error = Ledger::open(&place.a, &place.b, |_| Err("bad signature".to_owned()))
+        .expect_err("records that do not verify");
+    assert!(matches!(error, LedgerError::Unverifiable { index: 0, .. }));
+    assert_eq!((place.bytes(0), place.bytes(1)), before);
+}
+
+#[test]
+fn a_failed_write_is_taken_back_and_not_acknowledged() {
+    let place = Place::with_history();
+    let whole = place.bytes(0);
+    let mut ledger = place.open().expect("a ledger").ledger;
+    // The second copy is a file that nobody can write to.
+    ledger.copies[1].file = File::open(place.file(1)).expect("a read-only file");
+    ledger
+        .append(&envelope(4, Action::Stop))
+        .expect_err("a write that fails");
+    assert_eq!(place.bytes(0), whole, "the first copy is as before");
+    assert!(matches!(ledger.append(b"{}"), Err(LedgerError::Poisoned)));
+    assert_eq!(place.versions(), [1, 2, 3]);
+}
+
+#[test]
+fn an_envelope_over_the_limit_is_refused_before_it_is_written() {
+    let place = Place::with_history();
+    let mut ledger = place.open().expect("a ledger").ledger;
+    assert!(matches!(
+        ledger.append(&vec![0; ENVELOPE_MAX + 1]),
+        Err(LedgerError::TooLarge(_))
+    ));
+    assert_eq!(place.versions(), [1, 2, 3]);
+}
+
+#[test]
+fn a_large_ledger_is_compacted_and_means_the_same() {
+    let place = Place::new();
+    let mut big = deployment(1);
+    for machine in big.workloads.values_mut() {
+        let types::deployment::Workload::Machine(machine) = machine;
+        machine.command = Some(vec!["x".repeat(100_000)]);
+    }
+    let mut ledger = place.open().expect("an empty ledger").ledger;
+    for version in 1..60 {
+        let action = if version == 59 {
+            Action::Stop
+        } else {
+            Action::Deploy(big.clone())
+        };
+        ledger
+            .append(&envelope(version, action))
+            .expect("an append");
+    }
+    let fold = |statements: &[Verified]| {
+        let mut desired = crate::desired::Desired::default();
+        statements.iter().for_each(|s| desired.apply(s));
+        desired
+    };
+    let before = fold(&place.open().expect("a ledger").statements);
+    let length = place.bytes(0).len();
+    assert!(length < 300_000, "compacted to {length} bytes");
+    assert_eq!(fold(&place.open().expect("a ledger").statements), before);
+    // A crash between the two renames: one copy compacted, one not.
+    assert_eq!(place.versions(), [58, 59]);
+}
