@@ -1,2 +1,23 @@
-//! sys
+//! The fence around system calls: the only library with `unsafe` in it.
+//!
+//! Owns: each call's types, errors and safety. One topic per module.
+//! Refuses: policy. A caller decides what is mounted, started, written or ended.
+
+pub mod block;
+pub mod clock;
+pub mod error;
+pub mod fs;
+pub mod klog;
+pub mod mount;
+pub mod packet;
+pub mod process;
 pub mod program;
+pub mod random;
+pub mod reboot;
+pub mod signal;
+pub mod socket;
+pub mod tap;
+pub mod uevent;
+pub mod watchdog;
+
+pub use error::{Error, Result, chain};

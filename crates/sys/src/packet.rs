@@ -25,9 +25,17 @@ pub fn open_udp(index: u32, port: u16) -> io::Result<OwnedFd> {
     let address = address(index);
     // SAFETY: `address` is a sockaddr_ll that lives over the call, and its true size is given.
     let result = unsafe {
-        libc::bind(fd.as_raw_fd(), (&raw const address).cast(), size_of_val(&address) as libc::socklen_t)
+        libc::bind(
+            fd.as_raw_fd(),
+            (&raw const address).cast(),
+            size_of_val(&address) as libc::socklen_t,
+        )
     };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(fd) }
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(fd)
+    }
 }
 
 /// Sends one IPv4 packet to everybody on the link.
@@ -64,7 +72,12 @@ fn address(index: u32) -> libc::sockaddr_ll {
 
 /// Classic BPF over an IPv4 packet: UDP, first fragment, destination port `port`.
 fn udp_filter(port: u16) -> [libc::sock_filter; 9] {
-    let op = |code: u32, jt, jf, k| libc::sock_filter { code: code as u16, jt, jf, k };
+    let op = |code: u32, jt, jf, k| libc::sock_filter {
+        code: code as u16,
+        jt,
+        jf,
+        k,
+    };
     let (ld_byte, ld_half) = (libc::BPF_LD | libc::BPF_B, libc::BPF_LD | libc::BPF_H);
     let equal = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
     [
@@ -81,7 +94,10 @@ fn udp_filter(port: u16) -> [libc::sock_filter; 9] {
 }
 
 fn attach(fd: &OwnedFd, program: &mut [libc::sock_filter; 9]) -> io::Result<()> {
-    let program = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
+    let program = libc::sock_fprog {
+        len: program.len() as u16,
+        filter: program.as_mut_ptr(),
+    };
     // SAFETY: the kernel copies `len` instructions from `filter`, which is an array of that length that
     // lives over the call, and reads a sock_fprog, whose true size is given.
     let result = unsafe {
@@ -93,7 +109,11 @@ fn attach(fd: &OwnedFd, program: &mut [libc::sock_filter; 9]) -> io::Result<()> 
             size_of_val(&program) as libc::socklen_t,
         )
     };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }
 
 #[cfg(test)]

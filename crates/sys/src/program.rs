@@ -8,6 +8,8 @@ use std::ffi::{CStr, CString, c_char};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
+use crate::process::Ended;
+
 /// Signal numbers of x86_64 Linux, and the bytes of a set of them.
 const SIGNALS: i32 = 64;
 const SIGNAL_SET_BYTES: usize = 8;
@@ -234,6 +236,53 @@ fn last_errno() -> i32 {
     io::Error::last_os_error().raw_os_error().unwrap_or(0)
 }
 
+/// Sends signal `number` (real-time ones too) to a child that has not been reaped, or to its process
+/// group. A child that has ended already is fine.
+pub fn signal(target: Target, number: i32) -> io::Result<()> {
+    let pid = match target {
+        Target::Process(pid) => pid,
+        Target::Group(pid) => pid.checked_neg().unwrap_or(pid),
+    };
+    if matches!(pid, -1..=1) {
+        // Everybody, the own group, or init: never meant here.
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    // SAFETY: no pointers.
+    match unsafe { libc::kill(pid, number) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Whom a signal is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Target {
+    Process(i32),
+    Group(i32),
+}
+
+/// Reaps one ended child of any descent. `None` when none has ended. Unlike
+/// [`crate::process::reap`] it knows real-time signals, which a tenant's program may die of.
+pub fn reap() -> io::Result<Option<(i32, Ended)>> {
+    loop {
+        let mut status = 0;
+        // SAFETY: `status` is a writable integer that lives for the call.
+        let pid = unsafe { libc::waitpid(-1, &mut status, libc::WNOHANG) };
+        match pid {
+            0 => return Ok(None),
+            -1 => match last_errno() {
+                libc::ECHILD => return Ok(None),
+                libc::EINTR => {}
+                errno => return Err(io::Error::from_raw_os_error(errno)),
+            },
+            pid if libc::WIFSIGNALED(status) => {
+                return Ok(Some((pid, Ended::Signal(libc::WTERMSIG(status)))));
+            }
+            pid => return Ok(Some((pid, Ended::Code(libc::WEXITSTATUS(status))))),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs::File;
@@ -324,6 +373,20 @@ mod tests {
             errno: libc::ENOENT,
         };
         assert_eq!(run(&["/bin/sh"], &["sh"], c"/nonexistent").0, Some(workdir));
+    }
+
+    #[test]
+    fn signals_never_go_to_everybody_by_mistake() {
+        for target in [
+            Target::Process(-1),
+            Target::Process(0),
+            Target::Process(1),
+            Target::Group(1),
+            Target::Group(0),
+        ] {
+            let error = signal(target, 0).expect_err("refused");
+            assert_eq!(error.kind(), io::ErrorKind::InvalidInput, "{target:?}");
+        }
     }
 
     #[test]

@@ -12,7 +12,10 @@ use std::os::unix::fs::OpenOptionsExt;
 /// where another descriptor is attached to it.
 pub fn open(name: &str) -> io::Result<OwnedFd> {
     let mut flags = OpenOptions::new();
-    let flags = flags.read(true).write(true).custom_flags(libc::O_CLOEXEC | libc::O_NONBLOCK);
+    let flags = flags
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_CLOEXEC | libc::O_NONBLOCK);
     let tun: File = flags.open("/dev/net/tun")?;
     // SAFETY: ifreq is plain data (arrays and a union of integers), for which all zero is a value.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
@@ -23,11 +26,16 @@ pub fn open(name: &str) -> io::Result<OwnedFd> {
         *to = libc::c_char::from_ne_bytes([from]);
     }
     let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
-    request.ifr_ifru.ifru_flags = libc::c_short::try_from(flags).map_err(|_| ErrorKind::InvalidInput)?;
+    request.ifr_ifru.ifru_flags =
+        libc::c_short::try_from(flags).map_err(|_| ErrorKind::InvalidInput)?;
     // SAFETY: the descriptor is open, and `request` is an ifreq that lives over the call, which is what
     // TUNSETIFF reads and writes (linux/if_tun.h).
     let result = unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETIFF as _, &raw mut request) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(tun.into()) }
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(tun.into())
+    }
 }
 
 #[cfg(test)]
@@ -37,7 +45,11 @@ mod tests {
     #[test]
     fn names_that_are_no_link_are_refused() {
         for name in ["", "sixteen-bytes-ab", "tap%d", "a/b", "a\0"] {
-            assert_eq!(open(name).expect_err("refused").kind(), ErrorKind::InvalidInput, "{name:?}");
+            assert_eq!(
+                open(name).expect_err("refused").kind(),
+                ErrorKind::InvalidInput,
+                "{name:?}"
+            );
         }
     }
 }

@@ -1,0 +1,499 @@
+//! Children: started by descriptor, confined before their first instruction, reaped.
+//!
+//! Owns: clone3, what a child does between clone and exec, and wait.
+//! Refuses: paths to programs, and allocation in the child: all it needs is prepared by the parent.
+
+use std::ffi::CString;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use nix::fcntl::FcntlArg;
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+
+use crate::error::{During, Error, Result};
+
+/// First descriptor of `Program::fds` in the child.
+pub const FIRST_FD: RawFd = 3;
+/// Most descriptors handed to a child.
+pub const FDS_MAX: usize = 64;
+
+/// What runs, and with which descriptors.
+#[derive(Debug)]
+pub struct Program<'a> {
+    /// Opened for reading; may be close-on-exec.
+    pub file: BorrowedFd<'a>,
+    pub args: Vec<CString>,
+    pub env: Vec<CString>,
+    /// They become number 3, 4, 5 and so on; every other descriptor above 2 is closed.
+    pub fds: Vec<BorrowedFd<'a>>,
+    /// Standard output and error; `/dev/null` where there is none. Standard input is `/dev/null`.
+    pub output: Option<BorrowedFd<'a>>,
+    /// A cgroup directory: the child is in it from its first instruction.
+    pub cgroup: Option<BorrowedFd<'a>>,
+    pub confinement: Option<Confinement>,
+}
+
+/// A jail: own namespaces (PID, mount, network, IPC, UTS), own user, no capability, one empty directory.
+#[derive(Debug, Clone)]
+pub struct Confinement {
+    /// uid and gid; no supplementary groups.
+    pub id: u32,
+    /// An empty directory, which becomes the read-only root.
+    pub root: CString,
+    /// RLIMIT_NOFILE.
+    pub files_max: u64,
+}
+
+/// A started child. Dropping it neither ends nor reaps the process.
+#[derive(Debug)]
+pub struct Child {
+    pub pid: i32,
+    pub pidfd: OwnedFd,
+}
+
+/// How a child ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    Code(i32),
+    Signal(i32),
+}
+
+/// Where between clone and exec a child failed; the number travels through the report pipe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+enum Step {
+    Descriptors = 1,
+    Root = 2,
+    Limits = 3,
+    Capabilities = 4,
+    User = 5,
+    Exec = 6,
+}
+
+impl Step {
+    fn text(number: u8) -> &'static str {
+        const STEPS: [(Step, &str); 6] = [
+            (Step::Descriptors, "arrange descriptors"),
+            (Step::Root, "enter its empty root"),
+            (Step::Limits, "set limits"),
+            (Step::Capabilities, "drop capabilities"),
+            (Step::User, "change the user"),
+            (Step::Exec, "execute the program"),
+        ];
+        STEPS
+            .iter()
+            .find(|(s, _)| *s as u8 == number)
+            .map_or("start", |(_, text)| text)
+    }
+}
+
+/// `struct clone_args`, linux/sched.h, up to `cgroup`.
+#[repr(C)]
+#[derive(Default)]
+struct CloneArgs {
+    flags: u64,
+    pidfd: u64,
+    child_tid: u64,
+    parent_tid: u64,
+    exit_signal: u64,
+    stack: u64,
+    stack_size: u64,
+    tls: u64,
+    set_tid: u64,
+    set_tid_size: u64,
+    cgroup: u64,
+}
+
+/// All that the child needs, as plain numbers and pointers into memory of the parent, which the child
+/// has a copy of.
+struct Prepared {
+    program: RawFd,
+    argv: Vec<*const libc::c_char>,
+    envp: Vec<*const libc::c_char>,
+    /// Copies above every target number, so that no `dup2` overwrites a source.
+    sources: Vec<RawFd>,
+    null: RawFd,
+    output: RawFd,
+    report: RawFd,
+    jail: Option<(u32, *const libc::c_char, u64)>,
+    last_capability: i32,
+}
+
+/// Starts a program. Returns when it has been executed, or with the reason why not.
+pub fn spawn(program: &Program<'_>) -> Result<Child> {
+    let name = || {
+        program
+            .args
+            .first()
+            .map_or("?".into(), |a| a.to_string_lossy())
+    };
+    if program.fds.len() > FDS_MAX {
+        return Err(io::Error::from(io::ErrorKind::InvalidInput))
+            .during(|| format!("start {}", name()));
+    }
+    let null = File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/null")
+        .during(|| "open /dev/null".to_owned())?;
+    let (mut report, report_writer) = io::pipe().during(|| "make a pipe".to_owned())?;
+    let floor = FIRST_FD + libc::c_int::try_from(FDS_MAX).expect("FDS_MAX fits");
+    let lift = |fd: BorrowedFd<'_>| -> Result<OwnedFd> {
+        let raw = nix::fcntl::fcntl(fd, FcntlArg::F_DUPFD_CLOEXEC(floor))
+            .during(|| "copy a descriptor".to_owned())?;
+        // SAFETY: F_DUPFD_CLOEXEC has just made this descriptor and nothing else knows its number.
+        Ok(unsafe { OwnedFd::from_raw_fd(raw) })
+    };
+    let lifted = program
+        .fds
+        .iter()
+        .map(|fd| lift(*fd))
+        .collect::<Result<Vec<_>>>()?;
+    let (file, null) = (lift(program.file)?, lift(null.as_fd())?);
+    let output = program.output.map(lift).transpose()?;
+    let report_child = lift(report_writer.as_fd())?;
+    let pointers = |list: &[CString]| {
+        list.iter()
+            .map(|s| s.as_ptr())
+            .chain([std::ptr::null()])
+            .collect()
+    };
+    let prepared = Prepared {
+        program: file.as_raw_fd(),
+        argv: pointers(&program.args),
+        envp: pointers(&program.env),
+        sources: lifted.iter().map(AsRawFd::as_raw_fd).collect(),
+        null: null.as_raw_fd(),
+        output: output.as_ref().unwrap_or(&null).as_raw_fd(),
+        report: report_child.as_raw_fd(),
+        jail: program
+            .confinement
+            .as_ref()
+            .map(|c| (c.id, c.root.as_ptr(), c.files_max)),
+        last_capability: last_capability(),
+    };
+    let child = clone(&prepared, program.cgroup, program.confinement.is_some())
+        .during(|| format!("clone for {}", name()))?;
+    // The child's copy must be the last one open, so that its exec ends the report.
+    drop((report_child, report_writer));
+    let mut failure = Vec::new();
+    report
+        .read_to_end(&mut failure)
+        .during(|| format!("wait for the start of {}", name()))?;
+    let Some((step, errno)) = failure.split_first() else {
+        return Ok(child);
+    };
+    let errno = errno.try_into().map_or(0, i32::from_ne_bytes);
+    let _ = waitpid(Pid::from_raw(child.pid), None);
+    let source = io::Error::from_raw_os_error(errno);
+    Err(Error {
+        operation: format!("start {}: {}", name(), Step::text(*step)),
+        source,
+    })
+}
+
+fn clone(prepared: &Prepared, cgroup: Option<BorrowedFd<'_>>, jailed: bool) -> io::Result<Child> {
+    let mut pidfd: RawFd = -1;
+    let mut flags = libc::CLONE_PIDFD;
+    if jailed {
+        flags |= libc::CLONE_NEWPID
+            | libc::CLONE_NEWNS
+            | libc::CLONE_NEWNET
+            | libc::CLONE_NEWIPC
+            | libc::CLONE_NEWUTS;
+    }
+    let bits = |n: libc::c_int| u64::from(n.cast_unsigned());
+    // Not in every libc binding as an int: bit 33.
+    const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+    let args = CloneArgs {
+        flags: bits(flags)
+            | if cgroup.is_some() {
+                CLONE_INTO_CGROUP
+            } else {
+                0
+            },
+        pidfd: (&raw mut pidfd) as u64,
+        exit_signal: bits(libc::SIGCHLD),
+        cgroup: cgroup.map_or(0, |c| bits(c.as_raw_fd())),
+        ..CloneArgs::default()
+    };
+    // SAFETY: without CLONE_VM this is a fork: the child runs on a copy of this memory, and `args`
+    // and `pidfd` live until the call returns. In the child only `become_program` runs, which makes
+    // plain system calls on prepared memory, so that locks held by other threads do not matter.
+    let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>()) };
+    match i32::try_from(pid) {
+        // SAFETY: this is the child, and all of `prepared` is a copy that nobody else has.
+        Ok(0) => unsafe { become_program(prepared) },
+        Ok(pid) if pid > 0 => {
+            // SAFETY: CLONE_PIDFD has just made this descriptor and nothing else knows its number.
+            let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+            Ok(Child { pid, pidfd })
+        }
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+fn errno() -> i32 {
+    io::Error::last_os_error()
+        .raw_os_error()
+        .unwrap_or(libc::EIO)
+}
+
+/// The child, from clone to exec. Never returns.
+///
+/// # Safety
+/// Only for the child of a fork: it closes every descriptor it was not told of and ends the process.
+unsafe fn become_program(p: &Prepared) -> ! {
+    // SAFETY: forwarded from the caller.
+    let (step, errno) = unsafe { attempt(p) };
+    let mut report = [0; 5];
+    report[0] = step as u8;
+    report[1..].copy_from_slice(&errno.to_ne_bytes());
+    // SAFETY: the pointer is of a live array of 5 bytes; `_exit` runs no destructor of the parent.
+    unsafe {
+        libc::write(p.report, report.as_ptr().cast(), report.len());
+        libc::_exit(127)
+    }
+}
+
+/// Returns only with the step that failed.
+///
+/// # Safety
+/// As [`become_program`].
+unsafe fn attempt(p: &Prepared) -> (Step, i32) {
+    /// A raw system call that must give 0 or more. Raw, because the C library's own versions may take
+    /// locks or speak to threads that do not exist in the child.
+    macro_rules! must {
+        ($step:expr, $number:expr $(, $argument:expr)*) => {
+            // SAFETY: the arguments are integers or pointers to memory that lives until exec.
+            if unsafe { libc::syscall($number $(, $argument)*) } < 0 {
+                return ($step, errno());
+            }
+        };
+    }
+    // SAFETY: a zeroed sigset_t is the empty set, and it lives until the call returns. setsid and
+    // signal take integers only.
+    unsafe {
+        let none: libc::sigset_t = std::mem::zeroed();
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
+        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+        libc::setsid();
+    }
+    if let Some((_, root, _)) = p.jail {
+        // SAFETY: forwarded; `root` is a C string that the parent holds.
+        if let Err(errno) = unsafe { enter_root(root) } {
+            return (Step::Root, errno);
+        }
+    }
+    for (target, source) in [p.null, p.output, p.output]
+        .iter()
+        .chain(&p.sources)
+        .enumerate()
+    {
+        must!(Step::Descriptors, libc::SYS_dup3, *source, target, 0);
+    }
+    // The program and the report pipe are among them: close-on-exec keeps them until then.
+    let first_closed = p.sources.len() + 3;
+    must!(
+        Step::Descriptors,
+        libc::SYS_close_range,
+        first_closed,
+        u32::MAX,
+        libc::CLOSE_RANGE_CLOEXEC
+    );
+    if let Some((id, _, files_max)) = p.jail {
+        for (resource, limit) in [(libc::RLIMIT_NOFILE, files_max), (libc::RLIMIT_CORE, 0)] {
+            let limit = libc::rlimit {
+                rlim_cur: limit,
+                rlim_max: limit,
+            };
+            must!(
+                Step::Limits,
+                libc::SYS_prlimit64,
+                0,
+                resource,
+                &raw const limit,
+                0
+            );
+        }
+        for capability in 0..=p.last_capability {
+            must!(
+                Step::Capabilities,
+                libc::SYS_prctl,
+                libc::PR_CAPBSET_DROP,
+                capability,
+                0,
+                0,
+                0
+            );
+        }
+        must!(Step::User, libc::SYS_setgroups, 0, 0);
+        must!(Step::User, libc::SYS_setresgid, id, id, id);
+        must!(Step::User, libc::SYS_setresuid, id, id, id);
+        must!(
+            Step::Capabilities,
+            libc::SYS_prctl,
+            libc::PR_CAP_AMBIENT,
+            libc::PR_CAP_AMBIENT_CLEAR_ALL,
+            0,
+            0,
+            0
+        );
+        // _LINUX_CAPABILITY_VERSION_3 for this process, and two empty 32-bit triples.
+        let (header, sets) = ([0x2008_0522_u32, 0], [0u32; 6]);
+        must!(
+            Step::Capabilities,
+            libc::SYS_capset,
+            header.as_ptr(),
+            sets.as_ptr()
+        );
+        must!(
+            Step::Capabilities,
+            libc::SYS_prctl,
+            libc::PR_SET_NO_NEW_PRIVS,
+            1,
+            0,
+            0,
+            0
+        );
+    }
+    let (argv, envp) = (p.argv.as_ptr(), p.envp.as_ptr());
+    must!(
+        Step::Exec,
+        libc::SYS_execveat,
+        p.program,
+        c"".as_ptr(),
+        argv,
+        envp,
+        libc::AT_EMPTY_PATH
+    );
+    (Step::Exec, libc::EIO)
+}
+
+/// Makes `root` the read-only root and drops everything else from the mount namespace.
+///
+/// # Safety
+/// Only in a child with its own mount namespace; `root` is a live C string.
+unsafe fn enter_root(root: *const libc::c_char) -> std::result::Result<(), i32> {
+    let null = std::ptr::null::<libc::c_char>();
+    let read_only = libc::MS_RDONLY | libc::MS_NODEV | libc::MS_NOSUID | libc::MS_NOEXEC;
+    let dot = c".".as_ptr();
+    // SAFETY: all pointers are live C strings or null where the kernel allows null; the calls change
+    // only this process's own namespace.
+    unsafe {
+        let fine = libc::mount(
+            null,
+            c"/".as_ptr(),
+            null,
+            libc::MS_REC | libc::MS_PRIVATE,
+            std::ptr::null(),
+        ) == 0
+            && libc::mount(root, root, null, libc::MS_BIND, std::ptr::null()) == 0
+            && libc::mount(
+                null,
+                root,
+                null,
+                libc::MS_BIND | libc::MS_REMOUNT | read_only,
+                std::ptr::null(),
+            ) == 0
+            && libc::chdir(root) == 0
+            && libc::syscall(libc::SYS_pivot_root, dot, dot) == 0
+            && libc::umount2(dot, libc::MNT_DETACH) == 0
+            && libc::chdir(c"/".as_ptr()) == 0;
+        if fine { Ok(()) } else { Err(errno()) }
+    }
+}
+
+/// The highest capability that this kernel knows.
+fn last_capability() -> i32 {
+    let known = std::fs::read_to_string("/proc/sys/kernel/cap_last_cap");
+    // CAP_CHECKPOINT_RESTORE, the newest one in Linux 6.12.
+    known
+        .ok()
+        .and_then(|text| text.trim().parse().ok())
+        .unwrap_or(40)
+}
+
+/// Reaps one ended child, whoever's it was before it became ours. `None` when none has ended.
+pub fn reap() -> Result<Option<(i32, Ended)>> {
+    loop {
+        match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::Exited(pid, code)) => {
+                return Ok(Some((pid.as_raw(), Ended::Code(code))));
+            }
+            Ok(WaitStatus::Signaled(pid, signal, _)) => {
+                return Ok(Some((pid.as_raw(), Ended::Signal(signal as i32))));
+            }
+            Ok(WaitStatus::StillAlive) | Err(nix::errno::Errno::ECHILD) => return Ok(None),
+            // Stops and continues are not reported without being asked for.
+            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+            Err(errno) => return Err(errno).during(|| "wait for children".to_owned()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn c(text: &str) -> CString {
+        CString::new(text).expect("no NUL")
+    }
+
+    /// Runs a shell with `script` and gives its output and end.
+    fn run(
+        script: &str,
+        fds: Vec<BorrowedFd<'_>>,
+        confinement: Option<Confinement>,
+    ) -> (String, i32) {
+        let shell = File::open("/bin/sh").expect("a shell");
+        let (mut reader, writer) = io::pipe().expect("a pipe");
+        let child = spawn(&Program {
+            file: shell.as_fd(),
+            args: vec![c("sh"), c("-c"), c(script)],
+            env: vec![c("PATH=/bin:/usr/bin")],
+            fds,
+            output: Some(writer.as_fd()),
+            cgroup: None,
+            confinement,
+        })
+        .expect("a child");
+        drop(writer);
+        let mut text = String::new();
+        reader.read_to_string(&mut text).expect("read");
+        let status = waitpid(Pid::from_raw(child.pid), None).expect("wait");
+        let WaitStatus::Exited(_, code) = status else {
+            panic!("{status:?}")
+        };
+        (text, code)
+    }
+
+    #[test]
+    fn a_child_has_exactly_its_descriptors() {
+        let file = File::open("/dev/zero").expect("open");
+        let (text, code) = run(
+            "for n in 0 1 2 3 4 5 6 7 67 68 69 70 71 72; do [ -e /proc/$$/fd/$n ] && echo $n; done; readlink /proc/$$/fd/4",
+            vec![file.as_fd(), file.as_fd()],
+            None,
+        );
+        assert_eq!((text.as_str(), code), ("0\n1\n2\n3\n4\n/dev/zero\n", 0));
+    }
+
+    #[test]
+    fn a_program_that_cannot_run_is_an_error_of_spawn() {
+        let file = File::open("/dev/null").expect("open");
+        let program = Program {
+            file: file.as_fd(),
+            args: vec![c("nothing")],
+            env: vec![],
+            fds: vec![],
+            output: None,
+            cgroup: None,
+            confinement: None,
+        };
+        let error = spawn(&program).expect_err("not a program");
+        assert_eq!(error.operation, "start nothing: execute the program");
+    }
+}

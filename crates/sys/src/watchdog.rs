@@ -1,0 +1,58 @@
+//! The hardware watchdog.
+//!
+//! Owns: its ioctls and the magic close. Refuses: deciding when the machine is well.
+
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::AsRawFd;
+use std::path::Path;
+use std::time::Duration;
+
+use crate::error::{During, Result};
+
+// linux/watchdog.h
+nix::ioctl_readwrite!(wdioc_settimeout, b'W', 6, libc::c_int);
+nix::ioctl_read!(wdioc_gettimeout, b'W', 7, libc::c_int);
+
+/// An armed watchdog: the machine resets when it is not fed in time, or when it is dropped unread of
+/// [`Watchdog::disarm`].
+#[derive(Debug)]
+pub struct Watchdog {
+    file: File,
+    timeout: Duration,
+}
+
+impl Watchdog {
+    /// Opening arms it. The driver may round `timeout`, or know only its own.
+    pub fn open(path: &Path, timeout: Duration) -> Result<Self> {
+        let during = || format!("open watchdog {}", path.display());
+        let file = File::options().write(true).open(path).during(during)?;
+        let mut seconds = libc::c_int::try_from(timeout.as_secs()).unwrap_or(libc::c_int::MAX);
+        // SAFETY: the ioctl reads and writes one int, which lives until it returns.
+        let set = unsafe { wdioc_settimeout(file.as_raw_fd(), &raw mut seconds) };
+        if set.is_err() {
+            // SAFETY: the ioctl writes one int, which lives until it returns.
+            unsafe { wdioc_gettimeout(file.as_raw_fd(), &raw mut seconds) }.during(during)?;
+        }
+        let timeout = Duration::from_secs(u64::try_from(seconds).unwrap_or(0).max(1));
+        Ok(Self { file, timeout })
+    }
+
+    /// What the driver took.
+    pub fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
+    pub fn feed(&self) -> Result<()> {
+        (&self.file)
+            .write_all(b"\0")
+            .during(|| "feed the watchdog".to_owned())
+    }
+
+    /// Magic close: the machine may go on without being fed.
+    pub fn disarm(self) -> Result<()> {
+        (&self.file)
+            .write_all(b"V")
+            .during(|| "disarm the watchdog".to_owned())
+    }
+}
