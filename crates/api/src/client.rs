@@ -525,18 +525,23 @@ pub struct LogStream<'a> {
     client: &'a Client,
     route: Route,
     body: Incoming,
-    /// The beginning of a line whose end has not come.
+    /// Lines that have come, the last one perhaps without its end.
     pending: Vec<u8>,
+    /// How much of `pending` has been given out.
+    read: usize,
 }
 
 impl LogStream<'_> {
     /// The next record, `None` at the end.
     pub async fn next(&mut self) -> Result<Option<LogLine>, ClientError> {
         loop {
-            if let Some(end) = self.pending.iter().position(|b| *b == b'\n') {
-                let line: Vec<u8> = self.pending.drain(..=end).collect();
-                return self.client.parse(&self.route, &line).map(Some);
+            let rest = &self.pending[self.read..];
+            if let Some(end) = rest.iter().position(|b| *b == b'\n') {
+                self.read += end + 1;
+                return self.client.parse(&self.route, &rest[..end]).map(Some);
             }
+            self.pending.drain(..self.read);
+            self.read = 0;
             if self.pending.len() > LOG_LINE_MAX {
                 return Err(self
                     .client
