@@ -285,6 +285,7 @@ impl Client {
             route,
             body,
             pending: Vec::new(),
+            read: 0,
         })
     }
 
