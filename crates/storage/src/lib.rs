@@ -1,1 +1,11 @@
-//! storage
+//! Disks of the node: what is on them, which one becomes the pool, and the volumes in it.
+//!
+//! Owns: inventory, recognition, the choice, provisioning of the pool, ext4 volumes.
+//! Refuses: writing to anything that [`probe`] does not find blank or made by this owner's Sifr.
+#![forbid(unsafe_code)]
+
+pub mod disk;
+pub mod plan;
+pub mod pool;
+pub mod probe;
+pub mod volume;

@@ -59,7 +59,7 @@ impl fmt::Display for Bytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (suffix, shift) = SUFFIXES
             .iter()
-            .find(|(_, shift)| self.0 != 0 && self.0 % (1 << shift) == 0)
+            .find(|(_, shift)| self.0 != 0 && self.0.is_multiple_of(1 << shift))
             .unwrap_or(&("", 0));
         write!(f, "{}{suffix}", self.0 >> shift)
     }
@@ -75,7 +75,11 @@ pub struct Cidr {
 impl Cidr {
     /// `None` where `prefix` is over 32.
     pub const fn new(address: Ipv4Addr, prefix: u8) -> Option<Self> {
-        if prefix <= 32 { Some(Self { address, prefix }) } else { None }
+        if prefix <= 32 {
+            Some(Self { address, prefix })
+        } else {
+            None
+        }
     }
     pub const fn prefix(&self) -> u8 {
         self.prefix
@@ -89,7 +93,10 @@ impl Cidr {
     }
     /// The same network with all host bits zero.
     pub fn network(&self) -> Self {
-        Self { address: Ipv4Addr::from(u32::from(self.address) & self.mask()), ..*self }
+        Self {
+            address: Ipv4Addr::from(u32::from(self.address) & self.mask()),
+            ..*self
+        }
     }
     pub fn contains(&self, other: Ipv4Addr) -> bool {
         (u32::from(self.address) ^ u32::from(other)) & self.mask() == 0
@@ -163,7 +170,12 @@ mod tests {
         assert_eq!(cidr.network().to_string(), "10.1.2.0/24");
         assert!(cidr.contains([10, 1, 2, 200].into()) && !cidr.contains([10, 1, 3, 1].into()));
         assert!("10.1.2.3/33".parse::<Cidr>().is_err());
-        assert!("0.0.0.0/0".parse::<Cidr>().expect("a valid prefix").contains([9, 9, 9, 9].into()));
+        assert!(
+            "0.0.0.0/0"
+                .parse::<Cidr>()
+                .expect("a valid prefix")
+                .contains([9, 9, 9, 9].into())
+        );
     }
 
     #[test]
