@@ -13,6 +13,7 @@ pub mod kernel;
 pub mod lock;
 pub mod paths;
 pub mod programs;
+pub mod qemu;
 pub mod setup;
 pub mod xfsprogs;
 

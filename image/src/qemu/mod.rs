@@ -1,0 +1,489 @@
+//! A machine in QEMU, as data, and the command line it becomes.
+//!
+//! Owns: every QEMU option this project uses, and the choice of accelerator.
+//! Refuses: starting anything ([`Node`] does).
+
+mod console;
+mod node;
+mod qmp;
+
+use std::fs::{self, File};
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use types::{Bytes, Mac};
+
+use crate::assemble::{CONSOLE_ARGUMENTS, Image};
+
+pub use node::Node;
+
+/// The program.
+pub(crate) const QEMU: &str = "qemu-system-x86_64";
+/// Debian's UEFI firmware, code and variables in one.
+const OVMF: &str = "/usr/share/ovmf/OVMF.fd";
+
+/// A machine to boot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Machine {
+    pub memory: Bytes,
+    pub cpus: u8,
+    pub boot: Boot,
+    pub firmware: Firmware,
+    pub disks: Vec<Disk>,
+    pub nets: Vec<Net>,
+    pub clock: Clock,
+    pub time: Time,
+    pub watchdog: bool,
+    pub on_reset: OnReset,
+    /// A copy of the console, written by QEMU itself: it goes on when nobody reads.
+    pub console_log: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Boot {
+    /// The firmware is handed kernel and initramfs.
+    Kernel {
+        kernel: PathBuf,
+        initramfs: PathBuf,
+        arguments: String,
+    },
+    /// The first network card's iPXE fetches `script` from `directory` by TFTP. That card must be
+    /// [`Link::User`].
+    Network { directory: PathBuf, script: String },
+    /// The firmware looks on the disks.
+    Disk,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Firmware {
+    Bios,
+    Uefi,
+}
+
+/// A raw file as a disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Disk {
+    pub file: PathBuf,
+    pub bus: Bus,
+    pub serial: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bus {
+    Virtio,
+    Nvme,
+    Ahci,
+    /// Marked as removable.
+    Usb,
+}
+
+/// A network card. Number N can be unplugged with [`Node::set_link`]`(N, false)`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Net {
+    pub card: Card,
+    /// QEMU's own choice where not given.
+    pub mac: Option<Mac>,
+    pub link: Link,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Card {
+    Virtio,
+    E1000e,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Link {
+    /// QEMU's user-mode network: DHCP, the node is 10.0.2.15, this machine 10.0.2.2.
+    User { forwards: Vec<Forward> },
+    /// An existing TAP device.
+    Tap { name: String },
+}
+
+/// A TCP port of this machine's loopback that leads to a port of the node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Forward {
+    pub host: u16,
+    pub node: u16,
+}
+
+/// What the machine's battery-backed clock shows at power-on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Clock {
+    Right,
+    /// `2020-01-01T00:00:00`, UTC.
+    At(String),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Time {
+    /// As on the wall.
+    Real,
+    /// One nanosecond an instruction, no waiting when idle: a count of work, the same on every machine.
+    /// One CPU only.
+    Instructions,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnReset {
+    /// QEMU ends.
+    Stop,
+    /// The machine boots again.
+    Boot,
+}
+
+/// What executes the machine's instructions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Accelerator {
+    Kvm,
+    /// Emulation, of an AMD processor with nested virtualisation.
+    Tcg,
+}
+
+impl Accelerator {
+    /// A /dev/kvm may exist where no unmodified kernel runs on it: only a processor that shows its
+    /// virtualisation extension counts.
+    pub fn detect() -> Self {
+        let processor = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        let usable = File::options()
+            .read(true)
+            .write(true)
+            .open("/dev/kvm")
+            .is_ok();
+        if usable && has_virtualisation(&processor) {
+            Self::Kvm
+        } else {
+            Self::Tcg
+        }
+    }
+}
+
+fn has_virtualisation(cpuinfo: &str) -> bool {
+    cpuinfo
+        .lines()
+        .filter(|line| line.starts_with("flags"))
+        .any(|line| {
+            line.split_whitespace()
+                .any(|flag| matches!(flag, "vmx" | "svm"))
+        })
+}
+
+impl Machine {
+    /// A machine that boots `image` directly, with one user-mode network card and no disk.
+    /// `arguments` follow the console's on the kernel command line.
+    pub fn new(image: &Image, arguments: &str) -> Self {
+        Self {
+            memory: Bytes::gib(1),
+            cpus: 1,
+            boot: Boot::Kernel {
+                kernel: image.kernel.clone(),
+                initramfs: image.initramfs.clone(),
+                arguments: format!("{CONSOLE_ARGUMENTS} {arguments}")
+                    .trim_end()
+                    .to_owned(),
+            },
+            firmware: Firmware::Bios,
+            disks: Vec::new(),
+            nets: vec![Net {
+                card: Card::Virtio,
+                mac: None,
+                link: Link::User {
+                    forwards: Vec::new(),
+                },
+            }],
+            clock: Clock::Right,
+            time: Time::Real,
+            watchdog: false,
+            on_reset: OnReset::Stop,
+            console_log: None,
+        }
+    }
+
+    /// Leads a free port of this machine's loopback to `port` of the node, by the first user-mode
+    /// card, and gives it.
+    pub fn forward(&mut self, port: u16) -> Result<u16> {
+        let forwards = self.nets.iter_mut().find_map(|net| match &mut net.link {
+            Link::User { forwards } => Some(forwards),
+            Link::Tap { .. } => None,
+        });
+        let host = free_port()?;
+        forwards
+            .context("the machine has no user-mode network card")?
+            .push(Forward { host, node: port });
+        Ok(host)
+    }
+
+    /// The command line. Serial port and monitor are sockets that QEMU inherits as descriptors 0 and 1.
+    pub fn arguments(&self, accelerator: Accelerator) -> Vec<String> {
+        let mut line = Line::default();
+        line.word("-nodefaults")
+            .pair("-display", "none")
+            .pair("-vga", "std");
+        // Instructions are counted by the emulator only.
+        let accelerator = match self.time {
+            Time::Instructions => Accelerator::Tcg,
+            Time::Real => accelerator,
+        };
+        match accelerator {
+            Accelerator::Kvm => line.pair("-machine", "q35,accel=kvm").pair("-cpu", "host"),
+            Accelerator::Tcg => line
+                .pair("-machine", "q35,accel=tcg")
+                .pair("-cpu", "EPYC,+svm,+npt"),
+        };
+        line.pair("-m", self.memory.as_mib().to_string());
+        line.pair("-smp", self.cpus.to_string());
+        if self.time == Time::Instructions {
+            line.pair("-icount", "shift=0,sleep=off");
+        }
+        if let Clock::At(time) = &self.clock {
+            line.pair("-rtc", format!("base={time}"));
+        }
+        if self.on_reset == OnReset::Stop {
+            line.word("-no-reboot");
+        }
+        if self.firmware == Firmware::Uefi {
+            line.pair("-bios", OVMF);
+        }
+        if self.watchdog {
+            line.pair("-device", "i6300esb")
+                .pair("-action", "watchdog=reset");
+        }
+        let log = self.console_log.as_deref().map_or(String::new(), |file| {
+            format!(",logfile={},logappend=off", escaped(file))
+        });
+        line.pair("-chardev", "socket,id=monitor,fd=1")
+            .pair("-mon", "chardev=monitor,mode=control");
+        line.pair("-chardev", format!("socket,id=serial,fd=0{log}"));
+        line.pair("-serial", "chardev:serial");
+        self.boot_arguments(&mut line);
+        (0..)
+            .zip(&self.disks)
+            .for_each(|(index, disk)| disk.arguments(index, &mut line));
+        (0..)
+            .zip(&self.nets)
+            .for_each(|(index, net)| self.net_arguments(index, net, &mut line));
+        line.0
+    }
+
+    fn boot_arguments(&self, line: &mut Line) {
+        match &self.boot {
+            Boot::Kernel {
+                kernel,
+                initramfs,
+                arguments,
+            } => {
+                line.pair("-kernel", kernel.display().to_string());
+                line.pair("-initrd", initramfs.display().to_string());
+                line.pair("-append", arguments);
+            }
+            Boot::Network { .. } => {
+                line.pair("-boot", "order=n");
+            }
+            Boot::Disk => {
+                line.pair("-boot", "order=c");
+            }
+        }
+    }
+
+    fn net_arguments(&self, index: usize, net: &Net, line: &mut Line) {
+        let mut back = match &net.link {
+            Link::User { forwards } => {
+                let mut back = format!("user,id=net{index}");
+                for Forward { host, node } in forwards {
+                    back.push_str(&format!(
+                        ",hostfwd=tcp:{}:{host}-:{node}",
+                        Ipv4Addr::LOCALHOST
+                    ));
+                }
+                back
+            }
+            Link::Tap { name } => {
+                format!("tap,id=net{index},ifname={name},script=no,downscript=no")
+            }
+        };
+        let boots = index == 0 && matches!(self.boot, Boot::Network { .. });
+        if let (Boot::Network { directory, script }, true) = (&self.boot, boots) {
+            back.push_str(&format!(",tftp={},bootfile={script}", escaped(directory)));
+        }
+        let card = match net.card {
+            Card::Virtio => "virtio-net-pci",
+            Card::E1000e => "e1000e",
+        };
+        let mut front = format!("{card},id=card{index},netdev=net{index}");
+        if let Some(mac) = net.mac {
+            front.push_str(&format!(",mac={mac}"));
+        }
+        if !boots {
+            // No boot ROM: the firmware is quicker without.
+            front.push_str(",romfile=");
+        }
+        line.pair("-netdev", back).pair("-device", front);
+    }
+}
+
+impl Disk {
+    fn arguments(&self, index: usize, line: &mut Line) {
+        let Self { file, bus, serial } = self;
+        let file = escaped(file);
+        line.pair(
+            "-drive",
+            format!("if=none,id=disk{index},format=raw,discard=unmap,file={file}"),
+        );
+        let common = format!("drive=disk{index},serial={serial}");
+        match bus {
+            Bus::Virtio => line.pair("-device", format!("virtio-blk-pci,{common}")),
+            Bus::Nvme => line.pair("-device", format!("nvme,{common}")),
+            Bus::Ahci => line.pair("-device", format!("ide-hd,bus=ide.{index},{common}")),
+            Bus::Usb => line
+                .pair("-device", format!("qemu-xhci,id=usb{index}"))
+                .pair(
+                    "-device",
+                    format!("usb-storage,bus=usb{index}.0,removable=on,{common}"),
+                ),
+        };
+    }
+}
+
+/// Makes a file of zeros that takes no room: a blank disk.
+pub fn blank_disk(file: &Path, size: Bytes) -> Result<()> {
+    let make = || format!("make the disk {}", file.display());
+    let disk = File::create(file).with_context(make)?;
+    disk.set_len(size.0).with_context(make)
+}
+
+/// A TCP port that nothing listens on. Another program may take it before QEMU does; QEMU then says so.
+pub fn free_port() -> Result<u16> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("find a free port")?;
+    Ok(listener.local_addr().context("find a free port")?.port())
+}
+
+/// In QEMU's options a comma ends a value unless doubled.
+fn escaped(path: &Path) -> String {
+    path.display().to_string().replace(',', ",,")
+}
+
+#[derive(Default)]
+struct Line(Vec<String>);
+
+impl Line {
+    fn word(&mut self, word: &str) -> &mut Self {
+        self.0.push(word.to_owned());
+        self
+    }
+
+    fn pair(&mut self, option: &str, value: impl Into<String>) -> &mut Self {
+        self.0.extend([option.to_owned(), value.into()]);
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn machine() -> Machine {
+        let path = PathBuf::from;
+        let image = Image {
+            dist: path("/d"),
+            kernel: path("/d/vmlinuz"),
+            initramfs: path("/d/initramfs.img"),
+            cli: path("/c"),
+        };
+        Machine::new(&image, "sifr.panic=halt")
+    }
+
+    fn text(machine: &Machine, accelerator: Accelerator) -> String {
+        machine.arguments(accelerator).join(" ")
+    }
+
+    #[test]
+    fn kvm_is_used_only_where_the_processor_shows_it() {
+        assert!(has_virtualisation("flags\t\t: fpu svm npt\n"));
+        assert!(!has_virtualisation("flags\t\t: fpu\nvmx flags : vmx svm\n"));
+    }
+
+    #[test]
+    fn a_plain_machine_boots_the_kernel_with_the_console_on_the_serial_port() {
+        let line = text(&machine(), Accelerator::Tcg);
+        for part in [
+            "-machine q35,accel=tcg -cpu EPYC,+svm,+npt -m 1024 -smp 1 -no-reboot",
+            "-kernel /d/vmlinuz -initrd /d/initramfs.img",
+            "-append console=tty0 console=ttyS0,115200 sifr.panic=halt",
+            "-netdev user,id=net0 -device virtio-net-pci,id=card0,netdev=net0,romfile=",
+        ] {
+            assert!(line.contains(part), "{part:?} is not in {line:?}");
+        }
+        assert!(text(&machine(), Accelerator::Kvm).contains("accel=kvm -cpu host"));
+    }
+
+    #[test]
+    fn counted_time_is_emulated_even_where_kvm_works() {
+        let machine = Machine {
+            time: Time::Instructions,
+            ..machine()
+        };
+        let line = text(&machine, Accelerator::Kvm);
+        assert!(line.contains("accel=tcg") && line.contains("-icount shift=0,sleep=off"));
+    }
+
+    #[test]
+    fn a_network_boot_serves_the_directory_and_keeps_the_boot_rom() {
+        let boot = Boot::Network {
+            directory: "/a,b".into(),
+            script: "boot.ipxe".to_owned(),
+        };
+        let line = text(&Machine { boot, ..machine() }, Accelerator::Tcg);
+        assert!(
+            line.contains("user,id=net0,tftp=/a,,b,bootfile=boot.ipxe"),
+            "{line}"
+        );
+        assert!(
+            !line.contains("romfile=") && !line.contains("-kernel"),
+            "{line}"
+        );
+    }
+
+    #[test]
+    fn each_bus_clock_card_and_watchdog_has_its_device() {
+        let disk = |bus| Disk {
+            file: "/f".into(),
+            bus,
+            serial: "S1".to_owned(),
+        };
+        let mut machine = Machine {
+            disks: [Bus::Virtio, Bus::Nvme, Bus::Ahci, Bus::Usb]
+                .map(disk)
+                .into(),
+            clock: Clock::At("2020-01-01T00:00:00".to_owned()),
+            watchdog: true,
+            on_reset: OnReset::Boot,
+            firmware: Firmware::Uefi,
+            ..machine()
+        };
+        machine.nets.push(Net {
+            card: Card::E1000e,
+            mac: Some(Mac([2, 0, 0, 0, 0, 1])),
+            link: Link::Tap {
+                name: "tap7".to_owned(),
+            },
+        });
+        let port = machine.forward(7443).expect("a user-mode card");
+        let line = text(&machine, Accelerator::Tcg);
+        for part in [
+            "-device virtio-blk-pci,drive=disk0,serial=S1",
+            "-device nvme,drive=disk1,serial=S1",
+            "-device ide-hd,bus=ide.2,drive=disk2,serial=S1",
+            "-device usb-storage,bus=usb3.0,removable=on,drive=disk3,serial=S1",
+            "-rtc base=2020-01-01T00:00:00",
+            "-device i6300esb -action watchdog=reset",
+            "-bios /usr/share/ovmf/OVMF.fd",
+            "tap,id=net1,ifname=tap7,script=no",
+            "e1000e,id=card1,netdev=net1,mac=02:00:00:00:00:01",
+            &format!("hostfwd=tcp:127.0.0.1:{port}-:7443"),
+        ] {
+            assert!(line.contains(part), "{part:?} is not in {line:?}");
+        }
+        assert!(!line.contains("-no-reboot"));
+    }
+}
