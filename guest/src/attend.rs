@@ -1,0 +1,224 @@
+//! The loop beside the running program.
+//!
+//! Owns: the descriptors of the program's life (its report, its output, the host's control stream,
+//! its end) and the order in which they are looked at. One thread, one `poll`, no timer but its deadline.
+//! Refuses: deciding. `life` says what each event means.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags};
+use sys::program::{Failure, Target};
+use types::guest::{RunSpec, ToGuest};
+
+use crate::console;
+use crate::control::{self, Lines, Streams, now_ms};
+use crate::error::CODE_SETUP;
+use crate::life::{Action, Ending, Event, Life, State, Terms};
+use crate::program::{Program, Started};
+use crate::pump::Pump;
+
+/// What of the machine the loop acts on.
+pub(crate) trait Machine {
+    /// Becomes readable when a child has ended.
+    fn children(&self) -> BorrowedFd<'_>;
+    /// Reaps what has ended; how the program ended if it is among them.
+    fn reap(&mut self, program: i32) -> io::Result<Option<Ending>>;
+    /// Kills every process but init.
+    fn kill_all(&mut self);
+}
+
+#[derive(Debug)]
+pub(crate) struct Attendant<'a, M> {
+    machine: M,
+    program: &'a Program,
+    pid: i32,
+    life: Life,
+    /// Open until the kernel has executed the program or the child has said why not.
+    report: Option<File>,
+    control: OwnedFd,
+    /// `None` once the host has said its last word.
+    lines: Option<Lines>,
+    stdout: Pump,
+    stderr: Pump,
+}
+
+impl<'a, M: Machine> Attendant<'a, M> {
+    pub(crate) fn new(
+        machine: M,
+        spec: &RunSpec,
+        program: &'a Program,
+        started: Started,
+        streams: Streams,
+    ) -> Self {
+        let pid = started.child.pid;
+        let terms = Terms {
+            pid,
+            stop_signal: spec.stop_signal,
+            stop_grace_ms: spec.stop_grace_ms,
+        };
+        Self {
+            machine,
+            program,
+            pid,
+            life: Life::new(terms),
+            report: Some(started.child.report.into()),
+            control: streams.control,
+            lines: Some(Lines::default()),
+            stdout: Pump::new(started.stdout, streams.stdout),
+            stderr: Pump::new(started.stderr, streams.stderr),
+        }
+    }
+
+    /// Attends the program until it has ended and its output is with the host.
+    pub(crate) fn run(mut self) -> (Ending, Streams) {
+        loop {
+            if let State::Done(ending) = self.life.state() {
+                let Self {
+                    control,
+                    stdout,
+                    stderr,
+                    ..
+                } = self;
+                let (stdout, stderr) = (stdout.into_socket(), stderr.into_socket());
+                return (
+                    ending,
+                    Streams {
+                        control,
+                        stdout,
+                        stderr,
+                    },
+                );
+            }
+            self.wait();
+            // Everything is non-blocking, so each is simply tried.
+            self.hear_host();
+            self.stdout.advance();
+            self.stderr.advance();
+            self.reap();
+            let draining = matches!(self.life.state(), State::Draining { .. });
+            if draining && self.stdout.closed() && self.stderr.closed() {
+                self.step(Event::OutputsClosed);
+            }
+            self.step(Event::Tick);
+        }
+    }
+
+    fn wait(&self) {
+        let readable = |fd| PollFd::new(fd, PollFlags::POLLIN);
+        let mut fds = vec![readable(self.machine.children())];
+        fds.extend(self.report.as_ref().map(|report| readable(report.as_fd())));
+        fds.extend(self.lines.as_ref().map(|_| readable(self.control.as_fd())));
+        fds.extend(self.stdout.interest());
+        fds.extend(self.stderr.interest());
+        let timeout = control::timeout(now_ms(), self.life.deadline_ms());
+        match nix::poll::poll(&mut fds, timeout) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => panic!("poll on own descriptors: {errno}"),
+        }
+    }
+
+    fn step(&mut self, event: Event) {
+        for action in self.life.step(now_ms(), event) {
+            match action {
+                Action::Say(message) => {
+                    if let Err(error) = control::say(self.control.as_fd(), &message) {
+                        console::warn(&format!("tell the host {message:?}: {error}"));
+                    }
+                }
+                Action::SignalGroup(number) => self.signal_group(number),
+                Action::SignalProgram(number) => self.signal(Target::Process(self.pid), number),
+                Action::KillAll => self.machine.kill_all(),
+            }
+        }
+    }
+
+    /// A child that has not made its session yet has no group of its own.
+    fn signal_group(&self, number: i32) {
+        match sys::program::signal(Target::Group(self.pid), number) {
+            Ok(()) => {}
+            Err(_) => self.signal(Target::Process(self.pid), number),
+        }
+    }
+
+    fn signal(&self, target: Target, number: i32) {
+        if let Err(error) = sys::program::signal(target, number) {
+            console::warn(&format!("send signal {number} to {target:?}: {error}"));
+        }
+    }
+
+    fn read_report(&mut self) {
+        let Some(report) = &mut self.report else {
+            return;
+        };
+        let mut bytes = [0; Failure::BYTES];
+        let event = match report.read(&mut bytes) {
+            Ok(0) => Event::Executed,
+            Ok(length) => match Failure::decode(&bytes[..length]) {
+                Some(failure) => {
+                    let (code, message) = self.program.refusal(failure);
+                    Event::Refused { code, message }
+                }
+                None => Event::Refused {
+                    code: CODE_SETUP,
+                    message: "start: no report".to_owned(),
+                },
+            },
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+                ) =>
+            {
+                return;
+            }
+            Err(error) => Event::Refused {
+                code: CODE_SETUP,
+                message: format!("start: {error}"),
+            },
+        };
+        self.report = None;
+        self.step(event);
+    }
+
+    fn hear_host(&mut self) {
+        let Some(lines) = &mut self.lines else { return };
+        let mut bytes = [0; 1024];
+        let heard = match nix::unistd::read(&self.control, &mut bytes) {
+            Ok(0) => Err("the host closed the control stream".to_owned()),
+            Ok(length) => lines.push(&bytes[..length]).map_err(|e| sys::chain(&e)),
+            Err(Errno::EAGAIN | Errno::EINTR) => return,
+            Err(errno) => Err(format!("read the control stream: {errno}")),
+        };
+        let messages = heard.unwrap_or_else(|reason| {
+            // Nobody could stop this machine any more: it stops itself.
+            console::warn(&format!("{reason}; stopping"));
+            self.lines = None;
+            vec![ToGuest::Stop]
+        });
+        for message in messages {
+            self.step(match message {
+                ToGuest::Stop => Event::Stop,
+                ToGuest::Signal { number } => Event::Signal { number },
+            });
+        }
+    }
+
+    fn reap(&mut self) {
+        // First the children that have ended, then the report, then what their ends mean: a report
+        // that was written before a child ended is then always read before that end counts.
+        let ended = self.machine.reap(self.pid);
+        self.read_report();
+        match ended {
+            Ok(Some(ending)) => self.step(Event::Ended(ending)),
+            Ok(None) => {}
+            Err(error) => console::warn(&format!("reap children: {error}")),
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "attend_tests.rs"]
+mod tests;
