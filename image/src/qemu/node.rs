@@ -98,6 +98,7 @@ impl Node {
             monitor,
             complaints,
             detached: false,
+            _alive: alive,
         })
     }
 
