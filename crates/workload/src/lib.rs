@@ -5,5 +5,6 @@
 //! [`host::Host`]'s, and time comes with each call.
 #![forbid(unsafe_code)]
 
+pub mod admission;
 pub mod desired;
 pub mod ledger;

@@ -1,0 +1,575 @@
+//! Whether a statement is accepted.
+//!
+//! Owns: every reason to refuse one, and the words in which that is said.
+//! Refuses: signatures (the caller has verified them) and changing anything.
+
+use std::collections::BTreeSet;
+
+use types::deployment::{Action, Deployment, Statement};
+use types::node::Capacity;
+use types::status::{Refusal, RefusalCode};
+use types::{Bytes, Digest, PublicKey, VmId};
+
+use crate::desired::{Desired, Key, Phase, Target, Verified};
+
+/// vCPUs promised per CPU of the node. Tenants' vCPUs mostly wait; four to one is where general
+/// purpose clouds stand, and a busy neighbour is held to its `cpu.weight`.
+pub const CPU_OVERCOMMIT: u64 = 4;
+/// What a VMM and its cgroup's kernel structures take whatever the guest's size.
+const VMM_FIXED: Bytes = Bytes::mib(8);
+/// Page tables of guest memory: 8 bytes a 4 KiB page, once for the VMM and once for the guest.
+const PAGE_TABLES_DIVISOR: u64 = 256;
+/// Two log files of [`LOG_FILE_MAX`] each.
+const LOG_FILES: u64 = 2;
+/// Size at which a log file gives way to the other: an evening of a talkative service.
+pub const LOG_FILE_MAX: Bytes = Bytes::mib(4);
+/// Names of one node, tombstones included: each is a few hundred bytes of ledger for ever.
+const NAMES_MAX: usize = 65_536;
+
+/// Memory that one machine costs the node: the guest's, and the VMM's own.
+pub fn memory_of(guest: Bytes) -> Bytes {
+    Bytes(guest.0 + VMM_FIXED.0 + guest.0 / PAGE_TABLES_DIVISOR)
+}
+
+/// Space of the pool that one machine may come to use.
+pub fn disk_of(upper: Bytes) -> Bytes {
+    Bytes(upper.0 + LOG_FILES * LOG_FILE_MAX.0)
+}
+
+/// What is known of the node.
+#[derive(Debug, Clone, Copy)]
+pub struct Node {
+    pub key: PublicKey,
+    pub owner: Option<PublicKey>,
+    pub durable: bool,
+    /// The `used` fields are not read: they follow from the ledger.
+    pub capacity: Capacity,
+}
+
+/// How much of an image is on the node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ImagePresence {
+    /// Not even its flist.
+    Absent,
+    /// The flist, without this many chunks.
+    Missing(u64),
+    Complete,
+}
+
+/// Proof that a statement has been admitted: only [`admit`] makes one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Admitted(Verified);
+
+impl Admitted {
+    pub fn verified(&self) -> &Verified {
+        &self.0
+    }
+}
+
+fn refuse<T>(code: RefusalCode, message: String) -> Result<T, Refusal> {
+    Err(Refusal { code, message })
+}
+
+/// Checks a statement against the node and everything promised so far.
+pub fn admit(
+    verified: Verified,
+    node: &Node,
+    desired: &Desired,
+    image: impl Fn(&Digest) -> ImagePresence,
+) -> Result<Admitted, Refusal> {
+    check_parties(&verified, node)?;
+    let statement = &verified.statement;
+    if let Err(error) = statement.check() {
+        return refuse(
+            RefusalCode::Malformed,
+            format!("{error}; correct the deployment and sign it again"),
+        );
+    }
+    let key = verified.key();
+    let before = desired.get(&key);
+    check_version(statement, before)?;
+    match &statement.action {
+        Action::Deploy(deployment) => {
+            if before.is_none() && desired.len() >= NAMES_MAX {
+                return refuse(
+                    RefusalCode::OverCapacity,
+                    format!(
+                        "the node knows {NAMES_MAX} names, deleted ones included: use one of those again"
+                    ),
+                );
+            }
+            check_volatile(deployment, node)?;
+            check_disks(&key, deployment, before)?;
+            check_ids(&key, deployment, desired)?;
+            check_ports(&key, deployment, desired)?;
+            check_capacity(&key, deployment, node, desired)?;
+            check_images(deployment, image)?;
+        }
+        Action::Stop | Action::Start | Action::Restart | Action::Delete => {
+            if before.is_none_or(|target| target.phase == Phase::Deleted) {
+                let name = &statement.name;
+                return refuse(
+                    RefusalCode::NotFound,
+                    format!("there is no deployment {name}: `sifr get` lists what is deployed"),
+                );
+            }
+        }
+    }
+    Ok(Admitted(verified))
+}
+
+fn check_parties(verified: &Verified, node: &Node) -> Result<(), Refusal> {
+    let Some(owner) = node.owner else {
+        return refuse(
+            RefusalCode::NoOwner,
+            "this node has no owner key and accepts nothing: boot an image built with --owner"
+                .to_owned(),
+        );
+    };
+    if verified.signer != owner {
+        return refuse(
+            RefusalCode::UnknownKey,
+            format!(
+                "{} is not the owner of this node, and grants to others are not accepted yet: sign with the owner's key",
+                verified.signer
+            ),
+        );
+    }
+    if verified.statement.node != node.key {
+        return refuse(
+            RefusalCode::WrongNode,
+            format!(
+                "the statement is for {}, this is {}: sign it for this node",
+                verified.statement.node, node.key
+            ),
+        );
+    }
+    Ok(())
+}
+
+fn check_version(statement: &Statement, before: Option<&Target>) -> Result<(), Refusal> {
+    let (name, version) = (&statement.name, statement.version);
+    let last = before.map_or(0, |target| target.version);
+    // A version cannot run out: at one statement a microsecond it takes half a million years.
+    let expected = last.saturating_add(1);
+    match version.cmp(&expected) {
+        std::cmp::Ordering::Equal => Ok(()),
+        std::cmp::Ordering::Less => refuse(
+            RefusalCode::Replayed,
+            format!("version {version} of {name} has been used: sign version {expected}"),
+        ),
+        std::cmp::Ordering::Greater => refuse(
+            RefusalCode::Skipped,
+            format!("version {version} of {name} is ahead of the node: sign version {expected}"),
+        ),
+    }
+}
+
+fn check_volatile(deployment: &Deployment, node: &Node) -> Result<(), Refusal> {
+    if node.durable || deployment.accept_volatile {
+        return Ok(());
+    }
+    refuse(
+        RefusalCode::Volatile,
+        "this node runs from memory and forgets everything at a reboot: give it a blank disk, or deploy with --accept-volatile"
+            .to_owned(),
+    )
+}
+
+/// A writable layer keeps its size as long as it lives.
+fn check_disks(key: &Key, deployment: &Deployment, before: Option<&Target>) -> Result<(), Refusal> {
+    for (name, machine) in deployment.machines() {
+        let Some(old) = before.and_then(|target| target.machine(name)) else {
+            continue;
+        };
+        if old.image.flist == machine.image.flist && old.disk != machine.disk {
+            return refuse(
+                RefusalCode::Conflict,
+                format!(
+                    "the disk of {name} in {} has {}, not {}: its size changes only with a new image, or delete the deployment first",
+                    key.name, old.disk, machine.disk
+                ),
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Long names are cut in a VM's id: two of them must not become the same.
+fn check_ids(key: &Key, deployment: &Deployment, desired: &Desired) -> Result<(), Refusal> {
+    let mut taken: BTreeSet<VmId> = desired
+        .machines()
+        .filter(|(_, other, ..)| *other != key)
+        .map(|(id, ..)| id)
+        .collect();
+    for (name, _) in deployment.machines() {
+        if !taken.insert(VmId::new(&key.signer, &key.name, name)) {
+            return refuse(
+                RefusalCode::Conflict,
+                format!(
+                    "workload {name} of {} is named too like another on this node: choose shorter names",
+                    key.name
+                ),
+            );
+        }
+    }
+    Ok(())
+}
+
+fn check_ports(key: &Key, deployment: &Deployment, desired: &Desired) -> Result<(), Refusal> {
+    for (_, other, _, workload, machine) in
+        desired.machines().filter(|(_, other, ..)| *other != key)
+    {
+        for taken in &machine.ports {
+            let wanted = |p: &types::deployment::Port| p.node == taken.node;
+            if deployment
+                .machines()
+                .any(|(_, m)| m.ports.iter().any(wanted))
+            {
+                // Another tenant's names are nobody's business.
+                let by = if other.signer == key.signer {
+                    format!("{workload} of {}", other.name)
+                } else {
+                    "another tenant".to_owned()
+                };
+                return refuse(
+                    RefusalCode::PortTaken,
+                    format!(
+                        "port {} of the node is published by {by}: choose another",
+                        taken.node
+                    ),
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What the ledger promises, of one kind each; `except` is what is about to be replaced.
+fn promised(desired: &Desired, except: Option<&Key>) -> Capacity {
+    let mut used = Capacity::default();
+    for (.., machine) in desired
+        .machines()
+        .filter(|(_, key, ..)| Some(*key) != except)
+    {
+        add(&mut used, machine);
+    }
+    used
+}
+
+fn add(used: &mut Capacity, machine: &types::deployment::Machine) {
+    used.cpus_used += u64::from(machine.cpus);
+    used.memory_used.0 += memory_of(machine.memory).0;
+    used.disk_used.0 += disk_of(machine.disk).0;
+}
+
+/// The node's capacity with what is promised filled in. Stopped machines count: they may be started.
+pub fn capacity(desired: &Desired, total: Capacity) -> Capacity {
+    let used = promised(desired, None);
+    Capacity {
+        cpus: total.cpus,
+        memory: total.memory,
+        disk: total.disk,
+        ..used
+    }
+}
+
+fn check_capacity(
+    key: &Key,
+    deployment: &Deployment,
+    node: &Node,
+    desired: &Desired,
+) -> Result<(), Refusal> {
+    let used = promised(desired, Some(key));
+    let mut wanted = Capacity::default();
+    deployment
+        .machines()
+        .for_each(|(_, machine)| add(&mut wanted, machine));
+    let total = &node.capacity;
+    let over = |what: &str, wanted: String, free: String| {
+        refuse(
+            RefusalCode::OverCapacity,
+            format!(
+                "the deployment needs {wanted} of {what}, {free} is free: make it smaller or delete another"
+            ),
+        )
+    };
+    let cpus = (total.cpus * CPU_OVERCOMMIT).saturating_sub(used.cpus_used);
+    if wanted.cpus_used > cpus {
+        return over("vCPUs", wanted.cpus_used.to_string(), cpus.to_string());
+    }
+    let memory = total.memory.0.saturating_sub(used.memory_used.0);
+    if wanted.memory_used.0 > memory {
+        return over("memory", mib(wanted.memory_used.0), mib(memory));
+    }
+    let disk = total.disk.0.saturating_sub(used.disk_used.0);
+    if wanted.disk_used.0 > disk {
+        return over("disk", mib(wanted.disk_used.0), mib(disk));
+    }
+    Ok(())
+}
+
+fn mib(bytes: u64) -> String {
+    format!("{}Mi", Bytes(bytes).as_mib())
+}
+
+fn check_images(
+    deployment: &Deployment,
+    image: impl Fn(&Digest) -> ImagePresence,
+) -> Result<(), Refusal> {
+    for (name, machine) in deployment.machines() {
+        let what = match image(&machine.image.flist) {
+            ImagePresence::Complete => continue,
+            _ if machine.image.store.is_some() => continue,
+            ImagePresence::Absent => "is not on the node".to_owned(),
+            ImagePresence::Missing(chunks) => format!("lacks {chunks} chunks on the node"),
+        };
+        return refuse(
+            RefusalCode::MissingChunks,
+            format!(
+                "the image of {name}, {}, {what} and names no store: push it first, as `sifr deploy` does",
+                machine.image.flist
+            ),
+        );
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+
+    use super::*;
+    use crate::desired::tests::{deployment, verified};
+
+    fn node() -> Node {
+        Node {
+            key: PublicKey([9; 32]),
+            owner: Some(PublicKey([1; 32])),
+            durable: true,
+            capacity: Capacity {
+                cpus: 2,
+                memory: Bytes::gib(1),
+                disk: Bytes::gib(4),
+                ..Capacity::default()
+            },
+        }
+    }
+
+    fn present(_: &Digest) -> ImagePresence {
+        ImagePresence::Complete
+    }
+
+    fn named(name: &str, mut v: Verified) -> Verified {
+        v.statement.name = name.parse().expect("a valid name");
+        v
+    }
+
+    fn with(deployed: &[Verified]) -> Desired {
+        let mut desired = Desired::default();
+        deployed.iter().for_each(|v| desired.apply(v));
+        desired
+    }
+
+    /// One machine, changed as `change` says.
+    fn deploy(change: impl Fn(&mut types::deployment::Machine)) -> Action {
+        let mut deployment = deployment(1);
+        for workload in deployment.workloads.values_mut() {
+            let types::deployment::Workload::Machine(machine) = workload;
+            change(machine);
+        }
+        Action::Deploy(deployment)
+    }
+
+    fn code(v: Verified, node: &Node, desired: &Desired) -> Option<RefusalCode> {
+        admit(v, node, desired, present).err().map(|r| r.code)
+    }
+
+    #[test]
+    fn a_first_deployment_is_admitted() {
+        let v = verified(1, Action::Deploy(deployment(1)));
+        assert_eq!(
+            admit(v.clone(), &node(), &Desired::default(), present),
+            Ok(Admitted(v))
+        );
+    }
+
+    #[test]
+    fn a_node_without_an_owner_accepts_nothing_and_strangers_are_refused() {
+        let v = || verified(1, Action::Deploy(deployment(1)));
+        let none = Node {
+            owner: None,
+            ..node()
+        };
+        assert_eq!(
+            code(v(), &none, &Desired::default()),
+            Some(RefusalCode::NoOwner)
+        );
+        let other = Node {
+            owner: Some(PublicKey([2; 32])),
+            ..node()
+        };
+        assert_eq!(
+            code(v(), &other, &Desired::default()),
+            Some(RefusalCode::UnknownKey)
+        );
+        let elsewhere = Node {
+            key: PublicKey([3; 32]),
+            ..node()
+        };
+        assert_eq!(
+            code(v(), &elsewhere, &Desired::default()),
+            Some(RefusalCode::WrongNode)
+        );
+    }
+
+    #[test]
+    fn versions_count_up_by_one_over_deletions() {
+        let gone = with(&[
+            verified(1, Action::Deploy(deployment(1))),
+            verified(2, Action::Delete),
+        ]);
+        let at = |version| verified(version, Action::Deploy(deployment(1)));
+        for (version, expected) in [
+            (1, Some(RefusalCode::Replayed)),
+            (2, Some(RefusalCode::Replayed)),
+            (3, None),
+            (4, Some(RefusalCode::Skipped)),
+        ] {
+            assert_eq!(
+                code(at(version), &node(), &gone),
+                expected,
+                "version {version}"
+            );
+        }
+        let refusal = admit(at(9), &node(), &gone, present).expect_err("skipped");
+        assert!(
+            refusal.message.contains("sign version 3"),
+            "{}",
+            refusal.message
+        );
+    }
+
+    #[test]
+    fn what_does_not_exist_cannot_be_stopped() {
+        for action in [Action::Stop, Action::Start, Action::Restart, Action::Delete] {
+            assert_eq!(
+                code(verified(1, action), &node(), &Desired::default()),
+                Some(RefusalCode::NotFound)
+            );
+        }
+    }
+
+    #[test]
+    fn capacity_counts_stopped_machines_and_not_the_one_replaced() {
+        let machine = |mib| deploy(move |m| m.memory = Bytes::mib(mib));
+        let held = with(&[verified(1, machine(600)), verified(2, Action::Stop)]);
+        let other = named("other", verified(1, machine(600)));
+        assert_eq!(code(other, &node(), &held), Some(RefusalCode::OverCapacity));
+        assert_eq!(code(verified(3, machine(900)), &node(), &held), None);
+        let all = deploy(|m| m.memory = Bytes::gib(1));
+        assert_eq!(
+            code(verified(1, all), &node(), &Desired::default()),
+            Some(RefusalCode::OverCapacity)
+        );
+    }
+
+    #[test]
+    fn cpus_are_overcommitted_and_disk_is_not() {
+        let cpus = |n| verified(1, deploy(move |m| m.cpus = n));
+        assert_eq!(code(cpus(8), &node(), &Desired::default()), None);
+        assert_eq!(
+            code(cpus(9), &node(), &Desired::default()),
+            Some(RefusalCode::OverCapacity)
+        );
+        let disk = verified(1, deploy(|m| m.disk = Bytes::gib(4)));
+        assert_eq!(
+            code(disk, &node(), &Desired::default()),
+            Some(RefusalCode::OverCapacity)
+        );
+    }
+
+    #[test]
+    fn a_published_port_belongs_to_one_deployment() {
+        let web = || {
+            deploy(|m| {
+                m.ports = vec![types::deployment::Port {
+                    node: 80,
+                    machine: 8080,
+                }]
+            })
+        };
+        let held = with(&[verified(1, web())]);
+        assert_eq!(
+            code(named("other", verified(1, web())), &node(), &held),
+            Some(RefusalCode::PortTaken)
+        );
+        assert_eq!(code(verified(2, web()), &node(), &held), None);
+    }
+
+    #[test]
+    fn a_disk_keeps_its_size_until_the_image_changes() {
+        let held = with(&[verified(1, deploy(|_| ()))]);
+        let grown = verified(2, deploy(|m| m.disk = Bytes::gib(2)));
+        assert_eq!(code(grown, &node(), &held), Some(RefusalCode::Conflict));
+        let renewed = verified(
+            2,
+            deploy(|m| {
+                m.disk = Bytes::gib(2);
+                m.image.flist = Digest([7; 32]);
+            }),
+        );
+        assert_eq!(code(renewed, &node(), &held), None);
+    }
+
+    #[test]
+    fn names_that_are_cut_to_the_same_id_are_refused() {
+        let long = |end: &str| format!("{}{end}", "a".repeat(40));
+        let held = with(&[named(&long("x"), verified(1, deploy(|_| ())))]);
+        let other = named(&long("y"), verified(1, deploy(|_| ())));
+        assert_eq!(code(other, &node(), &held), Some(RefusalCode::Conflict));
+    }
+
+    #[test]
+    fn an_image_must_be_here_or_in_a_store() {
+        let missing = |_: &Digest| ImagePresence::Missing(3);
+        let v = verified(1, deploy(|_| ()));
+        let refusal = admit(v, &node(), &Desired::default(), missing).expect_err("missing chunks");
+        assert_eq!(refusal.code, RefusalCode::MissingChunks);
+        assert!(
+            refusal.message.contains("lacks 3 chunks"),
+            "{}",
+            refusal.message
+        );
+        let stored = verified(
+            1,
+            deploy(|m| m.image.store = Some("http://10.0.2.2:8000".to_owned())),
+        );
+        assert!(admit(stored, &node(), &Desired::default(), missing).is_ok());
+    }
+
+    #[test]
+    fn a_node_in_memory_wants_consent() {
+        let volatile = Node {
+            durable: false,
+            ..node()
+        };
+        let v = |accept| {
+            let mut d = deployment(1);
+            d.accept_volatile = accept;
+            verified(1, Action::Deploy(d))
+        };
+        assert_eq!(
+            code(v(false), &volatile, &Desired::default()),
+            Some(RefusalCode::Volatile)
+        );
+        assert_eq!(code(v(true), &volatile, &Desired::default()), None);
+    }
+
+    #[test]
+    fn what_is_promised_is_what_is_shown() {
+        let desired = with(&[verified(1, deploy(|_| ()))]);
+        let shown = capacity(&desired, node().capacity);
+        assert_eq!(shown.memory_used, memory_of(Bytes::mib(256)));
+        assert_eq!((shown.cpus, shown.cpus_used), (2, 1));
+    }
+}
