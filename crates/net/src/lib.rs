@@ -16,6 +16,7 @@ pub mod link;
 pub mod namespace;
 mod netlink;
 pub mod network;
+mod ready;
 pub mod time;
 
 pub use error::Error;

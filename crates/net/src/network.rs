@@ -1,18 +1,33 @@
 //! Tenant networks: a bridge in a namespace of its own, led to the node by a veth pair.
 //!
 //! Owns: their addresses on the node, the links on both sides, the guests' TAPs.
-//! Refuses: firewall decisions (`firewall::policy`), and a network whose subnet touches another's.
+//! Refuses: firewall decisions (`firewall::policy`). Apply those of the node first: this turns
+//! forwarding on.
 
+use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use types::{Cidr, Mac};
 
+use crate::link::{self, Create, Desired, DesiredRoute, Handle, Step, plan};
+use crate::namespace::{self, sysctl, sysctl_if_present, within};
 use crate::{Error, dns};
 
 /// The bridge inside each tenant namespace.
 pub const BRIDGE: &str = "br0";
 /// The link inside each tenant namespace that leads to the node.
 pub const WAN: &str = "wan";
+/// The port of DNS on the gateway's address.
+const DNS_PORT: u16 = 53;
+
+/// Both ends of each veth pair, two addresses a network (RFC 3021): 2^16 networks fill a /15. It lies in
+/// the shared space of RFC 6598, which neither a LAN nor a guest's image is likely to use.
+const TRANSFER: Ipv4Addr = Ipv4Addr::new(100, 126, 0, 0);
+/// Tenant subnets are the /24s of 10.128.0.0/9.
+const SUBNETS: Ipv4Addr = Ipv4Addr::new(10, 128, 0, 0);
+const SUBNETS_COUNT: u32 = 1 << 15;
+const SUBNET_PREFIX: u8 = 24;
 
 /// One tenant network on this node.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,7 +36,7 @@ pub struct Network {
     pub name: String,
     /// Unique on the node: transfer addresses and the host side's link name follow from it.
     pub index: u16,
-    /// The gateway's address and the subnet's length, for example 10.200.3.1/24.
+    /// The gateway's address and the subnet's length, for example 10.128.3.1/24.
     pub gateway: Cidr,
     pub mtu: u32,
 }
@@ -30,6 +45,65 @@ impl Network {
     /// The link in the node's own namespace.
     pub fn host_link(&self) -> String {
         format!("tenant{}", self.index)
+    }
+
+    /// The node's and the tenant's end of the veth pair.
+    fn transfer(&self) -> (Cidr, Cidr) {
+        let first = u32::from(TRANSFER) + 2 * u32::from(self.index);
+        let end = |address: u32| Cidr::new(address.into(), 31).expect("31 is a prefix length");
+        (end(first), end(first + 1))
+    }
+
+    /// The links in the node's own namespace.
+    fn outside(&self, namespace: &Arc<OwnedFd>) -> Desired {
+        let (node, tenant) = self.transfer();
+        let route = DesiredRoute {
+            destination: self.gateway.network(),
+            gateway: Some(tenant.address),
+            metric: 0,
+        };
+        Desired {
+            create: Some(Create::Veth {
+                peer: WAN.to_owned(),
+                namespace: namespace.clone(),
+            }),
+            mtu: Some(self.mtu),
+            addresses: vec![node],
+            routes: vec![route],
+            ..Desired::up(self.host_link())
+        }
+    }
+
+    /// The links in the tenant's namespace.
+    fn inside(&self) -> [Desired; 3] {
+        let (node, tenant) = self.transfer();
+        let everywhere = Cidr::new(Ipv4Addr::UNSPECIFIED, 0).expect("0 is a prefix length");
+        let default = DesiredRoute {
+            destination: everywhere,
+            gateway: Some(node.address),
+            metric: 0,
+        };
+        let loopback = Cidr::new(Ipv4Addr::LOCALHOST, 8).expect("8 is a prefix length");
+        [
+            Desired {
+                addresses: vec![loopback],
+                ..Desired::up("lo")
+            },
+            Desired {
+                mtu: Some(self.mtu),
+                addresses: vec![tenant],
+                routes: vec![default],
+                ..Desired::up(WAN)
+            },
+            Desired {
+                create: Some(Create::Bridge),
+                mtu: Some(self.mtu),
+                // Set, and so no longer the lowest of its ports': guests may remember it.
+                mac: Some(guest_mac(self.gateway.address)),
+                addresses: vec![self.gateway],
+                ..Desired::up(BRIDGE)
+            },
+        ]
     }
 }
 
@@ -44,35 +118,136 @@ pub struct TapSpec {
 /// The first of the node's tenant subnets, numbered from `index` on, that touches none of `avoid`.
 /// The gateway is its first address. `None` when all are taken.
 pub fn subnet(index: u16, avoid: &[Cidr]) -> Option<Cidr> {
-    let _ = (index, avoid);
-    unimplemented!()
+    (0..SUBNETS_COUNT).find_map(|step| {
+        let number = (u32::from(index) + step) % SUBNETS_COUNT;
+        let gateway = u32::from(SUBNETS) + (number << (32 - SUBNET_PREFIX)) + 1;
+        let gateway = Cidr::new(gateway.into(), SUBNET_PREFIX)?;
+        let touches =
+            |other: &Cidr| gateway.contains(other.address) || other.contains(gateway.address);
+        (!avoid.iter().any(touches)).then_some(gateway)
+    })
 }
 
-/// The address a guest's MAC is made from.
-pub fn guest_mac(address: std::net::Ipv4Addr) -> Mac {
+/// The MAC of a guest, or of the gateway: locally administered, made from the address, so that it is
+/// unique within its network and the same after a restart.
+pub fn guest_mac(address: Ipv4Addr) -> Mac {
     let [a, b, c, d] = address.octets();
     Mac([0x02, 0x00, a, b, c, d])
 }
 
 /// Makes the network what `network` says, whatever stood before.
 pub fn ensure(network: &Network) -> Result<(), Error> {
-    unimplemented!("{network:?}")
+    let namespace = Arc::new(namespace::ensure(&network.name)?);
+    within(&namespace, || settings(INSIDE))?;
+    let (host, inner) = (Handle::open()?, within(&namespace, Handle::open)?);
+    let (outside, inside) = (host.observe()?, inner.observe()?);
+    // A pair is whole or made again: one end alone belongs to a namespace that is gone.
+    let link = network.host_link();
+    if outside.link(&link).is_some() != inside.link(WAN).is_some() {
+        let delete =
+            |handle: &Handle, observed: &link::Observed, link: &str| match observed.link(link) {
+                Some(_) => handle.apply(&[Step::Delete {
+                    link: link.to_owned(),
+                }]),
+                None => Ok(()),
+            };
+        delete(&host, &outside, &link)?;
+        delete(&inner, &inside, WAN)?;
+    }
+    host.apply(&plan(&[network.outside(&namespace)], &host.observe()?))?;
+    inner.apply(&plan(&network.inside(), &inner.observe()?))?;
+    sysctl_if_present(&format!("ipv6/conf/{link}/disable_ipv6"), "1")?;
+    sysctl("ipv4/ip_forward", "1")
+}
+
+/// Settings of a tenant's namespace. The last field: the kernel may lack it.
+const INSIDE: &[(&str, &str, bool)] = &[
+    ("ipv4/ip_forward", "1", false),
+    // The gateway answers for its own address only, and tells nobody of shorter ways.
+    ("ipv4/conf/all/arp_ignore", "1", false),
+    ("ipv4/conf/all/send_redirects", "0", false),
+    ("ipv4/conf/default/send_redirects", "0", false),
+    ("ipv4/conf/all/accept_redirects", "0", false),
+    ("ipv4/conf/default/accept_redirects", "0", false),
+    // Tenant networks are IPv4 only.
+    ("ipv6/conf/all/disable_ipv6", "1", true),
+    ("ipv6/conf/default/disable_ipv6", "1", true),
+    // Frames between guests are the bridge family's matter, not the IP rules'.
+    ("bridge/bridge-nf-call-iptables", "0", true),
+    ("bridge/bridge-nf-call-ip6tables", "0", true),
+    ("bridge/bridge-nf-call-arptables", "0", true),
+];
+
+fn settings(settings: &[(&str, &str, bool)]) -> Result<(), Error> {
+    settings
+        .iter()
+        .try_for_each(|(key, value, optional)| match optional {
+            true => sysctl_if_present(key, value),
+            false => sysctl(key, value),
+        })
 }
 
 /// Deletes the namespace and with it the bridge and both ends of the veth pair. TAPs that VMMs still
 /// hold lose their link. No error if there is none.
 pub fn remove(network: &Network) -> Result<(), Error> {
-    unimplemented!("{network:?}")
+    let host = Handle::open()?;
+    if host.observe()?.link(&network.host_link()).is_some() {
+        // The namespace's end is not waited for, so the pair goes first.
+        host.apply(&[Step::Delete {
+            link: network.host_link(),
+        }])?;
+    }
+    if let Some(namespace) = namespace::open(&network.name)? {
+        let inner = within(&namespace, Handle::open)?;
+        if inner.observe()?.link(BRIDGE).is_some() {
+            inner.apply(&[Step::Delete {
+                link: BRIDGE.to_owned(),
+            }])?;
+        }
+    }
+    namespace::remove(&network.name)
 }
 
-/// Opens a TAP (IFF_TAP | IFF_NO_PI | IFF_VNET_HDR) as a port of the bridge, up. It goes when the last
-/// descriptor is closed. `EBUSY` while an earlier VMM still holds it. Apply the firewall first: a TAP
-/// that the rules do not name passes nothing.
+/// Opens a TAP (IFF_TAP | IFF_NO_PI | IFF_VNET_HDR, non-blocking) as a port of the bridge, up. It goes
+/// when the last descriptor is closed. `EBUSY` while an earlier VMM still holds it. Apply the firewall
+/// first: a TAP that the rules do not name passes nothing.
 pub fn open_tap(network: &Network, tap: &TapSpec) -> Result<OwnedFd, Error> {
-    unimplemented!("{network:?} {tap:?}")
+    let operation = || format!("open TAP {} in namespace {}", tap.name, network.name);
+    let namespace = existing(network)?;
+    let (fd, handle) = within(&namespace, || {
+        let fd = sys::tap::open(&tap.name).map_err(Error::io(operation()))?;
+        Ok((fd, Handle::open()?))
+    })?;
+    let port = Desired {
+        mtu: Some(tap.mtu),
+        master: Some(BRIDGE.to_owned()),
+        ..Desired::up(&tap.name)
+    };
+    handle.apply(&plan(&[port], &handle.observe()?))?;
+    Ok(fd)
 }
 
 /// Port 53 on the gateway's address, for [`dns::forward`].
 pub fn dns_sockets(network: &Network) -> Result<dns::Sockets, Error> {
-    unimplemented!("{network:?}")
+    let address = (network.gateway.address, DNS_PORT);
+    within(existing(network)?, || {
+        let bind = || {
+            let (udp, tcp) = (UdpSocket::bind(address)?, TcpListener::bind(address)?);
+            udp.set_nonblocking(true)?;
+            tcp.set_nonblocking(true)?;
+            Ok(dns::Sockets { udp, tcp })
+        };
+        bind().map_err(Error::io(format!(
+            "listen for DNS in namespace {}",
+            network.name
+        )))
+    })
+}
+
+fn existing(network: &Network) -> Result<OwnedFd, Error> {
+    namespace::open(&network.name)?.ok_or_else(|| Error::Refused {
+        what: "network",
+        value: network.name.clone(),
+        reason: "its namespace does not exist: call ensure first",
+    })
 }

@@ -1,13 +1,18 @@
 //! What may speak to what: the node's policies as rules.
 //!
 //! Owns: the default-deny policies of the node's own namespace and of tenant namespaces.
-//! Refuses: exceptions that are not named in its inputs.
+//! Refuses: exceptions that are not named in its inputs. IPv6 is dropped on the node (but for its own
+//! loopback) and in tenant networks.
 
 use std::net::Ipv4Addr;
 
 use types::{Cidr, Mac};
 
-use super::Ruleset;
+use super::rule::{
+    Chain, ChainKind, EtherType, Family, Hook, Point, Policy, Rule, Ruleset, Table, Test,
+    Transport, Verdict,
+};
+use crate::network::{BRIDGE, WAN};
 
 /// The node's own namespace.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -41,7 +46,7 @@ pub struct Published {
 pub struct Tenant {
     /// `Network::gateway`.
     pub gateway: Cidr,
-    /// The node's own addresses and the prefixes on its uplinks: refused beside all private ranges.
+    /// The node's own addresses and the prefixes on its uplinks: refused beside [`PRIVATE`].
     pub refused: Vec<Cidr>,
     pub guests: Vec<Guest>,
 }
@@ -56,12 +61,324 @@ pub struct Guest {
     pub ports: Vec<u16>,
 }
 
+/// What no guest may speak to through the node (RFC 6890): whatever is somebody's own network, and
+/// whatever is no unicast address on the internet.
+pub const PRIVATE: [(Ipv4Addr, u8); 11] = [
+    (Ipv4Addr::new(0, 0, 0, 0), 8),
+    (Ipv4Addr::new(10, 0, 0, 0), 8),
+    (Ipv4Addr::new(100, 64, 0, 0), 10),
+    (Ipv4Addr::new(127, 0, 0, 0), 8),
+    (Ipv4Addr::new(169, 254, 0, 0), 16),
+    (Ipv4Addr::new(172, 16, 0, 0), 12),
+    (Ipv4Addr::new(192, 0, 0, 0), 24),
+    (Ipv4Addr::new(192, 168, 0, 0), 16),
+    (Ipv4Addr::new(198, 18, 0, 0), 15),
+    (Ipv4Addr::new(224, 0, 0, 0), 4),
+    (Ipv4Addr::new(240, 0, 0, 0), 4),
+];
+
+/// Where filters stand among other users of the hook (NF_IP_PRI_FILTER, NF_BR_PRI_FILTER_BRIDGED).
+const FILTER: i32 = 0;
+const FILTER_BRIDGED: i32 = -200;
+/// NF_IP_PRI_NAT_DST and NF_IP_PRI_NAT_SRC.
+const NAT_DESTINATION: i32 = -100;
+const NAT_SOURCE: i32 = 100;
+/// Echo requests answered a second, and at once: enough for people, too little to load the node.
+const PING: Test = Test::PerSecond {
+    rate: 10,
+    burst: 20,
+};
+const DHCP_SERVER: u16 = 67;
+const DHCP_CLIENT: u16 = 68;
+const DNS: u16 = 53;
+
+fn rule<const N: usize>(tests: [Test; N], verdict: Verdict) -> Rule {
+    Rule {
+        tests: tests.into(),
+        counter: false,
+        verdict,
+    }
+}
+
+fn counted<const N: usize>(tests: [Test; N], verdict: Verdict) -> Rule {
+    Rule {
+        counter: true,
+        ..rule(tests, verdict)
+    }
+}
+
+fn chain(name: impl Into<String>, rules: Vec<Rule>) -> Chain {
+    Chain {
+        name: name.into(),
+        hook: None,
+        rules,
+    }
+}
+
+fn filter(name: &str, point: Point, priority: i32, rules: Vec<Rule>) -> Chain {
+    let hook = Hook {
+        kind: ChainKind::Filter,
+        point,
+        priority,
+        policy: Policy::Drop,
+    };
+    Chain {
+        name: name.to_owned(),
+        hook: Some(hook),
+        rules,
+    }
+}
+
+fn nat(name: &str, point: Point, priority: i32, rules: Vec<Rule>) -> Chain {
+    let hook = Hook {
+        kind: ChainKind::Nat,
+        point,
+        priority,
+        policy: Policy::Accept,
+    };
+    Chain {
+        name: name.to_owned(),
+        hook: Some(hook),
+        rules,
+    }
+}
+
+/// What every filter of connections begins with.
+fn connections() -> [Rule; 2] {
+    [
+        rule([Test::Established], Verdict::Accept),
+        rule([Test::Invalid], Verdict::Drop),
+    ]
+}
+
+fn jump(test: Test, chain: &str) -> Rule {
+    rule([test], Verdict::Jump(chain.to_owned()))
+}
+
+fn host(address: Ipv4Addr) -> Cidr {
+    Cidr::new(address, 32).expect("32 is a prefix length")
+}
+
+fn tcp(port: u16) -> Test {
+    Test::DestinationPort(Transport::Tcp, port)
+}
+
 /// The rules of the node's own namespace.
 pub fn node(policy: &Node) -> Ruleset {
-    unimplemented!("{policy:?}")
+    let Node {
+        uplinks,
+        open_ports,
+        tenants,
+    } = policy;
+    let from = |chain: &str| {
+        uplinks
+            .iter()
+            .map(|u| jump(Test::From(u.clone()), chain))
+            .collect()
+    };
+    let to = |chain: &str| {
+        uplinks
+            .iter()
+            .map(|u| jump(Test::To(u.clone()), chain))
+            .collect()
+    };
+    let (from, to): (&dyn Fn(&str) -> Vec<Rule>, &dyn Fn(&str) -> Vec<Rule>) = (&from, &to);
+    let dhcp = [
+        Test::SourcePort(Transport::Udp, DHCP_SERVER),
+        Test::DestinationPort(Transport::Udp, DHCP_CLIENT),
+    ];
+    let mut uplink = vec![
+        rule([Test::Ping, PING], Verdict::Accept),
+        rule(dhcp, Verdict::Accept),
+    ];
+    uplink.extend(
+        open_ports
+            .iter()
+            .map(|port| rule([tcp(*port)], Verdict::Accept)),
+    );
+    let mut input = Vec::from(connections());
+    input.push(rule([Test::From("lo".to_owned())], Verdict::Accept));
+    input.extend(from("uplink"));
+    input.push(counted([], Verdict::Drop));
+
+    let source = |t: &NodeTenant| Test::Source(t.subnet.network());
+    let outward = tenants
+        .iter()
+        .map(|t| rule([Test::From(t.link.clone()), source(t)], Verdict::Accept));
+    let inward = |t: &NodeTenant, p: &Published| {
+        let tests = [
+            Test::To(t.link.clone()),
+            Test::Destination(host(p.address)),
+            tcp(p.port),
+        ];
+        rule(tests, Verdict::Accept)
+    };
+    let all = || {
+        tenants
+            .iter()
+            .flat_map(|t| t.published.iter().map(move |p| (t, p)))
+    };
+    let mut forward = Vec::from(connections());
+    forward.extend(to("outward"));
+    forward.extend(from("inward"));
+    forward.push(counted([], Verdict::Drop));
+
+    let publish = |p: &Published| {
+        rule(
+            [Test::Ipv4, tcp(p.node_port)],
+            Verdict::DestinationNat(p.address, p.port),
+        )
+    };
+    let chains = vec![
+        chain("uplink", uplink),
+        chain("outward", outward.collect()),
+        chain("inward", all().map(|(t, p)| inward(t, p)).collect()),
+        chain("published", all().map(|(_, p)| publish(p)).collect()),
+        chain(
+            "translated",
+            tenants
+                .iter()
+                .map(|t| rule([source(t)], Verdict::Masquerade))
+                .collect(),
+        ),
+        filter("input", Point::Input, FILTER, input),
+        filter("forward", Point::Forward, FILTER, forward),
+        nat(
+            "prerouting",
+            Point::Prerouting,
+            NAT_DESTINATION,
+            from("published"),
+        ),
+        nat(
+            "postrouting",
+            Point::Postrouting,
+            NAT_SOURCE,
+            to("translated"),
+        ),
+    ];
+    Ruleset {
+        tables: vec![Table {
+            family: Family::Inet,
+            chains,
+        }],
+    }
 }
 
 /// The rules of one tenant's namespace, bridge family included.
 pub fn tenant(policy: &Tenant) -> Ruleset {
-    unimplemented!("{policy:?}")
+    let inet = Table {
+        family: Family::Inet,
+        chains: vec![
+            filter("input", Point::Input, FILTER, to_gateway(policy)),
+            filter("forward", Point::Forward, FILTER, through_gateway(policy)),
+        ],
+    };
+    let name = |guest: &Guest| format!("from-{}", guest.tap);
+    let mut chains: Vec<Chain> = policy
+        .guests
+        .iter()
+        .map(|guest| chain(name(guest), from_guest(guest)))
+        .collect();
+    let mut frames: Vec<Rule> = policy
+        .guests
+        .iter()
+        .map(|guest| jump(Test::From(guest.tap.clone()), &name(guest)))
+        .collect();
+    frames.push(counted([], Verdict::Drop));
+    chains.push(filter(
+        "prerouting",
+        Point::Prerouting,
+        FILTER_BRIDGED,
+        frames,
+    ));
+    Ruleset {
+        tables: vec![
+            inet,
+            Table {
+                family: Family::Bridge,
+                chains,
+            },
+        ],
+    }
 }
+
+/// Guests reach the gateway's DNS forwarder and may ping it.
+fn to_gateway(policy: &Tenant) -> Vec<Rule> {
+    let from = || Test::From(BRIDGE.to_owned());
+    let gateway = || Test::Destination(host(policy.gateway.address));
+    let mut rules = Vec::from(connections());
+    rules.extend([
+        rule([Test::From("lo".to_owned())], Verdict::Accept),
+        rule(
+            [
+                from(),
+                gateway(),
+                Test::DestinationPort(Transport::Udp, DNS),
+            ],
+            Verdict::Accept,
+        ),
+        rule([from(), gateway(), tcp(DNS)], Verdict::Accept),
+        rule([from(), gateway(), Test::Ping, PING], Verdict::Accept),
+        counted([], Verdict::Drop),
+    ]);
+    rules
+}
+
+/// Guests reach the internet and each other; published ports reach guests.
+fn through_gateway(policy: &Tenant) -> Vec<Rule> {
+    let (inside, outside) = (BRIDGE.to_owned(), WAN.to_owned());
+    let subnet = policy.gateway.network();
+    let (from, to) = (Test::From(inside.clone()), Test::To(inside.clone()));
+    let among = [
+        from.clone(),
+        to,
+        Test::Source(subnet),
+        Test::Destination(subnet),
+    ];
+    let mut rules = Vec::from(connections());
+    rules.push(rule(among, Verdict::Accept));
+    let private = PRIVATE
+        .iter()
+        .filter_map(|(address, prefix)| Cidr::new(*address, *prefix));
+    for prefix in private.chain(policy.refused.iter().map(Cidr::network)) {
+        rules.push(counted(
+            [from.clone(), Test::Destination(prefix)],
+            Verdict::Reject,
+        ));
+    }
+    let outward = [from, Test::To(outside.clone()), Test::Source(subnet)];
+    rules.push(rule(outward, Verdict::Accept));
+    for guest in &policy.guests {
+        let inward = |port: &u16| {
+            let (from, to) = (Test::From(outside.clone()), Test::To(inside.clone()));
+            rule(
+                [from, to, Test::Destination(host(guest.address)), tcp(*port)],
+                Verdict::Accept,
+            )
+        };
+        rules.extend(guest.ports.iter().map(inward));
+    }
+    rules.push(counted([], Verdict::Drop));
+    rules
+}
+
+/// A guest speaks as itself only: its MAC, its address, ARP and IPv4, and is no DHCP server.
+fn from_guest(guest: &Guest) -> Vec<Rule> {
+    let ip = || Test::EtherType(EtherType::Ipv4);
+    let arp = [
+        Test::EtherType(EtherType::Arp),
+        Test::ArpSender(guest.mac, guest.address),
+    ];
+    let dhcp = Test::SourcePort(Transport::Udp, DHCP_SERVER);
+    vec![
+        counted([Test::EtherSourceIsNot(guest.mac)], Verdict::Drop),
+        rule(arp, Verdict::Accept),
+        counted([Test::SourceIsNot(guest.address)], Verdict::Drop),
+        counted([ip(), dhcp], Verdict::Drop),
+        rule([ip()], Verdict::Accept),
+        counted([], Verdict::Drop),
+    ]
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,135 @@
 //! Rules as data.
 //!
-//! Owns: the shape of tables, chains and rules. Refuses: nothing yet encoded.
+//! Owns: the shape of tables, chains and rules; what each test and verdict means.
+//! Refuses: anything the policies do not use. There are no sets and no expressions to combine freely.
 
+use std::net::Ipv4Addr;
+
+use types::{Cidr, Mac};
+
+/// All our rules in one namespace: they replace what was there in one transaction.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Ruleset {}
+pub struct Ruleset {
+    pub tables: Vec<Table>,
+}
+
+/// A table; it is named `sifr` in every family.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Table {
+    pub family: Family,
+    /// A chain stands before those that jump to it.
+    pub chains: Vec<Chain>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Family {
+    /// IPv4 and IPv6.
+    Inet,
+    /// Frames between ports of a bridge.
+    Bridge,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Chain {
+    pub name: String,
+    /// `None`: reached by jumps only.
+    pub hook: Option<Hook>,
+    pub rules: Vec<Rule>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hook {
+    pub kind: ChainKind,
+    pub point: Point,
+    pub priority: i32,
+    /// What happens to a packet that no rule decides.
+    pub policy: Policy,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ChainKind {
+    Filter,
+    Nat,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Point {
+    Prerouting,
+    Input,
+    Forward,
+    Postrouting,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Policy {
+    Accept,
+    Drop,
+}
+
+/// If all tests hold, in order: count if asked, then the verdict.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rule {
+    pub tests: Vec<Test>,
+    pub counter: bool,
+    pub verdict: Verdict,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Test {
+    /// Name of the link that it came in by.
+    From(String),
+    /// Name of the link that it will leave by.
+    To(String),
+    /// Connection is established or related.
+    Established,
+    /// Belongs to no connection and cannot begin one.
+    Invalid,
+    Ipv4,
+    /// IPv4 source within a prefix.
+    Source(Cidr),
+    /// IPv4 source is not this address.
+    SourceIsNot(Ipv4Addr),
+    /// IPv4 destination within a prefix.
+    Destination(Cidr),
+    SourcePort(Transport, u16),
+    DestinationPort(Transport, u16),
+    /// ICMP echo request.
+    Ping,
+    /// At most this many a second, and as many more at once.
+    PerSecond {
+        rate: u64,
+        burst: u32,
+    },
+    /// The frame's EtherType, a VLAN tag included.
+    EtherType(EtherType),
+    /// The frame's source is not this address.
+    EtherSourceIsNot(Mac),
+    /// ARP for IPv4 over Ethernet, its sender being exactly this.
+    ArpSender(Mac, Ipv4Addr),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Transport {
+    Tcp,
+    Udp,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EtherType {
+    Ipv4,
+    Arp,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    Accept,
+    Drop,
+    /// Drop, and tell the sender that it is prohibited.
+    Reject,
+    /// Go on in a chain without a hook, and come back at its end.
+    Jump(String),
+    /// Rewrite the destination.
+    DestinationNat(Ipv4Addr, u16),
+    /// Rewrite the source to the address of the link it leaves by.
+    Masquerade,
+}

@@ -4,6 +4,7 @@
 //! Refuses: IPv6 (the node and its tenants use IPv4 only) and links that nobody described, which it
 //! leaves alone.
 
+mod message;
 mod observe;
 mod plan;
 

@@ -1,0 +1,140 @@
+//! The policies against an independent reader: `nft` lists what the kernel took from us, and it must be
+//! what `nft` makes of the same policy written by hand. Needs root and Debian's `nftables`.
+
+use std::io::Write;
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
+
+use super::*;
+use crate::{firewall, namespace};
+
+/// `nft` in a namespace; its output.
+fn nft(namespace: &str, arguments: &[&str], input: &str) -> String {
+    let mut command = Command::new("ip");
+    command
+        .args(["netns", "exec", namespace, "nft"])
+        .args(arguments);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = command.spawn().expect("ip from Debian's iproute2");
+    child
+        .stdin
+        .take()
+        .expect("a pipe")
+        .write_all(input.as_bytes())
+        .expect("written");
+    let output = child.wait_with_output().expect("an exit status");
+    assert!(
+        output.status.success(),
+        "nft {arguments:?} failed: install Debian's nftables, be root"
+    );
+    String::from_utf8(output.stdout).expect("text")
+}
+
+/// What the kernel holds, without its numbering and its counts.
+fn listing(namespace: &str) -> Vec<Value> {
+    let mut value: Value =
+        serde_json::from_str(&nft(namespace, &["-j", "list", "ruleset"], "")).expect("JSON");
+    let list = value["nftables"].as_array_mut().expect("a list");
+    list.remove(0);
+    let mut list = std::mem::take(list);
+    for object in &mut list {
+        for (_, fields) in object.as_object_mut().expect("an object") {
+            fields.as_object_mut().expect("fields").remove("handle");
+        }
+    }
+    list
+}
+
+fn compare(name: &str, ruleset: &Ruleset, by_hand: &str) {
+    let theirs = format!("{name}-by-hand");
+    for namespace in [name, &theirs] {
+        namespace::remove(namespace).expect("removed");
+        namespace::ensure(namespace).expect("a namespace; it needs root");
+    }
+    // Twice: the second replaces the first.
+    firewall::apply_in(name, ruleset).expect("applied");
+    firewall::apply_in(name, ruleset).expect("applied again");
+    nft(&theirs, &["-f", "-"], by_hand);
+    let (ours, expected) = (listing(name), listing(&theirs));
+    for (ours, expected) in ours.iter().zip(&expected) {
+        assert_eq!(ours, expected);
+    }
+    assert_eq!(ours.len(), expected.len());
+    for namespace in [name, &theirs] {
+        namespace::remove(namespace).expect("removed");
+    }
+}
+
+fn cidr(text: &str) -> Cidr {
+    text.parse().expect("a prefix")
+}
+
+#[test]
+fn the_nodes_rules_are_what_nft_makes_of_the_same_policy() {
+    let policy = Node {
+        uplinks: vec!["eth0".to_owned(), "enp3s0".to_owned()],
+        open_ports: vec![7443],
+        tenants: vec![NodeTenant {
+            link: "tenant3".to_owned(),
+            subnet: cidr("10.128.3.1/24"),
+            published: vec![Published {
+                node_port: 8080,
+                address: [10, 128, 3, 2].into(),
+                port: 80,
+            }],
+        }],
+    };
+    compare(
+        "sifr-test-nft-node",
+        &node(&policy),
+        include_str!("node.nft"),
+    );
+}
+
+#[test]
+fn a_tenants_rules_are_what_nft_makes_of_the_same_policy() {
+    let policy = Tenant {
+        gateway: cidr("10.128.3.1/24"),
+        refused: vec![cidr("198.51.100.7/32"), cidr("198.51.96.0/20")],
+        guests: vec![
+            Guest {
+                tap: "tap2".to_owned(),
+                mac: "02:00:0a:80:03:02".parse().expect("a MAC"),
+                address: [10, 128, 3, 2].into(),
+                ports: vec![80, 443],
+            },
+            Guest {
+                tap: "tap3".to_owned(),
+                mac: "02:00:0a:80:03:03".parse().expect("a MAC"),
+                address: [10, 128, 3, 3].into(),
+                ports: vec![],
+            },
+        ],
+    };
+    compare(
+        "sifr-test-nft-tenant",
+        &tenant(&policy),
+        include_str!("tenant.nft"),
+    );
+}
+
+#[test]
+fn a_refused_rule_is_named_and_leaves_the_old_rules() {
+    let name = "sifr-test-nft-refused";
+    namespace::remove(name).expect("removed");
+    namespace::ensure(name).expect("a namespace; it needs root");
+    let mut ruleset = node(&Node::default());
+    firewall::apply_in(name, &ruleset).expect("applied");
+    let before = listing(name);
+    ruleset.tables[0].chains[5]
+        .rules
+        .push(jump(Test::Ipv4, "nowhere"));
+    let error = firewall::apply_in(name, &ruleset).expect_err("there is no such chain");
+    assert!(
+        error.to_string().contains("chain input of table Inet"),
+        "{error}"
+    );
+    assert_eq!(listing(name), before);
+    namespace::remove(name).expect("removed");
+}
