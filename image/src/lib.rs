@@ -14,9 +14,12 @@ pub mod lock;
 pub mod paths;
 pub mod programs;
 pub mod qemu;
+pub mod repro;
 pub mod setup;
+pub mod suite;
 pub mod xfsprogs;
 
+mod apt;
 mod command;
 mod digest;
 mod licences;

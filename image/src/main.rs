@@ -7,7 +7,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand, ValueEnum};
 use image::kernel::{self, Kind};
 use image::paths::Paths;
-use image::{assemble, inspect, setup, xfsprogs};
+use image::{assemble, inspect, repro, setup, suite, xfsprogs};
 use types::PublicKey;
 
 #[derive(Debug, Parser)]
@@ -33,6 +33,10 @@ enum Command {
         #[arg(long, env = "SIFR_OWNER")]
         owner: Option<PublicKey>,
     },
+    /// Run every test, up to those on the booted image
+    Test,
+    /// Build the commit twice and compare the images byte for byte
+    Repro,
     /// Check a built image for anything that must not be in it
     Inspect,
     /// Build one kernel, or take it from the cache, and print where it is
@@ -52,6 +56,8 @@ fn main() -> Result<()> {
         Command::Build { owner } => {
             assemble::build(&paths, owner)?;
         }
+        Command::Test => suite::test(&paths)?,
+        Command::Repro => repro::repro(&paths)?,
         Command::Inspect => {
             let findings = inspect::image(&paths.dist)?;
             findings.iter().for_each(|finding| println!("{finding}"));

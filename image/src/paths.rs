@@ -80,6 +80,23 @@ pub(crate) fn write(path: &Path, bytes: impl AsRef<[u8]>) -> Result<()> {
     fs::write(path, bytes).with_context(|| format!("write {}", path.display()))
 }
 
+/// What is in a directory, sorted; nothing where it does not exist.
+pub(crate) fn entries(directory: &Path) -> Result<Vec<PathBuf>> {
+    let Ok(entries) = fs::read_dir(directory) else {
+        return Ok(Vec::new());
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        found.push(
+            entry
+                .with_context(|| format!("list {}", directory.display()))?
+                .path(),
+        );
+    }
+    found.sort();
+    Ok(found)
+}
+
 /// Makes `directory` appear whole or not at all: `fill` works on a neighbour that is renamed last.
 /// What another process finished in the meantime stays.
 pub(crate) fn appear(directory: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {

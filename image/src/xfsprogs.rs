@@ -12,7 +12,7 @@ use anyhow::{Context, Result, ensure};
 use crate::lock::{self, Source};
 use crate::paths::{self, Paths};
 use crate::progress::Progress;
-use crate::{command, digest, elf};
+use crate::{apt, command, digest, elf};
 
 const PACKAGE: &str = "xfsprogs";
 /// Part of the cache key: count up when the steps below change what comes out.
@@ -62,29 +62,13 @@ pub fn xfsprogs(paths: &Paths) -> Result<Xfsprogs> {
     })
 }
 
-fn entries(directory: &Path) -> Result<Vec<PathBuf>> {
-    let Ok(entries) = fs::read_dir(directory) else {
-        return Ok(Vec::new());
-    };
-    let mut found = Vec::new();
-    for entry in entries {
-        found.push(
-            entry
-                .with_context(|| format!("list {}", directory.display()))?
-                .path(),
-        );
-    }
-    found.sort();
-    Ok(found)
-}
-
 fn description(home: &Path) -> Result<Option<PathBuf>> {
     let dsc = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "dsc");
-    Ok(entries(home)?.into_iter().find(dsc))
+    Ok(paths::entries(home)?.into_iter().find(dsc))
 }
 
 fn tree(home: &Path) -> Result<PathBuf> {
-    let tree = entries(home)?
+    let tree = paths::entries(home)?
         .into_iter()
         .find(|path| path.join("configure").is_file());
     tree.context("the source of xfsprogs has no configure script")
@@ -100,11 +84,7 @@ fn version(dsc: &str) -> Option<String> {
 /// Downloads and unpacks the source. apt checks the signatures; lists and configuration are kept in
 /// a directory of our own, so that the machine's stay as they are.
 fn fetch(home: &Path) -> Result<()> {
-    let sources = sources()?;
-    ensure!(
-        !sources.is_empty(),
-        "no Debian archive in /etc/apt/sources.list*: add one, then run this again"
-    );
+    let sources = apt::sources("deb-src")?;
     paths::appear(home, |draft| {
         let apt = draft.join("apt");
         for directory in ["lists/partial", "parts"] {
@@ -130,74 +110,6 @@ fn fetch(home: &Path) -> Result<()> {
         run(&["source", PACKAGE]).context("download the source of xfsprogs")?;
         fs::remove_dir_all(&apt).context("remove apt's lists")
     })
-}
-
-/// Source entries for each Debian archive this machine uses, in deb822 form.
-fn sources() -> Result<String> {
-    let mut files = vec![PathBuf::from("/etc/apt/sources.list")];
-    files.extend(entries(Path::new("/etc/apt/sources.list.d"))?);
-    let mut out = String::new();
-    for file in files.iter().filter(|file| file.is_file()) {
-        let text = paths::text(file)?;
-        let stanzas = match file.extension().and_then(|extension| extension.to_str()) {
-            Some("sources") => from_deb822(&text),
-            Some("list") => from_lines(&text),
-            _ => continue,
-        };
-        out.push_str(&stanzas);
-    }
-    Ok(out)
-}
-
-/// An archive of Debian itself, on whichever mirror: its path ends in "debian".
-fn is_debian(uri: &str) -> bool {
-    uri.trim_end_matches('/').ends_with("/debian")
-}
-
-fn from_deb822(text: &str) -> String {
-    let lines: Vec<_> = text.lines().filter(|line| !line.starts_with('#')).collect();
-    lines
-        .split(|line| line.trim().is_empty())
-        .filter(|stanza| {
-            let uris = stanza.iter().find_map(|line| line.strip_prefix("URIs:"));
-            uris.is_some_and(|uris| uris.split_whitespace().all(is_debian))
-                && !stanza.iter().any(|line| line.trim() == "Enabled: no")
-        })
-        .map(|stanza| {
-            let rest = stanza.iter().filter(|line| {
-                !["Types:", "Architectures:"]
-                    .iter()
-                    .any(|field| line.starts_with(field))
-            });
-            let rest: String = rest.map(|line| format!("{line}\n")).collect();
-            format!("Types: deb-src\n{rest}\n")
-        })
-        .collect()
-}
-
-fn from_lines(text: &str) -> String {
-    text.lines()
-        .filter_map(|line| {
-            let rest = line.strip_prefix("deb ")?.trim();
-            let (options, rest) = match rest.strip_prefix('[') {
-                Some(rest) => rest.split_once(']')?,
-                None => ("", rest),
-            };
-            let mut words = rest.split_whitespace();
-            let (uri, suite) = (words.next()?, words.next()?);
-            let components: Vec<_> = words.take_while(|word| !word.starts_with('#')).collect();
-            let signed = options
-                .split_whitespace()
-                .find_map(|option| option.strip_prefix("signed-by="))
-                .map_or(String::new(), |key| format!("Signed-By: {key}\n"));
-            is_debian(uri).then(|| {
-                format!(
-                    "Types: deb-src\nURIs: {uri}\nSuites: {suite}\nComponents: {}\n{signed}\n",
-                    components.join(" ")
-                )
-            })
-        })
-        .collect()
 }
 
 fn build(tree: &Path) -> Result<()> {
@@ -244,30 +156,6 @@ fn keep(tree: &Path, draft: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn source_entries_follow_the_machines_own_mirror() {
-        let text = "Types: deb\n# a comment\nURIs: http://mirror.example/debian\nSuites: a a-updates\n\
-                    Components: main\nSigned-By: /k.gpg\n\nTypes: deb\n\
-                    URIs: https://other.example/node\nSuites: x\nComponents: main\n";
-        assert_eq!(
-            from_deb822(text),
-            "Types: deb-src\nURIs: http://mirror.example/debian\nSuites: a a-updates\n\
-             Components: main\nSigned-By: /k.gpg\n\n"
-        );
-    }
-
-    #[test]
-    fn one_line_entries_are_understood_too() {
-        let text = "# deb http://m.example/debian x main\n\
-                    deb [arch=amd64 signed-by=/k.gpg] http://m.example/debian/ stable main contrib # c\n\
-                    deb http://m.example/else stable main\n";
-        assert_eq!(
-            from_lines(text),
-            "Types: deb-src\nURIs: http://m.example/debian/\nSuites: stable\n\
-             Components: main contrib\nSigned-By: /k.gpg\n\n"
-        );
-    }
 
     #[test]
     fn the_version_is_the_signed_one() {

@@ -1,0 +1,35 @@
+# Everything a person types. The work is done by `sifr-image`, in image/.
+# Variables: SIFR_OWNER=ed25519:<hex> builds the owner's key into the image; SIFR_CACHE moves the cache.
+IMAGE := cargo run --quiet --package image --bin sifr-image --
+ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
+
+.PHONY: help setup image run stop test bench repro clean
+
+help:      ## this list
+	@sed -n 's/^\([a-z]*\): .*## /make \1 - /p; s/^\([a-z]*\):  *## /make \1 - /p' Makefile
+
+setup:     ## install what this machine lacks
+	@command -v cargo >/dev/null || { echo "install Rust with rustup first" >&2; exit 1; }
+	@command -v cc >/dev/null || { $(ROOT) apt-get -qq update && $(ROOT) apt-get -qq -y install build-essential; }
+	@$(IMAGE) setup
+
+image: setup ## build dist/: kernel, initramfs, iPXE script, manifest
+	@$(IMAGE) build
+
+run: setup ## boot a node in QEMU and run a web server on it
+	@$(IMAGE) demo
+
+stop:      ## stop the node that `make run` left running
+	@$(IMAGE) stop
+
+test: setup ## every test, up to those on the booted image
+	@$(IMAGE) test
+
+bench: image ## measure the image against its targets
+	@cargo run --quiet --package qemu-tests --bin bench
+
+repro:     ## build twice in different places and compare
+	@$(IMAGE) repro
+
+clean:     ## remove what was built here; kernels stay in the cache
+	rm -rf dist run target
