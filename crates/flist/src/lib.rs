@@ -6,7 +6,17 @@
 //! map says that does not add up.
 #![forbid(unsafe_code)]
 
+mod archive;
+pub mod chunk;
+mod content;
+pub mod erofs;
+pub mod format;
 pub mod map;
+pub mod materialise;
+pub mod pack;
+mod scan;
+pub mod store;
+pub mod tree;
 pub mod wire;
 
 /// Block of the disk and of every chunk: EROFS block size, and the page of every machine we run on.

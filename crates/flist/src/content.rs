@@ -1,0 +1,133 @@
+//! The content of files while they are packed.
+//!
+//! Owns: reading a range of a file, from a directory or out of an archive, and knowing holes.
+//! Refuses: files that are not as they were when the tree was read.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::unistd::{Whence, lseek};
+
+use crate::tree::{Data, Kind, NodeId, Segment, Tree};
+
+pub(crate) struct Reader<'a> {
+    tree: &'a Tree,
+    archives: Vec<&'a File>,
+    /// The file read last: chunks ask for one file many times in a row.
+    open: Option<Open>,
+}
+
+struct Open {
+    node: NodeId,
+    file: File,
+    sparse: bool,
+}
+
+impl<'a> Reader<'a> {
+    pub(crate) fn new(tree: &'a Tree, archives: Vec<&'a File>) -> Self {
+        Self {
+            tree,
+            archives,
+            open: None,
+        }
+    }
+
+    /// Whether a range is known to be zeros without reading it. When in doubt, no.
+    pub(crate) fn is_hole(&mut self, node: NodeId, at: u64, bytes: u64) -> bool {
+        match &self.tree.node(node).kind {
+            Kind::File {
+                data: Data::Archive { segments, .. },
+                ..
+            } => overlapping(segments, at, bytes).next().is_none(),
+            Kind::File {
+                data: Data::Path(_),
+                ..
+            } => match self.opened(node) {
+                Ok(open) if open.sparse => {
+                    next_data(&open.file, at).is_some_and(|d| d >= at + bytes)
+                }
+                _ => false,
+            },
+            _ => false,
+        }
+    }
+
+    /// Fills `into` from offset `at`. A file that became shorter or longer is `UnexpectedEof`.
+    pub(crate) fn read(&mut self, node: NodeId, at: u64, into: &mut [u8]) -> io::Result<()> {
+        match &self.tree.node(node).kind {
+            Kind::File {
+                data: Data::Archive { archive, segments },
+                ..
+            } => {
+                let (file, end) = (self.archives[*archive], at + into.len() as u64);
+                for s in overlapping(segments, at, into.len() as u64) {
+                    let (from, to) = (s.at.max(at), (s.at + s.bytes).min(end));
+                    let range = index(from - at)..index(to - at);
+                    file.read_exact_at(&mut into[range], s.offset + (from - s.at))?;
+                }
+                Ok(())
+            }
+            Kind::File {
+                data: Data::Path(_),
+                ..
+            } => self.opened(node)?.file.read_exact_at(into, at),
+            _ => Err(io::ErrorKind::IsADirectory.into()),
+        }
+    }
+
+    fn opened(&mut self, node: NodeId) -> io::Result<&Open> {
+        let open = match self.open.take() {
+            Some(open) if open.node == node => open,
+            _ => self.open_path(node)?,
+        };
+        Ok(self.open.insert(open))
+    }
+
+    fn open_path(&self, node: NodeId) -> io::Result<Open> {
+        let Kind::File {
+            size,
+            data: Data::Path(path),
+        } = &self.tree.node(node).kind
+        else {
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
+        let flags = (OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits();
+        let file = OpenOptions::new()
+            .read(true)
+            .custom_flags(flags)
+            .open(path)?;
+        let now = file.metadata()?;
+        if !now.is_file() || now.len() != *size {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        Ok(Open {
+            node,
+            file,
+            sparse: now.blocks() * 512 < *size,
+        })
+    }
+}
+
+fn index(offset: u64) -> usize {
+    usize::try_from(offset).expect("inside a buffer")
+}
+
+fn overlapping(segments: &[Segment], at: u64, bytes: u64) -> impl Iterator<Item = &Segment> {
+    let first = segments.partition_point(|s| s.at + s.bytes <= at);
+    segments[first..]
+        .iter()
+        .take_while(move |s| s.at < at + bytes)
+}
+
+/// Where data begins at or after `at`; beyond every offset when only a hole is left. `None`: unknown.
+fn next_data(file: &File, at: u64) -> Option<u64> {
+    let offset = i64::try_from(at).ok()?;
+    match lseek(file, offset, Whence::SeekData) {
+        Ok(data) => u64::try_from(data).ok(),
+        Err(Errno::ENXIO) => Some(u64::MAX),
+        Err(_) => None,
+    }
+}

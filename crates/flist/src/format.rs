@@ -1,0 +1,439 @@
+//! The `.flist` file.
+//!
+//! Owns: its layout, encoding, and a reader that checks whatever it is given.
+//! Refuses: knowing EROFS. The metadata area is bytes that the guest's kernel parses, never the host's.
+//!
+//! Layout, little-endian: 64 bytes of header {magic `SIFRFLS1`, version u32, flags u32 (0), disk bytes
+//! u64, metadata bytes u64, stored metadata bytes u64, configuration bytes u32, chunk count u32, zeros},
+//! then the image configuration as JSON, the metadata area as one zstd frame, and 80 bytes per chunk
+//! {start block u32, blocks u32, stored bytes u32, encoding u32, BLAKE3 of the plain bytes, BLAKE3 of
+//! the stored bytes}. The digest of an flist is the BLAKE3 of the whole file.
+
+use std::io::{self, Read, Seek, SeekFrom, Write};
+
+use types::Digest;
+use types::flist::ImageConfig;
+
+use crate::chunk::{Chunk, Encoding};
+use crate::map::{Extent, MapError, Table};
+use crate::{BLOCK, CHUNKS_MAX};
+
+pub const MAGIC: [u8; 8] = *b"SIFRFLS1";
+pub const VERSION: u32 = 1;
+pub const HEADER_BYTES: usize = 64;
+pub const ENTRY_BYTES: usize = 80;
+/// Longest image configuration, as JSON: an environment of 64 KiB is beyond what anybody writes, and a
+/// packet between daemon and node has to carry it.
+pub const CONFIG_BYTES_MAX: usize = 64 << 10;
+/// Largest metadata area: some two million files.
+pub const METADATA_BYTES_MAX: u64 = 256 << 20;
+/// Longest `.flist` file: a node takes it from the network before it knows what it says.
+pub const FLIST_BYTES_MAX: u64 = 64 << 20;
+/// zstd level of the metadata area; part of the format, since the digest depends on it.
+const METADATA_LEVEL: i32 = 9;
+/// log2 of the zstd window of the metadata area: what a reader has to hold in memory.
+const METADATA_WINDOW_LOG: u32 = 21;
+
+#[derive(Debug, thiserror::Error)]
+pub enum FormatError {
+    #[error("flist cannot be read")]
+    Read(#[source] io::Error),
+    #[error("this is no flist: it does not begin with SIFRFLS1")]
+    Magic,
+    #[error(
+        "flist has version {version} and flags {flags:#x}: this program knows version 1 without flags"
+    )]
+    Version { version: u32, flags: u32 },
+    #[error("flist of {actual} bytes should have {expected}: it was cut or something was added")]
+    Length { actual: u64, expected: u64 },
+    #[error("flist says its {what} has {bytes} bytes, which is more than is allowed")]
+    Large { what: &'static str, bytes: u64 },
+    #[error("flist has reserved bytes that are not zero")]
+    Reserved,
+    #[error("flist's image configuration is not valid")]
+    Config(#[source] serde_json::Error),
+    #[error("flist's chunk table does not add up")]
+    Table(#[source] MapError),
+    #[error("flist's chunk {0} has an unknown encoding or an impossible length")]
+    Chunk(usize),
+    #[error("flist's metadata area cannot be unpacked")]
+    Metadata(#[source] io::Error),
+    #[error("flist's metadata area is not the {0} bytes its header says")]
+    MetadataLength(u64),
+}
+
+/// A checked flist without its metadata area, which stays in the file: see [`Flist::copy_metadata`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct Flist {
+    config: ImageConfig,
+    table: Table,
+    chunks: Vec<Chunk>,
+    metadata_bytes: u64,
+    metadata_at: u64,
+    metadata_stored: u64,
+}
+
+impl Flist {
+    /// Reads and checks everything but the metadata area's content. The digest is the caller's: see
+    /// [`digest_of`].
+    pub fn read<F: Read + Seek>(file: &mut F) -> Result<Self, FormatError> {
+        let actual = file.seek(SeekFrom::End(0)).map_err(FormatError::Read)?;
+        file.rewind().map_err(FormatError::Read)?;
+        let mut header = [0; HEADER_BYTES];
+        file.read_exact(&mut header).map_err(|e| match e.kind() {
+            io::ErrorKind::UnexpectedEof => FormatError::Magic,
+            _ => FormatError::Read(e),
+        })?;
+        let header = Header::decode(&header)?;
+        if actual != header.file_bytes() {
+            return Err(FormatError::Length {
+                actual,
+                expected: header.file_bytes(),
+            });
+        }
+        let mut config = vec![0; header.config_bytes as usize];
+        file.read_exact(&mut config).map_err(FormatError::Read)?;
+        let config = serde_json::from_slice(&config).map_err(FormatError::Config)?;
+        file.seek(SeekFrom::Start(header.table_at()))
+            .map_err(FormatError::Read)?;
+        let mut table = vec![0; header.chunk_count as usize * ENTRY_BYTES];
+        file.read_exact(&mut table).map_err(FormatError::Read)?;
+        let (entries, _) = table.as_chunks::<ENTRY_BYTES>();
+        let chunk = |(index, entry)| decode_chunk(entry).ok_or(FormatError::Chunk(index));
+        let chunks = entries
+            .iter()
+            .enumerate()
+            .map(chunk)
+            .collect::<Result<Vec<_>, _>>()?;
+        let extents = chunks.iter().map(|c| c.extent).collect();
+        let table = Table::new(header.disk_bytes, extents).map_err(FormatError::Table)?;
+        if chunks
+            .first()
+            .is_some_and(|c| c.extent.start() < header.metadata_bytes)
+        {
+            return Err(FormatError::Chunk(0));
+        }
+        Ok(Self {
+            config,
+            table,
+            chunks,
+            metadata_bytes: header.metadata_bytes,
+            metadata_at: header.metadata_at(),
+            metadata_stored: header.metadata_stored,
+        })
+    }
+
+    pub fn config(&self) -> &ImageConfig {
+        &self.config
+    }
+
+    pub fn chunks(&self) -> &[Chunk] {
+        &self.chunks
+    }
+
+    pub fn table(&self) -> &Table {
+        &self.table
+    }
+
+    pub fn disk_bytes(&self) -> u64 {
+        self.table.disk_bytes()
+    }
+
+    pub fn metadata_bytes(&self) -> u64 {
+        self.metadata_bytes
+    }
+
+    /// Writes the metadata area, the first [`Flist::metadata_bytes`] of the disk. Memory and output are
+    /// bounded whatever the file says.
+    pub fn copy_metadata<F: Read + Seek, W: Write>(
+        &self,
+        file: &mut F,
+        out: &mut W,
+    ) -> Result<(), FormatError> {
+        file.seek(SeekFrom::Start(self.metadata_at))
+            .map_err(FormatError::Read)?;
+        let stored = file.take(self.metadata_stored);
+        let mut decoder = zstd::stream::read::Decoder::new(stored)
+            .map_err(FormatError::Metadata)?
+            .single_frame();
+        decoder
+            .window_log_max(METADATA_WINDOW_LOG)
+            .map_err(FormatError::Metadata)?;
+        let limited = &mut decoder.by_ref().take(self.metadata_bytes);
+        let copied = io::copy(limited, out).map_err(FormatError::Metadata)?;
+        let more = decoder.read(&mut [0]).map_err(FormatError::Metadata)?;
+        if copied == self.metadata_bytes && more == 0 {
+            Ok(())
+        } else {
+            Err(FormatError::MetadataLength(self.metadata_bytes))
+        }
+    }
+}
+
+/// The digest of a file: BLAKE3 of all its bytes.
+pub fn digest_of(file: &mut impl Read) -> io::Result<Digest> {
+    let mut hasher = blake3::Hasher::new();
+    io::copy(file, &mut hasher)?;
+    Ok(Digest(hasher.finalize().into()))
+}
+
+/// Builds the file. `metadata` is a whole number of blocks, and lies before every chunk.
+pub(crate) fn encode(
+    config: &ImageConfig,
+    metadata: &[u8],
+    disk_bytes: u64,
+    chunks: &[Chunk],
+) -> Result<Vec<u8>, FormatError> {
+    let config = serde_json::to_vec(config).map_err(FormatError::Config)?;
+    let stored = compress_metadata(metadata).map_err(FormatError::Metadata)?;
+    let large = |what, bytes: usize| FormatError::Large {
+        what,
+        bytes: bytes as u64,
+    };
+    let header = Header {
+        disk_bytes,
+        metadata_bytes: metadata.len() as u64,
+        metadata_stored: stored.len() as u64,
+        config_bytes: u32::try_from(config.len())
+            .map_err(|_| large("configuration", config.len()))?,
+        chunk_count: u32::try_from(chunks.len())
+            .map_err(|_| large("chunk table", chunks.len() * ENTRY_BYTES))?,
+    };
+    header.check()?;
+    let mut out = Vec::with_capacity(HEADER_BYTES + config.len() + stored.len());
+    out.extend_from_slice(&header.encode());
+    out.extend_from_slice(&config);
+    out.extend_from_slice(&stored);
+    for chunk in chunks {
+        out.extend_from_slice(&encode_chunk(chunk));
+    }
+    Ok(out)
+}
+
+fn compress_metadata(metadata: &[u8]) -> io::Result<Vec<u8>> {
+    let mut compressor = zstd::bulk::Compressor::new(METADATA_LEVEL)?;
+    compressor.set_parameter(zstd::zstd_safe::CParameter::WindowLog(METADATA_WINDOW_LOG))?;
+    compressor.compress(metadata)
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Header {
+    disk_bytes: u64,
+    metadata_bytes: u64,
+    metadata_stored: u64,
+    config_bytes: u32,
+    chunk_count: u32,
+}
+
+impl Header {
+    fn encode(&self) -> [u8; HEADER_BYTES] {
+        let mut out = [0; HEADER_BYTES];
+        out[..8].copy_from_slice(&MAGIC);
+        out[8..12].copy_from_slice(&VERSION.to_le_bytes());
+        out[16..24].copy_from_slice(&self.disk_bytes.to_le_bytes());
+        out[24..32].copy_from_slice(&self.metadata_bytes.to_le_bytes());
+        out[32..40].copy_from_slice(&self.metadata_stored.to_le_bytes());
+        out[40..44].copy_from_slice(&self.config_bytes.to_le_bytes());
+        out[44..48].copy_from_slice(&self.chunk_count.to_le_bytes());
+        out
+    }
+
+    fn decode(bytes: &[u8; HEADER_BYTES]) -> Result<Self, FormatError> {
+        let (version, flags) = (u32_at(bytes, 8), u32_at(bytes, 12));
+        if bytes[..8] != MAGIC {
+            return Err(FormatError::Magic);
+        }
+        if version != VERSION || flags != 0 {
+            return Err(FormatError::Version { version, flags });
+        }
+        if bytes[48..].iter().any(|b| *b != 0) {
+            return Err(FormatError::Reserved);
+        }
+        let header = Self {
+            disk_bytes: u64_at(bytes, 16),
+            metadata_bytes: u64_at(bytes, 24),
+            metadata_stored: u64_at(bytes, 32),
+            config_bytes: u32_at(bytes, 40),
+            chunk_count: u32_at(bytes, 44),
+        };
+        header.check()?;
+        Ok(header)
+    }
+
+    /// After this no sum of the lengths overflows.
+    fn check(&self) -> Result<(), FormatError> {
+        let large = |what, bytes| Err(FormatError::Large { what, bytes });
+        if self.metadata_bytes == 0
+            || self.metadata_bytes > METADATA_BYTES_MAX.min(self.disk_bytes)
+            || !self.metadata_bytes.is_multiple_of(BLOCK)
+        {
+            return large("metadata area", self.metadata_bytes);
+        }
+        if u64::from(self.config_bytes) > CONFIG_BYTES_MAX as u64 {
+            return large("configuration", u64::from(self.config_bytes));
+        }
+        if self.chunk_count as usize > CHUNKS_MAX {
+            return large(
+                "chunk table",
+                u64::from(self.chunk_count) * ENTRY_BYTES as u64,
+            );
+        }
+        if self.metadata_stored > FLIST_BYTES_MAX || self.file_bytes() > FLIST_BYTES_MAX {
+            return large("content", self.metadata_stored);
+        }
+        Ok(())
+    }
+
+    fn metadata_at(&self) -> u64 {
+        HEADER_BYTES as u64 + u64::from(self.config_bytes)
+    }
+
+    fn table_at(&self) -> u64 {
+        self.metadata_at() + self.metadata_stored
+    }
+
+    fn file_bytes(&self) -> u64 {
+        self.table_at() + u64::from(self.chunk_count) * ENTRY_BYTES as u64
+    }
+}
+
+fn encode_chunk(chunk: &Chunk) -> [u8; ENTRY_BYTES] {
+    let mut out = [0; ENTRY_BYTES];
+    out[..4].copy_from_slice(&chunk.extent.start_block.to_le_bytes());
+    out[4..8].copy_from_slice(&chunk.extent.blocks.to_le_bytes());
+    out[8..12].copy_from_slice(&chunk.stored_bytes.to_le_bytes());
+    let encoding = match chunk.encoding {
+        Encoding::Plain => 0u32,
+        Encoding::Zstd => 1,
+    };
+    out[12..16].copy_from_slice(&encoding.to_le_bytes());
+    out[16..48].copy_from_slice(&chunk.plain.0);
+    out[48..].copy_from_slice(&chunk.stored.0);
+    out
+}
+
+fn decode_chunk(bytes: &[u8; ENTRY_BYTES]) -> Option<Chunk> {
+    let encoding = match u32_at(bytes, 12) {
+        0 => Encoding::Plain,
+        1 => Encoding::Zstd,
+        _ => return None,
+    };
+    let chunk = Chunk {
+        extent: Extent {
+            start_block: u32_at(bytes, 0),
+            blocks: u32_at(bytes, 4),
+        },
+        stored_bytes: u32_at(bytes, 8),
+        encoding,
+        plain: Digest(bytes[16..48].try_into().expect("32 bytes")),
+        stored: Digest(bytes[48..].try_into().expect("32 bytes")),
+    };
+    let (stored, plain) = (u64::from(chunk.stored_bytes), chunk.extent.bytes());
+    let fits = match encoding {
+        Encoding::Plain => stored == plain,
+        Encoding::Zstd => (1..plain).contains(&stored),
+    };
+    fits.then_some(chunk)
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(bytes[at..at + 4].try_into().expect("4 bytes"))
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    u64::from_le_bytes(bytes[at..at + 8].try_into().expect("8 bytes"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::io::Cursor;
+
+    fn chunk(start_block: u32, blocks: u32) -> Chunk {
+        Chunk {
+            extent: Extent {
+                start_block,
+                blocks,
+            },
+            stored_bytes: blocks * 4096,
+            encoding: Encoding::Plain,
+            plain: Digest([1; 32]),
+            stored: Digest([2; 32]),
+        }
+    }
+
+    fn sample() -> Vec<u8> {
+        let config = ImageConfig {
+            cmd: vec!["/bin/true".to_owned()],
+            ..ImageConfig::default()
+        };
+        let metadata: Vec<u8> = (0..8192u32).map(|i| (i / 700) as u8).collect();
+        encode(&config, &metadata, 40 * BLOCK, &[chunk(2, 3), chunk(8, 32)]).expect("fits")
+    }
+
+    #[test]
+    fn a_file_reads_back() {
+        let mut file = Cursor::new(sample());
+        let flist = Flist::read(&mut file).expect("valid");
+        assert_eq!(flist.config().cmd, ["/bin/true"]);
+        assert_eq!(flist.chunks(), [chunk(2, 3), chunk(8, 32)]);
+        assert_eq!(flist.disk_bytes(), 40 * BLOCK);
+        let mut metadata = Vec::new();
+        flist
+            .copy_metadata(&mut file, &mut metadata)
+            .expect("valid");
+        assert_eq!(metadata.len(), 8192);
+        assert_eq!(metadata[8191], (8191 / 700) as u8);
+    }
+
+    #[test]
+    fn a_chunk_inside_the_metadata_area_is_refused() {
+        let file = encode(
+            &ImageConfig::default(),
+            &[7; 8192],
+            9 * BLOCK,
+            &[chunk(1, 1)],
+        );
+        let read = Flist::read(&mut Cursor::new(file.expect("fits")));
+        assert!(matches!(read, Err(FormatError::Chunk(0))), "{read:?}");
+    }
+
+    #[test]
+    fn a_metadata_area_that_unpacks_to_more_than_it_says_is_refused() {
+        let mut bytes = encode(&ImageConfig::default(), &[0; 1 << 20], 1 << 30, &[]).expect("fits");
+        bytes[24..32].copy_from_slice(&4096u64.to_le_bytes());
+        let mut file = Cursor::new(bytes);
+        let flist = Flist::read(&mut file).expect("the header alone is fine");
+        let mut out = Vec::new();
+        let copied = flist.copy_metadata(&mut file, &mut out);
+        assert!(
+            matches!(copied, Err(FormatError::MetadataLength(4096))),
+            "{copied:?}"
+        );
+        assert_eq!(out.len(), 4096);
+    }
+
+    proptest! {
+        #[test]
+        fn hostile_bytes_are_refused_or_add_up(
+            edits in prop::collection::vec((0usize..400, any::<u8>()), 0..6),
+            cut in prop_oneof![3 => Just(0usize), 1 => 0usize..400],
+        ) {
+            let mut bytes = sample();
+            for (at, value) in edits {
+                let at = at % bytes.len();
+                bytes[at] = value;
+            }
+            bytes.truncate(bytes.len() - cut % bytes.len());
+            let mut file = Cursor::new(bytes);
+            if let Ok(flist) = Flist::read(&mut file) {
+                let mut out = Vec::new();
+                let copied = flist.copy_metadata(&mut file, &mut out);
+                prop_assert!(out.len() as u64 <= flist.metadata_bytes());
+                prop_assert!(copied.is_err() || out.len() as u64 == flist.metadata_bytes());
+                prop_assert!(flist.chunks().iter().all(|c| c.extent.end() <= flist.disk_bytes()));
+            }
+        }
+    }
+}
