@@ -6,7 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::guest::{FromGuest, ToGuest};
-use crate::{Digest, Mac, VmId};
+use crate::{Mac, VmId};
 
 /// Descriptor of the JSON [`VmSpec`] in a new VMM process (a sealed memfd or pipe, read to its end).
 pub const SPEC_FD: i32 = 3;
@@ -114,7 +114,8 @@ impl LogRecord {
         let mut out = [0; Self::HEADER_BYTES];
         out[..8].copy_from_slice(&self.sequence.to_le_bytes());
         out[8..16].copy_from_slice(&self.time_ms.to_le_bytes());
-        out[16..].copy_from_slice(&(stream << 24 | self.length.min(Self::LENGTH_MAX)).to_le_bytes());
+        out[16..]
+            .copy_from_slice(&(stream << 24 | self.length.min(Self::LENGTH_MAX)).to_le_bytes());
         out
     }
 
@@ -128,7 +129,12 @@ impl LogRecord {
             _ => return None,
         };
         let length = tail & 0xff_ffff;
-        (length <= Self::LENGTH_MAX).then_some(Self { sequence: word(0), time_ms: word(8), stream, length })
+        (length <= Self::LENGTH_MAX).then_some(Self {
+            sequence: word(0),
+            time_ms: word(8),
+            stream,
+            length,
+        })
     }
 }
 
@@ -141,7 +147,8 @@ pub enum FromVmm {
     /// A line from guest init.
     Guest(FromGuest),
     /// A disk could not be read: the chunk daemon gave up on a chunk, the guest got an I/O error.
-    ChunkFailed { disk: String, chunk: Digest },
+    /// `chunk` is its index in the chunk map; a VMM knows no digests (`flist::wire::ToNode::Fault` does).
+    ChunkFailed { disk: String, chunk: u32 },
     /// The last message: why the VM ended.
     Stopped { reason: StopReason, exits: Exits },
 }
@@ -179,7 +186,12 @@ mod tests {
 
     #[test]
     fn a_log_record_header_reads_back() {
-        let record = LogRecord { sequence: 9, time_ms: 1 << 40, stream: Stream::Stderr, length: 65536 };
+        let record = LogRecord {
+            sequence: 9,
+            time_ms: 1 << 40,
+            stream: Stream::Stderr,
+            length: 65536,
+        };
         assert_eq!(LogRecord::decode(&record.encode()), Some(record));
         assert_eq!(LogRecord::decode(&[0; 20]), None);
         assert_eq!(LogRecord::decode(&[0xff; 20]), None);

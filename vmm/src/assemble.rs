@@ -1,0 +1,235 @@
+//! From the specification to a machine that is ready to run, in reading order.
+//!
+//! Owns: the order of set-up, and every check that needs more than one part.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use types::vm::{Disk, VmSpec};
+
+use crate::boot::{cmdline, mptable, pvh};
+use crate::bus::{Mmio, MmioDevice, Pio};
+use crate::confine::{self, ConfineError, Kind};
+use crate::control::Outbox;
+use crate::cpu::vcpu::{ExitCounts, Shared};
+use crate::cpu::{CPUS_MAX, cpuid, start};
+use crate::device::serial::Serial;
+use crate::event::Served;
+use crate::fds::{FdError, Inherited};
+use crate::hv::kvm::{HvError, Vm};
+use crate::machine::{Machine, Worker};
+use crate::memory::{self, GuestRam, MemoryError, layout};
+use crate::virtio::Device;
+use crate::virtio::blk::{Blk, BlkError, LazyParts};
+use crate::virtio::rng::Rng;
+use crate::virtio::transport::mmio::QUEUE_NOTIFY;
+use crate::virtio::worker::{Slot, Wired};
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SetupError {
+    #[error("take over the descriptors")]
+    Fds(#[from] FdError),
+    #[error("confine the process")]
+    Confine(#[from] ConfineError),
+    #[error("{0} vCPUs: a machine has 1 to {CPUS_MAX}")]
+    Cpus(u8),
+    #[error("{count} devices: a machine has room for {max}", max = layout::VIRTIO_IRQS.len())]
+    Devices { count: usize },
+    #[error("two disks have the serial {0:?}")]
+    Serials(String),
+    #[error("guest memory")]
+    Memory(#[from] MemoryError),
+    #[error("virtual machine")]
+    Hv(#[from] HvError),
+    #[error("vCPU {0}")]
+    Vcpu(u8, #[source] start::StartError),
+    #[error("guest kernel")]
+    Boot(#[from] pvh::BootError),
+    #[error("kernel command line")]
+    Cmdline(#[from] cmdline::CmdlineError),
+    #[error("disk")]
+    Blk(#[from] BlkError),
+    #[error("make an event counter")]
+    Event(#[source] io::Error),
+}
+
+/// Everything the specification names, as open descriptors.
+struct Parts {
+    kvm: OwnedFd,
+    kernel: File,
+    initramfs: Vec<File>,
+    disks: Vec<(Disk, File, Option<LazyParts>)>,
+    control: Option<Arc<OwnedFd>>,
+    serial: Option<File>,
+}
+
+impl Parts {
+    fn take(mut fds: Inherited, spec: &VmSpec) -> Result<Self, FdError> {
+        let mut disks = Vec::new();
+        for disk in &spec.disks {
+            let file = File::from(fds.take(disk.fd, "disk")?);
+            let lazy = match &disk.lazy {
+                None => None,
+                Some(lazy) => Some(LazyParts {
+                    map: File::from(fds.take(lazy.map, "chunk map")?),
+                    socket: fds.take(lazy.chunks, "chunk socket")?,
+                }),
+            };
+            disks.push((disk.clone(), file, lazy));
+        }
+        let parts = Self {
+            kvm: fds.take(spec.kvm, "kvm")?,
+            kernel: File::from(fds.take(spec.kernel, "kernel")?),
+            initramfs: spec
+                .initramfs
+                .iter()
+                .map(|fd| fds.take(*fd, "initramfs").map(File::from))
+                .collect::<Result<_, _>>()?,
+            disks,
+            control: spec
+                .control
+                .map(|fd| fds.take(fd, "control"))
+                .transpose()?
+                .map(Arc::new),
+            serial: spec
+                .serial
+                .map(|fd| fds.take(fd, "serial"))
+                .transpose()?
+                .map(File::from),
+        };
+        fds.close_rest();
+        Ok(parts)
+    }
+}
+
+/// Devices in the order of their slots.
+#[derive(Default)]
+struct Slots {
+    mmio: Vec<Arc<dyn MmioDevice>>,
+    wired: Vec<Arc<dyn Wired>>,
+}
+
+impl Slots {
+    fn add<D: Device>(
+        &mut self,
+        device: D,
+        ram: &Arc<GuestRam>,
+    ) -> Result<Arc<dyn Served>, SetupError> {
+        let slot = Arc::new(Slot::new(device, ram).map_err(SetupError::Event)?);
+        self.mmio.push(slot.clone());
+        self.wired.push(slot.clone());
+        Ok(slot)
+    }
+
+    /// Interrupt line of each slot.
+    fn irqs(&self) -> Result<Vec<u32>, SetupError> {
+        let count = self.wired.len();
+        if count > layout::VIRTIO_IRQS.len() {
+            return Err(SetupError::Devices { count });
+        }
+        Ok(layout::VIRTIO_IRQS.take(count).collect())
+    }
+
+    fn connect(&self, vm: &Vm, irqs: &[u32]) -> Result<(), HvError> {
+        for ((slot, irq), address) in self.wired.iter().zip(irqs).zip(cmdline::device_addresses()) {
+            vm.interrupt_on_signal(slot.interrupt_line(), *irq)?;
+            for (queue, bell) in (0u32..).zip(slot.doorbells()) {
+                vm.signal_on_write(bell, address + QUEUE_NOTIFY, queue)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Builds the machine; nothing of it runs yet.
+pub(crate) fn assemble() -> Result<Machine, SetupError> {
+    let (fds, spec) = Inherited::spec()?;
+    check(&spec)?;
+    let parts = Parts::take(fds, &spec)?;
+    confine::process()?;
+
+    // Memory before interrupt controllers before vCPUs before doorbells: in another order each waits
+    // for a grace period of the kernel's.
+    let ram = memory::allocate(spec.memory_mib)?;
+    let vm = Vm::new(parts.kvm, &ram)?;
+    let vcpus = (0..spec.cpus)
+        .map(|index| vm.create_vcpu(index))
+        .collect::<Result<Vec<_>, _>>()?;
+
+    let outbox = Arc::new(Outbox::new(parts.control).map_err(SetupError::Event)?);
+    let mut slots = Slots::default();
+    let mut workers = Vec::new();
+    for (disk, file, lazy) in parts.disks {
+        let device = Blk::new(&disk.serial, file, disk.read_only, lazy, &outbox)?;
+        let served = slots.add(device, &ram)?;
+        workers.push(Worker {
+            name: format!("blk {}", disk.serial),
+            filter: confine::filter(Kind::Blk)?,
+            served,
+        });
+    }
+    let rng = slots.add(Rng, &ram)?;
+    let irqs = slots.irqs()?;
+
+    let (entry, kernel_end) = pvh::load_kernel(&ram, &parts.kernel)?;
+    let initramfs = pvh::load_initramfs(&ram, &parts.initramfs, kernel_end, spec.memory_mib)?;
+    let wants_serial = parts.serial.is_some() && cmdline::wants_serial(&spec.cmdline);
+    let line = cmdline::build(&irqs, &spec.cmdline, wants_serial)?;
+    pvh::write_tables(
+        &ram,
+        &line,
+        &mptable::build(spec.cpus),
+        &initramfs,
+        spec.memory_mib,
+    )?;
+
+    let supported = vm.supported_cpuid()?;
+    for (index, vcpu) in (0..spec.cpus).zip(&vcpus) {
+        let leaves = cpuid::leaves(supported.as_slice(), index, spec.cpus);
+        let entry = (index == 0).then_some(entry);
+        start::prepare(vcpu, &leaves, entry).map_err(|e| SetupError::Vcpu(index, e))?;
+    }
+    slots.connect(&vm, &irqs)?;
+    let serial = serial(&vm, parts.serial.filter(|_| wants_serial))?;
+
+    let pio = Pio::new(serial);
+    let shared = Shared {
+        pio,
+        mmio: Mmio::new(slots.mmio),
+        exits: ExitCounts::default(),
+    };
+    Ok(Machine {
+        vm,
+        vcpus,
+        vcpu_filter: confine::filter(Kind::Vcpu)?,
+        shared: Arc::new(shared),
+        workers,
+        main_filter: confine::filter(Kind::Main)?,
+        main: vec![outbox.clone(), rng],
+        outbox,
+    })
+}
+
+fn check(spec: &VmSpec) -> Result<(), SetupError> {
+    if !(1..=CPUS_MAX).contains(&spec.cpus) {
+        return Err(SetupError::Cpus(spec.cpus));
+    }
+    let mut serials: Vec<&str> = spec.disks.iter().map(|d| d.serial.as_str()).collect();
+    serials.sort_unstable();
+    match serials.windows(2).find(|pair| pair[0] == pair[1]) {
+        Some(pair) => Err(SetupError::Serials(pair[0].to_owned())),
+        None => Ok(()),
+    }
+}
+
+fn serial(vm: &Vm, output: Option<File>) -> Result<Option<Serial>, SetupError> {
+    let Some(output) = output else {
+        return Ok(None);
+    };
+    let event = || vmm_sys_util::eventfd::EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC);
+    let interrupt = event().map_err(SetupError::Event)?;
+    vm.interrupt_on_signal(&interrupt, layout::SERIAL_IRQ)?;
+    Ok(Some(Serial::new(output, interrupt)))
+}

@@ -1,0 +1,187 @@
+//! What the VMM forbids itself: new privileges, being traced, and every system call not listed here.
+//!
+//! Owns: one allow-list per kind of thread, as data, the caller beside each call.
+//! Refuses: everything else, with the death of the process. User, namespaces, file tree and cgroup are
+//! its parent's work and done before it starts.
+
+use std::collections::BTreeMap;
+
+use nix::errno::Errno;
+use seccompiler::{
+    BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition,
+    SeccompFilter, SeccompRule, TargetArch,
+};
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConfineError {
+    #[error("set {0}")]
+    Prctl(&'static str, #[source] Errno),
+    #[error("build the system call filter")]
+    Build(#[source] BackendError),
+}
+
+/// The kinds of thread.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Kind {
+    /// Serves vsock, entropy and the control socket, and ends the process.
+    Main,
+    Vcpu,
+    Blk,
+    Net,
+}
+
+/// A call that is allowed, for one reason, and if set only with this argument.
+struct Call {
+    number: libc::c_long,
+    argument: Option<Argument>,
+}
+
+/// `argument & mask == value`.
+struct Argument {
+    index: u8,
+    mask: u64,
+    value: u64,
+}
+
+const fn any(number: libc::c_long) -> Call {
+    Call {
+        number,
+        argument: None,
+    }
+}
+
+const fn with(number: libc::c_long, index: u8, value: u64) -> Call {
+    Call {
+        number,
+        argument: Some(Argument {
+            index,
+            mask: u64::MAX,
+            value,
+        }),
+    }
+}
+
+/// Memory calls whose protection argument asks for no execution.
+const fn not_executable(number: libc::c_long) -> Call {
+    let mask = libc::PROT_EXEC as u64;
+    Call {
+        number,
+        argument: Some(Argument {
+            index: 2,
+            mask,
+            value: 0,
+        }),
+    }
+}
+
+/// KVM_RUN of `VcpuFd::run`.
+const KVM_RUN: u64 = 0xae80;
+/// TUNSETOFFLOAD of `Net::activate`.
+pub(crate) const TUNSETOFFLOAD: u64 = 0x4004_54d0;
+
+/// Every thread: the allocator, locks, messages, its own end.
+const COMMON: &[Call] = &[
+    any(libc::SYS_brk),                                     // allocator
+    not_executable(libc::SYS_mmap),                         // allocator
+    not_executable(libc::SYS_mprotect),                     // allocator
+    any(libc::SYS_mremap),                                  // allocator
+    any(libc::SYS_munmap),                                  // allocator; stack of an ended thread
+    with(libc::SYS_madvise, 2, libc::MADV_DONTNEED as u64), // allocator
+    with(libc::SYS_madvise, 2, libc::MADV_FREE as u64),     // allocator
+    any(libc::SYS_futex),                                   // Mutex, Barrier, join
+    any(libc::SYS_sched_yield),                             // Mutex under contention
+    any(libc::SYS_read),                                    // EventFd::read
+    any(libc::SYS_write),                                   // EventFd::write, eprintln
+    any(libc::SYS_writev),                                  // eprintln on musl; Net; log records
+    any(libc::SYS_close),                                   // drop of descriptors at the end
+    any(libc::SYS_clock_gettime), // time of a log record where the vDSO has no clock
+    any(libc::SYS_restart_syscall), // any wait, continued after a stop signal
+    any(libc::SYS_rt_sigprocmask), // end of a thread; abort
+    any(libc::SYS_rt_sigreturn),  // end of a signal handler of std (stack overflow)
+    any(libc::SYS_sigaltstack),   // end of a thread
+    any(libc::SYS_gettid),        // abort after a panic
+    any(libc::SYS_getpid),        // abort after a panic
+    any(libc::SYS_tgkill),        // abort after a panic
+    any(libc::SYS_tkill),         // abort after a panic, musl
+    any(libc::SYS_rt_sigaction),  // abort after a panic
+    any(libc::SYS_exit),          // end of a thread
+    any(libc::SYS_exit_group),    // end of main
+    any(libc::SYS_set_robust_list), // end of a thread, musl
+];
+
+const MAIN: &[Call] = &[
+    any(libc::SYS_poll),      // event::run
+    any(libc::SYS_recvfrom),  // vsock: messages of the node
+    any(libc::SYS_sendto),    // Outbox::flush
+    any(libc::SYS_getrandom), // Rng::serve
+    any(libc::SYS_ftruncate), // log rotation
+    any(libc::SYS_fstat),     // log: length of a file
+];
+
+const VCPU: &[Call] = &[
+    with(libc::SYS_ioctl, 1, KVM_RUN),      // VcpuFd::run
+    with(libc::SYS_ioctl, 1, KVM_GET_REGS), // vcpu::internal_error
+];
+
+/// KVM_GET_REGS.
+const KVM_GET_REGS: u64 = 0x8090_ae81;
+
+const BLK: &[Call] = &[
+    any(libc::SYS_poll),      // event::run
+    any(libc::SYS_preadv),    // Disk::read
+    any(libc::SYS_pwritev),   // Disk::write
+    any(libc::SYS_fdatasync), // Disk::flush
+    any(libc::SYS_fallocate), // Disk::discard, Disk::write_zeroes
+    any(libc::SYS_recvfrom),  // Blk::hear
+    any(libc::SYS_sendto),    // Blk::ask, Outbox::post
+];
+
+const NET: &[Call] = &[
+    any(libc::SYS_poll),                     // event::run
+    any(libc::SYS_readv),                    // Net: packets to the guest
+    with(libc::SYS_ioctl, 1, TUNSETOFFLOAD), // Net: offloads as agreed
+];
+
+fn calls(kind: Kind) -> impl Iterator<Item = &'static Call> {
+    let own = match kind {
+        Kind::Main => MAIN,
+        Kind::Vcpu => VCPU,
+        Kind::Blk => BLK,
+        Kind::Net => NET,
+    };
+    COMMON.iter().chain(own)
+}
+
+/// The filter of one kind of thread, ready to be installed.
+pub(crate) fn filter(kind: Kind) -> Result<BpfProgram, ConfineError> {
+    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
+    for call in calls(kind) {
+        let entry = rules.entry(call.number).or_default();
+        if let Some(Argument { index, mask, value }) = call.argument {
+            let operator = SeccompCmpOp::MaskedEq(mask);
+            let condition = SeccompCondition::new(index, SeccompCmpArgLen::Qword, operator, value);
+            let rule = condition.and_then(|c| SeccompRule::new(vec![c]));
+            entry.push(rule.map_err(ConfineError::Build)?);
+        }
+    }
+    let (kill, allow) = (SeccompAction::KillProcess, SeccompAction::Allow);
+    SeccompFilter::new(rules, kill, allow, TargetArch::x86_64)
+        .and_then(BpfProgram::try_from)
+        .map_err(ConfineError::Build)
+}
+
+/// For the whole process, before any thread starts: no privileges by exec, no core dump, no tracer of
+/// the same user.
+pub(crate) fn process() -> Result<(), ConfineError> {
+    use nix::sys::prctl;
+    prctl::set_no_new_privs().map_err(|e| ConfineError::Prctl("no_new_privs", e))?;
+    prctl::set_dumpable(false).map_err(|e| ConfineError::Prctl("dumpable", e))
+}
+
+/// For the calling thread, for good.
+pub(crate) fn install(filter: &BpfProgram) -> Result<(), seccompiler::Error> {
+    seccompiler::apply_filter(filter)
+}
+
+#[cfg(test)]
+mod tests;

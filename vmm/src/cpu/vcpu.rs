@@ -1,0 +1,105 @@
+//! The run loop of one vCPU.
+//!
+//! Owns: what each exit means, and the count of exits. Refuses: to go on after a fault.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use kvm_ioctls::{VcpuExit, VcpuFd};
+use types::vm::{Exits, StopReason};
+
+use crate::bus::{Mmio, Pio, PioWrite};
+
+/// Exits of all vCPUs by kind.
+#[derive(Debug, Default)]
+pub(crate) struct ExitCounts {
+    pio_in: AtomicU64,
+    pio_out: AtomicU64,
+    mmio_read: AtomicU64,
+    mmio_write: AtomicU64,
+    other: AtomicU64,
+}
+
+impl ExitCounts {
+    pub(crate) fn read(&self) -> Exits {
+        let load = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        Exits {
+            pio_in: load(&self.pio_in),
+            pio_out: load(&self.pio_out),
+            mmio_read: load(&self.mmio_read),
+            mmio_write: load(&self.mmio_write),
+            other: load(&self.other),
+        }
+    }
+}
+
+/// What all vCPUs of a machine share.
+pub(crate) struct Shared {
+    pub(crate) pio: Pio,
+    pub(crate) mmio: Mmio,
+    pub(crate) exits: ExitCounts,
+}
+
+/// Runs until the guest resets the machine or KVM cannot go on.
+pub(crate) fn run(index: usize, mut vcpu: VcpuFd, shared: &Arc<Shared>) -> StopReason {
+    let count = |which: &AtomicU64| which.fetch_add(1, Ordering::Relaxed);
+    let exits = &shared.exits;
+    loop {
+        let exit = match vcpu.run() {
+            Ok(exit) => exit,
+            Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => continue,
+            Err(error) => return fault(index, format!("KVM_RUN failed: {error}")),
+        };
+        match exit {
+            VcpuExit::IoIn(port, data) => {
+                count(&exits.pio_in);
+                shared.pio.read(port, data);
+            }
+            VcpuExit::IoOut(port, data) => {
+                count(&exits.pio_out);
+                match shared.pio.write(port, data) {
+                    PioWrite::Done => {}
+                    PioWrite::Reset => return StopReason::GuestReset,
+                }
+            }
+            VcpuExit::MmioRead(address, data) => {
+                count(&exits.mmio_read);
+                shared.mmio.read(address, data);
+            }
+            VcpuExit::MmioWrite(address, data) => {
+                count(&exits.mmio_write);
+                shared.mmio.write(address, data);
+            }
+            VcpuExit::Intr | VcpuExit::IrqWindowOpen => {
+                count(&exits.other);
+            }
+            VcpuExit::Shutdown => return fault(index, "triple fault".to_owned()),
+            VcpuExit::FailEntry(reason, cpu) => {
+                return fault(
+                    index,
+                    format!("the processor {cpu} refused the guest's state: reason {reason:#x}"),
+                );
+            }
+            VcpuExit::InternalError => return fault(index, internal_error(&mut vcpu)),
+            other => {
+                // KVM's list grows with the kernel; what we never asked for is a fault.
+                let message = format!("unexpected exit {other:?}");
+                return fault(index, message);
+            }
+        }
+    }
+}
+
+fn internal_error(vcpu: &mut VcpuFd) -> String {
+    let place = vcpu.get_regs().map_or_else(
+        |e| format!("unknown place ({e})"),
+        |r| format!("rip {:#x}", r.rip),
+    );
+    format!("KVM internal error at {place}")
+}
+
+fn fault(index: usize, message: String) -> StopReason {
+    StopReason::Fault {
+        message: format!("vCPU {index}: {message}"),
+    }
+}

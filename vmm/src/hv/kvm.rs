@@ -1,0 +1,115 @@
+//! KVM: one VM with its memory, in-kernel interrupt controllers and vCPUs.
+//!
+//! Owns: the ioctls. Refuses: decisions about what the machine looks like.
+
+use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
+use std::sync::Arc;
+
+use kvm_bindings::{KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
+use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::memory::{GuestRam, layout};
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum HvError {
+    #[error("the KVM of this kernel speaks version {0}, not 12: pass the descriptor of /dev/kvm")]
+    Version(i32),
+    #[error("the KVM of this kernel lacks {0:?}")]
+    Missing(Cap),
+    #[error("{0}")]
+    Ioctl(&'static str, #[source] kvm_ioctls::Error),
+}
+
+/// What we build on; each has been in KVM for more than ten years.
+const REQUIRED: [Cap; 5] = [
+    Cap::Irqchip,
+    Cap::Ioeventfd,
+    Cap::Irqfd,
+    Cap::UserMemory,
+    Cap::TscDeadlineTimer,
+];
+
+/// Reads of a device's registers that end in user space go through the bus; this goes past it.
+pub(crate) struct Vm {
+    kvm: Kvm,
+    vm: VmFd,
+    /// Kept for as long as the kernel may write into it.
+    _ram: Arc<GuestRam>,
+}
+
+impl Vm {
+    /// A VM with this memory and the in-kernel APICs, and without a PIT: guests have the TSC deadline
+    /// timer. Memory comes first: it is what the later calls would make slow.
+    pub(crate) fn new(kvm: OwnedFd, ram: &Arc<GuestRam>) -> Result<Self, HvError> {
+        // SAFETY: `kvm` is an open descriptor that we own; `Kvm` becomes its owner. That it really is
+        // /dev/kvm shows in the API version right below: other files refuse the ioctl.
+        let kvm = unsafe { Kvm::from_raw_fd(kvm.into_raw_fd()) };
+        let version = kvm.get_api_version();
+        if u32::try_from(version) != Ok(KVM_API_VERSION) {
+            return Err(HvError::Version(version));
+        }
+        if let Some(cap) = REQUIRED.into_iter().find(|c| !kvm.check_extension(*c)) {
+            return Err(HvError::Missing(cap));
+        }
+        let vm = kvm
+            .create_vm()
+            .map_err(|e| HvError::Ioctl("create the VM", e))?;
+        for (slot, region) in (0u32..).zip(ram.iter()) {
+            let region = kvm_userspace_memory_region {
+                slot,
+                flags: 0,
+                guest_phys_addr: region.start_addr().0,
+                memory_size: region.len(),
+                userspace_addr: region.as_ptr() as u64,
+            };
+            // SAFETY: the region is mapped, of this length, and stays so while `_ram` lives, which is
+            // as long as the VM does. Regions of one `GuestRam` never overlap.
+            unsafe { vm.set_user_memory_region(region) }
+                .map_err(|e| HvError::Ioctl("give the VM its memory", e))?;
+        }
+        let tss = usize::try_from(layout::TSS).expect("64-bit only");
+        vm.set_tss_address(tss)
+            .map_err(|e| HvError::Ioctl("set the TSS address", e))?;
+        vm.create_irq_chip()
+            .map_err(|e| HvError::Ioctl("create the interrupt controllers", e))?;
+        Ok(Self {
+            kvm,
+            vm,
+            _ram: Arc::clone(ram),
+        })
+    }
+
+    /// What CPUID may say on this host.
+    pub(crate) fn supported_cpuid(&self) -> Result<kvm_bindings::CpuId, HvError> {
+        self.kvm
+            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+            .map_err(|e| HvError::Ioctl("ask for the supported CPUID leaves", e))
+    }
+
+    pub(crate) fn create_vcpu(&self, index: u8) -> Result<VcpuFd, HvError> {
+        self.vm
+            .create_vcpu(u64::from(index))
+            .map_err(|e| HvError::Ioctl("create a vCPU", e))
+    }
+
+    /// From now on a write of `value` (4 bytes) to `address` signals `event` without an exit to us.
+    pub(crate) fn signal_on_write(
+        &self,
+        event: &EventFd,
+        address: u64,
+        value: u32,
+    ) -> Result<(), HvError> {
+        self.vm
+            .register_ioevent(event, &IoEventAddress::Mmio(address), value)
+            .map_err(|e| HvError::Ioctl("register a queue's doorbell", e))
+    }
+
+    /// From now on a signal on `event` raises interrupt line `irq`.
+    pub(crate) fn interrupt_on_signal(&self, event: &EventFd, irq: u32) -> Result<(), HvError> {
+        self.vm
+            .register_irqfd(event, irq)
+            .map_err(|e| HvError::Ioctl("register an interrupt line", e))
+    }
+}

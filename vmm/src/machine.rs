@@ -1,0 +1,149 @@
+//! The machine: its threads, and how it ends.
+//!
+//! Owns: one thread per vCPU, one per disk and network card; the calling thread serves the rest. All
+//! threads exist and have their filters before the first vCPU runs.
+//! Refuses: a second opinion. The first reason to stop is the reason.
+
+use std::io;
+use std::sync::{Arc, Barrier, Mutex};
+use std::thread::{Builder, JoinHandle};
+use std::time::Instant;
+
+use kvm_ioctls::VcpuFd;
+use seccompiler::BpfProgram;
+use types::vm::{Exits, FromVmm, StopReason};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::confine;
+use crate::control::Outbox;
+use crate::cpu::vcpu::{self, Shared};
+use crate::event::{self, Served};
+use crate::hv::kvm::Vm;
+
+/// Stack of our threads: none recurses or keeps buffers there. Only touched pages cost memory.
+const STACK_BYTES: usize = 256 << 10;
+
+/// A thread that serves one device.
+pub(crate) struct Worker {
+    pub(crate) name: String,
+    pub(crate) filter: BpfProgram,
+    pub(crate) served: Arc<dyn Served>,
+}
+
+pub(crate) struct Machine {
+    pub(crate) vm: Vm,
+    pub(crate) vcpus: Vec<VcpuFd>,
+    pub(crate) vcpu_filter: BpfProgram,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) workers: Vec<Worker>,
+    pub(crate) main_filter: BpfProgram,
+    /// Served by the calling thread.
+    pub(crate) main: Vec<Arc<dyn Served>>,
+    pub(crate) outbox: Arc<Outbox>,
+}
+
+/// Why the machine ends, once somebody says so.
+struct End {
+    reason: Mutex<Option<StopReason>>,
+    event: EventFd,
+}
+
+impl End {
+    fn say(&self, reason: StopReason) {
+        self.reason
+            .lock()
+            .expect("no panic while locked")
+            .get_or_insert(reason);
+        // Counters of events overflow only after 2^64 signals.
+        let _ = self.event.write(1);
+    }
+
+    fn said(&self) -> Option<StopReason> {
+        self.reason.lock().expect("no panic while locked").clone()
+    }
+
+    fn fault(&self, message: String) {
+        self.say(StopReason::Fault { message });
+    }
+}
+
+fn event() -> io::Result<EventFd> {
+    EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)
+}
+
+impl Machine {
+    /// Runs the machine to its end. An error means that it never began.
+    pub(crate) fn run(self, started: Instant) -> io::Result<StopReason> {
+        let end = Arc::new(End {
+            reason: Mutex::new(None),
+            event: event()?,
+        });
+        let threads = self.vcpus.len() + self.workers.len() + 1;
+        let gate = Arc::new(Barrier::new(threads));
+        let stop_workers = Arc::new(event()?);
+
+        let mut joins: Vec<JoinHandle<()>> = Vec::with_capacity(self.workers.len());
+        for worker in self.workers {
+            let (end, gate, stop) = (end.clone(), gate.clone(), stop_workers.clone());
+            joins.push(thread(worker.name.clone(), move || {
+                enter(&worker.filter, &gate, &end);
+                if let Err(error) = event::run(&[worker.served.as_ref()], &stop) {
+                    end.fault(format!("wait for {}: {error}", worker.name));
+                }
+            })?);
+        }
+        let filter = Arc::new(self.vcpu_filter);
+        for (index, vcpu) in self.vcpus.into_iter().enumerate() {
+            let (end, gate, filter) = (end.clone(), gate.clone(), filter.clone());
+            let shared = self.shared.clone();
+            // Nobody joins these: one that waits inside KVM_RUN ends with the process.
+            drop(thread(format!("vcpu {index}"), move || {
+                enter(&filter, &gate, &end);
+                if end.said().is_none() {
+                    end.say(vcpu::run(index, vcpu, &shared));
+                }
+            })?);
+        }
+        enter(&self.main_filter, &gate, &end);
+        let setup_us = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
+        self.outbox.post(&FromVmm::Running { setup_us });
+
+        let main: Vec<&dyn Served> = self.main.iter().map(AsRef::as_ref).collect();
+        if let Err(error) = event::run(&main, &end.event) {
+            end.fault(format!("wait for vsock and control: {error}"));
+        }
+        // Requests that a device has taken are finished before the process goes.
+        let _ = stop_workers.write(1);
+        for join in joins {
+            // A worker that panicked has aborted the process.
+            let _ = join.join();
+        }
+        let lost = StopReason::Fault {
+            message: "ended without a reason".to_owned(),
+        };
+        let reason = end.said().unwrap_or(lost);
+        let exits: Exits = self.shared.exits.read();
+        self.outbox.post(&FromVmm::Stopped {
+            reason: reason.clone(),
+            exits,
+        });
+        self.outbox.finish();
+        drop(self.vm);
+        Ok(reason)
+    }
+}
+
+fn thread(name: String, body: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
+    Builder::new()
+        .name(name)
+        .stack_size(STACK_BYTES)
+        .spawn(body)
+}
+
+/// Confines the calling thread, then waits for all others to have done so.
+fn enter(filter: &BpfProgram, gate: &Barrier, end: &End) {
+    if let Err(error) = confine::install(filter) {
+        end.fault(format!("install a system call filter: {error}"));
+    }
+    gate.wait();
+}

@@ -1,0 +1,103 @@
+//! The guest-physical address map.
+//!
+//! Owns: every fixed address of the machine. Refuses: overlap; the tests check it.
+
+use std::ops::Range;
+
+/// The least a Linux guest comes up in, with its kernel and initramfs.
+pub(crate) const MEMORY_MIB_MIN: u64 = 32;
+/// A bound that catches a wrong unit in a specification; no machine we know holds as much.
+pub(crate) const MEMORY_MIB_MAX: u64 = 4 << 20;
+
+/// Where RAM pauses for devices: 3.25 GiB to 4 GiB.
+pub(crate) const HOLE: Range<u64> = 0xd000_0000..0x1_0000_0000;
+
+/// PVH start info (`hvm_start_info`), its module list and its memory map.
+pub(crate) const START_INFO: u64 = 0x6000;
+pub(crate) const MODULE_LIST: u64 = 0x6100;
+pub(crate) const MEMORY_MAP: u64 = 0x7000;
+/// The kernel command line.
+pub(crate) const COMMAND_LINE: u64 = 0x2_0000;
+/// The MP table is in the last KiB of conventional memory, which the memory map leaves out: one of
+/// the three places where the MP specification (section 4) has it looked for.
+pub(crate) const MP_TABLE: Range<u64> = 0x9_fc00..0xa_0000;
+/// RAM goes on at 1 MiB, and the kernel is loaded there or above.
+pub(crate) const HIGH_RAM: u64 = 0x10_0000;
+
+/// First virtio-mmio device; each has one page.
+pub(crate) const VIRTIO: u64 = HOLE.start;
+pub(crate) const VIRTIO_STRIDE: u64 = 0x1000;
+pub(crate) const IO_APIC: u64 = 0xfec0_0000;
+pub(crate) const LOCAL_APIC: u64 = 0xfee0_0000;
+/// Three pages that KVM on Intel needs for real mode.
+pub(crate) const TSS: u64 = 0xfffb_d000;
+
+/// Interrupt lines of virtio devices: 0 to 4 belong to ISA parts (4 is the serial port), and the
+/// I/O APIC has 24 pins.
+pub(crate) const VIRTIO_IRQS: Range<u32> = 5..24;
+pub(crate) const SERIAL_IRQ: u32 = 4;
+
+/// The ranges of RAM of a guest with `mib` MiB. `None`: too little or too much.
+pub(crate) fn ram_ranges(mib: u64) -> Option<Vec<Range<u64>>> {
+    if !(MEMORY_MIB_MIN..=MEMORY_MIB_MAX).contains(&mib) {
+        return None;
+    }
+    let bytes = mib << 20;
+    let low = bytes.min(HOLE.start);
+    let above = HOLE.end..HOLE.end + (bytes - low);
+    Some(if above.is_empty() {
+        vec![0..low]
+    } else {
+        vec![0..low, above]
+    })
+}
+
+/// End of the RAM below the hole: where the initramfs is put.
+pub(crate) fn low_ram_end(mib: u64) -> u64 {
+    (mib << 20).min(HOLE.start)
+}
+
+/// Which ranges the guest may use as RAM: what there is, without the MP table and the ISA hole.
+pub(crate) fn usable_ranges(mib: u64) -> Option<Vec<Range<u64>>> {
+    let ram = ram_ranges(mib)?;
+    let mut usable = vec![0..MP_TABLE.start, HIGH_RAM..ram[0].end];
+    usable.extend_from_slice(&ram[1..]);
+    Some(usable)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fixed_addresses_do_not_overlap() {
+        let virtio = VIRTIO..VIRTIO + u64::from(VIRTIO_IRQS.end) * VIRTIO_STRIDE;
+        let mut ranges = [
+            START_INFO..START_INFO + 56,
+            MODULE_LIST..MODULE_LIST + 32,
+            MEMORY_MAP..MEMORY_MAP + 16 * 24,
+            COMMAND_LINE..COMMAND_LINE + 2048,
+            MP_TABLE,
+            virtio,
+            IO_APIC..IO_APIC + 0x1000,
+            LOCAL_APIC..LOCAL_APIC + 0x1000,
+            TSS..TSS + 0x3000,
+        ];
+        ranges.sort_by_key(|r| r.start);
+        assert!(ranges.windows(2).all(|w| w[0].end <= w[1].start));
+    }
+
+    #[test]
+    fn all_memory_but_the_isa_hole_is_usable() {
+        for mib in [32, 1024, 3328, 3329, 8192] {
+            let bytes: u64 = usable_ranges(mib)
+                .expect("in range")
+                .iter()
+                .map(|r| r.end - r.start)
+                .sum();
+            assert_eq!(bytes, (mib << 20) - (HIGH_RAM - MP_TABLE.start));
+        }
+        assert_eq!(ram_ranges(31), None);
+        assert_eq!(ram_ranges(MEMORY_MIB_MAX + 1), None);
+    }
+}

@@ -1,0 +1,83 @@
+//! virtio 1.2 devices over memory-mapped registers.
+//!
+//! Owns: the trait of a device, its rings, its transport and its worker.
+//! Refuses: trust in a driver. One that breaks the rules of its rings gets its device stopped
+//! (DEVICE_NEEDS_RESET) and nothing else.
+
+pub(crate) mod blk;
+pub(crate) mod chain;
+pub(crate) mod interrupt;
+//NET
+pub(crate) mod ring;
+pub(crate) mod rng;
+pub(crate) mod transport;
+//VSOCK
+pub(crate) mod worker;
+
+use crate::event::Source;
+use ring::{Ring, Violation};
+
+/// What woke the device's worker: one bit per queue and one per descriptor of [`Device::sources`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Ready {
+    pub(crate) queues: u32,
+    pub(crate) sources: u32,
+}
+
+impl Ready {
+    /// Look at everything: after activation, and when the machine stops.
+    pub(crate) const ALL: Self = Self {
+        queues: u32::MAX,
+        sources: u32::MAX,
+    };
+
+    pub(crate) fn queue(self, index: usize) -> bool {
+        self.queues >> index & 1 != 0
+    }
+
+    pub(crate) fn source(self, index: usize) -> bool {
+        self.sources >> index & 1 != 0
+    }
+}
+
+/// How a device's turn ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub(crate) enum Turn {
+    /// Nothing more to do until something happens.
+    Done,
+    /// Its share is used up: others first, then again without waiting.
+    Again,
+}
+
+impl Turn {
+    pub(crate) fn and(self, other: Self) -> Self {
+        if self == Self::Again { self } else { other }
+    }
+}
+
+/// A device behind the transport. All calls come with the device locked: registers from vCPUs, the
+/// rest from its worker.
+pub(crate) trait Device: Send + 'static {
+    /// Device id (VIRTIO 1.2 section 5).
+    const ID: u32;
+
+    /// Most entries of each queue.
+    fn queues(&self) -> &'static [u16];
+    /// Features of the device itself; the transport adds its own.
+    fn features(&self) -> u64;
+    /// The device configuration space. Guests never write to it.
+    fn config(&self) -> &[u8];
+    /// The driver is ready, with these features.
+    fn activate(&mut self, features: u64);
+    /// The driver has reset the device: forget everything it ever said.
+    fn reset(&mut self);
+    /// Descriptors that the worker waits for besides the queues. Asked anew before each wait.
+    fn sources(&self, out: &mut Vec<Source>) {
+        let _ = out;
+    }
+    /// Do what can be done now. Only called while the driver is ready.
+    fn serve(&mut self, ready: Ready, rings: &mut [Ring<'_>]) -> Result<Turn, Violation>;
+    /// The machine has stopped: last words to the outside.
+    fn stop(&mut self) {}
+}

@@ -1,0 +1,213 @@
+//! A device in its slot: registers for vCPUs on one side, rings for its worker on the other.
+//!
+//! Owns: the lock between the two, doorbells, activation, reset, and what happens to a device whose
+//! driver broke the rules. The worker does its I/O with the lock held: a register access in the middle
+//! of it waits, which only a driver that resets a busy device ever does.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use vmm_sys_util::eventfd::EventFd;
+
+use super::interrupt::{CONFIGURATION, Interrupt};
+use super::ring::{Ring, Violation};
+use super::transport::mmio::{self, Effect, Registers};
+use super::{Device, Ready, Turn};
+use crate::bus::MmioDevice;
+use crate::event::{Served, Source};
+use crate::memory::GuestRam;
+
+/// Most lines on stderr about one device: a guest can break and reset it for ever.
+const REPORTS_MAX: u32 = 8;
+
+pub(crate) struct Slot<D> {
+    core: Mutex<Core<D>>,
+    ram: Arc<GuestRam>,
+    interrupt: Interrupt,
+    /// Signalled on activation, and by a turn that was too short: look at every queue.
+    kick: EventFd,
+    /// One per queue; KVM signals them.
+    doorbells: Vec<EventFd>,
+    reports: AtomicU32,
+}
+
+struct Core<D> {
+    registers: Registers,
+    device: D,
+}
+
+impl<D: Device> Slot<D> {
+    pub(crate) fn new(device: D, ram: &Arc<GuestRam>) -> std::io::Result<Self> {
+        let event = || EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC);
+        let doorbells = device
+            .queues()
+            .iter()
+            .map(|_| event())
+            .collect::<Result<_, _>>()?;
+        let registers = Registers::new(D::ID, device.features(), device.queues());
+        Ok(Self {
+            core: Mutex::new(Core { registers, device }),
+            ram: Arc::clone(ram),
+            interrupt: Interrupt::new(event()?),
+            kick: event()?,
+            doorbells,
+            reports: AtomicU32::new(0),
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Core<D>> {
+        self.core
+            .lock()
+            .expect("no panic while the device was locked")
+    }
+
+    fn broken(&self, core: &mut Core<D>, reason: &Violation) {
+        core.registers.break_down();
+        self.interrupt.raise(CONFIGURATION);
+        if self.reports.fetch_add(1, Ordering::Relaxed) < REPORTS_MAX {
+            eprintln!("device {} stopped until its reset: {reason}", D::ID);
+        }
+    }
+
+    fn turn(&self, ready: Ready) {
+        let mut core = self.lock();
+        if !core.registers.live() {
+            return;
+        }
+        let Core { registers, device } = &mut *core;
+        let ring = |queue| Ring::new(queue, &self.ram, &self.interrupt);
+        let mut rings: Vec<Ring<'_>> = registers.queues().iter_mut().map(ring).collect();
+        match device.serve(ready, &mut rings) {
+            Ok(Turn::Done) => {}
+            Ok(Turn::Again) => {
+                let _ = self.kick.write(1);
+            }
+            Err(reason) => {
+                drop(rings);
+                self.broken(&mut core, &reason);
+            }
+        }
+    }
+
+    fn write_register(&self, offset: u64, value: u32) {
+        let mut core = self.lock();
+        match core.registers.write(offset, value, &self.ram) {
+            Effect::None => {}
+            Effect::Activate(features) => {
+                core.device.activate(features);
+                // Counters of events overflow only after 2^64 signals.
+                let _ = self.kick.write(1);
+            }
+            Effect::Reset => {
+                core.device.reset();
+                core.registers.reset();
+                self.interrupt.acknowledge(u32::MAX);
+            }
+            Effect::Break => {
+                self.broken(
+                    &mut core,
+                    &Violation::Request("queue of wrong size, alignment or place"),
+                );
+            }
+        }
+    }
+}
+
+/// What a machine needs of any slot to connect it to KVM.
+pub(crate) trait Wired {
+    fn doorbells(&self) -> &[EventFd];
+    fn interrupt_line(&self) -> &EventFd;
+}
+
+impl<D: Device> Wired for Slot<D> {
+    fn doorbells(&self) -> &[EventFd] {
+        &self.doorbells
+    }
+
+    fn interrupt_line(&self) -> &EventFd {
+        self.interrupt.line()
+    }
+}
+
+impl<D: Device> MmioDevice for Slot<D> {
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        if let Some(at) = offset.checked_sub(mmio::CONFIG) {
+            data.fill(0);
+            let core = self.lock();
+            let rest = usize::try_from(at)
+                .ok()
+                .and_then(|at| core.device.config().get(at..));
+            for (to, from) in data.iter_mut().zip(rest.unwrap_or_default()) {
+                *to = *from;
+            }
+            return;
+        }
+        let value = match offset {
+            mmio::INTERRUPT_STATUS => self.interrupt.status(),
+            _ => self.lock().registers.read(offset),
+        };
+        match <&mut [u8; 4]>::try_from(data) {
+            Ok(word) => *word = value.to_le_bytes(),
+            // Registers are read as words (section 4.2.2.2).
+            Err(_) => {}
+        }
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) {
+        let Ok(word) = <[u8; 4]>::try_from(data) else {
+            return;
+        };
+        let value = u32::from_le_bytes(word);
+        match offset {
+            mmio::INTERRUPT_ACK => self.interrupt.acknowledge(value),
+            // KVM takes these before they get here; it stays correct if it does not.
+            mmio::QUEUE_NOTIFY => {
+                if let Some(bell) = usize::try_from(value)
+                    .ok()
+                    .and_then(|i| self.doorbells.get(i))
+                {
+                    let _ = bell.write(1);
+                }
+            }
+            mmio::CONFIG.. => {}
+            _ => self.write_register(offset, value),
+        }
+    }
+}
+
+impl<D: Device> Served for Slot<D> {
+    fn sources(&self, out: &mut Vec<Source>) {
+        out.push(Source::readable(&self.kick));
+        out.extend(self.doorbells.iter().map(Source::readable));
+        let core = self.lock();
+        if core.registers.live() {
+            core.device.sources(out);
+        }
+    }
+
+    fn serve(&self, fired: u64) {
+        let count = self.doorbells.len();
+        let queues = (fired >> 1) & ((1 << count) - 1);
+        let sources = fired >> (1 + count);
+        let bits = |value: u64| u32::try_from(value).unwrap_or(u32::MAX);
+        let mut ready = Ready {
+            queues: bits(queues),
+            sources: bits(sources),
+        };
+        if fired & 1 != 0 {
+            let _ = self.kick.read();
+            ready = Ready::ALL;
+        }
+        for (index, bell) in self.doorbells.iter().enumerate() {
+            if queues >> index & 1 != 0 {
+                let _ = bell.read();
+            }
+        }
+        self.turn(ready);
+    }
+
+    fn stop(&self) {
+        self.turn(Ready::ALL);
+        self.lock().device.stop();
+    }
+}
