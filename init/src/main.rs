@@ -3,7 +3,10 @@
 //! Owns: the choice of the role. Refuses: everything else.
 
 mod chunks;
+mod cmdline;
+mod console;
 mod node;
+mod phase;
 mod pid1;
 mod wire;
 
@@ -13,7 +16,9 @@ fn main() -> std::process::ExitCode {
         Some("node") => node::run(),
         Some("chunks") => chunks::run(),
         _ => {
-            eprintln!("init is PID 1 of a Sifr node; its roles `node` and `chunks` are started by it");
+            eprintln!(
+                "init is PID 1 of a Sifr node; its roles `node` and `chunks` are started by it"
+            );
             std::process::ExitCode::FAILURE
         }
     }

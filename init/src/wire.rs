@@ -23,7 +23,13 @@ pub(crate) enum ToPid1 {
     Ready,
     /// Run a VMM. Beside it: first `child` descriptors for the VMM, from number 3 upwards, then
     /// descriptors that pid1 keeps and gives back to each new node.
-    Spawn { vm: VmId, slot: u16, child: usize, limits: Limits, tag: String },
+    Spawn {
+        vm: VmId,
+        slot: u16,
+        child: usize,
+        limits: Limits,
+        tag: String,
+    },
     /// Send a signal to a VMM.
     Kill { vm: VmId, signal: i32 },
     /// The exit status has been noted: drop the kept descriptors and the record.
@@ -52,16 +58,33 @@ pub(crate) struct Limits {
 #[serde(rename_all = "snake_case")]
 pub(crate) enum FromPid1 {
     /// A VM from before: running, or ended and not yet forgotten. Beside it: its kept descriptors.
-    Kept { vm: VmId, slot: u16, pid: i32, tag: String, status: Option<Status> },
+    Kept {
+        vm: VmId,
+        slot: u16,
+        pid: i32,
+        tag: String,
+        status: Option<Status>,
+    },
     /// All `Kept` have been said.
     Welcome,
-    Spawned { vm: VmId, pid: i32 },
+    Spawned {
+        vm: VmId,
+        pid: i32,
+    },
     /// Nothing was started; the descriptors are closed.
-    SpawnFailed { vm: VmId, error: String },
+    SpawnFailed {
+        vm: VmId,
+        error: String,
+    },
     /// Repeated to every new node (inside `Kept`) until `Forget`.
-    Exited { vm: VmId, status: Status },
+    Exited {
+        vm: VmId,
+        status: Status,
+    },
     /// pid1 was asked to go down (power button, SIGTERM): stop the machines, then say `Shutdown`.
-    Stop { mode: Mode },
+    Stop {
+        mode: Mode,
+    },
 }
 
 /// How a VMM ended.

@@ -96,16 +96,19 @@ pub fn set_nonblocking(fd: impl AsFd) -> io::Result<()> {
     Ok(())
 }
 
-/// The descriptor that a program inherited under this number. `None` where nothing is open there.
-///
-/// # Safety
-/// Nothing else in the process may own or close `number`: call it once per number, at the start of
-/// `main`, before other descriptors are opened.
-pub unsafe fn inherited(number: RawFd) -> Option<OwnedFd> {
-    // SAFETY: F_GETFD reads a flag of a descriptor number and touches no memory.
-    let open = unsafe { libc::fcntl(number, libc::F_GETFD) } >= 0;
-    // SAFETY: it is open, and the caller guarantees that this is its only owner.
-    open.then(|| unsafe { OwnedFd::from_raw_fd(number) })
+/// The descriptor that a program inherited under this number, as a copy that its children do not
+/// inherit. The number itself stays open until the program ends or executes another, closed for that one.
+pub fn inherited(number: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: both calls take numbers and touch no memory; a number that is not open is an error.
+    let copy = unsafe {
+        libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC);
+        libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 3)
+    };
+    if copy < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just made this descriptor, so nothing else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(copy) })
 }
 
 #[cfg(test)]

@@ -1,8 +1,32 @@
-//! The role `node`.
+//! The role `node`: provisions the machine in named phases, then hands over to the engine.
+//!
+//! Owns: the runtime and the end of the role. Refuses: what the phases do.
 
+mod clock;
 mod context;
 mod engine;
+mod identity;
+mod machine;
+mod phases;
+mod uplink;
 
-pub(crate) fn run() -> std::process::ExitCode {
-    std::process::ExitCode::FAILURE
+use std::process::ExitCode;
+
+/// Runs until the node goes down or cannot go on; pid1 then starts it again.
+pub(crate) fn run() -> ExitCode {
+    crate::console::log_here();
+    let runtime = match tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            log::error!("the node agent has no runtime: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let local = tokio::task::LocalSet::new();
+    let error = runtime.block_on(local.run_until(phases::run()));
+    log::error!("the node agent ends: {error:#}");
+    ExitCode::FAILURE
 }

@@ -1,0 +1,113 @@
+//! The options on the kernel command line.
+//!
+//! Owns: their names, values and errors. Refuses: other people's options, which it skips.
+
+use std::net::{IpAddr, SocketAddr};
+
+use types::PublicKey;
+
+/// Longest command line that is read: the kernel's own limit on x86 is 2048.
+pub(crate) const CMDLINE_MAX: usize = 4096;
+
+/// What happens after a panic of PID 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum OnPanic {
+    /// After the kernel's pause (`CONFIG_PANIC_TIMEOUT`), so that the text can be read.
+    #[default]
+    Reboot,
+    /// Stay, for a person with a screen.
+    Halt,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Options {
+    pub(crate) owner: Option<PublicKey>,
+    pub(crate) ntp: Option<SocketAddr>,
+    pub(crate) on_panic: OnPanic,
+    /// Options of ours that could not be read: shown, never guessed.
+    pub(crate) errors: Vec<String>,
+}
+
+/// Reads `sifr.owner=`, `sifr.ntp=` and `sifr.panic=`; an unknown `sifr.` option is an error.
+pub(crate) fn parse(cmdline: &str) -> Options {
+    let mut options = Options::default();
+    for word in cmdline.split_ascii_whitespace() {
+        let Some(option) = word.strip_prefix("sifr.") else {
+            continue;
+        };
+        let (name, value) = option.split_once('=').unwrap_or((option, ""));
+        if let Err(error) = set(&mut options, name, value) {
+            options
+                .errors
+                .push(format!("kernel option {word}: {error}"));
+        }
+    }
+    options
+}
+
+fn set(options: &mut Options, name: &str, value: &str) -> Result<(), String> {
+    match name {
+        "owner" => {
+            options.owner = Some(
+                value
+                    .parse()
+                    .map_err(|e: types::id::IdError| e.to_string())?,
+            )
+        }
+        "ntp" => {
+            options.ntp = Some(time_server(value).ok_or("not an IP address with an optional port")?)
+        }
+        "panic" => {
+            options.on_panic = match value {
+                "reboot" => OnPanic::Reboot,
+                "halt" => OnPanic::Halt,
+                _ => return Err("use reboot or halt".to_owned()),
+            }
+        }
+        _ => {
+            return Err(
+                "there is no such option: sifr.owner, sifr.ntp and sifr.panic exist".to_owned(),
+            );
+        }
+    }
+    Ok(())
+}
+
+fn time_server(value: &str) -> Option<SocketAddr> {
+    value.parse().ok().or_else(|| {
+        Some(SocketAddr::new(
+            value.parse::<IpAddr>().ok()?,
+            net::time::PORT,
+        ))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn our_options_are_read_and_others_are_skipped() {
+        let key = PublicKey([7; 32]);
+        let options = parse(&format!(
+            "console=ttyS0 sifr.owner={key} quiet sifr.ntp=10.0.2.2 sifr.panic=halt\n"
+        ));
+        let ntp = Some("10.0.2.2:123".parse().expect("an address"));
+        assert_eq!(
+            options,
+            Options {
+                owner: Some(key),
+                ntp,
+                on_panic: OnPanic::Halt,
+                errors: Vec::new()
+            }
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_shown_and_not_guessed() {
+        let options = parse("sifr.owner=me sifr.colour=red sifr.panic=perhaps");
+        assert_eq!((options.owner, options.errors.len()), (None, 3));
+        assert!(options.errors[1].contains("sifr.colour=red: there is no such option"));
+    }
+}

@@ -1,0 +1,455 @@
+//! The node agent's part of the boot, as a list of named phases.
+//!
+//! Owns: their order, the line that each prints, and what the boot does without one that failed.
+//! Refuses: the work itself.
+//!
+//! All phases may run again: after a restart of the agent each finds what the first run made.
+
+use std::cell::RefCell;
+use std::future::Future;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, anyhow};
+use storage::disk::Disk;
+use storage::plan::{Choice, choose};
+use storage::pool::Pool;
+use storage::probe::{self, Content};
+use tokio::sync::watch;
+use types::node::{Clock, NodeInfo, Phase};
+use types::{Bytes, PublicKey};
+
+use super::context::{NodeContext, Uplink, tenant_capacity};
+use super::engine::Engine;
+use super::{clock, identity, machine, uplink};
+use crate::cmdline::{self, Options};
+use crate::console::Console;
+use crate::phase::{Outcome, Row};
+
+const POOL: &str = "/pool";
+const OWNER_FILE: &str = "/etc/sifr/owner.pub";
+/// How long the boot waits for the first address. It then goes on, and the address comes when it comes:
+/// a switch port may take 30 s to open, and nothing else needs to wait for it.
+const ADDRESS_WAIT: Duration = Duration::from_secs(5);
+
+/// The console, and the rows so far.
+struct Boot {
+    console: Rc<RefCell<Console>>,
+    rows: Vec<Phase>,
+}
+
+impl Boot {
+    fn say(&self, line: &str) {
+        self.console.borrow_mut().line(line);
+    }
+
+    fn row(&mut self, name: &str, started: Instant, outcome: &Outcome) {
+        let took = started.elapsed();
+        self.say(
+            &Row {
+                name,
+                took,
+                outcome,
+            }
+            .to_string(),
+        );
+        let error = match outcome {
+            Outcome::Fine(_) => None,
+            Outcome::Failed(text) => Some(text.clone()),
+        };
+        let ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+        self.rows.push(Phase {
+            name: name.to_owned(),
+            ms,
+            error,
+        });
+    }
+
+    /// A phase that the boot cannot do without.
+    fn must<T>(
+        &mut self,
+        name: &str,
+        work: impl FnOnce() -> anyhow::Result<(T, Option<String>)>,
+    ) -> anyhow::Result<T> {
+        let started = Instant::now();
+        let result = work();
+        self.settle(name, started, result)
+    }
+
+    async fn must_async<T>(
+        &mut self,
+        name: &str,
+        work: impl Future<Output = anyhow::Result<(T, Option<String>)>>,
+    ) -> anyhow::Result<T> {
+        let started = Instant::now();
+        let result = work.await;
+        self.settle(name, started, result)
+    }
+
+    fn settle<T>(
+        &mut self,
+        name: &str,
+        started: Instant,
+        result: anyhow::Result<(T, Option<String>)>,
+    ) -> anyhow::Result<T> {
+        match result {
+            Ok((value, text)) => {
+                self.row(name, started, &Outcome::Fine(text));
+                Ok(value)
+            }
+            Err(error) => {
+                self.row(name, started, &Outcome::Failed(format!("{error:#}")));
+                Err(error.context(name.to_owned()))
+            }
+        }
+    }
+}
+
+/// All phases, then the engine. Returns only why the agent cannot go on.
+pub(crate) async fn run() -> anyhow::Error {
+    match provision().await {
+        Ok(engine) => engine.run().await,
+        Err(error) => error,
+    }
+}
+
+async fn provision() -> anyhow::Result<Engine> {
+    let console = Rc::new(RefCell::new(Console::open()));
+    let mut boot = Boot {
+        console,
+        rows: Vec::new(),
+    };
+    let pid1: OwnedFd =
+        sys::socket::inherited(crate::wire::PID1_FD).context("take the socket to pid1")?;
+    let options = options(&boot);
+    let owner = owner(options.owner);
+    let disks = boot.must("disks", || disks(owner.as_ref()))?;
+    let pool = boot.must("pool", || pool(&disks, owner.as_ref()))?;
+    let (seed, key) = boot.must("identity", || identity(&pool))?;
+    let floor = boot.must("clock", || Ok((clock::start(&pool.mountpoint)?, None)))?;
+    let kvm_problem = boot.must("kvm", || {
+        let problem = machine::kvm_problem();
+        Ok((
+            problem.clone(),
+            Some(problem.unwrap_or_else(|| "available".to_owned())),
+        ))
+    })?;
+    let capacity = tenant_capacity(
+        machine::cpus(),
+        machine::memory(),
+        machine::size_of(&pool.mountpoint),
+    );
+    let (info, _) = watch::channel(NodeInfo {
+        key,
+        owner,
+        build: sifr::IDENTITY.to_string(),
+        uptime_ms: 0,
+        durable: pool.durable,
+        virtualisation_problem: kvm_problem.clone(),
+        clock: Clock {
+            realtime_ms: 0,
+            synchronised: false,
+        },
+        capacity,
+        links: Vec::new(),
+        disks: report(&disks, &pool, owner.as_ref()),
+        boot: Vec::new(),
+        last_error: options.errors.first().cloned(),
+    });
+    let uplink = network(&mut boot, &options, &pool, floor, &info).await?;
+    let context = NodeContext {
+        seed,
+        key,
+        owner,
+        durable: pool.durable,
+        pool: pool.mountpoint.clone(),
+        kvm_problem,
+        capacity,
+        info: info.clone(),
+        uplink: uplink.clone(),
+        pid1,
+    };
+    let mut engine = boot
+        .must_async("ledger", async { Ok((Engine::open(context).await?, None)) })
+        .await?;
+    boot.must_async("api", async { Ok((engine.listen().await?, None)) })
+        .await?;
+    boot.must_async("workloads", async { Ok((engine.adopt().await?, None)) })
+        .await?;
+    info.send_modify(|i| i.boot.clone_from(&boot.rows));
+    tokio::task::spawn_local(show_status(boot.console.clone(), info.subscribe(), uplink));
+    Ok(engine)
+}
+
+fn options(boot: &Boot) -> Options {
+    let text = std::fs::read_to_string("/proc/cmdline").unwrap_or_default();
+    let options = cmdline::parse(&text.chars().take(cmdline::CMDLINE_MAX).collect::<String>());
+    options
+        .errors
+        .iter()
+        .for_each(|error| boot.say(&format!("sifr: error: {error}")));
+    options
+}
+
+/// The image's own key wins: a boot server cannot replace it.
+fn owner(from_cmdline: Option<PublicKey>) -> Option<PublicKey> {
+    match std::fs::read_to_string(OWNER_FILE) {
+        Ok(text) => text.trim().parse().ok(),
+        Err(_) => from_cmdline,
+    }
+}
+
+type Found = (Disk, Content);
+
+fn disks(owner: Option<&PublicKey>) -> anyhow::Result<(Vec<Found>, Option<String>)> {
+    let mut found = Vec::new();
+    for disk in storage::disk::inventory(Path::new("/sys"))? {
+        let opened = std::fs::File::open(disk.device());
+        let content =
+            opened.and_then(|file| probe::probe(&file, disk.size_bytes, disk.block_bytes));
+        // A disk that cannot be read is somebody's until proven otherwise.
+        found.push((disk, content.unwrap_or(Content::Foreign("unreadable"))));
+    }
+    let words = found
+        .iter()
+        .map(|(d, c)| format!("{} {}", d.name, c.describe(owner)));
+    let text = words.collect::<Vec<_>>().join(", ");
+    Ok((
+        found,
+        Some(if text.is_empty() {
+            "none".to_owned()
+        } else {
+            text
+        }),
+    ))
+}
+
+fn pool(found: &[Found], owner: Option<&PublicKey>) -> anyhow::Result<(Pool, Option<String>)> {
+    let choice = choose(found, owner);
+    let disks: Vec<_> = found.iter().map(|(disk, _)| disk.clone()).collect();
+    let opened = storage::pool::open(&choice, &disks, owner, Path::new(POOL));
+    let pool = match opened {
+        Ok(pool) => pool,
+        // A node with a broken disk is still a node that can say so.
+        Err(error) => {
+            let why = sys::error::chain(&error);
+            log::error!("{why}");
+            storage::pool::open(&Choice::Memory { why }, &disks, owner, Path::new(POOL))?
+        }
+    };
+    let size = machine::size_of(&pool.mountpoint).as_mib();
+    let place = pool
+        .disk
+        .as_deref()
+        .map_or("in memory: nothing survives a reboot".to_owned(), |d| {
+            format!("on {d}")
+        });
+    let remark = pool
+        .remark
+        .as_deref()
+        .map(|r| format!(" ({r})"))
+        .unwrap_or_default();
+    let text = format!("{size} MiB {place}{remark}");
+    Ok((pool, Some(text)))
+}
+
+fn identity(pool: &Pool) -> anyhow::Result<(([u8; 32], PublicKey), Option<String>)> {
+    let seed = identity::load_or_make(&pool.mountpoint)?;
+    let key = api::sign::SecretKey::from_seed(seed).public();
+    Ok(((seed, key), Some(key.to_string())))
+}
+
+fn report(found: &[Found], pool: &Pool, owner: Option<&PublicKey>) -> Vec<types::node::Disk> {
+    let content = |disk: &Disk, content: &Content| match &pool.disk {
+        Some(name) if *name == disk.name => "pool".to_owned(),
+        _ => content.describe(owner),
+    };
+    let row = |(disk, found): &Found| types::node::Disk {
+        name: disk.name.clone(),
+        serial: disk.serial.clone(),
+        size: Bytes(disk.size_bytes),
+        content: content(disk, found),
+    };
+    found.iter().map(row).collect()
+}
+
+/// Phases "links" and "address", and the loops that keep both and the time.
+async fn network(
+    boot: &mut Boot,
+    options: &Options,
+    pool: &Pool,
+    floor: Duration,
+    info: &watch::Sender<NodeInfo>,
+) -> anyhow::Result<watch::Receiver<Uplink>> {
+    let (uplink_tx, uplink) = watch::channel(Uplink::default());
+    let (servers_tx, servers) = watch::channel(Vec::new());
+    let links = info.clone();
+    let publish = uplink::Publish {
+        uplink: uplink_tx,
+        time_servers: servers_tx,
+        time_server: options.ntp,
+        links: Box::new(move |now| {
+            links.send_if_modified(|i| {
+                let new = i.links != now;
+                i.links = now.clone();
+                new
+            });
+        }),
+    };
+    let uplinks = boot.must("links", || {
+        let uplinks = uplink::Uplinks::start(publish)?;
+        Ok((uplinks, None))
+    })?;
+    tokio::task::spawn_local(uplinks.run());
+    let synchronised = info.clone();
+    let (place, floor): (PathBuf, _) = (pool.mountpoint.clone(), floor);
+    tokio::task::spawn_local(clock::keep(place, floor, servers, move || {
+        synchronised.send_if_modified(|i| !std::mem::replace(&mut i.clock.synchronised, true));
+    }));
+    let mut first = uplink.clone();
+    boot.must_async("address", async {
+        let address = first.wait_for(|u| u.address.is_some());
+        let text = match tokio::time::timeout(ADDRESS_WAIT, address).await {
+            Ok(Ok(now)) => describe(&now),
+            Ok(Err(_)) => return Err(anyhow!("the network loop has ended")),
+            Err(_) => "none yet: no DHCP server has answered, asking on".to_owned(),
+        };
+        Ok(((), Some(text)))
+    })
+    .await?;
+    Ok(uplink)
+}
+
+fn describe(uplink: &Uplink) -> String {
+    match (&uplink.link, uplink.address) {
+        (Some(link), Some(address)) => format!("{address} {link}"),
+        (None, _) | (_, None) => "none".to_owned(),
+    }
+}
+
+/// Prints the status block now and at each change of what it shows.
+async fn show_status(
+    console: Rc<RefCell<Console>>,
+    mut info: watch::Receiver<NodeInfo>,
+    mut uplink: watch::Receiver<Uplink>,
+) {
+    let mut shown = Vec::new();
+    loop {
+        let lines = status(&info.borrow_and_update(), &uplink.borrow_and_update());
+        if lines != shown {
+            lines
+                .iter()
+                .for_each(|line| console.borrow_mut().line(line));
+            let ms = sys::clock::since_boot().as_millis();
+            console.borrow_mut().line(&format!(
+                "sifr: status as of {ms} ms since the kernel started"
+            ));
+            shown = lines;
+        }
+        // Both are safe to drop: a watch loses nothing.
+        let ended = tokio::select! {
+            changed = info.changed() => changed.is_err(),
+            changed = uplink.changed() => changed.is_err(),
+        };
+        if ended {
+            return;
+        }
+    }
+}
+
+/// The status block. Programs read it too: the words before the values never change.
+fn status(info: &NodeInfo, uplink: &Uplink) -> Vec<String> {
+    let mut lines = vec![
+        format!("sifr: build {}", info.build),
+        format!("sifr: key {}", info.key),
+    ];
+    lines.push(match info.owner {
+        Some(owner) => format!("sifr: owner {owner}"),
+        None => "sifr: owner none: nothing is accepted; boot with sifr.owner=ed25519:…".to_owned(),
+    });
+    let disk = |d: &types::node::Disk| {
+        format!(
+            "sifr: disk {} {} MiB {}",
+            d.name,
+            d.size.as_mib(),
+            d.content
+        )
+    };
+    lines.extend(info.disks.iter().map(disk));
+    lines.push(format!(
+        "sifr: durable {}",
+        if info.durable {
+            "yes"
+        } else {
+            "no: this node runs from memory"
+        }
+    ));
+    let virtualisation = info
+        .virtualisation_problem
+        .as_deref()
+        .map_or("yes", |problem| problem);
+    lines.push(format!("sifr: virtualisation {virtualisation}"));
+    lines.push(format!("sifr: address {}", describe(uplink)));
+    if let Some(error) = &info.last_error {
+        lines.push(format!("sifr: last error {error}"));
+    }
+    let port = types::deployment::API_PORT;
+    lines.push(match uplink.address {
+        Some(address) => format!("sifr: ready https://{}:{port}", address.address),
+        None => "sifr: ready, waiting for an address".to_owned(),
+    });
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn info() -> NodeInfo {
+        NodeInfo {
+            key: PublicKey([7; 32]),
+            owner: None,
+            build: "sifr 0.0.0".to_owned(),
+            uptime_ms: 0,
+            durable: false,
+            virtualisation_problem: None,
+            clock: Clock {
+                realtime_ms: 0,
+                synchronised: false,
+            },
+            capacity: types::node::Capacity::default(),
+            links: Vec::new(),
+            disks: Vec::new(),
+            boot: Vec::new(),
+            last_error: None,
+        }
+    }
+
+    #[test]
+    fn the_status_block_shows_the_whole_key_and_what_is_missing() {
+        let text = status(&info(), &Uplink::default()).join("\n");
+        assert!(text.contains(&format!("sifr: key {}", PublicKey([7; 32]))));
+        for says in [
+            "nothing is accepted",
+            "runs from memory",
+            "waiting for an address",
+        ] {
+            assert!(text.contains(says), "{says}: {text}");
+        }
+    }
+
+    #[test]
+    fn a_node_with_an_address_says_where_its_api_is() {
+        let address = "10.0.2.15/24".parse().ok();
+        let uplink = Uplink {
+            link: Some("eth0".to_owned()),
+            address,
+            ..Uplink::default()
+        };
+        let lines = status(&info(), &uplink);
+        assert!(lines.contains(&"sifr: address 10.0.2.15/24 eth0".to_owned()));
+        assert!(lines.contains(&"sifr: ready https://10.0.2.15:7443".to_owned()));
+    }
+}

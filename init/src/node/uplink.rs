@@ -1,0 +1,177 @@
+//! The node's connection to the world: every Ethernet port up, DHCP on each, addresses and routes as
+//! the leases say.
+//!
+//! Owns: the loop that keeps the kernel's links as they should be, and the [`Uplink`] that others watch.
+//! Refuses: tenant networks.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
+
+use net::dhcp::{self, Lease};
+use net::link::{self, Observed};
+use tokio::sync::{mpsc, watch};
+use types::node::Link;
+
+use super::context::Uplink;
+
+/// Leases that wait to be applied: one per port is usual, and a port's newest is what counts.
+const LEASES_QUEUED: usize = 16;
+
+/// What the loop publishes.
+pub(crate) struct Publish {
+    pub(crate) uplink: watch::Sender<Uplink>,
+    pub(crate) time_servers: watch::Sender<Vec<SocketAddr>>,
+    /// From `sifr.ntp=`: asked before what DHCP names.
+    pub(crate) time_server: Option<SocketAddr>,
+    /// The links for the node report.
+    pub(crate) links: Box<dyn Fn(Vec<Link>)>,
+}
+
+/// The state of the loop.
+pub(crate) struct Uplinks {
+    handle: link::Handle,
+    monitor: link::Monitor,
+    leases: BTreeMap<String, Lease>,
+    clients: BTreeMap<u32, tokio::task::JoinHandle<()>>,
+    heard: (
+        mpsc::Sender<(String, Option<Lease>)>,
+        mpsc::Receiver<(String, Option<Lease>)>,
+    ),
+    publish: Publish,
+}
+
+impl Uplinks {
+    /// Brings all ports up and starts asking for addresses.
+    pub(crate) fn start(publish: Publish) -> Result<Self, net::Error> {
+        let mut uplinks = Self {
+            handle: link::Handle::open()?,
+            monitor: link::Monitor::open()?,
+            leases: BTreeMap::new(),
+            clients: BTreeMap::new(),
+            heard: mpsc::channel(LEASES_QUEUED),
+            publish,
+        };
+        uplinks.converge()?;
+        Ok(uplinks)
+    }
+
+    /// Runs for ever. An error is shown and tried again at the next change.
+    pub(crate) async fn run(mut self) {
+        loop {
+            tokio::select! {
+                // Both are safe to drop: the channel and the socket keep what was not taken.
+                Some((port, lease)) = self.heard.1.recv() => {
+                    match lease {
+                        Some(lease) => self.leases.insert(port, lease),
+                        None => self.leases.remove(&port),
+                    };
+                }
+                changed = self.monitor.changed() => {
+                    if let Err(error) = changed {
+                        log::warn!("{}", sys::error::chain(&error));
+                    }
+                }
+            }
+            if let Err(error) = self.converge() {
+                log::error!("{}", sys::error::chain(&error));
+            }
+        }
+    }
+
+    fn converge(&mut self) -> Result<(), net::Error> {
+        let observed = self.handle.observe()?;
+        let steps = link::plan(&link::uplinks(&observed, &self.leases), &observed);
+        let applied = self.handle.apply(&steps);
+        let observed = self.handle.observe()?;
+        self.ask_on_new_ports(&observed);
+        self.tell(&observed);
+        applied
+    }
+
+    fn ask_on_new_ports(&mut self, observed: &Observed) {
+        self.clients.retain(|index, client| {
+            let there = observed.links.iter().any(|l| l.index == *index);
+            if !there {
+                client.abort();
+            }
+            there
+        });
+        for port in observed.ethernet().filter(|l| l.up) {
+            let Some(mac) = port.mac else { continue };
+            let (name, heard) = (port.name.clone(), self.heard.0.clone());
+            self.clients.entry(port.index).or_insert_with(|| {
+                let nic = dhcp::Nic {
+                    name: name.clone(),
+                    index: port.index,
+                    mac,
+                    hostname: None,
+                };
+                tokio::task::spawn_local(lease_loop(nic, name, heard))
+            });
+        }
+    }
+
+    fn tell(&self, observed: &Observed) {
+        let gateway = |name: &str| self.leases.get(name).and_then(|l| l.gateway);
+        let links = observed.ethernet().filter_map(|l| {
+            let (mac, address) = (l.mac?, l.addresses.first().copied());
+            Some(Link {
+                name: l.name.clone(),
+                mac,
+                up: l.up && l.carrier,
+                address,
+                gateway: gateway(&l.name),
+            })
+        });
+        (self.publish.links)(links.collect());
+        let first = observed
+            .ethernet()
+            .find_map(|l| Some((l, self.leases.get(&l.name)?)));
+        let uplink = Uplink {
+            link: first.map(|(l, _)| l.name.clone()),
+            address: first.map(|(_, lease)| lease.address),
+            gateway: first.and_then(|(_, lease)| lease.gateway),
+            dns: first
+                .map(|(_, lease)| lease.dns.clone())
+                .unwrap_or_default(),
+            links: observed.ethernet().map(|l| l.name.clone()).collect(),
+        };
+        let named: Vec<Ipv4Addr> = first
+            .map(|(_, lease)| lease.ntp.clone())
+            .unwrap_or_default();
+        let servers = named
+            .into_iter()
+            .map(|ip| SocketAddr::from((ip, net::time::PORT)));
+        let servers: Vec<_> = self
+            .publish
+            .time_server
+            .into_iter()
+            .chain(servers)
+            .collect();
+        publish(&self.publish.time_servers, servers);
+        publish(&self.publish.uplink, uplink);
+    }
+}
+
+/// Wakes the watchers only where something is new.
+fn publish<T: PartialEq>(to: &watch::Sender<T>, value: T) {
+    to.send_if_modified(|held| {
+        let new = *held != value;
+        *held = value;
+        new
+    });
+}
+
+/// Runs the DHCP client of one port and passes on what it gets.
+async fn lease_loop(nic: dhcp::Nic, port: String, heard: mpsc::Sender<(String, Option<Lease>)>) {
+    let (told, mut lease) = watch::channel(None);
+    let pass_on = async {
+        while lease.changed().await.is_ok() {
+            let newest = lease.borrow_and_update().clone();
+            if heard.send((port.clone(), newest)).await.is_err() {
+                return;
+            }
+        }
+    };
+    tokio::join!(dhcp::run(nic, told), pass_on);
+}
