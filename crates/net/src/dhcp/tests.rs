@@ -1,0 +1,162 @@
+//! The client against a server that others wrote: busybox's `udhcpd`, over a veth pair between two
+//! namespaces. Needs root and Debian's `busybox` and `iproute2`.
+
+use std::collections::BTreeMap;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+
+use super::*;
+use crate::link::{Create, Desired, Handle, plan};
+use crate::namespace;
+
+/// How long a lease may take here; the server answers in milliseconds, after an ARP probe of its own.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+struct Server(Child);
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.0.kill().expect("killed");
+        self.0.wait().expect("reaped");
+    }
+}
+
+fn server(namespace: &str, directory: &std::path::Path) -> Server {
+    let leases = directory.join("leases");
+    std::fs::write(&leases, "").expect("written");
+    let text = format!(
+        "interface dhcp0\nstart 192.0.2.10\nend 192.0.2.10\nlease_file {}\npidfile {}\n\
+         option subnet 255.255.255.0\noption router 192.0.2.1\noption dns 192.0.2.53 192.0.2.54\n\
+         option ntpsrv 192.0.2.123\noption mtu 1400\noption lease 600\n",
+        leases.display(),
+        directory.join("pid").display(),
+    );
+    let file = directory.join("udhcpd.conf");
+    std::fs::write(&file, text).expect("written");
+    let mut command = Command::new("ip");
+    command
+        .args(["netns", "exec", namespace, "busybox", "udhcpd", "-f"])
+        .arg(file);
+    let command = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    Server(
+        command
+            .spawn()
+            .expect("ip and busybox; install Debian's iproute2 and busybox"),
+    )
+}
+
+#[test]
+fn a_lease_from_another_implementation_configures_the_link() {
+    let (node, lan) = ("sifr-test-dhcp-node", "sifr-test-dhcp-lan");
+    for name in [node, lan] {
+        namespace::remove(name).expect("removed");
+    }
+    let node_fd = Arc::new(namespace::ensure(node).expect("a namespace; it needs root"));
+    let lan_fd = namespace::ensure(lan).expect("a namespace");
+    let port = Desired {
+        create: Some(Create::Veth {
+            peer: "eth0".to_owned(),
+            namespace: node_fd.clone(),
+        }),
+        addresses: vec!["192.0.2.1/24".parse().expect("a prefix")],
+        ..Desired::up("dhcp0")
+    };
+    let handle = namespace::within(&lan_fd, Handle::open).expect("a socket");
+    handle
+        .apply(&plan(&[port], &handle.observe().expect("links")))
+        .expect("a veth pair");
+    let directory = tempfile::tempdir().expect("a directory");
+    let _server = server(lan, directory.path());
+    namespace::within(node_fd, || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build();
+        runtime.expect("a runtime").block_on(lease_and_configure());
+        Ok(())
+    })
+    .expect("no error");
+    for name in [node, lan] {
+        namespace::remove(name).expect("removed");
+    }
+}
+
+async fn lease_and_configure() {
+    let handle = Handle::open().expect("a socket");
+    let up = [Desired::up("lo"), Desired::up("eth0")];
+    handle
+        .apply(&plan(&up, &handle.observe().expect("links")))
+        .expect("up");
+    let observed = handle.observe().expect("links");
+    let link = observed.link("eth0").expect("the link");
+    let nic = Nic {
+        name: "eth0".to_owned(),
+        index: link.index,
+        mac: link.mac.expect("a MAC"),
+        hostname: Some("node".parse().expect("a name")),
+    };
+    let (sender, mut receiver) = watch::channel(None);
+    let listen = async {
+        let wait = tokio::time::timeout(PATIENCE, receiver.wait_for(Option::is_some));
+        let lease = wait
+            .await
+            .expect("a lease in time")
+            .expect("a sender")
+            .clone();
+        drop(receiver);
+        lease.expect("a lease")
+    };
+    let ((), lease) = tokio::join!(run(nic, sender), listen);
+    assert_eq!(lease.address.to_string(), "192.0.2.10/24");
+    assert_eq!(lease.gateway, Some([192, 0, 2, 1].into()));
+    assert_eq!(
+        lease.dns,
+        [Ipv4Addr::new(192, 0, 2, 53), Ipv4Addr::new(192, 0, 2, 54)]
+    );
+    assert_eq!(lease.ntp, [Ipv4Addr::new(192, 0, 2, 123)]);
+    assert_eq!(lease.mtu, Some(1400));
+    assert!(lease.expires.is_some());
+
+    // What init does with it. The port is a veth here, which only this test takes for an uplink.
+    let as_ethernet = || {
+        let mut observed = handle.observe().expect("links");
+        let port = observed
+            .links
+            .iter_mut()
+            .find(|link| link.name == "eth0")
+            .expect("the link");
+        port.kind = crate::link::Kind::Ethernet;
+        observed
+    };
+    let leases = BTreeMap::from([("eth0".to_owned(), lease)]);
+    let steps = plan(
+        &crate::link::uplinks(&as_ethernet(), &leases),
+        &as_ethernet(),
+    );
+    handle.apply(&steps).expect("applied");
+    let observed = as_ethernet();
+    let rest = plan(&crate::link::uplinks(&observed, &leases), &observed);
+    assert!(rest.is_empty(), "nothing is left to do: {rest:?}");
+    let link = observed.link("eth0").expect("the link");
+    assert_eq!((link.mtu, link.carrier), (1400, true));
+    assert!(
+        observed
+            .routes
+            .iter()
+            .any(|route| route.destination.prefix() == 0)
+    );
+    let gone = plan(
+        &crate::link::uplinks(&observed, &BTreeMap::new()),
+        &observed,
+    );
+    handle.apply(&gone).expect("the lease is taken away again");
+    assert!(
+        as_ethernet()
+            .link("eth0")
+            .expect("the link")
+            .addresses
+            .is_empty()
+    );
+}
