@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod assemble;
+pub mod demo;
 pub mod elf;
 pub mod fragment;
 pub mod inspect;
@@ -25,3 +26,4 @@ mod digest;
 mod licences;
 mod progress;
 mod tree;
+mod userland;

@@ -7,7 +7,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand, ValueEnum};
 use image::kernel::{self, Kind};
 use image::paths::Paths;
-use image::{assemble, inspect, repro, setup, suite, xfsprogs};
+use image::{assemble, demo, inspect, repro, setup, suite, xfsprogs};
 use types::PublicKey;
 
 #[derive(Debug, Parser)]
@@ -33,6 +33,10 @@ enum Command {
         #[arg(long, env = "SIFR_OWNER")]
         owner: Option<PublicKey>,
     },
+    /// Boot a node, run a web server on it, and leave both running
+    Demo,
+    /// Stop the node that `demo` left running
+    Stop,
     /// Run every test, up to those on the booted image
     Test,
     /// Build the commit twice and compare the images byte for byte
@@ -56,6 +60,8 @@ fn main() -> Result<()> {
         Command::Build { owner } => {
             assemble::build(&paths, owner)?;
         }
+        Command::Demo => demo::demo(&paths)?,
+        Command::Stop => demo::stop(&paths)?,
         Command::Test => suite::test(&paths)?,
         Command::Repro => repro::repro(&paths)?,
         Command::Inspect => {

@@ -16,7 +16,7 @@ use types::{Bytes, Mac};
 
 use crate::assemble::{CONSOLE_ARGUMENTS, Image};
 
-pub use node::Node;
+pub use node::{Node, stop};
 
 /// The program.
 pub(crate) const QEMU: &str = "qemu-system-x86_64";
@@ -38,6 +38,8 @@ pub struct Machine {
     pub on_reset: OnReset,
     /// A copy of the console, written by QEMU itself: it goes on when nobody reads.
     pub console_log: Option<PathBuf>,
+    /// A second monitor, at a socket that other processes can find: see [`stop`].
+    pub monitor: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -197,21 +199,28 @@ impl Machine {
             watchdog: false,
             on_reset: OnReset::Stop,
             console_log: None,
+            monitor: None,
         }
     }
 
     /// Leads a free port of this machine's loopback to `port` of the node, by the first user-mode
     /// card, and gives it.
     pub fn forward(&mut self, port: u16) -> Result<u16> {
+        let host = free_port()?;
+        self.forward_from(host, port)?;
+        Ok(host)
+    }
+
+    /// Leads port `host` of this machine's loopback to port `node` of the node.
+    pub fn forward_from(&mut self, host: u16, node: u16) -> Result<()> {
         let forwards = self.nets.iter_mut().find_map(|net| match &mut net.link {
             Link::User { forwards } => Some(forwards),
             Link::Tap { .. } => None,
         });
-        let host = free_port()?;
         forwards
             .context("the machine has no user-mode network card")?
-            .push(Forward { host, node: port });
-        Ok(host)
+            .push(Forward { host, node });
+        Ok(())
     }
 
     /// The command line. Serial port and monitor are sockets that QEMU inherits as descriptors 0 and 1.
@@ -256,6 +265,14 @@ impl Machine {
             .pair("-mon", "chardev=monitor,mode=control");
         line.pair("-chardev", format!("socket,id=serial,fd=0{log}"));
         line.pair("-serial", "chardev:serial");
+        if let Some(socket) = &self.monitor {
+            let socket = escaped(socket);
+            line.pair(
+                "-chardev",
+                format!("socket,id=door,path={socket},server=on,wait=off"),
+            );
+            line.pair("-mon", "chardev=door,mode=control");
+        }
         self.boot_arguments(&mut line);
         (0..)
             .zip(&self.disks)
@@ -350,6 +367,14 @@ pub fn blank_disk(file: &Path, size: Bytes) -> Result<()> {
     let make = || format!("make the disk {}", file.display());
     let disk = File::create(file).with_context(make)?;
     disk.set_len(size.0).with_context(make)
+}
+
+/// `wish`, if nothing listens there, or any free port.
+pub fn port_near(wish: u16) -> Result<u16> {
+    match TcpListener::bind((Ipv4Addr::LOCALHOST, wish)) {
+        Ok(_) => Ok(wish),
+        Err(_) => free_port(),
+    }
 }
 
 /// A TCP port that nothing listens on. Another program may take it before QEMU does; QEMU then says so.
@@ -457,6 +482,7 @@ mod tests {
                 .into(),
             clock: Clock::At("2020-01-01T00:00:00".to_owned()),
             watchdog: true,
+            monitor: Some("/m".into()),
             on_reset: OnReset::Boot,
             firmware: Firmware::Uefi,
             ..machine()
@@ -478,6 +504,7 @@ mod tests {
             "-rtc base=2020-01-01T00:00:00",
             "-device i6300esb -action watchdog=reset",
             "-bios /usr/share/ovmf/OVMF.fd",
+            "socket,id=door,path=/m,server=on,wait=off",
             "tap,id=net1,ifname=tap7,script=no",
             "e1000e,id=card1,netdev=net1,mac=02:00:00:00:00:01",
             &format!("hostfwd=tcp:127.0.0.1:{port}-:7443"),

@@ -8,6 +8,7 @@ use std::io::{Read, Seek};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Mutex, PoisonError, mpsc};
 use std::thread;
@@ -20,6 +21,8 @@ use super::console::{Console, Miss};
 use super::qmp::Qmp;
 use super::{Accelerator, Machine, QEMU};
 
+/// How long a machine may take to go down in order.
+const DOWN_TIMEOUT: Duration = Duration::from_secs(30);
 /// Lines of the console shown when what was waited for did not come.
 const TAIL_LINES: usize = 40;
 
@@ -217,6 +220,21 @@ impl Node {
             lines.join("; ")
         }
     }
+}
+
+/// Stops a machine that runs in the background, by the socket of its monitor: with its power button,
+/// and by ending QEMU if that does not help. False where none runs.
+pub fn stop(socket: &Path) -> Result<bool> {
+    let Ok(stream) = UnixStream::connect(socket) else {
+        return Ok(false);
+    };
+    let mut monitor = Qmp::new(stream)?;
+    monitor.run("system_powerdown", &json!({}))?;
+    if !monitor.wait_for_end(DOWN_TIMEOUT)? {
+        monitor.run("quit", &json!({}))?;
+        monitor.wait_for_end(DOWN_TIMEOUT)?;
+    }
+    Ok(true)
 }
 
 impl Drop for Node {

@@ -3,7 +3,7 @@
 //! Owns: one connection: greeting, commands, answers.
 //! Refuses: waiting for ever, and events, which it skips: the console tells what happened.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
@@ -54,6 +54,26 @@ impl Qmp {
             }
         }
         bail!("the monitor does not answer {command}")
+    }
+
+    /// Reads events until QEMU ends. False when `timeout` goes by without one, or there are too many.
+    pub(super) fn wait_for_end(&mut self, timeout: Duration) -> Result<bool> {
+        self.reader
+            .get_ref()
+            .set_read_timeout(Some(timeout))
+            .context("set up the monitor")?;
+        let mut line = String::new();
+        for _ in 0..EVENTS_MAX {
+            line.clear();
+            match self.reader.read_line(&mut line) {
+                Ok(0) => return Ok(true),
+                Ok(_) => {}
+                Err(error) if error.kind() == ErrorKind::ConnectionReset => return Ok(true),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(false),
+                Err(error) => return Err(error).context("wait for QEMU's end"),
+            }
+        }
+        Ok(false)
     }
 
     fn line(&mut self) -> Result<Value> {
