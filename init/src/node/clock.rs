@@ -18,7 +18,7 @@ const PAUSE: Duration = Duration::from_secs(1024);
 /// First pause after no answer; it doubles up to [`PAUSE`].
 const RETRY: Duration = Duration::from_secs(2);
 /// Offsets below this are left alone: certificates and logs need no better.
-const TOLERANCE_US: i64 = 100_000;
+const TOLERANCE_US: u64 = 100_000;
 
 /// Raises the clock to the floor, if it is below. Returns the floor.
 pub(crate) fn start(pool: &Path) -> Result<Duration, sys::error::Error> {
@@ -44,7 +44,7 @@ fn floor(stored: Option<&str>) -> Duration {
 
 /// The time that a sample implies; `None` where the clock is near enough or the sample is below the floor.
 fn corrected(now: Duration, offset_us: i64, floor: Duration) -> Option<Duration> {
-    if offset_us.abs() < TOLERANCE_US {
+    if offset_us.unsigned_abs() < TOLERANCE_US {
         return None;
     }
     let step = Duration::from_micros(offset_us.unsigned_abs());
@@ -96,7 +96,7 @@ async fn ask(servers: &[SocketAddr], floor: Duration) -> bool {
             Ok(sample) => {
                 let now = sys::clock::realtime();
                 let Some(then) = corrected(now, sample.offset_us, floor) else {
-                    if sample.offset_us.abs() < TOLERANCE_US {
+                    if sample.offset_us.unsigned_abs() < TOLERANCE_US {
                         return true;
                     }
                     log::warn!(
