@@ -1,2 +1,88 @@
-//! cli
-fn main() {}
+//! `sifr`: the command of owners and tenants.
+//!
+//! Owns: the command line, the files under `~/.config/sifr`, what people and programs read, exit codes.
+//! Refuses: a protocol of its own (`api` has it) and anything that needs a login on a node.
+#![forbid(unsafe_code)]
+
+mod args;
+mod deploy;
+mod failure;
+mod flists;
+mod home;
+mod lifecycle;
+mod nodes;
+mod push;
+mod screen;
+mod spec;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::args::{Cli, Command};
+use crate::failure::Outcome;
+use crate::home::Home;
+use crate::screen::Screen;
+
+/// What every command is given.
+struct Context {
+    home: Home,
+    screen: Screen,
+    /// `--node`
+    node: Option<String>,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let outcome = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(anyhow::Error::from)
+        .and_then(|runtime| runtime.block_on(run(cli)));
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let outcome = Outcome::of(&error);
+            if let Some(text) = failure::explain(&error, outcome) {
+                eprintln!("{text}");
+            }
+            outcome.into()
+        }
+    }
+}
+
+async fn run(cli: Cli) -> anyhow::Result<()> {
+    let Cli {
+        command,
+        node,
+        identity,
+        output,
+    } = cli;
+    let context = Context {
+        home: Home::find(identity)?,
+        screen: Screen::new(output),
+        node,
+    };
+    match command {
+        Command::Key(command) => nodes::key(&context, command),
+        Command::Node(command) => nodes::node(&context, command).await,
+        Command::Flist(command) => flists::flist(&context, command),
+        Command::Deploy(options) => deploy::deploy(&context, *options).await,
+        Command::Get { name } => lifecycle::get(&context, name).await,
+        Command::Wait {
+            name,
+            until,
+            timeout,
+        } => lifecycle::wait(&context, name, until, timeout).await,
+        Command::Logs {
+            target,
+            follow,
+            tail,
+        } => lifecycle::logs(&context, target, follow, tail).await,
+        Command::Stop { name } => lifecycle::act(&context, name, lifecycle::Verb::Stop).await,
+        Command::Start { name } => lifecycle::act(&context, name, lifecycle::Verb::Start).await,
+        Command::Restart { name } => lifecycle::act(&context, name, lifecycle::Verb::Restart).await,
+        Command::Delete { name } => lifecycle::act(&context, name, lifecycle::Verb::Delete).await,
+        Command::Version => context.screen.identity(),
+    }
+}

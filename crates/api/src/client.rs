@@ -69,7 +69,7 @@ pub enum ClientError {
         source: io::Error,
     },
     #[error(
-        "the node at {address} has another key than the one you pinned\n  pinned: {}\n  found:  {}\nIf its console shows the found key, the node was set up anew: pin it with `sifr node add`. If not, somebody is between you and the node.",
+        "the node at {address} has another key than the one you pinned\n  pinned: {}\n  found:  {}\nIf its console shows the found key, the node was set up anew: pin it with `sifr node add --replace`. If not, somebody is between you and the node.",
         wrong.expected, wrong.found
     )]
     WrongKey { address: String, wrong: WrongKey },

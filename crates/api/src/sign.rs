@@ -23,7 +23,7 @@ pub enum KeyError {
     #[error("the kernel gave no random bytes for a new key")]
     Random(#[source] getrandom::Error),
     #[error(
-        "cannot read the key file {path}: make one with `sifr key new`, or name another with --key"
+        "cannot read the key file {path}: make one with `sifr key new`, or name another with --identity"
     )]
     Read {
         path: PathBuf,

@@ -129,7 +129,7 @@ mod tests {
             }
             Err(refusal(
                 RefusalCode::UnknownKey,
-                "this key is not the owner's: use --key",
+                "this key is not the owner's: use another",
             ))
         }
 
@@ -315,7 +315,7 @@ mod tests {
             error.refusal().map(|refusal| refusal.code),
             Some(RefusalCode::UnknownKey)
         );
-        assert!(error.to_string().contains("use --key"));
+        assert!(error.to_string().contains("use another"));
         assert_eq!(fake.handled.load(Ordering::Relaxed), 0);
     }
 

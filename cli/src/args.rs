@@ -1,0 +1,372 @@
+//! The command line.
+//!
+//! Owns: commands, options, their help, and how each value reads.
+//! Refuses: doing anything.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use api::Until;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use types::deployment::{Port, RestartPolicy};
+use types::{Bytes, Name, PublicKey};
+
+/// Longest wait of `sifr wait`: a day.
+const TIMEOUT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+
+#[derive(Debug, Parser)]
+#[command(
+    name = "sifr",
+    about = "Runs container images in micro VMs on machines that have no login",
+    disable_help_subcommand = true,
+    after_help = "Exit status: 0 done, 1 failed, 2 wrong usage, 3 refused by the node, \
+                  4 node not reached, 5 time ran out."
+)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+    /// Node to speak to, by the name it was added with
+    #[arg(long, global = true, value_name = "NAME")]
+    pub(crate) node: Option<String>,
+    /// Your secret key's file [default: key in the configuration directory]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) identity: Option<PathBuf>,
+    /// Tables for people or JSON for programs
+    #[arg(long, global = true, value_enum, default_value_t = Output::Table)]
+    pub(crate) output: Output,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Output {
+    Table,
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Your key: it owns nodes and signs deployments
+    #[command(subcommand)]
+    Key(KeyCommand),
+    /// Nodes you know
+    #[command(subcommand)]
+    Node(NodeCommand),
+    /// Container images as content-addressed chunks
+    #[command(subcommand)]
+    Flist(FlistCommand),
+    /// Create or replace a deployment, from a file or from options
+    Deploy(Box<Deploy>),
+    /// Show deployments
+    Get { name: Option<Name> },
+    /// Wait until a deployment is as you want it
+    Wait {
+        name: Name,
+        /// running, stopped, exited or deleted
+        #[arg(long = "for", value_name = "STATE", default_value = "running")]
+        until: Until,
+        /// For example 90s, 5m or 1h
+        #[arg(long, value_name = "TIME", default_value = "60s", value_parser = duration)]
+        timeout: Duration,
+    },
+    /// Show what a workload wrote
+    Logs {
+        /// Deployment, or deployment/workload
+        target: Target,
+        /// Go on as it writes more
+        #[arg(short, long)]
+        follow: bool,
+        /// Only the last records
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(..=api::logs::TAIL_MAX))]
+        tail: Option<u64>,
+    },
+    /// Stop all machines of a deployment; their disks stay
+    Stop { name: Name },
+    /// Start what was stopped
+    Start { name: Name },
+    /// Stop, then start
+    Restart { name: Name },
+    /// Stop and remove a deployment, disks too
+    Delete { name: Name },
+    /// Which sifr this is
+    Version,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum KeyCommand {
+    /// Make your key
+    New,
+    /// Show your public key
+    Show {
+        /// Certificate and secret key, for curl --cert and --key
+        #[arg(long)]
+        pem: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum NodeCommand {
+    /// Pin a node: its key is shown on its console
+    Add {
+        name: Name,
+        /// IP address or host name, with a port where it is not 7443
+        address: String,
+        /// The key on the node's console: ed25519:…
+        #[arg(long)]
+        key: PublicKey,
+        /// The name is taken: pin this key and address instead
+        #[arg(long)]
+        replace: bool,
+    },
+    /// Forget a node
+    Remove { name: Name },
+    /// Speak to this node where --node is not given
+    Use { name: Name },
+    /// All nodes you know, and how they are
+    List,
+    /// One node in detail
+    Info,
+    /// The node's kernel log
+    Dmesg,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum FlistCommand {
+    /// Pack a directory or an uncompressed tar archive
+    Pack(Pack),
+    /// Show what is in a .flist file
+    Show { file: PathBuf },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Pack {
+    pub(crate) source: PathBuf,
+    /// Directory that gets the .flist file and the chunks
+    #[arg(short = 'o', long, value_name = "DIR")]
+    pub(crate) store: PathBuf,
+    /// Program to run; repeat it for its arguments
+    #[arg(long, value_name = "ARG", allow_hyphen_values = true)]
+    pub(crate) entrypoint: Vec<String>,
+    /// Arguments that a deployment may replace; repeat it
+    #[arg(long, value_name = "ARG", allow_hyphen_values = true)]
+    pub(crate) cmd: Vec<String>,
+    /// NAME=value; repeat it
+    #[arg(long, value_name = "NAME=VALUE", value_parser = variable)]
+    pub(crate) env: Vec<(String, String)>,
+    /// User, or user:group, by name or number
+    #[arg(long, default_value = "")]
+    pub(crate) user: String,
+    /// Working directory
+    #[arg(long, value_name = "DIR", default_value = "")]
+    pub(crate) workdir: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Deploy {
+    /// YAML file, - for standard input
+    #[arg(conflicts_with = "image")]
+    pub(crate) file: Option<PathBuf>,
+    /// Instead of a file: a .flist file, or the digest of an flist that the node has
+    #[arg(long, requires = "name")]
+    pub(crate) image: Option<String>,
+    /// The deployment's name
+    #[arg(long)]
+    pub(crate) name: Option<Name>,
+    /// Web server that has the image's chunks: http://…
+    #[arg(long, value_name = "URL", conflicts_with = "file")]
+    pub(crate) store: Option<String>,
+    /// Port of the node and port of the machine, such as 80:8080; repeat it
+    #[arg(short = 'p', long = "port", value_name = "NODE:MACHINE", value_parser = port, conflicts_with = "file")]
+    pub(crate) ports: Vec<Port>,
+    #[arg(long, conflicts_with = "file")]
+    pub(crate) cpus: Option<u8>,
+    /// For example 512Mi
+    #[arg(long, conflicts_with = "file")]
+    pub(crate) memory: Option<Bytes>,
+    /// Writable layer, for example 2Gi
+    #[arg(long, conflicts_with = "file")]
+    pub(crate) disk: Option<Bytes>,
+    /// NAME=value; repeat it
+    #[arg(short = 'e', long, value_name = "NAME=VALUE", value_parser = variable, conflicts_with = "file")]
+    pub(crate) env: Vec<(String, String)>,
+    #[arg(long, conflicts_with = "file")]
+    pub(crate) user: Option<String>,
+    #[arg(long, conflicts_with = "file")]
+    pub(crate) workdir: Option<String>,
+    /// always, on-failure or never
+    #[arg(long, value_parser = restart, conflicts_with = "file")]
+    pub(crate) restart: Option<RestartPolicy>,
+    /// The node may forget it at a reboot: it runs from RAM
+    #[arg(long)]
+    pub(crate) accept_volatile: bool,
+    /// Replaces the image's command
+    #[arg(last = true, value_name = "COMMAND", conflicts_with = "file")]
+    pub(crate) command: Vec<String>,
+}
+
+/// `deployment` or `deployment/workload`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Target {
+    pub(crate) deployment: Name,
+    pub(crate) workload: Option<Name>,
+}
+
+impl std::str::FromStr for Target {
+    type Err = types::id::IdError;
+    fn from_str(s: &str) -> Result<Self, Self::Err> {
+        let (deployment, workload) = s.split_once('/').map_or((s, None), |(d, w)| (d, Some(w)));
+        Ok(Self {
+            deployment: deployment.parse()?,
+            workload: workload.map(str::parse).transpose()?,
+        })
+    }
+}
+
+/// `80:8080`, or `8080` where both are the same.
+pub(crate) fn port(text: &str) -> Result<Port, String> {
+    let (node, machine) = text.split_once(':').unwrap_or((text, text));
+    let number = |text: &str| text.parse().ok().filter(|n| *n != 0);
+    match (number(node), number(machine)) {
+        (Some(node), Some(machine)) => Ok(Port { node, machine }),
+        _ => Err(format!(
+            "port {text:?} is not NODE:MACHINE with numbers from 1 to 65535, such as 80:8080"
+        )),
+    }
+}
+
+pub(crate) fn variable(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        _ => Err(format!("variable {text:?} is not NAME=value")),
+    }
+}
+
+pub(crate) fn restart(text: &str) -> Result<RestartPolicy, String> {
+    match text {
+        "always" => Ok(RestartPolicy::Always),
+        "on-failure" | "on_failure" => Ok(RestartPolicy::OnFailure),
+        "never" => Ok(RestartPolicy::Never),
+        _ => Err(format!(
+            "restart policy {text:?} is not always, on-failure or never"
+        )),
+    }
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let error = || format!("time {text:?} is not a whole number with ms, s, m or h, up to 24h");
+    let split = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(error)?;
+    let (digits, unit) = text.split_at(split);
+    let number: u64 = digits.parse().map_err(|_| error())?;
+    let milliseconds: u64 = match unit {
+        "ms" => 1,
+        "s" => 1000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => return Err(error()),
+    };
+    let time = number.checked_mul(milliseconds).map(Duration::from_millis);
+    time.filter(|time| *time <= TIMEOUT_MAX).ok_or_else(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+    use clap::error::ErrorKind;
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(std::iter::once("sifr").chain(line.split_whitespace()))
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn what_the_documents_show_parses() {
+        let key = PublicKey([1; 32]);
+        for line in [
+            "key new",
+            "key show --pem",
+            &format!("node add lab 10.0.0.11 --key {key}"),
+            "node use lab",
+            "node list --output json",
+            "node info --node lab",
+            "node dmesg",
+            "flist pack rootfs -o store --entrypoint /bin/app --cmd -v --env A=b=c --user 1000 --workdir /srv",
+            "flist show store/x.flist",
+            "deploy app.yaml",
+            "deploy - --accept-volatile",
+            "deploy --image store/x.flist -p 8080:80 -p 443 --name shop --memory 512Mi --restart on-failure -- /bin/app -v",
+            "get",
+            "get shop",
+            "wait shop --for exited --timeout 5m",
+            "logs -f --tail 10 shop/web",
+            "stop shop",
+            "start shop",
+            "restart shop",
+            "delete shop",
+            "version",
+        ] {
+            assert!(
+                parse(line).is_ok(),
+                "{line}: {}",
+                parse(line).expect_err("an error")
+            );
+        }
+    }
+
+    #[test]
+    fn wrong_usage_says_what_is_wrong() {
+        for (line, says) in [
+            ("deploy --image x.flist", "--name"),
+            ("deploy app.yaml --memory 1Gi", "cannot be used with"),
+            (
+                "deploy --image x --name shop -p 0:80",
+                "numbers from 1 to 65535",
+            ),
+            ("deploy --image x --name Shop", "DNS label"),
+            ("deploy --image x --name shop --memory 1G", "whole number"),
+            (
+                "deploy --image x --name shop --restart often",
+                "always, on-failure or never",
+            ),
+            ("node add lab 10.0.0.1", "--key"),
+            ("node add lab 10.0.0.1 --key SHA256:abc", "ed25519"),
+            (
+                "wait shop --for happy",
+                "running, stopped, exited or deleted",
+            ),
+            ("wait shop --timeout 60", "ms, s, m or h"),
+            ("wait shop --timeout 25h", "up to 24h"),
+            ("logs shop/web/x", "DNS label"),
+        ] {
+            let error = parse(line).expect_err(line);
+            assert_eq!(error.exit_code(), 2, "{line}");
+            assert!(error.to_string().contains(says), "{line}: {error}");
+        }
+        assert_eq!(
+            parse("--help").expect_err("help").kind(),
+            ErrorKind::DisplayHelp
+        );
+    }
+
+    #[test]
+    fn a_single_port_stands_for_both_sides() {
+        assert_eq!(
+            port("8080"),
+            Ok(Port {
+                node: 8080,
+                machine: 8080
+            })
+        );
+        assert_eq!(
+            port("80:8080"),
+            Ok(Port {
+                node: 80,
+                machine: 8080
+            })
+        );
+        assert!(port("80:8080/udp").is_err() && port("").is_err() && port("65536").is_err());
+    }
+}

@@ -1,0 +1,261 @@
+//! `sifr deploy`: check, push, sign, post, say what happened.
+//!
+//! Owns: the order, and that nothing is sent before the whole deployment is known to be well formed.
+//! Refuses: to post a statement twice, and to pick a version that it has not asked the node for.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use api::{Client, ClientError, Envelope};
+use serde::Serialize;
+use types::deployment::{Action, Deployment, Image, Machine, Statement, Workload};
+use types::status::{Ack, RefusalCode};
+use types::{Bytes, Digest, Name};
+
+use crate::Context;
+use crate::args::Deploy;
+use crate::failure::Usage;
+use crate::home::Pin;
+use crate::push::{LocalImage, Pushed};
+use crate::spec::{self, Draft};
+
+/// Defaults of a machine from options, the same as `types::deployment` gives a file.
+const MEMORY: Bytes = Bytes::mib(256);
+const DISK: Bytes = Bytes::gib(1);
+
+/// What `--output json` shows.
+#[derive(Debug, Serialize)]
+struct Report<'a> {
+    node: &'a Name,
+    #[serde(flatten)]
+    ack: &'a Ack,
+    #[serde(flatten)]
+    pushed: Pushed,
+}
+
+/// Images that lie on this machine, by digest.
+type Images = BTreeMap<Digest, LocalImage>;
+
+pub(crate) async fn deploy(context: &Context, options: Deploy) -> anyhow::Result<()> {
+    let accept_volatile = options.accept_volatile;
+    let mut images = Images::new();
+    let (name, mut deployment) = wanted(options, &mut images)?;
+    deployment.accept_volatile |= accept_volatile;
+    deployment
+        .check()
+        .map_err(|error| Usage(error.to_string()))?;
+    let (node, pin, client) = context.home.client(context.node.as_deref())?;
+    let version = next_version(&client, &name).await?;
+    let mut pushed = Pushed::default();
+    for image in images.values() {
+        let this = image
+            .push(&client, &context.screen)
+            .await
+            .context("cannot push the image")?;
+        pushed.pushed_bytes += this.pushed_bytes;
+        pushed.image_bytes += this.image_bytes;
+    }
+    let action = Action::Deploy(deployment.clone());
+    let statement = Statement {
+        node: client.node(),
+        name: name.clone(),
+        version,
+        action,
+    };
+    let ack = post(context, &client, &statement)
+        .await
+        .with_context(|| format!("cannot deploy {name}"))?;
+    let report = Report {
+        node: &node,
+        ack: &ack,
+        pushed,
+    };
+    context
+        .screen
+        .show(&report, || acknowledged(&ack, &node, &deployment, &pin))?;
+    if !context.screen.is_json() {
+        context
+            .screen
+            .note(&format!("next: sifr wait {name}, sifr logs {name}"));
+    }
+    Ok(())
+}
+
+/// Signs and posts.
+pub(crate) async fn post(
+    context: &Context,
+    client: &Client,
+    statement: &Statement,
+) -> anyhow::Result<Ack> {
+    let envelope = Envelope::seal_statement(&context.home.key()?, statement);
+    Ok(client.post_statement(&envelope).await?)
+}
+
+/// One more than what the node knows; a tombstone counts on, an unknown name begins with 1.
+async fn next_version(client: &Client, name: &Name) -> anyhow::Result<u64> {
+    match client.deployment(name).await {
+        Ok(status) => Ok(status.version.saturating_add(1)),
+        Err(ClientError::Refused { refusal }) if refusal.code == RefusalCode::NotFound => Ok(1),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn wanted(options: Deploy, images: &mut Images) -> anyhow::Result<(Name, Deployment)> {
+    let Some(file) = &options.file else {
+        return from_options(options, images);
+    };
+    let base = if file == Path::new("-") {
+        Path::new("")
+    } else {
+        file.parent().unwrap_or(Path::new(""))
+    };
+    let mut resolve = |path: &str| resolve(&base.join(path), images);
+    let Draft { name, deployment } = spec::parse(&read(file)?, &mut resolve)
+        .map_err(|error| Usage(format!("{}: {error}", file.display())))?;
+    let name = options.name.or(name).ok_or_else(|| {
+        Usage(format!(
+            "{} gives the deployment no name: add `name:` to it, or use --name",
+            file.display()
+        ))
+    })?;
+    Ok((name, deployment))
+}
+
+fn read(file: &Path) -> anyhow::Result<String> {
+    let mut text = String::new();
+    let cannot = || format!("cannot read the deployment file {}", file.display());
+    let source: Box<dyn Read> = if file == Path::new("-") {
+        Box::new(io::stdin())
+    } else {
+        Box::new(File::open(file).with_context(cannot)?)
+    };
+    source
+        .take(spec::FILE_MAX + 1)
+        .read_to_string(&mut text)
+        .with_context(cannot)?;
+    if text.len() as u64 > spec::FILE_MAX {
+        return Err(Usage(format!(
+            "{} is longer than {} bytes",
+            file.display(),
+            spec::FILE_MAX
+        ))
+        .into());
+    }
+    Ok(text)
+}
+
+fn resolve(path: &Path, images: &mut Images) -> Result<Digest, String> {
+    let image = LocalImage::open(path).map_err(|error| format!("{error:#}"))?;
+    let digest = image.digest;
+    images.insert(digest, image);
+    Ok(digest)
+}
+
+fn from_options(options: Deploy, images: &mut Images) -> anyhow::Result<(Name, Deployment)> {
+    let (Some(image), Some(name)) = (options.image, options.name) else {
+        return Err(Usage("give a file, or --image with --name".to_owned()).into());
+    };
+    let mut resolve = |path: &str| resolve(&PathBuf::from(path), images);
+    let flist = spec::image_digest(&image, &mut resolve).map_err(Usage)?;
+    let machine = Machine {
+        image: Image {
+            flist,
+            store: options.store,
+        },
+        cpus: options.cpus.unwrap_or(1),
+        memory: options.memory.unwrap_or(MEMORY),
+        disk: options.disk.unwrap_or(DISK),
+        entrypoint: None,
+        command: Some(options.command).filter(|command| !command.is_empty()),
+        env: options.env.into_iter().collect(),
+        user: options.user,
+        workdir: options.workdir,
+        ports: options.ports,
+        restart: options.restart.unwrap_or_default(),
+    };
+    let only = spec::ONLY_WORKLOAD.parse().expect("the constant is a name");
+    let workloads = [(only, Workload::Machine(machine))].into();
+    Ok((
+        name,
+        Deployment {
+            accept_volatile: false,
+            workloads,
+        },
+    ))
+}
+
+fn acknowledged(ack: &Ack, node: &Name, deployment: &Deployment, pin: &Pin) -> String {
+    let durable = if ack.durable {
+        "durable"
+    } else {
+        "volatile: it is gone after a reboot"
+    };
+    let mut text = format!(
+        "{} version {} · {node} · {durable}\n",
+        ack.name, ack.version
+    );
+    let host = host(&pin.address);
+    for (workload, machine) in deployment.machines() {
+        for port in &machine.ports {
+            text.push_str(&format!(
+                "{host}:{} → {workload}:{}\n",
+                port.node, port.machine
+            ));
+        }
+    }
+    text
+}
+
+/// The address without its port, ready for another one.
+fn host(address: &str) -> String {
+    if address.parse::<std::net::Ipv6Addr>().is_ok() {
+        return format!("[{address}]");
+    }
+    let port = |(host, port): &(&str, &str)| port.parse::<u16>().is_ok() && !host.is_empty();
+    address
+        .rsplit_once(':')
+        .filter(port)
+        .map_or(address, |(host, _)| host)
+        .to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_of_options_and_of_files_are_the_same() {
+        let digest = Digest([1; 32]);
+        let yaml = format!("name: shop\nimage: {digest}");
+        let mut resolve = |_: &str| Err("no file is named".to_owned());
+        let draft = spec::parse(&yaml, &mut resolve).expect("a good file");
+        let cli = <crate::args::Cli as clap::Parser>::try_parse_from([
+            "sifr",
+            "deploy",
+            "--name",
+            "shop",
+            "--image",
+            &digest.to_string(),
+        ]);
+        let crate::args::Command::Deploy(options) = cli.expect("parses").command else {
+            panic!("a deploy")
+        };
+        let (name, deployment) = from_options(*options, &mut Images::new()).expect("is complete");
+        assert_eq!((Some(name), deployment), (draft.name, draft.deployment));
+    }
+
+    #[test]
+    fn the_host_of_an_address_is_without_its_port() {
+        for (address, wanted) in [
+            ("10.0.0.1", "10.0.0.1"),
+            ("n1:7443", "n1"),
+            ("fe80::1", "[fe80::1]"),
+            ("[fe80::1]:80", "[fe80::1]"),
+        ] {
+            assert_eq!(host(address), wanted);
+        }
+    }
+}

@@ -1,0 +1,428 @@
+//! What happens to a deployment after it was deployed: get, wait, logs, stop, start, restart, delete.
+//!
+//! Owns: how a status reads, and which outcome a wait has.
+//! Refuses: judging a status itself: `api::Until` says what is met.
+
+use std::io::{self, Write};
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use api::{Client, ClientError, LogLine, Until, Verdict};
+use serde_json::json;
+use types::Name;
+use types::deployment::{Action, Statement};
+use types::status::{Ack, DeploymentStatus, Desired, Exit, RefusalCode, State, WorkloadStatus};
+use types::vm::Stream;
+
+use crate::Context;
+use crate::args::Target;
+use crate::deploy::post;
+use crate::failure::{TimedOut, Usage};
+use crate::screen::table;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Verb {
+    Stop,
+    Start,
+    Restart,
+    Delete,
+}
+
+impl Verb {
+    fn action(self) -> Action {
+        match self {
+            Self::Stop => Action::Stop,
+            Self::Start => Action::Start,
+            Self::Restart => Action::Restart,
+            Self::Delete => Action::Delete,
+        }
+    }
+
+    fn word(self) -> &'static str {
+        match self {
+            Self::Stop => "stop",
+            Self::Start => "start",
+            Self::Restart => "restart",
+            Self::Delete => "delete",
+        }
+    }
+
+    /// What to wait for next.
+    fn until(self) -> Until {
+        match self {
+            Self::Stop => Until::Stopped,
+            Self::Start | Self::Restart => Until::Running,
+            Self::Delete => Until::Deleted,
+        }
+    }
+}
+
+pub(crate) async fn act(context: &Context, name: Name, verb: Verb) -> anyhow::Result<()> {
+    let (node, _, client) = context.home.client(context.node.as_deref())?;
+    let cannot = || format!("cannot {} {name}", verb.word());
+    let status = client.deployment(&name).await.with_context(cannot)?;
+    if status.desired == Desired::Deleted {
+        bail!("{name} has been deleted: `sifr deploy` makes it anew");
+    }
+    let version = status.version.saturating_add(1);
+    let statement = Statement {
+        node: client.node(),
+        name: name.clone(),
+        version,
+        action: verb.action(),
+    };
+    let ack = post(context, &client, &statement)
+        .await
+        .with_context(cannot)?;
+    let Ack {
+        version, durable, ..
+    } = ack;
+    let durable = if durable { "durable" } else { "volatile" };
+    let value = json!({ "node": node, "name": name, "version": version, "digest": ack.digest, "durable": ack.durable });
+    context.screen.show(&value, || {
+        format!(
+            "{name} version {version}: {} · {node} · {durable}",
+            verb.word()
+        )
+    })?;
+    if !context.screen.is_json() {
+        context
+            .screen
+            .note(&format!("next: sifr wait {name} --for {}", verb.until()));
+    }
+    Ok(())
+}
+
+pub(crate) async fn get(context: &Context, name: Option<Name>) -> anyhow::Result<()> {
+    let (node, _, client) = context.home.client(context.node.as_deref())?;
+    match name {
+        Some(name) => {
+            let status = client
+                .deployment(&name)
+                .await
+                .with_context(|| format!("cannot get {name}"))?;
+            context
+                .screen
+                .show(&status, || statuses(std::slice::from_ref(&status)))
+        }
+        None => {
+            let all = client
+                .deployments()
+                .await
+                .with_context(|| format!("cannot ask node {node}"))?;
+            context.screen.show(&all, || match all.as_slice() {
+                [] => format!("no deployments of yours on {node}: `sifr deploy` makes one"),
+                all => statuses(all),
+            })
+        }
+    }
+}
+
+pub(crate) async fn wait(
+    context: &Context,
+    name: Name,
+    until: Until,
+    limit: Duration,
+) -> anyhow::Result<()> {
+    let (_, _, client) = context.home.client(context.node.as_deref())?;
+    let mut last = String::new();
+    let seen = |status: &DeploymentStatus| {
+        let line = sketch(status);
+        if line != last && !context.screen.is_json() {
+            context.screen.note(&line);
+        }
+        last = line;
+    };
+    let (status, verdict) = match client.wait(&name, until, limit, seen).await {
+        // Never deployed here, or forgotten: it is not there, which was asked for.
+        Err(ClientError::Refused { refusal })
+            if until == Until::Deleted && refusal.code == RefusalCode::NotFound =>
+        {
+            return context
+                .screen
+                .show(&json!({ "name": name, "desired": "deleted" }), || {
+                    format!("{name} is deleted")
+                });
+        }
+        answer => answer.with_context(|| format!("cannot wait for {name}"))?,
+    };
+    match verdict {
+        Verdict::Met => context
+            .screen
+            .show(&status, || format!("{name} is {until}")),
+        Verdict::NotYet => {
+            let late = format!("{name} is not {until} after {limit:?}: {}", sketch(&status));
+            Err(TimedOut(late).into())
+        }
+        Verdict::Never => bail!(
+            "{name} will not be {until}: {}{}",
+            sketch(&status),
+            advice(&name, until, &status)
+        ),
+    }
+}
+
+/// Why a wait is in vain and what changes that.
+fn advice(name: &Name, until: Until, status: &DeploymentStatus) -> String {
+    match (until, status.desired) {
+        (_, Desired::Deleted) => "\n  `sifr deploy` makes it anew.".to_owned(),
+        (Until::Running | Until::Exited, Desired::Stopped) => {
+            format!("\n  `sifr start {name}` starts it.")
+        }
+        (Until::Running | Until::Exited, Desired::Running) => {
+            format!(
+                "\n  `sifr logs {name}` shows what it wrote, `sifr restart {name}` starts it again."
+            )
+        }
+        (Until::Deleted, Desired::Running | Desired::Stopped) => {
+            format!("\n  `sifr delete {name}` deletes it.")
+        }
+        (Until::Stopped, Desired::Running | Desired::Stopped) => {
+            format!("\n  `sifr stop {name}` stops it.")
+        }
+    }
+}
+
+pub(crate) async fn logs(
+    context: &Context,
+    target: Target,
+    follow: bool,
+    tail: Option<u64>,
+) -> anyhow::Result<()> {
+    let (_, _, client) = context.home.client(context.node.as_deref())?;
+    let Target {
+        deployment,
+        workload,
+    } = target;
+    let workload = match workload {
+        Some(workload) => workload,
+        None => only_workload(&client, &deployment).await?,
+    };
+    let cannot = || format!("cannot show the logs of {deployment}/{workload}");
+    let mut lines = client
+        .logs(&deployment, &workload, follow, tail)
+        .await
+        .with_context(cannot)?;
+    while let Some(line) = lines.next().await.with_context(cannot)? {
+        write_line(context, &line)?;
+    }
+    Ok(())
+}
+
+fn write_line(context: &Context, line: &LogLine) -> io::Result<()> {
+    let (mut out, mut err) = (io::stdout().lock(), io::stderr().lock());
+    if context.screen.is_json() {
+        out.write_all(&line.to_json_line())?;
+        return out.flush();
+    }
+    match line.stream {
+        Stream::Stdout => out.write_all(&line.data).and_then(|()| out.flush()),
+        Stream::Stderr => err.write_all(&line.data),
+    }
+}
+
+async fn only_workload(client: &Client, deployment: &Name) -> anyhow::Result<Name> {
+    let status = client
+        .deployment(deployment)
+        .await
+        .with_context(|| format!("cannot get {deployment}"))?;
+    let names: Vec<&Name> = status.workloads.keys().collect();
+    match names.as_slice() {
+        [only] => Ok((*only).clone()),
+        [] => bail!("{deployment} has no workloads: it has been deleted"),
+        several => {
+            let list = several
+                .iter()
+                .map(|name| format!("{deployment}/{name}"))
+                .collect::<Vec<_>>()
+                .join(", ");
+            Err(Usage(format!(
+                "{deployment} has several workloads, choose one: {list}"
+            ))
+            .into())
+        }
+    }
+}
+
+fn statuses(all: &[DeploymentStatus]) -> String {
+    let mut rows = Vec::new();
+    for status in all {
+        let head = |rest: [String; 6]| {
+            let [state, address, ports, restarts, message, workload] = rest;
+            let version = status.version.to_string();
+            [
+                status.name.to_string(),
+                version,
+                workload,
+                state,
+                address,
+                ports,
+                restarts,
+                message,
+            ]
+        };
+        if status.workloads.is_empty() {
+            let none = String::new;
+            rows.push(head([
+                desired_word(status.desired).to_owned(),
+                none(),
+                none(),
+                none(),
+                none(),
+                none(),
+            ]));
+        }
+        for (name, workload) in &status.workloads {
+            let ports: Vec<_> = workload
+                .ports
+                .iter()
+                .map(|port| format!("{}:{}", port.node, port.machine))
+                .collect();
+            rows.push(head([
+                state_text(workload),
+                workload
+                    .address
+                    .map(|address| address.to_string())
+                    .unwrap_or_default(),
+                ports.join(" "),
+                workload.restarts.to_string(),
+                workload.message.clone().unwrap_or_default(),
+                name.to_string(),
+            ]));
+        }
+    }
+    table(
+        [
+            "NAME", "VERSION", "WORKLOAD", "STATE", "ADDRESS", "PORTS", "RESTARTS", "MESSAGE",
+        ],
+        &rows,
+    )
+}
+
+/// One line: every workload with its state.
+fn sketch(status: &DeploymentStatus) -> String {
+    if status.workloads.is_empty() {
+        return format!("{} is {}", status.name, desired_word(status.desired));
+    }
+    let part = |(name, workload): (&Name, &WorkloadStatus)| {
+        let message = workload
+            .message
+            .as_deref()
+            .map(|m| format!(" ({})", crate::screen::cell(m)))
+            .unwrap_or_default();
+        format!("{}/{name} {}{message}", status.name, state_text(workload))
+    };
+    status
+        .workloads
+        .iter()
+        .map(part)
+        .collect::<Vec<_>>()
+        .join(", ")
+}
+
+fn state_text(workload: &WorkloadStatus) -> String {
+    let ended = || {
+        workload
+            .exit
+            .map(|exit| format!(" {}", exit_text(exit)))
+            .unwrap_or_default()
+    };
+    match workload.state {
+        State::Pending => "pending".to_owned(),
+        State::Starting => "starting".to_owned(),
+        State::Running => "running".to_owned(),
+        State::Stopping => "stopping".to_owned(),
+        State::Stopped => "stopped".to_owned(),
+        State::Exited => format!("exited{}", ended()),
+        State::Backoff => format!("backoff{}", ended()),
+    }
+}
+
+fn exit_text(exit: Exit) -> String {
+    match (exit.oom, exit.signal) {
+        (true, _) => "(out of memory)".to_owned(),
+        (false, Some(signal)) => format!("(signal {signal})"),
+        (false, None) => format!("({})", exit.code),
+    }
+}
+
+fn desired_word(desired: Desired) -> &'static str {
+    match desired {
+        Desired::Running => "running",
+        Desired::Stopped => "stopped",
+        Desired::Deleted => "deleted",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(state: State, exit: Option<Exit>) -> DeploymentStatus {
+        let workload = WorkloadStatus {
+            state,
+            address: Some([10, 1, 0, 2].into()),
+            ports: vec![types::deployment::Port {
+                node: 80,
+                machine: 8080,
+            }],
+            restarts: 3,
+            exit,
+            message: None,
+            start_ms: None,
+            chunks: None,
+        };
+        DeploymentStatus {
+            name: "shop".parse().expect("a name"),
+            version: 2,
+            desired: Desired::Running,
+            durable: true,
+            workloads: [("web".parse().expect("a name"), workload)].into(),
+        }
+    }
+
+    #[test]
+    fn a_status_is_one_row_per_workload() {
+        let text = statuses(&[status(State::Running, None)]);
+        let row = "shop  2        web       running  10.1.0.2  80:8080  3         -";
+        assert_eq!(text.lines().nth(1), Some(row), "{text}");
+        let deleted = DeploymentStatus {
+            desired: Desired::Deleted,
+            workloads: [].into(),
+            ..status(State::Running, None)
+        };
+        assert!(statuses(&[deleted]).contains("deleted"));
+    }
+
+    #[test]
+    fn an_end_is_told_by_its_cause() {
+        for (exit, text) in [
+            (
+                Exit {
+                    code: 3,
+                    signal: None,
+                    oom: false,
+                },
+                "shop/web exited (3)",
+            ),
+            (
+                Exit {
+                    code: 137,
+                    signal: Some(9),
+                    oom: false,
+                },
+                "shop/web exited (signal 9)",
+            ),
+            (
+                Exit {
+                    code: 137,
+                    signal: Some(9),
+                    oom: true,
+                },
+                "shop/web exited (out of memory)",
+            ),
+        ] {
+            assert_eq!(sketch(&status(State::Exited, Some(exit))), text);
+        }
+    }
+}

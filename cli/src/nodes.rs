@@ -1,0 +1,281 @@
+//! `sifr key` and `sifr node`.
+//!
+//! Owns: making and showing the key, the list of known nodes, and a node's report.
+//! Refuses: to learn a node's key from the network: it is read from the console.
+
+use std::io::{self, Write};
+
+use anyhow::Context as _;
+use api::{Client, SecretKey};
+use serde_json::json;
+use tokio::task::JoinSet;
+use types::Name;
+use types::node::NodeInfo;
+
+use crate::Context;
+use crate::args::{KeyCommand, NodeCommand};
+use crate::home::Pin;
+use crate::screen::{fields, mebibytes, table, time};
+
+pub(crate) fn key(context: &Context, command: KeyCommand) -> anyhow::Result<()> {
+    let (home, screen) = (&context.home, &context.screen);
+    match command {
+        KeyCommand::New => {
+            home.make_directory()?;
+            let key = SecretKey::generate()?;
+            key.save(home.key_file())?;
+            let file = home.key_file().display();
+            screen.note(&format!(
+                "secret key in {file}: keep a copy where nobody else reads it"
+            ));
+            screen.show(
+                &json!({ "key": key.public(), "file": home.key_file() }),
+                || key.public().to_string(),
+            )
+        }
+        KeyCommand::Show { pem: false } => {
+            let public = home.key()?.public();
+            screen.show(&json!({ "key": public, "file": home.key_file() }), || {
+                public.to_string()
+            })
+        }
+        KeyCommand::Show { pem: true } => {
+            let pem = api::tls::pem(&home.key()?)?;
+            let value = json!({ "certificate": &pem.certificate, "key": &pem.key });
+            screen.show(&value, || format!("{}{}", pem.certificate, pem.key))
+        }
+    }
+}
+
+pub(crate) async fn node(context: &Context, command: NodeCommand) -> anyhow::Result<()> {
+    let (home, screen) = (&context.home, &context.screen);
+    match command {
+        NodeCommand::Add {
+            name,
+            address,
+            key,
+            replace,
+        } => {
+            let mut nodes = home.nodes()?;
+            let pin = Pin { address, key };
+            nodes.add(name.clone(), pin.clone(), replace)?;
+            home.save_nodes(&nodes)?;
+            screen.show(
+                &json!({ "name": name, "address": pin.address, "key": pin.key }),
+                || format!("{name} is {} at {}", pin.key, pin.address),
+            )
+        }
+        NodeCommand::Remove { name } => {
+            let mut nodes = home.nodes()?;
+            nodes.remove(&name)?;
+            home.save_nodes(&nodes)?;
+            screen.show(&json!({ "removed": name }), || {
+                format!("{name} is forgotten; it goes on running")
+            })
+        }
+        NodeCommand::Use { name } => {
+            let mut nodes = home.nodes()?;
+            nodes.choose(Some(name.as_str()))?;
+            nodes.default = Some(name.clone());
+            home.save_nodes(&nodes)?;
+            screen.show(&json!({ "default": name }), || {
+                format!("{name} is used where --node is not given")
+            })
+        }
+        NodeCommand::List => list(context).await,
+        NodeCommand::Info => {
+            let (name, pin, client) = home.client(context.node.as_deref())?;
+            let info = client
+                .node_info()
+                .await
+                .with_context(|| format!("cannot ask node {name}"))?;
+            screen.show(&info, || report(&name, &pin, &info))
+        }
+        NodeCommand::Dmesg => {
+            let (name, _, client) = home.client(context.node.as_deref())?;
+            let text = client
+                .dmesg()
+                .await
+                .with_context(|| format!("cannot ask node {name}"))?;
+            let text = String::from_utf8_lossy(&text);
+            if screen.is_json() {
+                return screen.show(&json!({ "dmesg": text }), String::new);
+            }
+            let clean: String = text
+                .chars()
+                .filter(|c| !c.is_control() || matches!(c, '\n' | '\t'))
+                .collect();
+            Ok(io::stdout().lock().write_all(clean.as_bytes())?)
+        }
+    }
+}
+
+/// Asks all at once: one that is off does not hold up the others.
+async fn list(context: &Context) -> anyhow::Result<()> {
+    let nodes = context.home.nodes()?;
+    let mut asked = JoinSet::new();
+    for (name, pin) in nodes.nodes.clone() {
+        let client = context
+            .home
+            .key()
+            .and_then(|key| Ok(Client::new(&pin.address, pin.key, &key)?));
+        asked.spawn(async move {
+            let answer = match client {
+                Ok(client) => client.node_info().await.map_err(anyhow::Error::from),
+                Err(error) => Err(error),
+            };
+            (name, pin, answer)
+        });
+    }
+    let mut answers: Vec<(Name, Pin, anyhow::Result<NodeInfo>)> = asked.join_all().await;
+    answers.sort_by(|a, b| a.0.cmp(&b.0));
+    let value: Vec<_> = answers
+        .iter()
+        .map(|(name, pin, answer)| {
+            let error = answer.as_ref().err().map(|error| format!("{error:#}"));
+            let default = nodes.default.as_ref() == Some(name);
+            json!({ "name": name, "address": pin.address, "key": pin.key, "default": default, "info": answer.as_ref().ok(), "error": error })
+        })
+        .collect();
+    let row = |(name, pin, answer): &(Name, Pin, anyhow::Result<NodeInfo>)| {
+        let mut key = pin.key.to_string();
+        key.truncate("ed25519:".len() + 12);
+        let [cpus, memory, disk, state] = match answer {
+            Ok(info) => summary(info),
+            Err(error) => [
+                String::new(),
+                String::new(),
+                String::new(),
+                first_line(&error.to_string()),
+            ],
+        };
+        [
+            name.to_string(),
+            pin.address.clone(),
+            format!("{key}…"),
+            cpus,
+            memory,
+            disk,
+            state,
+        ]
+    };
+    let rows: Vec<_> = answers.iter().map(row).collect();
+    let headings = ["NAME", "ADDRESS", "KEY", "CPUS", "MEMORY", "DISK", "STATE"];
+    context.screen.show(&value, || table(headings, &rows))
+}
+
+fn first_line(text: &str) -> String {
+    text.lines().next().unwrap_or_default().to_owned()
+}
+
+fn summary(info: &NodeInfo) -> [String; 4] {
+    let state = match (&info.virtualisation_problem, info.owner, info.durable) {
+        (Some(problem), _, _) => format!("no machines: {problem}"),
+        (None, None, _) => "no owner key: it accepts nothing".to_owned(),
+        (None, Some(_), true) => "ready".to_owned(),
+        (None, Some(_), false) => "ready, volatile".to_owned(),
+    };
+    let [cpus, memory, disk] = shares(info);
+    [cpus, memory, disk, state]
+}
+
+/// Used of all: vCPUs, memory, disk.
+fn shares(info: &NodeInfo) -> [String; 3] {
+    let c = &info.capacity;
+    let bytes = |used: types::Bytes, all: types::Bytes| {
+        format!("{}/{}", mebibytes(used.0), mebibytes(all.0))
+    };
+    [
+        format!("{}/{}", c.cpus_used, c.cpus),
+        bytes(c.memory_used, c.memory),
+        bytes(c.disk_used, c.disk),
+    ]
+}
+
+fn report(name: &Name, pin: &Pin, info: &NodeInfo) -> String {
+    let [cpus, memory, disk] = shares(info);
+    let yes_no = |yes: bool| if yes { "yes" } else { "no" }.to_owned();
+    let mut text = fields(&[
+        ("name", name.to_string()),
+        ("address", pin.address.clone()),
+        ("key", info.key.to_string()),
+        (
+            "owner",
+            info.owner
+                .map_or("none: it accepts nothing".to_owned(), |owner| {
+                    owner.to_string()
+                }),
+        ),
+        ("build", info.build.clone()),
+        ("up", time(info.uptime_ms)),
+        (
+            "durable",
+            if info.durable {
+                "yes".to_owned()
+            } else {
+                "no: it runs from RAM".to_owned()
+            },
+        ),
+        (
+            "virtualisation",
+            info.virtualisation_problem
+                .clone()
+                .unwrap_or("works".to_owned()),
+        ),
+        ("clock heard", yes_no(info.clock.synchronised)),
+        ("cpus used", cpus),
+        ("memory used", memory),
+        ("disk used", disk),
+        ("last error", info.last_error.clone().unwrap_or_default()),
+    ]);
+    let links: Vec<_> = info
+        .links
+        .iter()
+        .map(|link| {
+            let address = link
+                .address
+                .map(|address| address.to_string())
+                .unwrap_or_default();
+            let gateway = link
+                .gateway
+                .map(|gateway| gateway.to_string())
+                .unwrap_or_default();
+            [
+                link.name.clone(),
+                link.mac.to_string(),
+                yes_no(link.up),
+                address,
+                gateway,
+            ]
+        })
+        .collect();
+    let disks: Vec<_> = info
+        .disks
+        .iter()
+        .map(|disk| {
+            [
+                disk.name.clone(),
+                disk.serial.clone(),
+                mebibytes(disk.size.0),
+                disk.content.clone(),
+            ]
+        })
+        .collect();
+    let boot: Vec<_> = info
+        .boot
+        .iter()
+        .map(|phase| {
+            let result = phase.error.clone().unwrap_or("done".to_owned());
+            [phase.name.clone(), format!("{} ms", phase.ms), result]
+        })
+        .collect();
+    for part in [
+        table(["LINK", "MAC", "UP", "ADDRESS", "GATEWAY"], &links),
+        table(["DISK", "SERIAL", "SIZE", "CONTENT"], &disks),
+        table(["BOOT", "TIME", "RESULT"], &boot),
+    ] {
+        text.push('\n');
+        text.push_str(&part);
+    }
+    text
+}

@@ -1,0 +1,753 @@
+//! The `sifr` binary against a node on loopback that keeps its promises in memory.
+//!
+//! Owns: what a person sees and what a script gets: output, exit status, and what arrives at the node.
+//! Refuses: looking inside the program.
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+    use std::fs;
+    use std::io::Cursor;
+    use std::net::SocketAddr;
+    use std::path::{Path, PathBuf};
+    use std::process::{Command, Stdio};
+    use std::sync::{Arc, Mutex};
+
+    use api::client::Missing;
+    use api::{Answer, Body, Envelope, Handler, Limits, LogLine, Route, SecretKey, Verdict};
+    use flist::format::Flist;
+    use serde_json::Value;
+    use tempfile::TempDir;
+    use tokio::sync::mpsc;
+    use types::deployment::{Action, Deployment};
+    use types::node::{Capacity, Clock, NodeInfo};
+    use types::status::{
+        Ack, DeploymentStatus, Desired, Exit, Refusal, RefusalCode, State, WorkloadStatus,
+    };
+    use types::vm::Stream;
+    use types::{Bytes, Digest, Name, PublicKey};
+
+    fn refusal(code: RefusalCode, message: &str) -> Refusal {
+        Refusal {
+            code,
+            message: message.to_owned(),
+        }
+    }
+
+    /// What the node has been told.
+    #[derive(Default)]
+    struct Memory {
+        deployments: BTreeMap<Name, (u64, Desired, Deployment)>,
+        flists: BTreeMap<Digest, Flist>,
+        chunks: BTreeSet<Digest>,
+        /// State that machines are reported in while they should run.
+        machine: Option<State>,
+        /// Every statement is refused as if another client had been faster.
+        overtaken: bool,
+    }
+
+    struct Node {
+        key: SecretKey,
+        owner: PublicKey,
+        durable: bool,
+        state: Mutex<Memory>,
+    }
+
+    impl Node {
+        fn status(state: &Memory, name: &Name) -> Result<DeploymentStatus, Refusal> {
+            let (version, desired, deployment) = state.deployments.get(name).ok_or_else(|| {
+                refusal(
+                    RefusalCode::NotFound,
+                    &format!("there is no deployment {name}"),
+                )
+            })?;
+            let now = match desired {
+                Desired::Running => state.machine.unwrap_or(State::Running),
+                Desired::Stopped => State::Stopped,
+                Desired::Deleted => State::Stopping,
+            };
+            let machines = deployment
+                .machines()
+                .filter(|_| *desired != Desired::Deleted);
+            let workloads = machines.map(|(name, machine)| {
+                let exited = now == State::Exited;
+                let status = WorkloadStatus {
+                    state: now,
+                    address: Some([10, 0, 0, 2].into()),
+                    ports: machine.ports.clone(),
+                    restarts: 0,
+                    exit: exited.then_some(Exit {
+                        code: 3,
+                        signal: None,
+                        oom: false,
+                    }),
+                    message: exited.then(|| "the program ended\x1b[2J".to_owned()),
+                    start_ms: Some(12),
+                    chunks: None,
+                };
+                (name.clone(), status)
+            });
+            Ok(DeploymentStatus {
+                name: name.clone(),
+                version: *version,
+                desired: *desired,
+                durable: true,
+                workloads: workloads.collect(),
+            })
+        }
+
+        fn accept(&self, envelope: &[u8]) -> Result<Answer, Refusal> {
+            let signed = Envelope::parse(envelope)?.open_statement(|key| *key == self.owner)?;
+            let statement = signed.statement;
+            if statement.node != self.key.public() {
+                return Err(refusal(RefusalCode::WrongNode, "this is for another node"));
+            }
+            let mut state = self.state.lock().expect("no test panics inside");
+            let known = state
+                .deployments
+                .get(&statement.name)
+                .map_or(0, |(version, ..)| *version);
+            if statement.version != known + 1 || state.overtaken {
+                let next = format!(
+                    "version {} is used: the next one is {}",
+                    statement.version,
+                    known + 2
+                );
+                return Err(refusal(RefusalCode::Replayed, &next));
+            }
+            let previous = state
+                .deployments
+                .get(&statement.name)
+                .map(|(_, _, deployment)| deployment.clone());
+            let previous = previous.unwrap_or(Deployment {
+                accept_volatile: true,
+                workloads: [].into(),
+            });
+            let (desired, deployment) = match statement.action {
+                Action::Deploy(deployment) => (Desired::Running, deployment),
+                Action::Stop => (Desired::Stopped, previous),
+                Action::Start | Action::Restart => (Desired::Running, previous),
+                Action::Delete => (Desired::Deleted, previous),
+            };
+            if !self.durable && !deployment.accept_volatile {
+                return Err(refusal(RefusalCode::Volatile, "this node runs from RAM"));
+            }
+            for (_, machine) in deployment.machines() {
+                let flist = state.flists.get(&machine.image.flist);
+                let flist = flist
+                    .ok_or_else(|| refusal(RefusalCode::NotFound, "there is no such flist"))?;
+                if !flist
+                    .chunks()
+                    .iter()
+                    .all(|chunk| state.chunks.contains(&chunk.stored))
+                {
+                    return Err(refusal(RefusalCode::MissingChunks, "chunks are missing"));
+                }
+            }
+            state.deployments.insert(
+                statement.name.clone(),
+                (statement.version, desired, deployment),
+            );
+            let durable = self.durable;
+            Ok(Answer::json(&Ack {
+                name: statement.name,
+                version: statement.version,
+                digest: Digest([7; 32]),
+                durable,
+            }))
+        }
+
+        fn info(&self) -> NodeInfo {
+            NodeInfo {
+                key: self.key.public(),
+                owner: Some(self.owner),
+                build: "sifr test".to_owned(),
+                uptime_ms: 61_000,
+                durable: self.durable,
+                virtualisation_problem: None,
+                clock: Clock {
+                    realtime_ms: 0,
+                    synchronised: true,
+                },
+                capacity: Capacity {
+                    cpus: 4,
+                    memory: Bytes::gib(8),
+                    disk: Bytes::gib(100),
+                    ..Capacity::default()
+                },
+                links: vec![],
+                disks: vec![],
+                boot: vec![],
+                last_error: None,
+            }
+        }
+
+        async fn answer(&self, route: Route, body: Body) -> Result<Answer, Refusal> {
+            let state = || self.state.lock().expect("no test panics inside");
+            match route {
+                Route::Node => Ok(Answer::json(&self.info())),
+                Route::Dmesg => Ok(Answer::text("[0.0] Linux\x1b[2J\n")),
+                Route::PutFlist(digest) => {
+                    let bytes = body.collect().await?;
+                    assert_eq!(
+                        flist::format::digest_of(&mut bytes.as_slice()).expect("reads"),
+                        digest
+                    );
+                    let flist = Flist::read(&mut Cursor::new(bytes)).expect("a good flist");
+                    let mut state = state();
+                    let missing: Vec<_> = flist.chunks().iter().map(|chunk| chunk.stored).collect();
+                    let missing = missing
+                        .into_iter()
+                        .filter(|name| !state.chunks.contains(name));
+                    let answer = Answer::json(&Missing::new(missing));
+                    state.flists.insert(digest, flist);
+                    Ok(answer)
+                }
+                Route::PutChunk(digest) => {
+                    let bytes = body.collect().await?;
+                    let mut state = state();
+                    let chunk = state
+                        .flists
+                        .values()
+                        .flat_map(Flist::chunks)
+                        .find(|chunk| chunk.stored == digest);
+                    chunk
+                        .expect("a chunk of some flist")
+                        .open(&bytes)
+                        .expect("a good chunk");
+                    state.chunks.insert(digest);
+                    Ok(Answer::json(&serde_json::json!({})))
+                }
+                Route::PostStatement => self.accept(&body.collect().await?),
+                Route::Deployments => {
+                    let state = state();
+                    let all: Result<Vec<_>, _> = state
+                        .deployments
+                        .keys()
+                        .map(|name| Self::status(&state, name))
+                        .collect();
+                    Ok(Answer::json(&all?))
+                }
+                Route::Deployment { name, wait } => {
+                    let status = Self::status(&state(), &name)?;
+                    if let Some(wait) = wait
+                        && wait.until.judge(&status) == Verdict::NotYet
+                    {
+                        tokio::time::sleep(wait.timeout).await;
+                    }
+                    Ok(Answer::json(&status))
+                }
+                Route::Logs { tail, .. } => {
+                    let (sender, lines) = mpsc::channel(8);
+                    tokio::spawn(async move {
+                        let records = [(Stream::Stdout, "to out\n"), (Stream::Stderr, "to err\n")];
+                        for (seq, (stream, text)) in (0u64..).zip(
+                            records
+                                .into_iter()
+                                .cycle()
+                                .take(usize::try_from(tail.unwrap_or(2)).expect("small")),
+                        ) {
+                            let line = LogLine {
+                                seq,
+                                time_ms: 1,
+                                stream,
+                                data: text.into(),
+                            };
+                            if sender.send(line.to_json_line().into()).await.is_err() {
+                                return;
+                            }
+                        }
+                    });
+                    Ok(Answer::json_lines(lines))
+                }
+            }
+        }
+    }
+
+    impl Handler for Node {
+        fn authorise(&self, peer: &PublicKey, _route: &Route) -> Result<(), Refusal> {
+            let known = *peer == self.owner;
+            if known {
+                Ok(())
+            } else {
+                Err(refusal(
+                    RefusalCode::UnknownKey,
+                    "your key is not known to this node",
+                ))
+            }
+        }
+
+        async fn handle(&self, _peer: PublicKey, route: Route, body: Body) -> Answer {
+            self.answer(route, body).await.into()
+        }
+    }
+
+    /// A person with a directory, and a node that is theirs.
+    struct Bench {
+        directory: TempDir,
+        address: SocketAddr,
+        node: Arc<Node>,
+    }
+
+    struct Ran {
+        status: i32,
+        out: String,
+        err: String,
+    }
+
+    impl Ran {
+        #[track_caller]
+        fn ends(self, status: i32) -> Self {
+            assert_eq!(self.status, status, "out: {}\nerr: {}", self.out, self.err);
+            self
+        }
+        #[track_caller]
+        fn says(self, text: &str) -> Self {
+            assert!(
+                self.out.contains(text) || self.err.contains(text),
+                "out: {}\nerr: {}",
+                self.out,
+                self.err
+            );
+            self
+        }
+        #[track_caller]
+        fn json(&self) -> Value {
+            serde_json::from_str(&self.out).expect("JSON on standard output")
+        }
+    }
+
+    impl Bench {
+        /// The node is served by a thread that lives as long as the test process.
+        fn new(durable: bool) -> Self {
+            let directory = tempfile::tempdir().expect("a directory");
+            let owner = SecretKey::generate().expect("a key");
+            fs::create_dir(directory.path().join("home")).expect("a directory");
+            owner
+                .save(&directory.path().join("home/key"))
+                .expect("a key file");
+            let key = SecretKey::from_seed([1; 32]);
+            let node = Node {
+                key,
+                owner: owner.public(),
+                durable,
+                state: Mutex::default(),
+            };
+            let node = Arc::new(node);
+            let (sender, receiver) = std::sync::mpsc::channel();
+            let served = Arc::clone(&node);
+            std::thread::spawn(move || {
+                let runtime = tokio::runtime::Builder::new_current_thread()
+                    .enable_all()
+                    .build()
+                    .expect("a runtime");
+                runtime.block_on(async {
+                    let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
+                        .await
+                        .expect("a port");
+                    sender
+                        .send(listener.local_addr().expect("an address"))
+                        .expect("the test waits");
+                    let tls = api::tls::server_config(&served.key).expect("a configuration");
+                    api::server::serve(listener, tls, &*served, Limits::NODE).await;
+                });
+            });
+            let address = receiver.recv().expect("the node is up");
+            Self {
+                directory,
+                address,
+                node,
+            }
+        }
+
+        fn with_node(durable: bool) -> Self {
+            let bench = Self::new(durable);
+            let key = bench.node.key.public().to_string();
+            bench
+                .run(&[
+                    "node",
+                    "add",
+                    "lab",
+                    &bench.address.to_string(),
+                    "--key",
+                    &key,
+                ])
+                .ends(0);
+            bench
+        }
+
+        fn path(&self, name: &str) -> PathBuf {
+            self.directory.path().join(name)
+        }
+
+        fn run(&self, args: &[&str]) -> Ran {
+            let output = Command::new(env!("CARGO_BIN_EXE_sifr"))
+                .args(args)
+                .current_dir(self.directory.path())
+                .env("SIFR_HOME", self.path("home"))
+                .stdin(Stdio::null())
+                .output()
+                .expect("sifr runs");
+            let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
+            let status = output.status.code().expect("an exit status");
+            Ran {
+                status,
+                out: text(output.stdout),
+                err: text(output.stderr),
+            }
+        }
+
+        /// Packs a small tree; the path of its .flist file relative to the directory.
+        fn pack(&self) -> String {
+            fs::create_dir_all(self.path("tree/bin")).expect("a directory");
+            fs::write(self.path("tree/bin/app"), vec![b'x'; 300_000]).expect("a file");
+            fs::write(
+                self.path("tree/words"),
+                (0..200_000u32)
+                    .flat_map(u32::to_le_bytes)
+                    .collect::<Vec<_>>(),
+            )
+            .expect("a file");
+            let ran = self
+                .run(&[
+                    "flist",
+                    "pack",
+                    "tree",
+                    "-o",
+                    "store",
+                    "--entrypoint",
+                    "/bin/app",
+                    "--env",
+                    "A=1",
+                ])
+                .ends(0);
+            ran.out.trim_end().to_owned()
+        }
+
+        fn deploy(&self) -> Ran {
+            let image = self.pack();
+            self.run(&[
+                "deploy", "--image", &image, "--name", "shop", "-p", "8080:80", "--", "serve",
+            ])
+        }
+    }
+
+    #[test]
+    fn a_key_is_made_once_and_shown() {
+        let bench = Bench::new(true);
+        bench.run(&["key", "new"]).ends(1).says("never overwritten");
+        bench
+            .run(&["key", "show"])
+            .ends(0)
+            .says(&bench.node.owner.to_string());
+        bench
+            .run(&["key", "show", "--pem"])
+            .ends(0)
+            .says("BEGIN CERTIFICATE");
+        let made = bench
+            .run(&["key", "new", "--identity", "other", "--output", "json"])
+            .ends(0);
+        assert!(
+            made.json()["key"]
+                .as_str()
+                .is_some_and(|key| key.starts_with("ed25519:"))
+        );
+        bench
+            .run(&["node", "list", "--identity", "missing"])
+            .ends(0);
+    }
+
+    #[test]
+    fn nodes_are_added_listed_and_forgotten() {
+        let bench = Bench::new(true);
+        bench.run(&["get"]).ends(2).says("sifr node add");
+        let bench = Bench::with_node(true);
+        bench
+            .run(&["node", "list"])
+            .ends(0)
+            .says("ready")
+            .says("lab");
+        bench
+            .run(&["node", "info"])
+            .ends(0)
+            .says("sifr test")
+            .says("1 m 1 s");
+        assert_eq!(
+            bench.run(&["node", "info", "--output", "json"]).json()["build"],
+            "sifr test"
+        );
+        assert!(
+            !bench
+                .run(&["node", "dmesg"])
+                .ends(0)
+                .says("Linux")
+                .out
+                .contains('\x1b')
+        );
+        let other = PublicKey([2; 32]).to_string();
+        bench
+            .run(&["node", "add", "lab", "10.0.0.1", "--key", &other])
+            .ends(2)
+            .says("--replace");
+        bench.run(&["node", "remove", "lab"]).ends(0);
+        bench.run(&["node", "use", "lab"]).ends(2).says("not known");
+    }
+
+    #[test]
+    fn a_deployment_lives_from_pack_to_delete() {
+        let bench = Bench::with_node(true);
+        bench
+            .deploy()
+            .ends(0)
+            .says("shop version 1 · lab · durable")
+            .says("127.0.0.1:8080 → main:80")
+            .says("pushed");
+        bench
+            .run(&["get"])
+            .ends(0)
+            .says("shop")
+            .says("running")
+            .says("8080:80");
+        bench.run(&["wait", "shop"]).ends(0).says("shop is running");
+        let logs = bench.run(&["logs", "shop"]).ends(0);
+        assert_eq!(
+            (logs.out.as_str(), logs.err.as_str()),
+            ("to out\n", "to err\n")
+        );
+        bench
+            .run(&["stop", "shop"])
+            .ends(0)
+            .says("version 2")
+            .says("sifr wait shop --for stopped");
+        bench.run(&["wait", "shop", "--for", "stopped"]).ends(0);
+        bench.run(&["wait", "shop"]).ends(1).says("sifr start shop");
+        bench.run(&["start", "shop"]).ends(0).says("version 3");
+        bench.run(&["delete", "shop"]).ends(0).says("version 4");
+        bench.run(&["wait", "shop", "--for", "deleted"]).ends(0);
+        bench
+            .run(&["stop", "shop"])
+            .ends(1)
+            .says("has been deleted");
+        bench.run(&["logs", "shop"]).ends(1).says("no workloads");
+        // The count goes on over the tombstone, and nothing is pushed a second time.
+        let image = bench.pack();
+        let again = bench
+            .run(&[
+                "deploy", "--image", &image, "--name", "shop", "--output", "json",
+            ])
+            .ends(0)
+            .json();
+        assert_eq!(
+            (&again["version"], &again["pushed_bytes"]),
+            (&5.into(), &0.into())
+        );
+        assert_eq!(again["durable"], true);
+    }
+
+    #[test]
+    fn a_file_is_deployed_with_its_image_beside_it() {
+        let bench = Bench::with_node(true);
+        let image = bench.pack();
+        fs::create_dir(bench.path("app")).expect("a directory");
+        let yaml = format!(
+            "name: shop\nworkloads:\n  web:\n    image: ../{image}\n    memory: 64Mi\n    ports: ['80:8080']\n"
+        );
+        fs::write(bench.path("app/app.yaml"), yaml).expect("a file");
+        bench
+            .run(&["deploy", "app/app.yaml"])
+            .ends(0)
+            .says("shop version 1");
+        let status = bench.run(&["get", "shop", "--output", "json"]).json();
+        assert_eq!(status["workloads"]["web"]["ports"][0]["node"], 80);
+        let shown = bench
+            .run(&["flist", "show", &image])
+            .ends(0)
+            .says("/bin/app")
+            .says("A=1");
+        assert!(
+            shown.out.contains(
+                Path::new(&image)
+                    .file_stem()
+                    .expect("a name")
+                    .to_str()
+                    .expect("UTF-8")
+            )
+        );
+    }
+
+    #[test]
+    fn wrong_input_is_status_2_and_names_the_place() {
+        let bench = Bench::with_node(true);
+        bench.run(&["deploy"]).ends(2).says("give a file");
+        bench.run(&["frobnicate"]).ends(2);
+        fs::write(bench.path("bad.yaml"), "name: shop\nimage: shop:dev\n").expect("a file");
+        bench
+            .run(&["deploy", "bad.yaml"])
+            .ends(2)
+            .says("bad.yaml: workloads.main.image")
+            .says("sifr flist pack");
+        bench
+            .run(&["deploy", "missing.yaml"])
+            .ends(1)
+            .says("cannot read the deployment file");
+        bench
+            .run(&["get", "--node", "moon"])
+            .ends(2)
+            .says("\"moon\" is not known");
+    }
+
+    #[test]
+    fn a_refusal_is_status_3_with_the_nodes_words_and_advice() {
+        let bench = Bench::with_node(false);
+        bench
+            .deploy()
+            .ends(3)
+            .says("this node runs from RAM")
+            .says("--accept-volatile");
+        bench
+            .run(&["get", "shop"])
+            .ends(3)
+            .says("there is no deployment shop");
+        bench.run(&["wait", "shop", "--for", "deleted"]).ends(0);
+        let absent = Digest([9; 32]).to_string();
+        bench
+            .run(&[
+                "deploy",
+                "--image",
+                &absent,
+                "--name",
+                "shop",
+                "--accept-volatile",
+            ])
+            .ends(3)
+            .says("no such flist");
+        let image = bench.pack();
+        let volatile = [
+            "deploy",
+            "--image",
+            &image,
+            "--name",
+            "shop",
+            "--accept-volatile",
+        ];
+        bench.run(&volatile).ends(0).says("volatile");
+        bench.node.state.lock().expect("no panic").overtaken = true;
+        bench
+            .run(&volatile)
+            .ends(3)
+            .says("the next one is 3")
+            .says("run this again");
+        bench.run(&["key", "new", "--identity", "stranger"]).ends(0);
+        bench
+            .run(&["get", "--identity", "stranger"])
+            .ends(3)
+            .says("sifr key show");
+    }
+
+    #[test]
+    fn a_node_that_is_off_or_another_is_status_4() {
+        let bench = Bench::with_node(true);
+        let key = bench.node.key.public().to_string();
+        // A port that was free a moment ago.
+        let free = std::net::TcpListener::bind("127.0.0.1:0")
+            .expect("a port")
+            .local_addr()
+            .expect("an address");
+        bench
+            .run(&["node", "add", "off", &free.to_string(), "--key", &key])
+            .ends(0);
+        bench
+            .run(&["get", "--node", "off"])
+            .ends(4)
+            .says("cannot reach the node");
+        let other = SecretKey::from_seed([3; 32]).public().to_string();
+        bench
+            .run(&[
+                "node",
+                "add",
+                "moved",
+                &bench.address.to_string(),
+                "--key",
+                &other,
+            ])
+            .ends(0);
+        bench
+            .run(&["get", "--node", "moved"])
+            .ends(4)
+            .says(&other)
+            .says(&key);
+        bench
+            .run(&["node", "list"])
+            .ends(0)
+            .says("cannot reach")
+            .says("ready");
+    }
+
+    #[test]
+    fn a_wait_in_vain_is_status_5_and_one_for_the_dead_status_1() {
+        let bench = Bench::with_node(true);
+        bench.node.state.lock().expect("no panic").machine = Some(State::Starting);
+        bench.deploy().ends(0);
+        bench
+            .run(&["wait", "shop", "--timeout", "200ms"])
+            .ends(5)
+            .says("shop/main starting");
+        bench.node.state.lock().expect("no panic").machine = Some(State::Exited);
+        let dead = bench
+            .run(&["wait", "shop"])
+            .ends(1)
+            .says("exited (3)")
+            .says("sifr logs shop");
+        assert!(!dead.err.contains('\x1b'));
+        bench.run(&["wait", "shop", "--for", "exited"]).ends(0);
+    }
+
+    #[test]
+    fn a_damaged_chunk_is_not_sent() {
+        let bench = Bench::with_node(true);
+        let image = bench.pack();
+        for directory in fs::read_dir(bench.path("store/chunks")).expect("reads") {
+            for chunk in fs::read_dir(directory.expect("reads").path()).expect("reads") {
+                fs::write(chunk.expect("reads").path(), b"rot").expect("writes");
+            }
+        }
+        bench
+            .run(&["deploy", "--image", &image, "--name", "shop"])
+            .ends(1)
+            .says("is damaged")
+            .says("pack the image again");
+        assert!(bench.node.state.lock().expect("no panic").chunks.is_empty());
+    }
+
+    #[test]
+    fn a_reader_that_goes_away_is_no_failure() {
+        let bench = Bench::with_node(true);
+        bench.deploy().ends(0);
+        let line = format!(
+            "{} logs shop --tail 50000 2>/dev/null | head -n 1; exit ${{PIPESTATUS[0]}}",
+            env!("CARGO_BIN_EXE_sifr")
+        );
+        let output = Command::new("bash")
+            .args(["-c", &line])
+            .env("SIFR_HOME", bench.path("home"))
+            .output();
+        let output = output.expect("bash runs");
+        assert_eq!(
+            (output.status.code(), output.stdout.as_slice()),
+            (Some(0), b"to out\n".as_slice())
+        );
+    }
+
+    #[test]
+    fn the_version_is_that_of_the_build() {
+        let bench = Bench::new(true);
+        bench
+            .run(&["version"])
+            .ends(0)
+            .says(&sifr::IDENTITY.to_string());
+        assert_eq!(
+            bench.run(&["version", "--output", "json"]).json()["version"],
+            sifr::IDENTITY.version
+        );
+    }
+}
