@@ -1,1 +1,17 @@
-//! qemu-tests
+//! The harness of the end-to-end tests: a node in QEMU from the shipped image, and the `sifr` command.
+//!
+//! Owns: a laboratory with one owner, one node and images made of busybox; waits by event.
+//! Refuses: looking inside the node. Tests see what a user sees: console, command, network.
+
+pub mod http;
+mod lab;
+pub mod store;
+mod userland;
+
+pub use lab::{Answer, Lab, Setup, WEB_PORT};
+pub use userland::busybox;
+
+use std::time::Duration;
+
+/// The longest wait for anything: minutes on a machine whose two cores emulate the node's.
+pub const PATIENCE: Duration = Duration::from_secs(180);

@@ -1,0 +1,200 @@
+//! One owner, one node.
+//!
+//! Owns: the machine's files, its power, and running `sifr` as the owner.
+//! Refuses: retries. What does not work the first time does not work.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, ensure};
+use image::assemble::Image;
+use image::paths::Paths;
+use image::qemu::{Bus, Disk, Machine, Node, blank_disk};
+use serde_json::Value;
+use tempfile::TempDir;
+use types::Bytes;
+
+use crate::PATIENCE;
+
+/// Port of the node that tests publish on, and that leads to [`Lab::web`].
+pub const WEB_PORT: u16 = 8080;
+
+/// What kind of node.
+#[derive(Debug, Clone)]
+pub struct Setup {
+    /// A blank disk for the pool.
+    pub disk: bool,
+    /// The owner's key is on the kernel command line.
+    pub owned: bool,
+    pub memory: Bytes,
+    /// More kernel arguments.
+    pub arguments: String,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self { disk: true, owned: true, memory: Bytes::gib(1), arguments: String::new() }
+    }
+}
+
+/// What `sifr` answered.
+#[derive(Debug)]
+pub struct Answer {
+    pub code: i32,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+#[derive(Debug)]
+pub struct Lab {
+    directory: TempDir,
+    sifr: PathBuf,
+    machine: Machine,
+    node: Option<Node>,
+    /// Loopback ports of this machine that lead to the node's API and to its [`WEB_PORT`].
+    pub api: u16,
+    pub web: u16,
+}
+
+impl Lab {
+    /// A node with a blank disk, booted and known to `sifr` as `lab`.
+    pub fn new() -> Result<Self> {
+        Self::with(&Setup::default(), |_| Ok(()))
+    }
+
+    /// Any other; `change` sees the machine before its power is switched on.
+    pub fn with(setup: &Setup, change: impl FnOnce(&mut Machine) -> Result<()>) -> Result<Self> {
+        let mut lab = Self::unpowered(setup)?;
+        change(&mut lab.machine)?;
+        lab.power_on()?;
+        lab.learn_key()?;
+        Ok(lab)
+    }
+
+    fn unpowered(setup: &Setup) -> Result<Self> {
+        let image = Image::find(&Paths::find()?)?;
+        let directory = TempDir::with_prefix("sifr-lab-")?;
+        let sifr = |args: &[&str]| run(&image.cli, directory.path(), args, "");
+        sifr(&["key", "new"])?.must()?;
+        let shown = sifr(&["key", "show"])?.must()?;
+        let key = shown.stdout.split_whitespace().find(|w| w.starts_with("ed25519:"));
+        let key = key.context("sifr key show shows no key")?;
+        let owner = if setup.owned { format!("sifr.owner={key}") } else { String::new() };
+        let mut machine = Machine::new(&image, &format!("{owner} {}", setup.arguments));
+        machine.memory = setup.memory;
+        if setup.disk {
+            let file = directory.path().join("pool.raw");
+            blank_disk(&file, Bytes::gib(4))?;
+            machine.disks.push(Disk { file, bus: Bus::Virtio, serial: "LAB0".to_owned() });
+        }
+        let (api, web) = (machine.forward(types::deployment::API_PORT)?, machine.forward(WEB_PORT)?);
+        Ok(Self { sifr: image.cli, directory, machine, node: None, api, web })
+    }
+
+    /// Switches the power on and waits until the node says that it is ready.
+    pub fn power_on(&mut self) -> Result<()> {
+        let node = Node::spawn(&self.machine)?;
+        node.wait_for_line("sifr: ready https://", PATIENCE)?;
+        self.node = Some(node);
+        Ok(())
+    }
+
+    /// Pins the key that the node's console shows, as a person at the console would.
+    fn learn_key(&self) -> Result<()> {
+        let (key, address) = (self.key()?, format!("127.0.0.1:{}", self.api));
+        self.sifr(&["node", "add", "lab", &address, "--key", &key])?.must().map(|_| ())
+    }
+
+    /// The node's identity, from its console.
+    pub fn key(&self) -> Result<String> {
+        let line = self.node().wait_for_line("sifr: key ", PATIENCE)?;
+        Ok(line.rsplit(' ').next().context("an empty line")?.trim().to_owned())
+    }
+
+    /// Pulls the plug.
+    pub fn power_cut(&mut self) -> Result<()> {
+        self.node.take().context("the node has no power")?.kill()
+    }
+
+    /// Presses the power button and waits until the machine is off.
+    pub fn power_button(&mut self) -> Result<()> {
+        let mut node = self.node.take().context("the node has no power")?;
+        node.power_button()?;
+        let status = node.wait_for_end(PATIENCE)?;
+        ensure!(status.success(), "QEMU ended with {status}");
+        Ok(())
+    }
+
+    pub fn node(&self) -> &Node {
+        self.node.as_ref().expect("tests switch the power on before they ask for the node")
+    }
+
+    pub fn console(&self) -> String {
+        self.node().console()
+    }
+
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    pub fn command(&self) -> &Path {
+        &self.sifr
+    }
+
+    /// Runs `sifr` as the owner.
+    pub fn sifr(&self, args: &[&str]) -> Result<Answer> {
+        run(&self.sifr, self.directory.path(), args, "")
+    }
+
+    /// Deploys a YAML document and waits until it runs.
+    pub fn deploy(&self, yaml: &str) -> Result<Answer> {
+        run(&self.sifr, self.directory.path(), &["deploy", "-"], yaml)
+    }
+
+    /// `sifr get NAME` as JSON.
+    pub fn get(&self, name: &str) -> Result<Value> {
+        let answer = self.sifr(&["--output", "json", "get", name])?.must()?;
+        serde_json::from_str(&answer.stdout).with_context(|| answer.stdout.clone())
+    }
+
+    /// `sifr wait`, with the tests' patience.
+    pub fn wait(&self, name: &str, until: &str) -> Result<Answer> {
+        let patience = format!("{}s", PATIENCE.as_secs());
+        self.sifr(&["wait", name, "--for", until, "--timeout", &patience])
+    }
+
+    /// Everything the workload wrote so far.
+    pub fn logs(&self, name: &str) -> Result<String> {
+        Ok(self.sifr(&["logs", name])?.must()?.stdout)
+    }
+}
+
+impl Answer {
+    /// The command must have succeeded.
+    pub fn must(self) -> Result<Self> {
+        ensure!(self.code == 0, "sifr exited with {}\n{}{}", self.code, self.stdout, self.stderr);
+        Ok(self)
+    }
+}
+
+fn run(sifr: &Path, home: &Path, args: &[&str], input: &str) -> Result<Answer> {
+    let mut child = Command::new(sifr)
+        .args(args)
+        .env("SIFR_HOME", home.join("home"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("start {}", sifr.display()))?;
+    let mut stdin = child.stdin.take().context("no standard input")?;
+    // A command that does not read its input closes the pipe: that is its right.
+    let _ = stdin.write_all(input.as_bytes());
+    drop(stdin);
+    let output = child.wait_with_output()?;
+    Ok(Answer {
+        code: output.status.code().unwrap_or(-1),
+        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    })
+}
