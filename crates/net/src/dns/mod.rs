@@ -1,0 +1,294 @@
+//! DNS forwarder for the guests of one network.
+//!
+//! Owns: answering for the network's own machines, relaying everything else to the upstream servers.
+//! Refuses: resolving or caching; what a guest sends beyond one well-formed question; names of one label
+//! that are no machine's, which exist nowhere else.
+
+mod message;
+
+use std::collections::BTreeMap;
+use std::io::{self, ErrorKind};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use crate::Error;
+use message::{Code, Flaw, Query};
+
+/// Bound to port 53 inside a tenant's namespace: see `network::dns_sockets`.
+#[derive(Debug)]
+pub struct Sockets {
+    pub udp: std::net::UdpSocket,
+    pub tcp: std::net::TcpListener,
+}
+
+/// Names of the network's machines without a final dot, lower case: `web`, `web.shop`.
+pub type Names = BTreeMap<String, Ipv4Addr>;
+
+/// Longest query: a question and an OPT record are far below.
+const QUERY_MAX: usize = 4096;
+/// Longest reply over UDP: what resolvers agreed on is 1232, some still send 4096.
+const UDP_REPLY_MAX: usize = 4096;
+/// UDP queries under way at once; more wait in the socket, and are lost there as in any busy network.
+const QUERIES_MAX: usize = 256;
+/// TCP connections of guests at once.
+const CONNECTIONS_MAX: usize = 32;
+/// Queries on one connection before it is closed.
+const CONNECTION_QUERIES_MAX: usize = 128;
+/// How long one upstream server has. Guests commonly repeat after 5 s: a second server fits before.
+const UPSTREAM_TIME: Duration = Duration::from_millis(2400);
+/// Upstream servers that are asked in turn.
+const UPSTREAMS_MAX: usize = 3;
+/// Packets on an upstream socket that are no reply to the query, before it is given up.
+const STRAY_MAX: usize = 16;
+/// How long a guest's connection may be silent, or slow in taking a reply.
+const IDLE_TIME: Duration = Duration::from_secs(10);
+
+/// What every query needs to be answered.
+#[derive(Debug, Clone)]
+struct Knowledge {
+    upstreams: watch::Receiver<Vec<SocketAddr>>,
+    names: watch::Receiver<Names>,
+}
+
+/// Answers until `names` or `upstreams` has no sender any more, or a socket fails. Within a tokio
+/// runtime. Upstream servers are asked from the namespace of the thread that runs this.
+pub async fn forward(
+    sockets: Sockets,
+    mut upstreams: watch::Receiver<Vec<SocketAddr>>,
+    mut names: watch::Receiver<Names>,
+) -> Result<(), Error> {
+    let failed = |source| Error::io("serve DNS to guests")(source);
+    let udp = Arc::new(UdpSocket::from_std(sockets.udp).map_err(failed)?);
+    let tcp = TcpListener::from_std(sockets.tcp).map_err(failed)?;
+    let knowledge = Knowledge {
+        upstreams: upstreams.clone(),
+        names: names.clone(),
+    };
+    let (mut queries, mut connections) = (JoinSet::new(), JoinSet::new());
+    let mut buffer = [0; QUERY_MAX];
+    loop {
+        tokio::select! {
+            changed = names.changed() => if changed.is_err() { return Ok(()) },
+            changed = upstreams.changed() => if changed.is_err() { return Ok(()) },
+            Some(_) = queries.join_next() => {}
+            Some(_) = connections.join_next() => {}
+            received = udp.recv_from(&mut buffer), if queries.len() < QUERIES_MAX => {
+                let (length, guest) = received.map_err(failed)?;
+                let (udp, knowledge) = (udp.clone(), knowledge.clone());
+                let query = Query::parse(&buffer[..length]);
+                queries.spawn(async move {
+                    if let Some(reply) = knowledge.reply(query, Transport::Udp).await {
+                        // A guest that is gone needs no reply.
+                        let _ = udp.send_to(&reply, guest).await;
+                    }
+                });
+            }
+            accepted = tcp.accept(), if connections.len() < CONNECTIONS_MAX => match accepted {
+                Ok((stream, _)) => {
+                    connections.spawn(serve(stream, knowledge.clone()));
+                }
+                Err(error) if error.kind() == ErrorKind::ConnectionAborted => {}
+                Err(error) => return Err(failed(error)),
+            },
+        }
+    }
+}
+
+/// One connection of a guest, to its end.
+async fn serve(mut stream: TcpStream, knowledge: Knowledge) {
+    for _ in 0..CONNECTION_QUERIES_MAX {
+        let Ok(Ok(query)) = timeout(IDLE_TIME, read(&mut stream, QUERY_MAX)).await else {
+            return;
+        };
+        let Some(reply) = knowledge.reply(Query::parse(&query), Transport::Tcp).await else {
+            return;
+        };
+        match timeout(IDLE_TIME, write(&mut stream, &reply)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) | Err(_) => return,
+        }
+    }
+}
+
+/// A message behind its length (RFC 1035 section 4.2.2).
+async fn read(stream: &mut TcpStream, max: usize) -> io::Result<Vec<u8>> {
+    let length = usize::from(stream.read_u16().await?);
+    if length > max {
+        return Err(ErrorKind::InvalidData.into());
+    }
+    let mut message = vec![0; length];
+    stream.read_exact(&mut message).await?;
+    Ok(message)
+}
+
+async fn write(stream: &mut TcpStream, message: &[u8]) -> io::Result<()> {
+    let length = u16::try_from(message.len()).map_err(|_| ErrorKind::InvalidData)?;
+    let mut packet = length.to_be_bytes().to_vec();
+    packet.extend_from_slice(message);
+    stream.write_all(&packet).await
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Transport {
+    Udp,
+    Tcp,
+}
+
+impl Knowledge {
+    /// What the guest is answered; `None` = nothing.
+    async fn reply(&self, query: Result<Query, Flaw>, transport: Transport) -> Option<Vec<u8>> {
+        let query = match query {
+            Ok(query) => query,
+            Err(Flaw::Silence) => return None,
+            Err(Flaw::Answer(answer)) => return Some(answer),
+        };
+        let known = self.names.borrow().get(&query.name).copied();
+        if let Some(address) = known {
+            return Some(query.answer(address));
+        }
+        if !query.name.is_empty() && !query.name.contains('.') {
+            return Some(query.refuse(Code::NameError));
+        }
+        let upstreams = self.upstreams.borrow().clone();
+        for upstream in upstreams.into_iter().take(UPSTREAMS_MAX) {
+            let relayed = timeout(UPSTREAM_TIME, relay(&query, upstream, transport)).await;
+            if let Ok(Ok(reply)) = relayed {
+                return Some(reply);
+            }
+        }
+        Some(query.refuse(Code::ServerFailure))
+    }
+}
+
+/// Asks one upstream server, with an id and from a port that the guest did not choose.
+async fn relay(query: &Query, upstream: SocketAddr, transport: Transport) -> io::Result<Vec<u8>> {
+    let [a, b, ..] = getrandom::u32()?.to_be_bytes();
+    let id = u16::from_be_bytes([a, b]);
+    let request = query.with_id(id);
+    match transport {
+        Transport::Tcp => {
+            let mut stream = TcpStream::connect(upstream).await?;
+            write(&mut stream, &request).await?;
+            let reply = read(&mut stream, u16::MAX.into()).await?;
+            query
+                .accept(id, reply)
+                .ok_or_else(|| ErrorKind::InvalidData.into())
+        }
+        Transport::Udp => {
+            let any: SocketAddr = match upstream {
+                SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
+                SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
+            };
+            let socket = UdpSocket::bind(any).await?;
+            // Connected: the kernel passes only what comes from that address and port.
+            socket.connect(upstream).await?;
+            socket.send(&request).await?;
+            let mut buffer = vec![0; UDP_REPLY_MAX];
+            for _ in 0..STRAY_MAX {
+                let length = socket.recv(&mut buffer).await?;
+                if let Some(reply) = query.accept(id, buffer[..length].to_vec()) {
+                    return Ok(reply);
+                }
+            }
+            Err(ErrorKind::InvalidData.into())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::message::tests::query;
+    use super::*;
+
+    const A: u16 = 1;
+
+    fn on_a_runtime<F: Future>(future: F) -> F::Output {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build();
+        runtime.expect("a runtime").block_on(future)
+    }
+
+    /// Sockets as `network::dns_sockets` makes them, on loopback; and their addresses.
+    fn sockets() -> (Sockets, SocketAddr, SocketAddr) {
+        let udp = std::net::UdpSocket::bind("127.0.0.1:0").expect("a socket");
+        let tcp = std::net::TcpListener::bind("127.0.0.1:0").expect("a socket");
+        udp.set_nonblocking(true).expect("non-blocking");
+        tcp.set_nonblocking(true).expect("non-blocking");
+        let (at_udp, at_tcp) = (
+            udp.local_addr().expect("an address"),
+            tcp.local_addr().expect("an address"),
+        );
+        (Sockets { udp, tcp }, at_udp, at_tcp)
+    }
+
+    async fn ask(at: SocketAddr, message: &[u8]) -> Vec<u8> {
+        let socket = UdpSocket::bind("127.0.0.1:0").await.expect("a socket");
+        socket.connect(at).await.expect("connected");
+        socket.send(message).await.expect("sent");
+        let mut buffer = vec![0; UDP_REPLY_MAX];
+        let wait = timeout(Duration::from_secs(20), socket.recv(&mut buffer));
+        let length = wait.await.expect("an answer in time").expect("an answer");
+        buffer.truncate(length);
+        buffer
+    }
+
+    #[test]
+    fn machines_are_answered_for_and_the_rest_is_relayed() {
+        on_a_runtime(async {
+            let (sockets, udp, tcp) = sockets();
+            let (dead, live) = (
+                UdpSocket::bind("127.0.0.1:0").await.expect("a socket"),
+                UdpSocket::bind("127.0.0.1:0").await.expect("a socket"),
+            );
+            let address = |socket: &UdpSocket| socket.local_addr().expect("an address");
+            let (to, upstreams) = watch::channel(vec![address(&dead), address(&live)]);
+            let names = Names::from([("web".to_owned(), Ipv4Addr::new(10, 128, 0, 2))]);
+            let (names_to, names) = watch::channel(names);
+            let upstream = async {
+                let mut buffer = [0; 512];
+                let (length, from) = live.recv_from(&mut buffer).await.expect("a query");
+                let mut reply = buffer[..length].to_vec();
+                reply[2] |= 0x80;
+                let mut forged = reply.clone();
+                forged[0] ^= 1;
+                live.send_to(&forged, from).await.expect("sent");
+                reply[3] = 5; // A code of the upstream's own.
+                live.send_to(&reply, from).await.expect("sent");
+            };
+            let guest = async {
+                let answer = ask(udp, &query(7, "WEB", A)).await;
+                assert_eq!(answer[answer.len() - 4..], [10, 128, 0, 2]);
+                let answer = ask(udp, &query(8, "database", A)).await;
+                assert_eq!((answer[1], answer[3] & 0xf), (8, Code::NameError as u8));
+                let answer = ask(udp, &query(9, "example.org", A)).await;
+                assert_eq!((answer[1], answer[3] & 0xf), (9, 5));
+                let mut stream = TcpStream::connect(tcp).await.expect("connected");
+                write(&mut stream, &query(10, "web", A))
+                    .await
+                    .expect("sent");
+                let answer = read(&mut stream, 512).await.expect("an answer");
+                assert_eq!(answer[answer.len() - 4..], [10, 128, 0, 2]);
+                to.send_replace(Vec::new());
+                let answer = ask(udp, &query(11, "example.org", A)).await;
+                assert_eq!(
+                    (answer[1], answer[3] & 0xf),
+                    (11, Code::ServerFailure as u8)
+                );
+                names_to.send_replace(Names::new());
+                let answer = ask(udp, &query(12, "web", A)).await;
+                assert_eq!(answer[3] & 0xf, Code::NameError as u8);
+                drop(names_to);
+            };
+            let (ended, (), ()) = tokio::join!(forward(sockets, upstreams, names), upstream, guest);
+            ended.expect("it ends well when nobody tells it more");
+        });
+    }
+}
