@@ -251,3 +251,6 @@ fn existing(network: &Network) -> Result<OwnedFd, Error> {
         reason: "its namespace does not exist: call ensure first",
     })
 }
+
+#[cfg(test)]
+mod tests;

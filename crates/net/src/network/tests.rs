@@ -1,0 +1,427 @@
+//! Tenant networks with the node's policies on them, as packets see them. The node, the LAN and the
+//! guests are namespaces; a guest's link has the name of its TAP, and one guest is a real TAP that the
+//! test writes frames to. Needs root.
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use super::*;
+use crate::firewall::{self, policy};
+
+/// How long what must arrive may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How long is waited for what must not arrive. Links between namespaces take microseconds.
+const SILENCE: Duration = Duration::from_millis(300);
+
+const LAN: &str = "sifr-test-net-lan";
+const NODE: &str = "sifr-test-net-node";
+const TENANT: &str = "sifr-test-net-tenant";
+const GUESTS: [&str; 2] = ["sifr-test-net-guest2", "sifr-test-net-guest3"];
+/// On the LAN host: its address there, and one "on the internet" that is routed through it.
+const LAN_HOST: Ipv4Addr = Ipv4Addr::new(192, 168, 77, 1);
+const INTERNET: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 9);
+const NODE_ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 168, 77, 2);
+const PORT: u16 = 4242;
+
+fn cidr(text: &str) -> Cidr {
+    text.parse().expect("a prefix")
+}
+
+fn route(gateway: [u8; 4]) -> DesiredRoute {
+    DesiredRoute {
+        destination: cidr("0.0.0.0/0"),
+        gateway: Some(gateway.into()),
+        metric: 0,
+    }
+}
+
+fn space(name: &str) -> Arc<OwnedFd> {
+    Arc::new(namespace::ensure(name).expect("a namespace; it needs root"))
+}
+
+/// Runs on a thread in the namespace.
+fn inside<T: Send>(name: &str, call: impl FnOnce() -> T + Send) -> T {
+    within(&*space(name), || Ok(call())).expect("the namespace is entered")
+}
+
+fn configure(name: &str, desired: &[Desired]) {
+    inside(name, || {
+        let handle = Handle::open().expect("a socket");
+        handle
+            .apply(&plan(desired, &handle.observe().expect("links")))
+            .expect("configured");
+    });
+}
+
+fn network() -> Network {
+    Network {
+        name: TENANT.to_owned(),
+        index: 7,
+        gateway: cidr("10.128.7.1/24"),
+        mtu: 1500,
+    }
+}
+
+fn guest(last: u8) -> policy::Guest {
+    let address = Ipv4Addr::new(10, 128, 7, last);
+    let ports = if last == 2 { vec![PORT] } else { Vec::new() };
+    policy::Guest {
+        tap: format!("tap{last}"),
+        mac: guest_mac(address),
+        address,
+        ports,
+    }
+}
+
+/// Removes all namespaces when a test ends, however it ends.
+struct Cleaner;
+
+impl Cleaner {
+    fn new() -> Self {
+        Self::clean();
+        Self
+    }
+
+    fn clean() {
+        for name in [LAN, NODE, TENANT].iter().chain(&GUESTS) {
+            namespace::remove(name).expect("removed");
+        }
+    }
+}
+
+impl Drop for Cleaner {
+    fn drop(&mut self) {
+        Self::clean();
+    }
+}
+
+/// LAN, node and tenant network with the node's rules; two guests as namespaces, a third as a TAP.
+fn build() -> Cleaner {
+    let cleaner = Cleaner::new();
+    let veth = |peer: &str, namespace: &str| {
+        Some(Create::Veth {
+            peer: peer.to_owned(),
+            namespace: space(namespace),
+        })
+    };
+    let lan = Desired {
+        create: veth("eth0", NODE),
+        addresses: vec![Cidr::new(LAN_HOST, 24).expect("a prefix")],
+        ..Desired::up("lan0")
+    };
+    let internet = Desired {
+        addresses: vec![
+            cidr("127.0.0.1/8"),
+            Cidr::new(INTERNET, 32).expect("a prefix"),
+        ],
+        ..Desired::up("lo")
+    };
+    configure(LAN, &[lan, internet]);
+    let uplink = Desired {
+        addresses: vec![Cidr::new(NODE_ADDRESS, 24).expect("a prefix")],
+        routes: vec![route(LAN_HOST.octets())],
+        ..Desired::up("eth0")
+    };
+    configure(NODE, &[Desired::up("lo"), uplink]);
+    inside(NODE, || {
+        let published = policy::Published {
+            node_port: 8080,
+            address: guest(2).address,
+            port: PORT,
+        };
+        let tenant = policy::NodeTenant {
+            link: network().host_link(),
+            subnet: network().gateway,
+            published: vec![published],
+        };
+        let node = policy::Node {
+            uplinks: vec!["eth0".to_owned()],
+            open_ports: vec![7443],
+            tenants: vec![tenant],
+        };
+        firewall::apply(&policy::node(&node)).expect("the node's rules");
+        ensure(&network()).expect("the network");
+        ensure(&network()).expect("the same network");
+    });
+    let tenant = policy::Tenant {
+        gateway: network().gateway,
+        refused: vec![cidr("192.168.77.0/24")],
+        guests: vec![guest(2), guest(3), guest(4)],
+    };
+    firewall::apply_in(TENANT, &policy::tenant(&tenant)).expect("the tenant's rules");
+    for (name, last) in GUESTS.iter().zip([2, 3]) {
+        let port = Desired {
+            create: veth("eth0", name),
+            master: Some(BRIDGE.to_owned()),
+            ..Desired::up(guest(last).tap)
+        };
+        configure(TENANT, &[port]);
+        let card = Desired {
+            mac: Some(guest(last).mac),
+            addresses: vec![Cidr::new(guest(last).address, 24).expect("a prefix")],
+            routes: vec![route([10, 128, 7, 1])],
+            ..Desired::up("eth0")
+        };
+        configure(name, &[card]);
+    }
+    cleaner
+}
+
+/// A server in a namespace that greets whoever connects, with the address that it sees.
+fn serve(name: &str, port: u16) {
+    let listener = inside(name, || {
+        TcpListener::bind(("0.0.0.0", port)).expect("a listener")
+    });
+    // Ends with the test program: nothing of it is in the test's way.
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let Ok(mut stream) = stream else { return };
+            let text = stream
+                .peer_addr()
+                .map(|peer| peer.ip().to_string())
+                .unwrap_or_default();
+            let _ = stream.write_all(text.as_bytes());
+        }
+    });
+}
+
+/// What the server at `to` says to somebody in the namespace.
+fn greeting(from: &str, to: (Ipv4Addr, u16), wait: Duration) -> io::Result<String> {
+    inside(from, || {
+        let mut stream = TcpStream::connect_timeout(&SocketAddr::from(to), wait)?;
+        stream.set_read_timeout(Some(wait))?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text)?;
+        Ok(text)
+    })
+}
+
+fn refused(from: &str, to: (Ipv4Addr, u16)) {
+    let error = greeting(from, to, SILENCE).expect_err("no connection");
+    let kinds = [
+        ErrorKind::TimedOut,
+        ErrorKind::HostUnreachable,
+        ErrorKind::PermissionDenied,
+    ];
+    assert!(kinds.contains(&error.kind()), "{from} to {to:?}: {error:?}");
+}
+
+#[test]
+fn guests_reach_what_they_may_and_nothing_else() {
+    let _cleaner = build();
+    let [web, other] = GUESTS;
+    for (name, port) in [
+        (LAN, 80),
+        (web, PORT),
+        (web, 22),
+        (NODE, 7443),
+        (NODE, 9),
+        (TENANT, 9),
+    ] {
+        serve(name, port);
+    }
+    // Outward: through the owner's LAN, under the node's address, but to nobody on it.
+    let node = NODE_ADDRESS.to_string();
+    assert_eq!(
+        greeting(other, (INTERNET, 80), PATIENCE).expect("the internet"),
+        node
+    );
+    refused(other, (LAN_HOST, 80));
+    // The node: not by its LAN address, not by its end of the pair, not by the gateway's.
+    let (node_end, tenant_end) = network().transfer();
+    for (address, port) in [
+        (NODE_ADDRESS, 7443),
+        (NODE_ADDRESS, 8080),
+        (node_end.address, 7443),
+        (tenant_end.address, 9),
+        (network().gateway.address, 9),
+        ([169, 254, 169, 254].into(), 80),
+    ] {
+        refused(other, (address, port));
+    }
+    // Each other, on every port.
+    let third = guest(3).address.to_string();
+    assert_eq!(
+        greeting(other, (guest(2).address, 22), PATIENCE).expect("a neighbour"),
+        third
+    );
+    // Inward: what is published, and the node's own port; the client's address is seen.
+    let client = LAN_HOST.to_string();
+    assert_eq!(
+        greeting(LAN, (NODE_ADDRESS, 8080), PATIENCE).expect("a published port"),
+        client
+    );
+    assert_eq!(
+        greeting(LAN, (NODE_ADDRESS, 7443), PATIENCE).expect("the API"),
+        client
+    );
+    refused(LAN, (NODE_ADDRESS, 9));
+    // Somebody on the LAN who routes to the guests through the node.
+    let shortcut = DesiredRoute {
+        destination: network().gateway.network(),
+        gateway: Some(NODE_ADDRESS),
+        metric: 0,
+    };
+    let lan = Desired {
+        addresses: vec![Cidr::new(LAN_HOST, 24).expect("a prefix")],
+        routes: vec![shortcut],
+        ..Desired::up("lan0")
+    };
+    configure(LAN, &[lan]);
+    refused(LAN, (guest(2).address, 22));
+    // A guest under another's address, and under another's MAC.
+    assert_eq!(
+        greeting(web, (INTERNET, 80), PATIENCE).expect("the internet"),
+        node
+    );
+    let card = |mac, address: &str| Desired {
+        mac: Some(mac),
+        addresses: vec![cidr(address)],
+        routes: vec![route([10, 128, 7, 1])],
+        ..Desired::up("eth0")
+    };
+    configure(web, &[card(guest(2).mac, "10.128.7.9/24")]);
+    refused(web, (INTERNET, 80));
+    configure(
+        web,
+        &[card(
+            "02:00:00:00:00:99".parse().expect("a MAC"),
+            "10.128.7.2/24",
+        )],
+    );
+    refused(web, (INTERNET, 80));
+    configure(web, &[card(guest(2).mac, "10.128.7.2/24")]);
+    assert_eq!(
+        greeting(web, (INTERNET, 80), PATIENCE).expect("itself again"),
+        node
+    );
+    a_tap_passes_only_its_own_frames();
+    dns_sockets_are_reached_by_guests();
+    a_network_is_removed_and_made_again();
+}
+
+/// An ARP request to the gateway behind an empty virtio-net header.
+fn arp(mac: Mac, sender_mac: Mac, sender: Ipv4Addr) -> Vec<u8> {
+    let mut frame = vec![0; 10];
+    frame.extend_from_slice(&[0xff; 6]);
+    frame.extend_from_slice(&mac.0);
+    frame.extend_from_slice(&[8, 6, 0, 1, 8, 0, 6, 4, 0, 1]);
+    frame.extend_from_slice(&sender_mac.0);
+    frame.extend_from_slice(&sender.octets());
+    frame.extend_from_slice(&[0; 6]);
+    frame.extend_from_slice(&network().gateway.address.octets());
+    frame
+}
+
+/// The senders of the ARP replies that the TAP gives out, until it is silent.
+fn replies(tap: &OwnedFd, wait: Duration) -> Vec<Mac> {
+    let mut found = Vec::new();
+    loop {
+        let mut ready = [PollFd::new(tap.as_fd(), PollFlags::POLLIN)];
+        let wait = PollTimeout::try_from(wait).expect("a short time");
+        if poll(&mut ready, wait).expect("polled") == 0 {
+            return found;
+        }
+        let mut frame = [0; 2048];
+        let length = nix::unistd::read(tap, &mut frame).expect("a frame");
+        let frame = &frame[10..length];
+        if frame[12..14] == [8, 6] && frame[20..22] == [0, 2] {
+            found.push(Mac(frame[6..12].try_into().expect("six bytes")));
+        }
+    }
+}
+
+fn a_tap_passes_only_its_own_frames() {
+    let spec = TapSpec {
+        name: "tap4".to_owned(),
+        mtu: 1400,
+    };
+    let me = guest(4);
+    let gateway = guest_mac(network().gateway.address);
+    // Twice: a guest starts again.
+    for _ in 0..2 {
+        let tap = open_tap(&network(), &spec).expect("a TAP; it needs /dev/net/tun");
+        let busy = open_tap(&network(), &spec).expect_err("it is held");
+        assert_eq!(busy.raw_os_error(), Some(nix::errno::Errno::EBUSY as i32));
+        let send = |frame: &[u8]| nix::unistd::write(&tap, frame).expect("written");
+        let stranger: Mac = "02:00:00:00:00:99".parse().expect("a MAC");
+        send(&arp(stranger, stranger, me.address));
+        send(&arp(me.mac, stranger, me.address));
+        send(&arp(me.mac, me.mac, guest(2).address));
+        assert_eq!(replies(&tap, SILENCE), [], "not under another's name");
+        send(&arp(me.mac, me.mac, me.address));
+        assert_eq!(replies(&tap, SILENCE), [gateway]);
+    }
+    let unknown = TapSpec {
+        name: "tap5".to_owned(),
+        mtu: 1500,
+    };
+    let tap = open_tap(&network(), &unknown).expect("a TAP");
+    nix::unistd::write(&tap, &arp(guest(5).mac, guest(5).mac, guest(5).address)).expect("written");
+    assert_eq!(replies(&tap, SILENCE), [], "the rules do not name it");
+}
+
+fn dns_sockets_are_reached_by_guests() {
+    let sockets = dns_sockets(&network()).expect("sockets");
+    let [_, other] = GUESTS;
+    sockets.udp.set_nonblocking(false).expect("blocking");
+    sockets.udp.set_read_timeout(Some(PATIENCE)).expect("set");
+    inside(other, || {
+        let socket = UdpSocket::bind("0.0.0.0:0").expect("a socket");
+        socket
+            .send_to(b"query", (network().gateway.address, DNS_PORT))
+            .expect("sent");
+    });
+    let mut buffer = [0; 16];
+    let (length, from) = sockets.udp.recv_from(&mut buffer).expect("a query");
+    assert_eq!(
+        (&buffer[..length], from.ip()),
+        (&b"query"[..], guest(3).address.into())
+    );
+}
+
+fn a_network_is_removed_and_made_again() {
+    inside(NODE, || {
+        remove(&network()).expect("removed");
+        remove(&network()).expect("nothing to remove");
+        let handle = Handle::open().expect("a socket");
+        assert!(
+            handle
+                .observe()
+                .expect("links")
+                .link(&network().host_link())
+                .is_none()
+        );
+        ensure(&network()).expect("the network again");
+        let observed = handle.observe().expect("links");
+        let link = observed
+            .link(&network().host_link())
+            .expect("the node's end");
+        assert!(link.up && link.carrier);
+        remove(&network()).expect("removed");
+    });
+}
+
+#[test]
+fn subnets_keep_clear_of_what_is_there() {
+    let first = subnet(0, &[]).expect("a subnet");
+    assert_eq!(first.to_string(), "10.128.0.1/24");
+    assert_eq!(
+        subnet(3, &[]).expect("a subnet").to_string(),
+        "10.128.3.1/24"
+    );
+    let lan = cidr("10.128.0.0/15");
+    assert_eq!(
+        subnet(0, &[lan]).expect("a subnet").to_string(),
+        "10.130.0.1/24"
+    );
+    assert_eq!(
+        subnet(u16::MAX, &[]).expect("a subnet").to_string(),
+        "10.255.255.1/24"
+    );
+    assert_eq!(subnet(0, &[cidr("10.0.0.0/8")]), None);
+}
