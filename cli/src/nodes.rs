@@ -228,6 +228,16 @@ fn report(name: &Name, pin: &Pin, info: &NodeInfo) -> String {
         ("disk used", disk),
         ("last error", info.last_error.clone().unwrap_or_default()),
     ]);
+    for part in tables(info) {
+        text.push('\n');
+        text.push_str(&part);
+    }
+    text
+}
+
+/// Links, disks and the phases of the boot.
+fn tables(info: &NodeInfo) -> [String; 3] {
+    let yes_no = |yes: bool| if yes { "yes" } else { "no" }.to_owned();
     let links: Vec<_> = info
         .links
         .iter()
@@ -269,13 +279,9 @@ fn report(name: &Name, pin: &Pin, info: &NodeInfo) -> String {
             [phase.name.clone(), format!("{} ms", phase.ms), result]
         })
         .collect();
-    for part in [
+    [
         table(["LINK", "MAC", "UP", "ADDRESS", "GATEWAY"], &links),
         table(["DISK", "SERIAL", "SIZE", "CONTENT"], &disks),
         table(["BOOT", "TIME", "RESULT"], &boot),
-    ] {
-        text.push('\n');
-        text.push_str(&part);
-    }
-    text
+    ]
 }

@@ -163,7 +163,7 @@ pub(crate) fn cell(text: &str) -> String {
 /// `3.1 MiB`.
 pub(crate) fn mebibytes(bytes: u64) -> String {
     // One decimal, without floating point.
-    let tenths = u128::from(bytes) * 10 >> 20;
+    let tenths = (u128::from(bytes) * 10) >> 20;
     format!("{}.{} MiB", tenths / 10, tenths % 10)
 }
 
