@@ -214,6 +214,27 @@ mod tests {
     }
 
     #[test]
+    fn the_farewell_ends_as_soon_as_the_host_has_closed() {
+        let pair = || std::os::unix::net::UnixStream::pair().expect("a pair");
+        let (a, b, c) = (pair(), pair(), pair());
+        let host = std::thread::spawn(move || {
+            for mut stream in [a.0, b.0, c.0] {
+                io::Write::write_all(&mut stream, b"late words").expect("written");
+                io::Read::read_to_end(&mut stream, &mut Vec::new()).expect("half-closed");
+            }
+        });
+        let before_ms = now_ms();
+        Streams {
+            control: a.1.into(),
+            stdout: b.1.into(),
+            stderr: c.1.into(),
+        }
+        .farewell();
+        assert!(now_ms() - before_ms < FAREWELL_MS);
+        host.join().expect("every stream was half-closed");
+    }
+
+    #[test]
     fn deadlines_are_never_waited_for_too_briefly() {
         assert_eq!(timeout(10, Some(15)), PollTimeout::from(6u8));
         assert_eq!(timeout(15, Some(10)), PollTimeout::from(1u8));

@@ -11,8 +11,9 @@ use nix::poll::{PollFd, PollFlags};
 
 use crate::control::half_close;
 
-/// What is read at once: the size of a pipe, so that one read empties a full one.
-const BUFFER_BYTES: usize = 64 << 10;
+/// What is read and sent at once. Below 32 KiB the guest kernel lays a vsock packet out in one piece,
+/// which every device implementation takes (linux/virtio_vsock.h, `virtio_vsock_alloc_skb`).
+const BUFFER_BYTES: usize = 16 << 10;
 
 #[derive(Debug)]
 pub(crate) struct Pump {
