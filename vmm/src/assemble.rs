@@ -7,7 +7,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use types::vm::{Disk, VmSpec};
+use types::vm::{Disk, Net as NetSpec, VmSpec};
 
 use crate::boot::{cmdline, mptable, pvh};
 use crate::bus::{Mmio, MmioDevice, Pio};
@@ -19,12 +19,15 @@ use crate::device::serial::Serial;
 use crate::event::Served;
 use crate::fds::{FdError, Inherited};
 use crate::hv::kvm::{HvError, Vm};
+use crate::log::Log;
 use crate::machine::{Machine, Worker};
 use crate::memory::{self, GuestRam, MemoryError, layout};
 use crate::virtio::Device;
 use crate::virtio::blk::{Blk, BlkError, LazyParts};
+use crate::virtio::net::{Net, NetError};
 use crate::virtio::rng::Rng;
 use crate::virtio::transport::mmio::QUEUE_NOTIFY;
+use crate::virtio::vsock::Vsock;
 use crate::virtio::worker::{Slot, Wired};
 
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +54,10 @@ pub(crate) enum SetupError {
     Cmdline(#[from] cmdline::CmdlineError),
     #[error("disk")]
     Blk(#[from] BlkError),
+    #[error("network card")]
+    Net(#[from] NetError),
+    #[error("read the log's files")]
+    Log(#[source] io::Error),
     #[error("make an event counter")]
     Event(#[source] io::Error),
 }
@@ -61,7 +68,9 @@ struct Parts {
     kernel: File,
     initramfs: Vec<File>,
     disks: Vec<(Disk, File, Option<LazyParts>)>,
+    nets: Vec<(NetSpec, File)>,
     control: Option<Arc<OwnedFd>>,
+    log: Option<([File; 2], u64)>,
     serial: Option<File>,
 }
 
@@ -79,6 +88,18 @@ impl Parts {
             };
             disks.push((disk.clone(), file, lazy));
         }
+        let mut nets = Vec::new();
+        for net in &spec.nets {
+            nets.push((net.clone(), File::from(fds.take(net.tap, "tap")?)));
+        }
+        let log = match &spec.log {
+            None => None,
+            Some(log) => {
+                let [a, b] = log.files;
+                let files = [fds.take(a, "log")?.into(), fds.take(b, "log")?.into()];
+                Some((files, log.max_bytes))
+            }
+        };
         let parts = Self {
             kvm: fds.take(spec.kvm, "kvm")?,
             kernel: File::from(fds.take(spec.kernel, "kernel")?),
@@ -88,6 +109,8 @@ impl Parts {
                 .map(|fd| fds.take(*fd, "initramfs").map(File::from))
                 .collect::<Result<_, _>>()?,
             disks,
+            nets,
+            log,
             control: spec
                 .control
                 .map(|fd| fds.take(fd, "control"))
@@ -158,7 +181,7 @@ pub(crate) fn assemble() -> Result<Machine, SetupError> {
         .map(|index| vm.create_vcpu(index))
         .collect::<Result<Vec<_>, _>>()?;
 
-    let outbox = Arc::new(Outbox::new(parts.control).map_err(SetupError::Event)?);
+    let outbox = Arc::new(Outbox::new(parts.control.clone()).map_err(SetupError::Event)?);
     let mut slots = Slots::default();
     let mut workers = Vec::new();
     for (disk, file, lazy) in parts.disks {
@@ -170,6 +193,19 @@ pub(crate) fn assemble() -> Result<Machine, SetupError> {
             served,
         });
     }
+    for (index, (net, tap)) in parts.nets.into_iter().enumerate() {
+        let served = slots.add(Net::new(tap, net.mac, net.mtu)?, &ram)?;
+        workers.push(Worker {
+            name: format!("net {index}"),
+            filter: confine::filter(Kind::Net)?,
+            served,
+        });
+    }
+    let log = parts
+        .log
+        .map(|(files, max_bytes)| Log::open(files, max_bytes));
+    let log = log.transpose().map_err(SetupError::Log)?;
+    let vsock = slots.add(Vsock::new(&outbox, parts.control, log), &ram)?;
     let rng = slots.add(Rng, &ram)?;
     let irqs = slots.irqs()?;
 
@@ -207,7 +243,7 @@ pub(crate) fn assemble() -> Result<Machine, SetupError> {
         shared: Arc::new(shared),
         workers,
         main_filter: confine::filter(Kind::Main)?,
-        main: vec![outbox.clone(), rng],
+        main: vec![outbox.clone(), vsock, rng],
         outbox,
     })
 }

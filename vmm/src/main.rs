@@ -15,6 +15,7 @@ mod device;
 mod event;
 mod fds;
 mod hv;
+mod log;
 mod machine;
 mod memory;
 mod virtio;

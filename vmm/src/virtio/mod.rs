@@ -7,11 +7,11 @@
 pub(crate) mod blk;
 pub(crate) mod chain;
 pub(crate) mod interrupt;
-//NET
+pub(crate) mod net;
 pub(crate) mod ring;
 pub(crate) mod rng;
 pub(crate) mod transport;
-//VSOCK
+pub(crate) mod vsock;
 pub(crate) mod worker;
 
 use crate::event::Source;

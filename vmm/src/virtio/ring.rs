@@ -5,7 +5,10 @@
 
 use std::io::Error as IoError;
 
+use std::sync::atomic::{Ordering, fence};
+
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
+use vm_memory::{Bytes, GuestAddress};
 
 use super::Turn;
 use super::chain::{Chain, ChainError};
@@ -39,22 +42,36 @@ pub(crate) struct Ring<'a> {
     queue: &'a mut Queue,
     ram: &'a GuestRam,
     interrupt: &'a Interrupt,
-    /// Buffers were returned since the driver was last told.
-    returned: bool,
+    /// Where the used ring stood when the driver was last told of it.
+    told: u16,
 }
+
+/// Offsets in the available ring: flags, index, entries, event index.
+const AVAILABLE_ENTRIES: u64 = 4;
+/// Entries of the used ring begin after flags and index, and have 8 bytes.
+const USED_ENTRIES: u64 = 4;
+const USED_ENTRY_BYTES: u64 = 8;
+/// Flag in the available ring: the driver looks by itself.
+const NO_INTERRUPT: u16 = 1;
 
 impl<'a> Ring<'a> {
     pub(crate) fn new(queue: &'a mut Queue, ram: &'a GuestRam, interrupt: &'a Interrupt) -> Self {
+        let told = queue.next_used();
         Self {
             queue,
             ram,
             interrupt,
-            returned: false,
+            told,
         }
     }
 
     pub(crate) fn ram(&self) -> &'a GuestRam {
         self.ram
+    }
+
+    /// Most chains that the driver can offer at once.
+    pub(crate) fn size(&self) -> usize {
+        usize::from(self.queue.size())
     }
 
     /// The next request. A queue that the driver has not set up has none.
@@ -70,14 +87,52 @@ impl<'a> Ring<'a> {
 
     /// Gives a chain back, `written` bytes of it filled.
     pub(crate) fn complete(&mut self, head: u16, written: u32) -> Result<(), Violation> {
-        self.queue.add_used(self.ram, head, written)?;
-        self.returned = true;
-        Ok(())
+        Ok(self.queue.add_used(self.ram, head, written)?)
+    }
+
+    /// Gives several chains back so that the driver sees all of them or none: a received packet in
+    /// pieces (VIRTIO 1.2 section 5.1.6.4).
+    pub(crate) fn complete_together(&mut self, chains: &[(u16, u32)]) -> Result<(), Violation> {
+        let Some(((last, written), before)) = chains.split_last() else {
+            return Ok(());
+        };
+        let next = self.queue.next_used();
+        for (place, (head, written)) in (0u16..).zip(before) {
+            let slot = u64::from(next.wrapping_add(place) % self.queue.size());
+            let at = USED_ENTRIES + slot * USED_ENTRY_BYTES;
+            let entry = u64::from(*head) | u64::from(*written) << 32;
+            let address = GuestAddress(self.queue.used_ring().wrapping_add(at));
+            self.ram
+                .write_obj(entry, address)
+                .map_err(virtio_queue::Error::GuestMemory)?;
+        }
+        let skip = u16::try_from(before.len()).expect("a chain is on the ring once");
+        self.queue.set_next_used(next.wrapping_add(skip));
+        self.complete(*last, *written)
     }
 
     /// Interrupts the driver if buffers were returned and it asked for that.
     pub(crate) fn notify(&mut self) -> Result<(), Violation> {
-        if std::mem::take(&mut self.returned) && self.queue.needs_notification(self.ram)? {
+        let (now, before) = (self.queue.next_used(), self.told);
+        if now == before {
+            return Ok(());
+        }
+        self.told = now;
+        // The index must be visible before we look at what the driver wants to hear of.
+        fence(Ordering::SeqCst);
+        let field = match self.queue.event_idx_enabled() {
+            true => AVAILABLE_ENTRIES + 2 * u64::from(self.queue.size()),
+            false => 0,
+        };
+        let address = GuestAddress(self.queue.avail_ring().wrapping_add(field));
+        let word = self.ram.load(address, Ordering::Relaxed).map(u16::from_le);
+        let word = word.map_err(virtio_queue::Error::GuestMemory)?;
+        let wanted = match self.queue.event_idx_enabled() {
+            // It asked for the moment when entry `word` is used: has that passed just now?
+            true => now.wrapping_sub(word).wrapping_sub(1) < now.wrapping_sub(before),
+            false => word & NO_INTERRUPT == 0,
+        };
+        if wanted {
             self.interrupt.raise(USED_BUFFER);
         }
         Ok(())

@@ -1,0 +1,357 @@
+//! virtio-vsock in user space: the guest's connections to three ports of the host.
+//!
+//! Owns: the table of connections, and whose turn it is to speak. Refuses: other ports, other types than
+//! streams, other addresses, and more connections than its table has room for: all get a reset.
+
+mod connection;
+mod packet;
+mod port;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use types::guest::{GUEST_CID, HOST_CID};
+use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
+
+use self::connection::{BUFFER_BYTES, Connection, Reset};
+use self::packet::{HEADER_BYTES, Header, STREAM, op};
+use self::port::{Host, Port};
+use super::chain::Chain;
+use super::ring::{Ring, Violation};
+use super::{Device, Ready, Turn};
+use crate::control::Outbox;
+use crate::event::Source;
+use crate::log::Log;
+
+const QUEUE_SIZE: u16 = 128;
+/// To the guest, from the guest, events.
+const QUEUES: [u16; 3] = [QUEUE_SIZE, QUEUE_SIZE, 16];
+const TO_GUEST: usize = 0;
+const FROM_GUEST: usize = 1;
+/// A guest needs three; some may be closing.
+const CONNECTIONS_MAX: usize = 16;
+/// Resets that wait for room in the guest. When so many wait, nothing more is taken from it.
+const RESETS_MAX: usize = 64;
+/// Packets from the guest in one turn.
+const PACKETS_PER_TURN: usize = 128;
+/// Bytes for the guest that may wait in a connection before the node's next message is read.
+const UNSENT_MAX: usize = 4096;
+
+/// A connection by the port of the host and of the guest.
+type Key = (Port, u32);
+
+struct Entry {
+    connection: Connection,
+    /// Control bytes that are not handed on yet.
+    inbox: Vec<u8>,
+}
+
+pub(crate) struct Vsock {
+    host: Host,
+    config: [u8; 8],
+    connections: BTreeMap<Key, Entry>,
+    /// Replies to packets of no connection: both ports.
+    resets: VecDeque<(u32, u32)>,
+    /// Who spoke last, so that all get their turn.
+    last: Option<Key>,
+}
+
+impl Vsock {
+    pub(crate) fn new(
+        outbox: &Arc<Outbox>,
+        control: Option<Arc<OwnedFd>>,
+        log: Option<Log>,
+    ) -> Self {
+        Self {
+            host: Host::new(outbox, control, log),
+            config: GUEST_CID.to_le_bytes(),
+            connections: BTreeMap::new(),
+            resets: VecDeque::new(),
+            last: None,
+        }
+    }
+
+    /// One packet of the guest.
+    fn hear(&mut self, header: &Header, data: &[u8]) {
+        if header.operation == op::RESET {
+            if let Some(port) = Port::from_number(header.destination_port) {
+                self.connections.remove(&(port, header.source_port));
+            }
+            return;
+        }
+        let known = header.source_cid == GUEST_CID
+            && header.destination_cid == HOST_CID
+            && header.kind == STREAM;
+        let port = Port::from_number(header.destination_port).filter(|_| known);
+        let done = port
+            .ok_or(Reset)
+            .and_then(|port| self.hear_on((port, header.source_port), header, data));
+        if done == Err(Reset) {
+            if let Some(port) = port {
+                self.connections.remove(&(port, header.source_port));
+            }
+            self.resets
+                .push_back((header.destination_port, header.source_port));
+        }
+    }
+
+    fn hear_on(&mut self, key: Key, header: &Header, data: &[u8]) -> Result<(), Reset> {
+        if header.operation == op::REQUEST {
+            let room = self.connections.len() < CONNECTIONS_MAX;
+            // The first that connects to the control port is guest init; no program takes its place.
+            let taken = key.0 == Port::Control && self.control_reader().is_some();
+            if !room || taken || self.connections.contains_key(&key) {
+                return Err(Reset);
+            }
+            let entry = Entry {
+                connection: Connection::new(header),
+                inbox: Vec::new(),
+            };
+            self.connections.insert(key, entry);
+            return Ok(());
+        }
+        let Entry { connection, inbox } = self.connections.get_mut(&key).ok_or(Reset)?;
+        connection.heard(header);
+        match header.operation {
+            op::DATA => {
+                let length = u32::try_from(data.len()).map_err(|_| Reset)?;
+                connection.receive(length)?;
+                match key.0 {
+                    Port::Control => inbox.extend_from_slice(data),
+                    Port::Output(stream) => {
+                        self.host.output(stream, data);
+                        connection.forward(length);
+                    }
+                }
+            }
+            op::SHUTDOWN => connection.guest_shutdown(header.flags),
+            op::CREDIT_UPDATE => {}
+            op::CREDIT_REQUEST => connection.ask_credit(),
+            _ => return Err(Reset),
+        }
+        Ok(())
+    }
+
+    /// Hands control lines on, closes what is finished, and brings the node's messages.
+    fn advance(&mut self) {
+        let mut over = Vec::new();
+        for (key, Entry { connection, inbox }) in &mut self.connections {
+            if key.0 == Port::Control {
+                match self.host.lines(inbox) {
+                    Ok(taken) => {
+                        connection.forward(u32::try_from(taken).expect("within the buffer"))
+                    }
+                    Err(error) => {
+                        eprintln!("{error}: connection reset");
+                        over.push(*key);
+                        continue;
+                    }
+                }
+            }
+            // Lines that wait for the node keep the connection; half a line never becomes whole.
+            let finished =
+                !inbox.contains(&b'\n') && (key.0 != Port::Control || self.host.all_sent());
+            if connection.half_closed() && finished && connection.close() {
+                over.push(*key);
+            }
+        }
+        for key in over {
+            self.connections.remove(&key);
+            self.resets.push_back((key.0.number(), key.1));
+        }
+        self.bring_messages();
+    }
+
+    /// The control connection that reads.
+    fn control_reader(&mut self) -> Option<&mut Connection> {
+        let mut control = self
+            .connections
+            .iter_mut()
+            .filter(|(key, _)| key.0 == Port::Control);
+        control
+            .find(|(_, e)| e.connection.open_to_guest())
+            .map(|(_, entry)| &mut entry.connection)
+    }
+
+    fn bring_messages(&mut self) {
+        while self.host.listen() && self.control_has_room() {
+            let Some(line) = self.host.message() else {
+                break;
+            };
+            let Some(reader) = self.control_reader() else {
+                break;
+            };
+            reader.send(&line);
+        }
+    }
+
+    fn control_has_room(&mut self) -> bool {
+        self.control_reader()
+            .is_some_and(|c| c.unsent() < UNSENT_MAX)
+    }
+
+    /// The next packet for the guest, with at most `room` bytes of data.
+    fn speak(&mut self, room: usize) -> Option<(Header, Vec<u8>)> {
+        let header = |host_port, guest_port, operation| Header {
+            source_cid: HOST_CID,
+            destination_cid: GUEST_CID,
+            source_port: host_port,
+            destination_port: guest_port,
+            kind: STREAM,
+            operation,
+            ..Header::default()
+        };
+        if let Some((host_port, guest_port)) = self.resets.pop_front() {
+            return Some((header(host_port, guest_port, op::RESET), Vec::new()));
+        }
+        let key = self.next_speaker()?;
+        self.last = Some(key);
+        let connection = &mut self.connections.get_mut(&key)?.connection;
+        let speech = connection.speak(room)?;
+        let mut header = header(key.0.number(), key.1, speech.operation);
+        header.flags = speech.flags;
+        header.length = u32::try_from(speech.data.len()).expect("credit is 32 bits");
+        connection.announce(&mut header);
+        Some((header, speech.data))
+    }
+
+    /// The first after the last one, in a circle.
+    fn next_speaker(&self) -> Option<Key> {
+        let wants =
+            |(key, entry): (&Key, &Entry)| entry.connection.wants_to_speak().then_some(*key);
+        let after = self.last.and_then(|last| {
+            use std::ops::Bound::{Excluded, Unbounded};
+            self.connections
+                .range((Excluded(last), Unbounded))
+                .find_map(wants)
+        });
+        after.or_else(|| self.connections.iter().find_map(wants))
+    }
+
+    fn wants_to_speak(&self) -> bool {
+        !self.resets.is_empty() || self.next_speaker().is_some()
+    }
+
+    /// Takes packets of the guest. Returns whether there may be more.
+    fn receive(&mut self, ring: &mut Ring<'_>) -> Result<Turn, Violation> {
+        ring.disarm()?;
+        for _ in 0..PACKETS_PER_TURN {
+            if self.resets.len() >= RESETS_MAX {
+                // Room for resets brings us back here: in this turn, or when the guest offers buffers.
+                ring.notify()?;
+                return Ok(Turn::Done);
+            }
+            let Some(chain) = ring.pop()? else {
+                ring.notify()?;
+                if ring.arm()? {
+                    continue;
+                }
+                return Ok(Turn::Done);
+            };
+            let (header, data) = read(ring, &chain)?;
+            ring.complete(chain.head, 0)?;
+            self.hear(&header, &data);
+        }
+        ring.notify()?;
+        Ok(Turn::Again)
+    }
+
+    fn transmit(&mut self, ring: &mut Ring<'_>) -> Result<(), Violation> {
+        ring.disarm()?;
+        loop {
+            if !self.wants_to_speak() {
+                break;
+            }
+            let Some(chain) = ring.pop()? else {
+                if ring.arm()? {
+                    continue;
+                }
+                break;
+            };
+            let room = usize::try_from(chain.writable.bytes()).unwrap_or(usize::MAX);
+            let room = room.checked_sub(HEADER_BYTES);
+            let room = room.ok_or(Violation::Request("vsock buffer without room for a header"))?;
+            let room = room.min(BUFFER_BYTES as usize);
+            let written = self.speak(room).map(|(header, data)| {
+                let packet = [&header.encode()[..], &data].concat();
+                chain.writable.copy_from(ring.ram(), &packet)
+            });
+            let written = u32::try_from(written.unwrap_or(0)).expect("64 KiB and a header");
+            ring.complete(chain.head, written)?;
+        }
+        ring.notify()
+    }
+}
+
+/// Header and data of a packet; a length that its chain does not hold is a broken driver.
+fn read(ring: &Ring<'_>, chain: &Chain) -> Result<(Header, Vec<u8>), Violation> {
+    let mut readable = chain.readable.clone();
+    let head = readable.split_front(HEADER_BYTES as u64);
+    let head = head.ok_or(Violation::Request("vsock packet without a header"))?;
+    let mut bytes = [0; HEADER_BYTES];
+    head.copy_to(ring.ram(), &mut bytes);
+    let header = Header::decode(&bytes);
+    if header.operation != op::DATA {
+        return Ok((header, Vec::new()));
+    }
+    if header.length > BUFFER_BYTES || u64::from(header.length) > readable.bytes() {
+        return Err(Violation::Request(
+            "vsock packet longer than its buffer or our credit",
+        ));
+    }
+    let mut data = vec![0; header.length as usize];
+    readable.copy_to(ring.ram(), &mut data);
+    Ok((header, data))
+}
+
+impl Device for Vsock {
+    const ID: u32 = VIRTIO_ID_VSOCK;
+
+    fn queues(&self) -> &'static [u16] {
+        &QUEUES
+    }
+
+    fn features(&self) -> u64 {
+        0
+    }
+
+    fn config(&self) -> &[u8] {
+        &self.config
+    }
+
+    fn activate(&mut self, _features: u64) {}
+
+    fn reset(&mut self) {
+        self.connections.clear();
+        self.resets.clear();
+        self.last = None;
+    }
+
+    fn sources(&self, out: &mut Vec<Source>) {
+        let Some(control) = self.host.control() else {
+            return;
+        };
+        let blocked = self.connections.iter().any(|(key, entry)| {
+            key.0 == Port::Control && (!entry.inbox.is_empty() || entry.connection.half_closed())
+        });
+        if self.host.wants_message() {
+            out.push(Source::readable(control.as_ref()));
+        }
+        if blocked && !self.host.all_sent() {
+            out.push(Source::writable(control.as_ref()));
+        }
+    }
+
+    fn serve(&mut self, _ready: Ready, rings: &mut [Ring<'_>]) -> Result<Turn, Violation> {
+        let turn = self.receive(&mut rings[FROM_GUEST])?;
+        self.advance();
+        let stalled = self.resets.len() >= RESETS_MAX;
+        self.transmit(&mut rings[TO_GUEST])?;
+        let resumed = stalled && self.resets.len() < RESETS_MAX;
+        Ok(if resumed { Turn::Again } else { turn })
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,211 @@
+//! What stands behind the host's ports: the node for control lines, the log for output.
+//!
+//! Owns: lines in both directions and their bounds. Refuses: lines that are too long or not of the
+//! contract; their connection is reset.
+
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
+
+use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, recv};
+use types::guest::{CONTROL_LINE_MAX, CONTROL_PORT, FromGuest, STDERR_PORT, STDOUT_PORT};
+use types::vm::{FromVmm, LogRecord, Stream, ToVmm};
+
+use crate::control::Outbox;
+use crate::log::Log;
+
+/// Longest message of the node: a signal number with its names around it, with much room.
+const MESSAGE_MAX: usize = 4096;
+
+/// The ports that guests may connect to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Port {
+    Control,
+    Output(Stream),
+}
+
+impl Port {
+    pub(crate) fn from_number(number: u32) -> Option<Self> {
+        match number {
+            CONTROL_PORT => Some(Self::Control),
+            STDOUT_PORT => Some(Self::Output(Stream::Stdout)),
+            STDERR_PORT => Some(Self::Output(Stream::Stderr)),
+            _ => None,
+        }
+    }
+
+    pub(crate) const fn number(self) -> u32 {
+        match self {
+            Self::Control => CONTROL_PORT,
+            Self::Output(Stream::Stdout) => STDOUT_PORT,
+            Self::Output(Stream::Stderr) => STDERR_PORT,
+        }
+    }
+}
+
+/// A line that breaks the contract.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum LineError {
+    #[error("control line is longer than {CONTROL_LINE_MAX} bytes")]
+    Long,
+    #[error("control line is no message of the contract")]
+    Parse,
+}
+
+/// Takes the first whole line off `buffer`. Returns it with its length, newline included.
+pub(crate) fn take_line(buffer: &mut Vec<u8>) -> Result<Option<(FromGuest, usize)>, LineError> {
+    let end = buffer
+        .iter()
+        .take(CONTROL_LINE_MAX)
+        .position(|b| *b == b'\n');
+    let Some(end) = end else {
+        return if buffer.len() < CONTROL_LINE_MAX {
+            Ok(None)
+        } else {
+            Err(LineError::Long)
+        };
+    };
+    let message = serde_json::from_slice(&buffer[..end]).map_err(|_| LineError::Parse)?;
+    buffer.drain(..=end);
+    Ok(Some((message, end + 1)))
+}
+
+/// The host's side of all ports.
+#[derive(Debug)]
+pub(crate) struct Host {
+    outbox: Arc<Outbox>,
+    control: Option<Arc<OwnedFd>>,
+    /// A message of the node that waits for the guest to connect or to read.
+    pending: Option<Vec<u8>>,
+    log: Option<Log>,
+}
+
+impl Host {
+    pub(crate) fn new(
+        outbox: &Arc<Outbox>,
+        control: Option<Arc<OwnedFd>>,
+        log: Option<Log>,
+    ) -> Self {
+        Self {
+            outbox: Arc::clone(outbox),
+            control,
+            pending: None,
+            log,
+        }
+    }
+
+    /// Output of the program. Always taken.
+    pub(crate) fn output(&mut self, stream: Stream, bytes: &[u8]) {
+        let Some(log) = &mut self.log else { return };
+        for record in bytes.chunks(LogRecord::LENGTH_MAX as usize) {
+            log.append(stream, record);
+        }
+    }
+
+    /// Hands whole lines to the node while it has room. Returns the bytes handed on.
+    pub(crate) fn lines(&self, buffer: &mut Vec<u8>) -> Result<usize, LineError> {
+        let mut taken = 0;
+        while self.outbox.room() {
+            let Some((message, length)) = take_line(buffer)? else {
+                break;
+            };
+            self.outbox.post(&FromVmm::Guest(message));
+            taken += length;
+        }
+        Ok(taken)
+    }
+
+    /// Whether everything that the guest said has reached the kernel.
+    pub(crate) fn all_sent(&self) -> bool {
+        self.outbox.empty()
+    }
+
+    /// Where the node speaks, if it still can.
+    pub(crate) fn control(&self) -> Option<&Arc<OwnedFd>> {
+        self.control.as_ref()
+    }
+
+    /// Whether there is a reason to look at the node's messages.
+    pub(crate) fn wants_message(&self) -> bool {
+        self.pending.is_none() && self.control.is_some()
+    }
+
+    /// The next line for the guest, if one has been heard.
+    pub(crate) fn message(&mut self) -> Option<Vec<u8>> {
+        self.pending.take()
+    }
+
+    /// Keeps the node's next message, if it has said something. Whether there is one.
+    pub(crate) fn listen(&mut self) -> bool {
+        if self.pending.is_none() {
+            self.pending = self.receive();
+        }
+        self.pending.is_some()
+    }
+
+    fn receive(&mut self) -> Option<Vec<u8>> {
+        loop {
+            let socket = self.control.as_ref()?;
+            let mut packet = [0; MESSAGE_MAX + 1];
+            match recv(socket.as_raw_fd(), &mut packet, MsgFlags::MSG_DONTWAIT) {
+                Ok(0) => self.control = None,
+                Ok(length) => match serde_json::from_slice(&packet[..length]) {
+                    Ok(ToVmm::Guest(message)) => {
+                        let mut line = serde_json::to_vec(&message).expect("plain data");
+                        line.push(b'\n');
+                        return Some(line);
+                    }
+                    // The node is ours, but may be newer: what we do not know we cannot do.
+                    Err(error) => eprintln!("message of the node is unknown: {error}"),
+                },
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => return None,
+                Err(error) => {
+                    eprintln!("read the control socket: {error}");
+                    self.control = None;
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EXITED: &[u8] = b"{\"exited\":{\"code\":3,\"signal\":null,\"oom_kills\":0}}\n";
+
+    #[test]
+    fn lines_are_taken_one_by_one_and_half_a_line_waits() {
+        let mut buffer = [EXITED, EXITED, &EXITED[..9]].concat();
+        for _ in 0..2 {
+            let (message, length) = take_line(&mut buffer).expect("contract").expect("a line");
+            assert!(matches!(message, FromGuest::Exited { code: 3, .. }));
+            assert_eq!(length, EXITED.len());
+        }
+        assert_eq!(take_line(&mut buffer), Ok(None));
+        assert_eq!(buffer, &EXITED[..9]);
+    }
+
+    #[test]
+    fn long_and_foreign_lines_are_refused() {
+        assert_eq!(take_line(&mut vec![b' '; CONTROL_LINE_MAX - 1]), Ok(None));
+        assert_eq!(
+            take_line(&mut vec![b' '; CONTROL_LINE_MAX]),
+            Err(LineError::Long)
+        );
+        assert_eq!(
+            take_line(&mut b"{\"rm\":{}}\n".to_vec()),
+            Err(LineError::Parse)
+        );
+        assert_eq!(take_line(&mut vec![0xff, b'\n']), Err(LineError::Parse));
+    }
+
+    #[test]
+    fn ports_have_the_numbers_of_the_contract() {
+        for number in 0..2000 {
+            assert!(Port::from_number(number).is_none_or(|port| port.number() == number));
+        }
+        assert_eq!((1024..=1026).filter_map(Port::from_number).count(), 3);
+    }
+}
