@@ -150,7 +150,7 @@ fn unix_micros(stamp: u64) -> i64 {
     let since_pivot = (seconds - PIVOT_UNIX).rem_euclid(1 << 32);
     let [.., e, f, g, h] = bytes;
     let fraction = i64::from(u32::from_be_bytes([e, f, g, h]));
-    (PIVOT_UNIX + since_pivot) * 1_000_000 + (fraction * 1_000_000 >> 32)
+    (PIVOT_UNIX + since_pivot) * 1_000_000 + ((fraction * 1_000_000) >> 32)
 }
 
 fn micros(time: SystemTime) -> i64 {

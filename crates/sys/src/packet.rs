@@ -6,7 +6,18 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
+/// The size of a C struct, which fits the type that C gives it.
+const fn size<T>() -> libc::socklen_t {
+    let size = size_of::<T>();
+    assert!(size <= 1 << 16);
+    #[expect(clippy::cast_possible_truncation, reason = "checked in the line above")]
+    let size = size as libc::socklen_t;
+    size
+}
+
 const IPV4: u16 = 0x0800;
+/// AF_PACKET as a sockaddr holds it.
+const FAMILY: libc::sa_family_t = 17;
 const BROADCAST: [u8; 6] = [0xff; 6];
 
 /// A non-blocking socket for IPv4 packets on link `index`, without their Ethernet header, that hears
@@ -28,7 +39,7 @@ pub fn open_udp(index: u32, port: u16) -> io::Result<OwnedFd> {
         libc::bind(
             fd.as_raw_fd(),
             (&raw const address).cast(),
-            size_of_val(&address) as libc::socklen_t,
+            size::<libc::sockaddr_ll>(),
         )
     };
     if result < 0 {
@@ -51,7 +62,7 @@ pub fn broadcast(socket: BorrowedFd<'_>, index: u32, packet: &[u8]) -> io::Resul
             packet.len(),
             libc::MSG_NOSIGNAL,
             (&raw const address).cast(),
-            size_of_val(&address) as libc::socklen_t,
+            size::<libc::sockaddr_ll>(),
         )
     };
     match usize::try_from(sent) {
@@ -64,19 +75,19 @@ pub fn broadcast(socket: BorrowedFd<'_>, index: u32, packet: &[u8]) -> io::Resul
 fn address(index: u32) -> libc::sockaddr_ll {
     // SAFETY: sockaddr_ll is plain data, for which all zero is a value.
     let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
-    address.sll_family = libc::AF_PACKET as libc::sa_family_t;
+    address.sll_family = FAMILY;
     address.sll_protocol = IPV4.to_be();
     address.sll_ifindex = index.cast_signed();
     address
 }
 
+const FILTER_LENGTH: u16 = 9;
+
 /// Classic BPF over an IPv4 packet: UDP, first fragment, destination port `port`.
-fn udp_filter(port: u16) -> [libc::sock_filter; 9] {
-    let op = |code: u32, jt, jf, k| libc::sock_filter {
-        code: code as u16,
-        jt,
-        jf,
-        k,
+fn udp_filter(port: u16) -> [libc::sock_filter; FILTER_LENGTH as usize] {
+    let op = |code: u32, jt, jf, k| {
+        let code = u16::try_from(code).expect("operations are numbered in 16 bits");
+        libc::sock_filter { code, jt, jf, k }
     };
     let (ld_byte, ld_half) = (libc::BPF_LD | libc::BPF_B, libc::BPF_LD | libc::BPF_H);
     let equal = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
@@ -93,9 +104,12 @@ fn udp_filter(port: u16) -> [libc::sock_filter; 9] {
     ]
 }
 
-fn attach(fd: &OwnedFd, program: &mut [libc::sock_filter; 9]) -> io::Result<()> {
+fn attach(
+    fd: &OwnedFd,
+    program: &mut [libc::sock_filter; FILTER_LENGTH as usize],
+) -> io::Result<()> {
     let program = libc::sock_fprog {
-        len: program.len() as u16,
+        len: FILTER_LENGTH,
         filter: program.as_mut_ptr(),
     };
     // SAFETY: the kernel copies `len` instructions from `filter`, which is an array of that length that
@@ -106,7 +120,7 @@ fn attach(fd: &OwnedFd, program: &mut [libc::sock_filter; 9]) -> io::Result<()> 
             libc::SOL_SOCKET,
             libc::SO_ATTACH_FILTER,
             (&raw const program).cast(),
-            size_of_val(&program) as libc::socklen_t,
+            size::<libc::sock_fprog>(),
         )
     };
     if result < 0 {

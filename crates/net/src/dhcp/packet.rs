@@ -265,16 +265,20 @@ const UDP: u8 = 17;
 
 /// An IPv4 packet from the client, which has no address, to everybody.
 pub(super) fn broadcast(payload: &[u8]) -> Vec<u8> {
-    let total = u16::try_from(IP_BYTES + UDP_BYTES + payload.len());
-    let total = total.expect("requests are a few hundred bytes");
+    let length = |bytes: usize| {
+        u16::try_from(bytes)
+            .expect("requests are a few hundred bytes")
+            .to_be_bytes()
+    };
+    let udp = UDP_BYTES + payload.len();
     let mut packet = vec![0x45, 0x10];
-    packet.extend_from_slice(&total.to_be_bytes());
+    packet.extend_from_slice(&length(IP_BYTES + udp));
     packet.extend_from_slice(&[0, 0, 0, 0, 64, UDP, 0, 0, 0, 0, 0, 0, 255, 255, 255, 255]);
     let sum = checksum(&packet);
     packet[10..12].copy_from_slice(&sum.to_be_bytes());
     packet.extend_from_slice(&CLIENT_PORT.to_be_bytes());
     packet.extend_from_slice(&SERVER_PORT.to_be_bytes());
-    packet.extend_from_slice(&(total - IP_BYTES as u16).to_be_bytes());
+    packet.extend_from_slice(&length(udp));
     // No UDP checksum (RFC 768): the frame has one, and the reply is checked by its content.
     packet.extend_from_slice(&[0, 0]);
     packet.extend_from_slice(payload);

@@ -54,7 +54,7 @@ const CT_RELATED: u32 = 4;
 
 const NF_DROP: u32 = 0;
 const NF_ACCEPT: u32 = 1;
-const NFT_JUMP: u32 = -3_i32 as u32;
+const NFT_JUMP: u32 = (-3_i32).cast_unsigned();
 const REJECT_ICMPX: u32 = 2;
 const ICMPX_ADMIN_PROHIBITED: u8 = 3;
 const NAT_DESTINATION: u32 = 1;

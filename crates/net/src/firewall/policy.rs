@@ -170,19 +170,12 @@ pub fn node(policy: &Node) -> Ruleset {
         open_ports,
         tenants,
     } = policy;
-    let from = |chain: &str| {
+    let jumps = |test: fn(String) -> Test, chain: &str| -> Vec<Rule> {
         uplinks
             .iter()
-            .map(|u| jump(Test::From(u.clone()), chain))
+            .map(|uplink| jump(test(uplink.clone()), chain))
             .collect()
     };
-    let to = |chain: &str| {
-        uplinks
-            .iter()
-            .map(|u| jump(Test::To(u.clone()), chain))
-            .collect()
-    };
-    let (from, to): (&dyn Fn(&str) -> Vec<Rule>, &dyn Fn(&str) -> Vec<Rule>) = (&from, &to);
     let dhcp = [
         Test::SourcePort(Transport::Udp, DHCP_SERVER),
         Test::DestinationPort(Transport::Udp, DHCP_CLIENT),
@@ -198,7 +191,7 @@ pub fn node(policy: &Node) -> Ruleset {
     );
     let mut input = Vec::from(connections());
     input.push(rule([Test::From("lo".to_owned())], Verdict::Accept));
-    input.extend(from("uplink"));
+    input.extend(jumps(Test::From, "uplink"));
     input.push(counted([], Verdict::Drop));
 
     let source = |t: &NodeTenant| Test::Source(t.subnet.network());
@@ -219,8 +212,8 @@ pub fn node(policy: &Node) -> Ruleset {
             .flat_map(|t| t.published.iter().map(move |p| (t, p)))
     };
     let mut forward = Vec::from(connections());
-    forward.extend(to("outward"));
-    forward.extend(from("inward"));
+    forward.extend(jumps(Test::To, "outward"));
+    forward.extend(jumps(Test::From, "inward"));
     forward.push(counted([], Verdict::Drop));
 
     let publish = |p: &Published| {
@@ -247,13 +240,13 @@ pub fn node(policy: &Node) -> Ruleset {
             "prerouting",
             Point::Prerouting,
             NAT_DESTINATION,
-            from("published"),
+            jumps(Test::From, "published"),
         ),
         nat(
             "postrouting",
             Point::Postrouting,
             NAT_SOURCE,
-            to("translated"),
+            jumps(Test::To, "translated"),
         ),
     ];
     Ruleset {

@@ -87,7 +87,13 @@ impl Handle {
             Step::Delete { .. } => Some(Errno::ENODEV),
             Step::DeleteAddress { .. } => Some(Errno::EADDRNOTAVAIL),
             Step::DeleteRoute { .. } => Some(Errno::ESRCH),
-            _ => None,
+            Step::Create { .. }
+            | Step::Up { .. }
+            | Step::SetMtu { .. }
+            | Step::SetMac { .. }
+            | Step::SetMaster { .. }
+            | Step::AddAddress { .. }
+            | Step::AddRoute { .. } => None,
         };
         match self.socket.request(self.message(step, link)?) {
             Err(error) if gone.is_some_and(|gone| error.raw_os_error() == Some(gone as i32)) => {
@@ -175,5 +181,55 @@ impl Monitor {
         }
         guard.clear_ready();
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::super::{Desired, plan};
+    use super::*;
+    use crate::namespace;
+
+    #[test]
+    fn a_change_is_told_to_the_monitor() {
+        let name = "sifr-test-monitor";
+        namespace::remove(name).expect("removed");
+        let namespace = namespace::ensure(name).expect("a namespace; it needs root");
+        let bridge = |mtu| {
+            [Desired {
+                create: Some(Create::Bridge),
+                mtu: Some(mtu),
+                ..Desired::up("bridge0")
+            }]
+        };
+        let call = || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build();
+            runtime.expect("a runtime").block_on(async {
+                let (mut monitor, handle) = (Monitor::open()?, Handle::open()?);
+                for mtu in [1500, 1400] {
+                    handle.apply(&plan(&bridge(mtu), &handle.observe()?))?;
+                    let wait = tokio::time::timeout(Duration::from_secs(10), monitor.changed());
+                    wait.await.expect("told in time")?;
+                    let observed = handle.observe()?;
+                    assert_eq!(observed.link("bridge0").map(|link| link.mtu), Some(mtu));
+                    assert!(plan(&bridge(mtu), &observed).is_empty());
+                }
+                handle.apply(&[Step::Delete {
+                    link: "bridge0".to_owned(),
+                }])?;
+                let error = handle.apply(&[Step::Up {
+                    link: "bridge0".to_owned(),
+                }]);
+                let error = error.expect_err("it is gone");
+                assert_eq!(error.raw_os_error(), Some(Errno::ENODEV as i32));
+                Ok(())
+            })
+        };
+        namespace::within(&namespace, call).expect("no error");
+        namespace::remove(name).expect("removed");
     }
 }
