@@ -178,20 +178,35 @@ fn seconds(value: &[u8]) -> Option<u64> {
 fn attributes(entry: &Entry<'_, &File>, pax: Pax) -> Result<Meta, PackError> {
     let path = entry.path_bytes();
     let header = entry.header();
-    let id = |n: io::Result<u64>| {
-        u32::try_from(n.map_err(broken)?).map_err(|_| refused(&path, "has an owner above 32 bits"))
+    let old = header.as_old();
+    let id = |field: &[u8], n: io::Result<u64>| {
+        // Some writers leave a number out where it would be zero.
+        let n = if is_blank(field) {
+            0
+        } else {
+            n.map_err(broken)?
+        };
+        u32::try_from(n).map_err(|_| refused(&path, "has an owner above 32 bits"))
     };
-    let mode = header.mode().map_err(broken)? & 0o7777;
+    let mode = if is_blank(&old.mode) {
+        0
+    } else {
+        header.mode().map_err(broken)? & 0o7777
+    };
     Ok(Meta {
         mode: u16::try_from(mode).expect("twelve bits"),
-        uid: id(header.uid())?,
-        gid: id(header.gid())?,
+        uid: id(&old.uid, header.uid())?,
+        gid: id(&old.gid, header.gid())?,
         // A binary field of old archives may be negative, which reads as a huge number.
         mtime: pax
             .mtime
             .unwrap_or_else(|| header.mtime().ok().filter(|t| *t < 1 << 62).unwrap_or(0)),
         xattrs: pax.xattrs,
     })
+}
+
+fn is_blank(field: &[u8]) -> bool {
+    field.iter().all(|b| matches!(b, 0 | b' '))
 }
 
 fn kind(

@@ -8,10 +8,10 @@
 //! directories and long links, then the data region, where each regular file begins at a block
 //! (EROFS_INODE_FLAT_PLAIN). Numbers are little-endian; fields follow `fs/erofs/erofs_fs.h` of Linux.
 
-use crate::BLOCK;
 use crate::DISK_BYTES_MAX;
 use crate::format::METADATA_BYTES_MAX;
 use crate::tree::{Kind, Node, NodeId, Tree};
+use crate::{BLOCK, BLOCK_LEN};
 
 const SUPERBLOCK_AT: usize = 1024;
 const SUPERBLOCK_BYTES: u64 = 128;
@@ -21,7 +21,9 @@ const COMPAT_MTIME: u32 = 2;
 const SLOT: u64 = 32;
 const INODE_BYTES: u64 = 64;
 const DIRENT_BYTES: u64 = 12;
+const DIRENT_LEN: usize = 12;
 const XATTR_HEADER_BYTES: u64 = 12;
+const XATTR_HEADER_LEN: usize = 12;
 /// Longest value of an extended attribute (the field has 16 bits).
 const XATTR_VALUE_MAX: usize = 65535;
 /// Most bytes of extended attributes of one inode (a count of 16 bits, in units of 4 bytes).
@@ -193,10 +195,10 @@ impl Layout {
         let entries = entries(tree, id, parent);
         let mut out = Vec::new();
         for block in split_blocks(&entries) {
-            if !out.len().is_multiple_of(BLOCK as usize) {
-                out.resize(out.len().next_multiple_of(BLOCK as usize), 0);
+            if !out.len().is_multiple_of(BLOCK_LEN) {
+                out.resize(out.len().next_multiple_of(BLOCK_LEN), 0);
             }
-            let mut name_at = block.len() * DIRENT_BYTES as usize;
+            let mut name_at = block.len() * DIRENT_LEN;
             for (name, child) in block {
                 let offset = u16::try_from(name_at).expect("inside a block");
                 out.extend_from_slice(&self.places[*child].nid.to_le_bytes());
@@ -312,7 +314,7 @@ fn name_of(tree: &Tree, id: NodeId) -> String {
         .map_or_else(|| "/".to_owned(), |(name, _)| crate::tree::show(name))
 }
 
-fn entries<'a>(tree: &'a Tree, id: NodeId, parent: NodeId) -> Vec<(&'a [u8], NodeId)> {
+fn entries(tree: &Tree, id: NodeId, parent: NodeId) -> Vec<(&[u8], NodeId)> {
     let mut out: Vec<(&[u8], NodeId)> = vec![(b".", id), (b"..", parent)];
     out.extend(tree.children(id));
     out.sort_unstable();
@@ -382,7 +384,7 @@ fn encode_xattrs(node: &Node) -> Vec<u8> {
     if entries.is_empty() {
         return Vec::new();
     }
-    let mut out = vec![0; XATTR_HEADER_BYTES as usize];
+    let mut out = vec![0; XATTR_HEADER_LEN];
     for (index, rest, value) in entries {
         let length = u8::try_from(rest.len()).expect("xattr_index allows 255 bytes");
         let size = u16::try_from(value.len()).expect("checked when placed");

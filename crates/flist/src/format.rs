@@ -368,7 +368,7 @@ mod tests {
             cmd: vec!["/bin/true".to_owned()],
             ..ImageConfig::default()
         };
-        let metadata: Vec<u8> = (0..8192u32).map(|i| (i / 700) as u8).collect();
+        let metadata: Vec<u8> = (0..8192u32).map(|i| i.to_be_bytes()[2]).collect();
         encode(&config, &metadata, 40 * BLOCK, &[chunk(2, 3), chunk(8, 32)]).expect("fits")
     }
 
@@ -384,7 +384,7 @@ mod tests {
             .copy_metadata(&mut file, &mut metadata)
             .expect("valid");
         assert_eq!(metadata.len(), 8192);
-        assert_eq!(metadata[8191], (8191 / 700) as u8);
+        assert_eq!(metadata[8191], 31);
     }
 
     #[test]

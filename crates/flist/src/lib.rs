@@ -7,10 +7,13 @@
 #![forbid(unsafe_code)]
 
 mod archive;
+pub mod cache;
 pub mod chunk;
 mod content;
 pub mod erofs;
 pub mod format;
+#[cfg(test)]
+mod image_tests;
 pub mod map;
 pub mod materialise;
 pub mod pack;
@@ -21,6 +24,8 @@ pub mod wire;
 
 /// Block of the disk and of every chunk: EROFS block size, and the page of every machine we run on.
 pub const BLOCK: u64 = 4096;
+/// The same, as a length in memory.
+pub(crate) const BLOCK_LEN: usize = 4096;
 /// Largest disk that an flist describes. Far beyond any container image, and far below what would
 /// overflow block numbers.
 pub const DISK_BYTES_MAX: u64 = 1 << 40;

@@ -18,7 +18,7 @@ use crate::format::{self, FormatError};
 use crate::map::Extent;
 use crate::store::ChunkSink;
 use crate::tree::{Tree, TreeError, show};
-use crate::{BLOCK, CHUNK_BYTES_MAX, archive, scan};
+use crate::{BLOCK, BLOCK_LEN, CHUNK_BYTES_MAX, archive, scan};
 
 /// Files of this size and above are cut into chunks of this size, by file offset, so that the same
 /// content gives the same chunks wherever the file lies.
@@ -188,7 +188,7 @@ impl Writer<'_> {
             let from = self.buffer.len();
             let bytes = usize::try_from(piece.bytes).expect("at most a chunk");
             self.buffer
-                .resize((from + bytes).next_multiple_of(BLOCK as usize), 0);
+                .resize((from + bytes).next_multiple_of(BLOCK_LEN), 0);
             let into = &mut self.buffer[from..from + bytes];
             self.reader
                 .read(piece.file.node, piece.at, into)
@@ -291,7 +291,7 @@ fn for_each_chunk<'a>(
 }
 
 fn begins_chunk(name: &[u8]) -> bool {
-    blake3::hash(name).as_bytes()[0] % CUT_ONE_IN == 0
+    blake3::hash(name).as_bytes()[0].is_multiple_of(CUT_ONE_IN)
 }
 
 #[cfg(test)]

@@ -1,0 +1,538 @@
+//! The chunk cache of a node.
+//!
+//! Owns: `flists/<hex>.flist`, `chunks/<2 hex>/<62 hex>` and `images/<hex>.img` below one directory.
+//! What is under its name is whole and durable: it is written without a name, synced, and then linked.
+//! The node takes pushes with it while the chunk daemon fetches; both may write at once.
+//! Refuses: bytes that do not hash to their name, and anything above the limits of the format.
+
+use std::collections::HashSet;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag};
+use types::Digest;
+
+use crate::CHUNK_BYTES_MAX;
+use crate::chunk::{Chunk, ChunkError, hash, object_path};
+use crate::format::{self, FLIST_BYTES_MAX, Flist, FormatError};
+use crate::materialise::{self, MaterialiseError};
+
+/// Longest stored bytes of a chunk: what does not shrink is stored plain.
+pub const STORED_BYTES_MAX: usize = CHUNK_BYTES_MAX;
+
+#[derive(Debug, thiserror::Error)]
+pub enum CacheError {
+    #[error("cannot {doing} {path}")]
+    Io {
+        doing: &'static str,
+        path: String,
+        #[source]
+        source: io::Error,
+    },
+    #[error("{0} is not in the cache")]
+    Absent(Digest),
+    #[error(
+        "content sent as {expected} hashes to {actual}: it was damaged on the way, send it again"
+    )]
+    Hash { expected: Digest, actual: Digest },
+    #[error("content sent as {digest} is longer than the allowed {limit} bytes")]
+    Large { digest: Digest, limit: u64 },
+    #[error("{digest} in the cache was damaged and has been removed")]
+    Damaged { digest: Digest },
+    #[error(transparent)]
+    Format(#[from] FormatError),
+    #[error("chunk {0} contradicts its flist, which was packed wrongly: pack the image again")]
+    Contradiction(Digest, #[source] ChunkError),
+    #[error(transparent)]
+    Image(#[from] MaterialiseError),
+}
+
+impl CacheError {
+    /// Whether the disk has no room.
+    pub fn is_full(&self) -> bool {
+        let kind = match self {
+            Self::Io { source, .. } => source.kind(),
+            Self::Image(MaterialiseError::Write(source)) => source.kind(),
+            _ => return false,
+        };
+        matches!(
+            kind,
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+        )
+    }
+}
+
+fn failed<'a>(doing: &'static str, path: &'a Path) -> impl Fn(io::Error) -> CacheError + 'a {
+    move |source| CacheError::Io {
+        doing,
+        path: path.display().to_string(),
+        source,
+    }
+}
+
+/// Paths only: cheap to clone, holds nothing open.
+#[derive(Debug, Clone)]
+pub struct Cache {
+    root: PathBuf,
+}
+
+impl Cache {
+    /// The cache below `root` (`/pool` on a node), with its directories made.
+    pub fn open(root: impl Into<PathBuf>) -> Result<Self, CacheError> {
+        let cache = Self { root: root.into() };
+        for name in ["flists", "chunks", "images"] {
+            let path = cache.root.join(name);
+            fs::create_dir_all(&path).map_err(failed("make directory", &path))?;
+        }
+        Ok(cache)
+    }
+
+    pub fn flist_path(&self, digest: &Digest) -> PathBuf {
+        self.root.join(format!("flists/{}.flist", digest.hex()))
+    }
+
+    pub fn chunk_path(&self, stored: &Digest) -> PathBuf {
+        self.root.join(object_path(stored))
+    }
+
+    pub fn image_path(&self, digest: &Digest) -> PathBuf {
+        self.root.join(format!("images/{}.img", digest.hex()))
+    }
+
+    /// Begins to take an flist whose bytes arrive in pieces.
+    pub fn receive_flist(&self, digest: Digest) -> Result<Upload, CacheError> {
+        Upload::new(self.flist_path(&digest), digest, FLIST_BYTES_MAX)
+    }
+
+    /// Takes a whole `.flist` file: checked, durable on return. Gives what [`Cache::missing`] gives.
+    pub fn put_flist(&self, digest: Digest, bytes: &[u8]) -> Result<Vec<Digest>, CacheError> {
+        let mut upload = self.receive_flist(digest)?;
+        upload.push(bytes)?;
+        Ok(self.missing(&upload.finish_flist()?))
+    }
+
+    /// Takes a chunk's stored bytes: checked against its name, durable on return.
+    pub fn put_chunk(&self, stored: Digest, bytes: &[u8]) -> Result<(), CacheError> {
+        let path = self.chunk_path(&stored);
+        let same_length = self.chunk_length(&stored) == Some(bytes.len() as u64);
+        if same_length && hash(bytes) == stored && fs::read(&path).is_ok_and(|old| old == bytes) {
+            return Ok(());
+        }
+        let mut upload = Upload::new(path, stored, STORED_BYTES_MAX as u64)?;
+        upload.push(bytes)?;
+        upload.finish()
+    }
+
+    /// Reads an flist, and verifies it again: disks forget.
+    pub fn flist(&self, digest: &Digest) -> Result<(Flist, File), CacheError> {
+        let path = self.flist_path(digest);
+        let mut file = open_existing(&path, digest)?;
+        let actual = format::digest_of(&mut file).map_err(failed("read", &path))?;
+        if actual != *digest {
+            remove(&path)?;
+            return Err(CacheError::Damaged { digest: *digest });
+        }
+        Ok((Flist::read(&mut file)?, file))
+    }
+
+    /// Whether a chunk is there with the length its flist says; its hash is verified when it is read.
+    pub fn has(&self, chunk: &Chunk) -> bool {
+        self.chunk_length(&chunk.stored) == Some(u64::from(chunk.stored_bytes))
+    }
+
+    fn chunk_length(&self, stored: &Digest) -> Option<u64> {
+        fs::metadata(self.chunk_path(stored)).ok().map(|m| m.len())
+    }
+
+    /// The chunks that are not there, each once, in the order of the disk.
+    pub fn missing(&self, flist: &Flist) -> Vec<Digest> {
+        let mut seen = HashSet::new();
+        let chunks = flist.chunks().iter();
+        chunks
+            .filter(|c| seen.insert(c.stored) && !self.has(c))
+            .map(|c| c.stored)
+            .collect()
+    }
+
+    /// A chunk's plain bytes, both hashes verified. What does not hash to its name is removed.
+    pub fn plain(&self, chunk: &Chunk) -> Result<Vec<u8>, CacheError> {
+        let path = self.chunk_path(&chunk.stored);
+        let file = open_existing(&path, &chunk.stored)?;
+        let mut stored = Vec::with_capacity(chunk.stored_bytes as usize);
+        io::Read::read_to_end(
+            &mut io::Read::take(file, STORED_BYTES_MAX as u64 + 1),
+            &mut stored,
+        )
+        .map_err(failed("read", &path))?;
+        match chunk.open(&stored) {
+            Ok(plain) => Ok(plain),
+            Err(ChunkError::StoredHash(_) | ChunkError::Length { .. })
+                if hash(&stored) != chunk.stored =>
+            {
+                remove(&path)?;
+                Err(CacheError::Damaged {
+                    digest: chunk.stored,
+                })
+            }
+            Err(error) => Err(CacheError::Contradiction(chunk.stored, error)),
+        }
+    }
+
+    /// A new image file of an flist under its name: metadata in place, chunks still zeros. One that
+    /// was there is replaced; who has it open keeps the old one.
+    pub fn create_image(&self, digest: &Digest) -> Result<(Flist, File), CacheError> {
+        let (flist, mut file) = self.flist(digest)?;
+        let path = self.image_path(digest);
+        let image = unnamed(&path)?;
+        materialise::metadata_only(&flist, &mut file, &image)?;
+        name(&image, &path)?;
+        Ok((flist, image))
+    }
+
+    /// The image file, if it is there: opened for writing.
+    pub fn image(&self, digest: &Digest) -> Result<File, CacheError> {
+        let path = self.image_path(digest);
+        OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(&path)
+            .map_err(failed("open", &path))
+    }
+
+    /// Removes the image file; who has it open keeps it.
+    pub fn remove_image(&self, digest: &Digest) -> Result<(), CacheError> {
+        remove(&self.image_path(digest))
+    }
+
+    /// Removes flists that are not in `keep`, and chunks that none of those names. Damaged flists in
+    /// `keep` make it stop before it removes anything. Gives the bytes that became free.
+    pub fn sweep(&self, keep: &[Digest]) -> Result<u64, CacheError> {
+        let mut named = HashSet::new();
+        for digest in keep {
+            match self.flist(digest) {
+                Ok((flist, _)) => {
+                    named.extend(flist.chunks().iter().map(|c| self.chunk_path(&c.stored)))
+                }
+                Err(CacheError::Absent(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let kept: HashSet<PathBuf> = keep.iter().map(|d| self.flist_path(d)).collect();
+        let mut freed = remove_others(&self.root.join("flists"), &kept)?;
+        for directory in list(&self.root.join("chunks"))? {
+            freed += remove_others(&directory, &named)?;
+        }
+        Ok(freed)
+    }
+}
+
+fn list(directory: &Path) -> Result<Vec<PathBuf>, CacheError> {
+    let entries = fs::read_dir(directory).map_err(failed("list", directory))?;
+    entries
+        .map(|e| e.map(|e| e.path()).map_err(failed("list", directory)))
+        .collect()
+}
+
+fn remove_others(directory: &Path, keep: &HashSet<PathBuf>) -> Result<u64, CacheError> {
+    let mut freed = 0;
+    for path in list(directory)?.iter().filter(|p| !keep.contains(*p)) {
+        freed += fs::metadata(path).map(|m| m.len()).unwrap_or(0);
+        remove(path)?;
+    }
+    Ok(freed)
+}
+
+fn remove(path: &Path) -> Result<(), CacheError> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(failed("remove", path)(e)),
+        _ => Ok(()),
+    }
+}
+
+fn open_existing(path: &Path, digest: &Digest) -> Result<File, CacheError> {
+    File::open(path).map_err(|e| match e.kind() {
+        io::ErrorKind::NotFound => CacheError::Absent(*digest),
+        _ => failed("open", path)(e),
+    })
+}
+
+/// A file in the directory of `path` without a name: if the writer dies, nothing is left of it.
+fn unnamed(path: &Path) -> Result<File, CacheError> {
+    let directory = path.parent().unwrap_or(Path::new("/"));
+    let mut options = OpenOptions::new();
+    options
+        .read(true)
+        .write(true)
+        .mode(0o600)
+        .custom_flags(OFlag::O_TMPFILE.bits());
+    match options.open(directory) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            fs::create_dir(directory).or_else(|e| match e.kind() {
+                io::ErrorKind::AlreadyExists => Ok(()),
+                _ => Err(failed("make directory", directory)(e)),
+            })?;
+            // So that the new directory itself is found after a power cut.
+            sync(directory.parent().unwrap_or(directory))?;
+            options
+                .open(directory)
+                .map_err(failed("create a file in", directory))
+        }
+        other => other.map_err(failed("create a file in", directory)),
+    }
+}
+
+/// Gives an unnamed file its name, in place of one that has it.
+fn name(file: &File, path: &Path) -> Result<(), CacheError> {
+    let from = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
+    loop {
+        match nix::unistd::linkat(AT_FDCWD, &from, AT_FDCWD, path, AtFlags::AT_SYMLINK_FOLLOW) {
+            Ok(()) => return Ok(()),
+            // What had the name was damaged or is being replaced; another writer may be as quick.
+            Err(Errno::EEXIST) => remove(path)?,
+            Err(errno) => return Err(failed("name", path)(errno.into())),
+        }
+    }
+}
+
+fn sync(directory: &Path) -> Result<(), CacheError> {
+    File::open(directory)
+        .and_then(|d| d.sync_all())
+        .map_err(failed("sync directory", directory))
+}
+
+/// Content on its way into the cache. Dropped unfinished, it leaves nothing.
+#[derive(Debug)]
+pub struct Upload {
+    path: PathBuf,
+    digest: Digest,
+    limit: u64,
+    file: File,
+    hasher: Box<blake3::Hasher>,
+    bytes: u64,
+}
+
+impl Upload {
+    fn new(path: PathBuf, digest: Digest, limit: u64) -> Result<Self, CacheError> {
+        let file = unnamed(&path)?;
+        Ok(Self {
+            path,
+            digest,
+            limit,
+            file,
+            hasher: Box::default(),
+            bytes: 0,
+        })
+    }
+
+    /// The next bytes.
+    pub fn push(&mut self, bytes: &[u8]) -> Result<(), CacheError> {
+        self.bytes += bytes.len() as u64;
+        if self.bytes > self.limit {
+            return Err(CacheError::Large {
+                digest: self.digest,
+                limit: self.limit,
+            });
+        }
+        self.hasher.update(bytes);
+        self.file
+            .write_all(bytes)
+            .map_err(failed("write", &self.path))
+    }
+
+    /// All bytes are there: checks that they are a valid flist, makes it durable and gives it its name.
+    pub fn finish_flist(self) -> Result<Flist, CacheError> {
+        self.check()?;
+        let flist = Flist::read(&mut &self.file)?;
+        // Every byte of it will be unpacked at the first start: better to refuse it now.
+        flist.copy_metadata(&mut &self.file, &mut io::sink())?;
+        self.finish()?;
+        Ok(flist)
+    }
+
+    fn check(&self) -> Result<(), CacheError> {
+        let (expected, actual) = (self.digest, Digest(self.hasher.finalize().into()));
+        if expected == actual {
+            Ok(())
+        } else {
+            Err(CacheError::Hash { expected, actual })
+        }
+    }
+
+    fn finish(self) -> Result<(), CacheError> {
+        self.check()?;
+        self.file.sync_all().map_err(failed("sync", &self.path))?;
+        name(&self.file, &self.path)?;
+        sync(self.path.parent().unwrap_or(&self.path))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pack::{Packed, Source, pack};
+    use crate::store::DirStore;
+    use tempfile::TempDir;
+    use types::flist::ImageConfig;
+
+    struct World {
+        work: TempDir,
+        store: DirStore,
+        cache: Cache,
+        packed: Packed,
+    }
+
+    fn world() -> World {
+        let work = TempDir::new().expect("temp");
+        let root = work.path().join("root");
+        fs::create_dir(&root).expect("directory");
+        for i in 0..4u8 {
+            fs::write(root.join(format!("f{i}")), vec![i + 1; 600 << 10]).expect("file");
+        }
+        let mut store = DirStore::open(work.path().join("store")).expect("store");
+        let source = Source::Directory(&root);
+        let packed = pack(source, &ImageConfig::default(), &mut store, &mut |_| {}).expect("packs");
+        let cache = Cache::open(work.path().join("pool")).expect("cache");
+        World {
+            work,
+            store,
+            cache,
+            packed,
+        }
+    }
+
+    #[test]
+    fn a_push_names_what_is_missing_until_all_is_there() {
+        let w = world();
+        let missing = w
+            .cache
+            .put_flist(w.packed.digest, &w.packed.flist)
+            .expect("valid");
+        assert_eq!(missing.len(), 8);
+        for (index, stored) in missing.iter().enumerate() {
+            let bytes = w.store.read_chunk(stored).expect("there");
+            w.cache.put_chunk(*stored, &bytes).expect("valid");
+            w.cache.put_chunk(*stored, &bytes).expect("again is fine");
+            let (flist, _) = w.cache.flist(&w.packed.digest).expect("there");
+            assert_eq!(w.cache.missing(&flist), missing[index + 1..]);
+        }
+    }
+
+    #[test]
+    fn what_does_not_hash_to_its_name_leaves_nothing_behind() {
+        let w = world();
+        let mut flist = w.packed.flist.clone();
+        flist[70] ^= 1;
+        let refused = w.cache.put_flist(w.packed.digest, &flist);
+        assert!(
+            matches!(refused, Err(CacheError::Hash { .. })),
+            "{refused:?}"
+        );
+        let not_an_flist = w.cache.put_flist(hash(b"no flist"), b"no flist");
+        assert!(matches!(
+            not_an_flist,
+            Err(CacheError::Format(FormatError::Magic))
+        ));
+        let name = Digest([7; 32]);
+        assert!(matches!(
+            w.cache.put_chunk(name, b"x"),
+            Err(CacheError::Hash { .. })
+        ));
+        let long = vec![0; STORED_BYTES_MAX + 1];
+        assert!(matches!(
+            w.cache.put_chunk(hash(&long), &long),
+            Err(CacheError::Large { .. })
+        ));
+        let pool = w.work.path().join("pool");
+        assert_eq!(
+            list(&pool.join("flists")).expect("list"),
+            Vec::<PathBuf>::new()
+        );
+        assert_eq!(
+            list(&pool.join("chunks/07")).expect("list"),
+            Vec::<PathBuf>::new()
+        );
+    }
+
+    #[test]
+    fn a_damaged_chunk_is_removed_when_it_is_read() {
+        let w = world();
+        w.cache
+            .put_flist(w.packed.digest, &w.packed.flist)
+            .expect("valid");
+        let (flist, _) = w.cache.flist(&w.packed.digest).expect("there");
+        let chunk = flist.chunks()[0];
+        assert!(matches!(w.cache.plain(&chunk), Err(CacheError::Absent(_))));
+        let bytes = w.store.read_chunk(&chunk.stored).expect("there");
+        w.cache.put_chunk(chunk.stored, &bytes).expect("valid");
+        assert_eq!(
+            w.cache.plain(&chunk).expect("intact").len() as u64,
+            chunk.extent.bytes()
+        );
+        let mut damaged = bytes.clone();
+        damaged[5] ^= 1;
+        fs::write(w.cache.chunk_path(&chunk.stored), &damaged).expect("write");
+        assert!(matches!(
+            w.cache.plain(&chunk),
+            Err(CacheError::Damaged { .. })
+        ));
+        assert!(!w.cache.has(&chunk));
+        // A push over a damaged file repairs it, even when the length is right.
+        fs::write(w.cache.chunk_path(&chunk.stored), &damaged).expect("write");
+        w.cache.put_chunk(chunk.stored, &bytes).expect("valid");
+        assert!(w.cache.plain(&chunk).is_ok());
+        fs::write(w.cache.flist_path(&w.packed.digest), b"SIFRFLS1").expect("write");
+        assert!(matches!(
+            w.cache.flist(&w.packed.digest),
+            Err(CacheError::Damaged { .. })
+        ));
+    }
+
+    #[test]
+    fn a_sweep_keeps_what_a_kept_flist_names() {
+        let w = world();
+        let missing = w
+            .cache
+            .put_flist(w.packed.digest, &w.packed.flist)
+            .expect("valid");
+        for stored in &missing {
+            w.cache
+                .put_chunk(*stored, &w.store.read_chunk(stored).expect("there"))
+                .expect("valid");
+        }
+        w.cache.put_chunk(hash(b"stray"), b"stray").expect("valid");
+        assert_eq!(w.cache.sweep(&[w.packed.digest]).expect("sweeps"), 5);
+        let (flist, _) = w.cache.flist(&w.packed.digest).expect("kept");
+        assert!(w.cache.missing(&flist).is_empty());
+        assert!(w.cache.sweep(&[]).expect("sweeps") > 100);
+        assert!(matches!(
+            w.cache.flist(&w.packed.digest),
+            Err(CacheError::Absent(_))
+        ));
+    }
+
+    #[test]
+    fn a_new_image_has_its_metadata_and_zeros() {
+        use std::os::unix::fs::{FileExt, MetadataExt};
+        let w = world();
+        w.cache
+            .put_flist(w.packed.digest, &w.packed.flist)
+            .expect("valid");
+        let (flist, image) = w.cache.create_image(&w.packed.digest).expect("made");
+        let mut magic = [0; 4];
+        image.read_exact_at(&mut magic, 1024).expect("read");
+        assert_eq!(magic, [0xe2, 0xe1, 0xf5, 0xe0]);
+        let meta = w
+            .cache
+            .image(&w.packed.digest)
+            .expect("named")
+            .metadata()
+            .expect("stat");
+        assert_eq!(meta.len(), flist.disk_bytes());
+        assert!(meta.blocks() * 512 <= 8192 + flist.metadata_bytes());
+        w.cache.create_image(&w.packed.digest).expect("replaces");
+    }
+}
