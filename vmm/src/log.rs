@@ -56,10 +56,10 @@ impl Log {
 
     /// Appends a record of at most `LogRecord::LENGTH_MAX` bytes.
     pub(crate) fn append(&mut self, stream: Stream, bytes: &[u8]) {
-        if let Err(error) = self.try_append(stream, bytes, SystemTime::now()) {
-            if !std::mem::replace(&mut self.lost, true) {
-                eprintln!("log record {} is lost: {error}", self.next);
-            }
+        if let Err(error) = self.try_append(stream, bytes, SystemTime::now())
+            && !std::mem::replace(&mut self.lost, true)
+        {
+            eprintln!("log record {} is lost: {error}", self.next);
         }
         // A number that was not written shows a reader that something is missing.
         self.next = self.next.wrapping_add(1);

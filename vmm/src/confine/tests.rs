@@ -120,8 +120,10 @@ fn every_filter_builds_and_no_call_is_listed_both_freely_and_with_an_argument() 
     for kind in [Kind::Main, Kind::Vcpu, Kind::Blk, Kind::Net] {
         filter(kind).expect("builds");
         for call in calls(kind) {
-            let twins = calls(kind).filter(|other| other.number == call.number);
-            assert!(twins.clone().count() == 1 || twins.clone().all(|c| c.argument.is_some()));
+            let twins: Vec<_> = calls(kind)
+                .filter(|other| other.number == call.number)
+                .collect();
+            assert!(twins.len() == 1 || twins.iter().all(|c| c.argument.is_some()));
         }
     }
 }

@@ -45,11 +45,8 @@ pub(crate) fn ram_ranges(mib: u64) -> Option<Vec<Range<u64>>> {
     let bytes = mib << 20;
     let low = bytes.min(HOLE.start);
     let above = HOLE.end..HOLE.end + (bytes - low);
-    Some(if above.is_empty() {
-        vec![0..low]
-    } else {
-        vec![0..low, above]
-    })
+    let ranges = [0..low, above].into_iter();
+    Some(ranges.filter(|r| !r.is_empty()).collect())
 }
 
 /// End of the RAM below the hole: where the initramfs is put.

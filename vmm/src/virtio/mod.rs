@@ -10,6 +10,8 @@ pub(crate) mod interrupt;
 pub(crate) mod net;
 pub(crate) mod ring;
 pub(crate) mod rng;
+#[cfg(test)]
+pub(crate) mod testing;
 pub(crate) mod transport;
 pub(crate) mod vsock;
 pub(crate) mod worker;

@@ -146,10 +146,9 @@ impl<D: Device> MmioDevice for Slot<D> {
             mmio::INTERRUPT_STATUS => self.interrupt.status(),
             _ => self.lock().registers.read(offset),
         };
-        match <&mut [u8; 4]>::try_from(data) {
-            Ok(word) => *word = value.to_le_bytes(),
-            // Registers are read as words (section 4.2.2.2).
-            Err(_) => {}
+        // Registers are read as words (section 4.2.2.2).
+        if let Ok(word) = <&mut [u8; 4]>::try_from(data) {
+            *word = value.to_le_bytes();
         }
     }
 

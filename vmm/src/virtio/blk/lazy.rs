@@ -91,7 +91,8 @@ mod tests {
     #[test]
     fn only_wanted_chunks_are_news_and_each_only_once() {
         let mut wants = Wants::default();
-        (wants.add(1), wants.add(2));
+        wants.add(1);
+        wants.add(2);
         assert_eq!(wants.hear(ToVmm::Ready(9)), News::Nothing);
         assert_eq!(wants.hear(ToVmm::Ready(1)), News::Ready(1));
         assert_eq!(wants.hear(ToVmm::Ready(1)), News::Nothing);

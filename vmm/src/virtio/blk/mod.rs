@@ -38,7 +38,8 @@ use crate::memory::shared::{ChunkMap, SharedMapError};
 const QUEUE_SIZE: u16 = 256;
 const QUEUES: [u16; 1] = [QUEUE_SIZE];
 /// Data pieces of a request: a chain less header and status.
-const SEGMENTS_MAX: u32 = DESCRIPTORS_MAX as u32 - 2;
+const SEGMENTS_MAX: u32 = 254;
+const _: () = assert!(SEGMENTS_MAX as usize + 2 == DESCRIPTORS_MAX);
 /// Most packets of the chunk daemon taken in one turn.
 const PACKETS_PER_TURN: usize = 64;
 

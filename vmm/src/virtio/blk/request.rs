@@ -155,7 +155,7 @@ fn operation(
 fn inside(sector: u64, length: u64, limits: Limits) -> Result<u64, Outcome> {
     let offset = sector.checked_mul(SECTOR).ok_or(Outcome::IoError)?;
     let end = offset.checked_add(length).ok_or(Outcome::IoError)?;
-    let fits = end <= limits.bytes && length % SECTOR == 0;
+    let fits = end <= limits.bytes && length.is_multiple_of(SECTOR);
     if fits {
         Ok(offset)
     } else {
@@ -165,12 +165,12 @@ fn inside(sector: u64, length: u64, limits: Limits) -> Result<u64, Outcome> {
 
 fn ranges(ram: &GuestRam, data: &Segments, limits: Limits) -> Result<Vec<ByteRange>, Outcome> {
     let length = data.bytes();
-    if length == 0 || length % RANGE_BYTES != 0 || length / RANGE_BYTES > RANGES_MAX {
+    if length == 0 || !length.is_multiple_of(RANGE_BYTES) || length / RANGE_BYTES > RANGES_MAX {
         return Err(Outcome::IoError);
     }
     let mut bytes = vec![0; usize::try_from(length).expect("256 bytes at most")];
     data.copy_to(ram, &mut bytes);
-    let (entries, _) = bytes.as_chunks::<{ RANGE_BYTES as usize }>();
+    let (entries, _) = bytes.as_chunks::<16>();
     entries.iter().map(|entry| range(entry, limits)).collect()
 }
 
@@ -209,6 +209,9 @@ mod tests {
         ..DISK
     };
 
+    /// Address and length of each piece.
+    type Parts<'p> = &'p [(u64, u32)];
+
     fn ram() -> GuestRam {
         GuestRam::from_ranges(&[(GuestAddress(0), 0x1_0000)]).expect("maps")
     }
@@ -217,7 +220,7 @@ mod tests {
         ram: &GuestRam,
         kind: u32,
         sector: u64,
-        chain: (&[(u64, u32)], &[(u64, u32)]),
+        chain: (Parts<'_>, Parts<'_>),
         limits: Limits,
     ) -> Request {
         ram.write_obj(kind, GuestAddress(0)).expect("inside");

@@ -1,1 +1,383 @@
+//! The disk as a driver sees it, well-behaved and hostile.
 
+use std::os::unix::fs::FileExt;
+
+use flist::map::{Extent, PRESENT, Table};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+use proptest::prelude::*;
+use virtio_bindings::virtio_blk::{
+    VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
+};
+
+use super::*;
+use crate::virtio::testing::{DATA, Driver, hostile};
+
+const STATUS: u64 = DATA + 0x8_0000;
+
+fn outbox() -> Arc<Outbox> {
+    Arc::new(Outbox::new(None).expect("makes"))
+}
+
+fn file(bytes: u64) -> File {
+    let file = tempfile::tempfile().expect("temporary file");
+    file.set_len(bytes).expect("grows");
+    file
+}
+
+fn disk(file: &File, read_only: bool) -> Blk {
+    Blk::new(
+        "upper",
+        file.try_clone().expect("clones"),
+        read_only,
+        None,
+        &outbox(),
+    )
+    .expect("makes")
+}
+
+/// Offers one request; `place` keeps several apart.
+fn request(driver: &mut Driver, place: u64, kind: u32, sector: u64, data: &[(u64, u32)]) -> u16 {
+    let header = DATA + 0x9_0000 + place * 16;
+    driver.write(header, &u64::from(kind).to_le_bytes());
+    driver.write(header + 8, &sector.to_le_bytes());
+    driver.write(STATUS + place, &[0xee]);
+    let status = (STATUS + place, 1);
+    match kind {
+        VIRTIO_BLK_T_OUT => driver.offer(0, &[&[(header, 16)], data].concat(), &[status]),
+        _ => driver.offer(0, &[(header, 16)], &[data, &[status]].concat()),
+    }
+}
+
+fn status(driver: &Driver, place: u64) -> u8 {
+    driver.read(STATUS + place, 1)[0]
+}
+
+#[test]
+fn what_is_written_is_read_back_and_the_driver_is_told() {
+    let (file, mut driver) = (file(1 << 20), Driver::new(&[16]));
+    let mut disk = disk(&file, false);
+    driver.write(DATA, &[0x5a; 1024]);
+    request(
+        &mut driver,
+        0,
+        VIRTIO_BLK_T_OUT,
+        4,
+        &[(DATA, 512), (DATA + 512, 512)],
+    );
+    request(&mut driver, 1, VIRTIO_BLK_T_FLUSH, 0, &[]);
+    request(&mut driver, 2, VIRTIO_BLK_T_IN, 4, &[(DATA + 0x1000, 1024)]);
+    request(
+        &mut driver,
+        3,
+        VIRTIO_BLK_T_GET_ID,
+        0,
+        &[(DATA + 0x2000, 20)],
+    );
+    assert_eq!(driver.turn(&mut disk).expect("rules kept"), Turn::Done);
+    assert_eq!(
+        (0..4).map(|p| status(&driver, p)).collect::<Vec<_>>(),
+        [0; 4]
+    );
+    assert_eq!(driver.read(DATA + 0x1000, 1024), [0x5a; 1024]);
+    assert_eq!(
+        driver.read(DATA + 0x2000, 20),
+        b"upper\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0"
+    );
+    assert_eq!(
+        driver.used(0).iter().map(|u| u.1).collect::<Vec<_>>(),
+        [1, 1, 1025, 21]
+    );
+    assert!(driver.interrupted());
+}
+
+#[test]
+fn a_read_only_disk_answers_a_write_with_an_error_and_stays_as_it_is() {
+    let (file, mut driver) = (file(4096), Driver::new(&[16]));
+    driver.write(DATA, &[1; 512]);
+    request(&mut driver, 0, VIRTIO_BLK_T_OUT, 0, &[(DATA, 512)]);
+    let _ = driver.turn(&mut disk(&file, true)).expect("rules kept");
+    assert_eq!(status(&driver, 0), Outcome::IoError.byte());
+    let mut content = [9; 512];
+    file.read_exact_at(&mut content, 0).expect("reads");
+    assert_eq!(content, [0; 512]);
+}
+
+#[test]
+fn a_file_that_shrank_gives_an_io_error() {
+    let (file, mut driver) = (file(1 << 20), Driver::new(&[16]));
+    let mut disk = disk(&file, true);
+    file.set_len(4096).expect("shrinks");
+    request(&mut driver, 0, VIRTIO_BLK_T_IN, 100, &[(DATA, 512)]);
+    let _ = driver.turn(&mut disk).expect("rules kept");
+    assert_eq!(status(&driver, 0), Outcome::IoError.byte());
+    assert_eq!(driver.used(0)[0].1, 1);
+}
+
+#[test]
+fn names_and_sizes_that_do_not_fit_are_refused() {
+    for serial in ["", "a b", "äöü", "123456789012345678901"] {
+        assert!(matches!(
+            Blk::new(serial, file(512), true, None, &outbox()),
+            Err(BlkError::Serial(_))
+        ));
+    }
+}
+
+#[test]
+fn broken_chains_are_violations() {
+    type Break = fn(&mut Driver);
+    let breaks: [(&str, Break); 6] = [
+        ("loop", |d| {
+            (d.describe(0, 0, DATA, 16, 1, 0), d.offer_head(0, 0)).1
+        }),
+        ("next beyond the table", |d| {
+            (d.describe(0, 0, DATA, 16, 1, 99), d.offer_head(0, 0)).1
+        }),
+        ("head beyond the table", |d| d.offer_head(0, 16)),
+        ("outside memory", |d| {
+            (d.describe(0, 0, 1 << 40, 16, 0, 0), d.offer_head(0, 0)).1
+        }),
+        ("no status", |d| {
+            (d.describe(0, 0, DATA, 16, 0, 0), d.offer_head(0, 0)).1
+        }),
+        ("readable after writable", |d| {
+            d.describe(0, 0, DATA, 16, 3, 1);
+            d.describe(0, 1, DATA, 16, 0, 0);
+            d.offer_head(0, 0);
+        }),
+    ];
+    for (what, break_it) in breaks {
+        let mut driver = Driver::new(&[16]);
+        break_it(&mut driver);
+        let turn = driver.turn(&mut disk(&file(4096), false));
+        assert!(turn.is_err(), "{what}");
+    }
+}
+
+/// A lazy disk of four chunks of 64 KiB, and the daemon's end.
+struct LazyDisk {
+    image: File,
+    map: File,
+    states: u64,
+    daemon: OwnedFd,
+    blk: Blk,
+}
+
+impl LazyDisk {
+    fn new() -> Self {
+        let extent = |index: u32| Extent {
+            start_block: index * 16,
+            blocks: 16,
+        };
+        let table = Table::new(4 << 16, (0..4).map(extent).collect()).expect("valid");
+        let (image, map) = (file(4 << 16), file(0));
+        map.write_all_at(&table.encode(), 0).expect("writes");
+        let (daemon, socket) = socketpair(
+            AddressFamily::Unix,
+            SockType::SeqPacket,
+            None,
+            SockFlag::SOCK_CLOEXEC,
+        )
+        .expect("sockets");
+        let lazy = LazyParts {
+            map: map.try_clone().expect("clones"),
+            socket,
+        };
+        let blk = Blk::new(
+            "image",
+            image.try_clone().expect("clones"),
+            true,
+            Some(lazy),
+            &outbox(),
+        );
+        let states = table.states_offset() as u64;
+        Self {
+            image,
+            map,
+            states,
+            daemon,
+            blk: blk.expect("makes"),
+        }
+    }
+
+    fn arrive(&self, chunk: u32) {
+        let content = vec![u8::try_from(chunk).expect("small") + 1; 1 << 16];
+        self.image
+            .write_all_at(&content, u64::from(chunk) << 16)
+            .expect("writes");
+        self.map
+            .write_all_at(&[PRESENT], self.states + u64::from(chunk))
+            .expect("writes");
+    }
+
+    fn say(&self, packet: ToVmm) {
+        send(self.daemon.as_raw_fd(), &packet.encode(), MsgFlags::empty()).expect("sends");
+    }
+
+    fn asked(&self) -> Vec<u32> {
+        let mut out = Vec::new();
+        let mut packet = [0; 16];
+        while recv(self.daemon.as_raw_fd(), &mut packet, MsgFlags::MSG_DONTWAIT)
+            .is_ok_and(|n| n > 0)
+        {
+            let wire::FromVmm::Want(chunk) = wire::FromVmm::decode(&packet).expect("a packet");
+            out.push(chunk);
+        }
+        out
+    }
+}
+
+fn sector(chunk: u64) -> u64 {
+    chunk * 128
+}
+
+#[test]
+fn a_read_waits_for_its_chunk_while_another_one_goes_on() {
+    let (mut lazy, mut driver) = (LazyDisk::new(), Driver::new(&[16]));
+    lazy.arrive(1);
+    let waits = request(&mut driver, 0, VIRTIO_BLK_T_IN, sector(0), &[(DATA, 512)]);
+    let goes_on = request(
+        &mut driver,
+        1,
+        VIRTIO_BLK_T_IN,
+        sector(1),
+        &[(DATA + 512, 512)],
+    );
+    let _ = driver.turn(&mut lazy.blk).expect("rules kept");
+    assert_eq!(driver.used(0), [(goes_on, 513)]);
+    assert_eq!(lazy.asked(), [0]);
+    lazy.arrive(0);
+    lazy.say(ToVmm::Ready(0));
+    let _ = driver.turn(&mut lazy.blk).expect("rules kept");
+    assert_eq!(driver.used(0), [(waits, 513)]);
+    assert_eq!(
+        (driver.read(DATA, 1), driver.read(DATA + 512, 1)),
+        (vec![1], vec![2])
+    );
+    assert!(lazy.asked().is_empty());
+}
+
+#[test]
+fn a_read_over_two_chunks_waits_for_both() {
+    let (mut lazy, mut driver) = (LazyDisk::new(), Driver::new(&[16]));
+    request(
+        &mut driver,
+        0,
+        VIRTIO_BLK_T_IN,
+        sector(2) - 1,
+        &[(DATA, 1024)],
+    );
+    let _ = driver.turn(&mut lazy.blk).expect("rules kept");
+    assert_eq!(lazy.asked(), [1, 2]);
+    lazy.arrive(2);
+    lazy.say(ToVmm::Ready(2));
+    let _ = driver.turn(&mut lazy.blk).expect("rules kept");
+    assert!(driver.used(0).is_empty());
+    lazy.arrive(1);
+    lazy.say(ToVmm::Ready(1));
+    let _ = driver.turn(&mut lazy.blk).expect("rules kept");
+    assert_eq!(
+        (status(&driver, 0), driver.read(DATA + 511, 2)),
+        (0, vec![2, 3])
+    );
+}
+
+#[test]
+fn a_failed_chunk_fails_its_readers_only_and_the_next_read_asks_again() {
+    let (mut lazy, mut driver) = (LazyDisk::new(), Driver::new(&[16]));
+    for (place, chunk) in [(0, 0), (1, 0), (2, 3)] {
+        request(
+            &mut driver,
+            place,
+            VIRTIO_BLK_T_IN,
+            sector(chunk),
+            &[(DATA, 512)],
+        );
+    }
+    let _ = driver.turn(&mut lazy.blk).expect("rules kept");
+    assert_eq!(lazy.asked(), [0, 3]);
+    lazy.say(ToVmm::Failed(0));
+    let _ = driver.turn(&mut lazy.blk).expect("rules kept");
+    assert_eq!(
+        (0..3).map(|p| status(&driver, p)).collect::<Vec<_>>(),
+        [1, 1, 0xee]
+    );
+    request(&mut driver, 3, VIRTIO_BLK_T_IN, sector(0), &[(DATA, 512)]);
+    let _ = driver.turn(&mut lazy.blk).expect("rules kept");
+    assert_eq!(lazy.asked(), [0]);
+}
+
+#[test]
+fn a_new_daemon_hears_everything_that_is_outstanding() {
+    let (mut lazy, mut driver) = (LazyDisk::new(), Driver::new(&[16]));
+    for (place, chunk) in [(0, 1), (1, 2)] {
+        request(
+            &mut driver,
+            place,
+            VIRTIO_BLK_T_IN,
+            sector(chunk),
+            &[(DATA, 512)],
+        );
+    }
+    let _ = driver.turn(&mut lazy.blk).expect("rules kept");
+    assert_eq!(lazy.asked(), [1, 2]);
+    lazy.say(ToVmm::Hello);
+    let _ = driver.turn(&mut lazy.blk).expect("rules kept");
+    assert_eq!(lazy.asked(), [1, 2]);
+}
+
+#[test]
+fn when_nobody_is_left_to_answer_reads_fail_instead_of_hanging() {
+    let (lazy, mut driver) = (LazyDisk::new(), Driver::new(&[16]));
+    let LazyDisk {
+        daemon, mut blk, ..
+    } = lazy;
+    request(&mut driver, 0, VIRTIO_BLK_T_IN, sector(0), &[(DATA, 512)]);
+    let _ = driver.turn(&mut blk).expect("rules kept");
+    drop(daemon);
+    let _ = driver.turn(&mut blk).expect("rules kept");
+    request(&mut driver, 1, VIRTIO_BLK_T_IN, sector(1), &[(DATA, 512)]);
+    let _ = driver.turn(&mut blk).expect("rules kept");
+    assert_eq!((status(&driver, 0), status(&driver, 1)), (1, 1));
+    let mut sources = Vec::new();
+    blk.sources(&mut sources);
+    assert!(sources.is_empty());
+}
+
+#[test]
+fn a_reset_forgets_what_was_waited_for() {
+    let (mut lazy, mut driver) = (LazyDisk::new(), Driver::new(&[16]));
+    request(&mut driver, 0, VIRTIO_BLK_T_IN, sector(0), &[(DATA, 512)]);
+    let _ = driver.turn(&mut lazy.blk).expect("rules kept");
+    lazy.blk.reset();
+    lazy.arrive(0);
+    lazy.say(ToVmm::Ready(0));
+    let _ = driver.turn(&mut lazy.blk).expect("rules kept");
+    assert!(driver.used(0).is_empty());
+}
+
+proptest! {
+    #[test]
+    fn no_descriptors_make_the_disk_panic_or_grow(
+        descriptors in hostile::descriptors(), heads in hostile::heads(),
+        headers in prop::collection::vec((0u32..16, 0u64..70), 64),
+    ) {
+        let mut driver = Driver::new(&[16]);
+        for (place, (kind, sector)) in (0u64..).zip(headers) {
+            driver.write(place * 0x1_0000 + 0x9000, &u64::from(kind).to_le_bytes());
+            driver.write(place * 0x1_0000 + 0x9008, &sector.to_le_bytes());
+        }
+        for (index, (address, length, flags, next)) in (0u16..).zip(descriptors) {
+            // Most descriptors begin at one of the headers.
+            let address = if address < 0x20_0000 { address / 0x1_0000 * 0x1_0000 + 0x9000 } else { address };
+            driver.describe(0, index, address, length, flags, next);
+        }
+        for head in heads {
+            driver.offer_head(0, head);
+        }
+        let file = file(64 * 512);
+        let mut disk = disk(&file, false);
+        let _ = driver.turn(&mut disk);
+        prop_assert_eq!(file.metadata().expect("stat").len(), 64 * 512);
+    }
+}

@@ -185,7 +185,7 @@ impl Net {
         Ok(Filled::Packet)
     }
 
-    fn to_guest(&mut self, ring: &mut Ring<'_>) -> Result<(), Violation> {
+    fn deliver(&mut self, ring: &mut Ring<'_>) -> Result<(), Violation> {
         ring.disarm()?;
         for _ in 0..PACKETS_PER_TURN {
             match self.fill(ring)? {
@@ -196,7 +196,7 @@ impl Net {
         ring.notify()
     }
 
-    fn from_guest(&mut self, ring: &mut Ring<'_>) -> Result<Turn, Violation> {
+    fn transmit(&mut self, ring: &mut Ring<'_>) -> Result<Turn, Violation> {
         let tap = &self.tap;
         ring.drain(|ring, chain| {
             let length = chain.readable.bytes();
@@ -286,12 +286,12 @@ impl Device for Net {
     fn serve(&mut self, ready: Ready, rings: &mut [Ring<'_>]) -> Result<Turn, Violation> {
         self.tell_tap()?;
         if ready.queue(TO_GUEST) || ready.source(0) {
-            self.to_guest(&mut rings[TO_GUEST])?;
+            self.deliver(&mut rings[TO_GUEST])?;
             // Leaves a packet's worth of buffers in hand, or the ring armed.
             self.fillable = self.gather(&mut rings[TO_GUEST])?;
         }
         if ready.queue(FROM_GUEST) {
-            return self.from_guest(&mut rings[FROM_GUEST]);
+            return self.transmit(&mut rings[FROM_GUEST]);
         }
         Ok(Turn::Done)
     }

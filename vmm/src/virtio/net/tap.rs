@@ -43,6 +43,12 @@ impl Tap {
         Ok(tap)
     }
 
+    /// Any descriptor of packets, for tests.
+    #[cfg(test)]
+    pub(crate) fn fake(file: File) -> Self {
+        Self { file }
+    }
+
     /// What the host may leave undone in packets for the guest.
     pub(crate) fn set_offloads(&self, offloads: u32) -> io::Result<()> {
         let (request, argument) = (TUNSETOFFLOAD, libc::c_ulong::from(offloads));

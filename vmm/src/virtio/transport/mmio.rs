@@ -235,9 +235,11 @@ impl Registers {
 }
 
 fn half(value: u64, which: u32) -> u32 {
+    let bytes = value.to_le_bytes();
+    let (low, high) = bytes.split_at(4);
     match which {
-        0 => (value & u64::from(u32::MAX)) as u32,
-        1 => (value >> 32) as u32,
+        0 => u32::from_le_bytes(low.try_into().expect("4 bytes")),
+        1 => u32::from_le_bytes(high.try_into().expect("4 bytes")),
         _ => 0,
     }
 }
@@ -354,7 +356,7 @@ mod tests {
             (16, [0xfff0, 0x2000, 0x3000]),
             (16, [0x1000, 0xfffe, 0x3000]),
             (16, [0x1000, 0x2000, 0xfffc]),
-            (16, [u64::MAX & !0xf, 0x2000, 0x3000]),
+            (16, [!0xf, 0x2000, 0x3000]),
         ];
         for (size, at) in bad {
             let (ram, mut registers) = (ram(), registers());

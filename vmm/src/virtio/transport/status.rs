@@ -71,6 +71,7 @@ impl Status {
         self.phase.bits() | broken | failed
     }
 
+    #[cfg(test)]
     pub(crate) fn phase(self) -> Phase {
         self.phase
     }

@@ -1,1 +1,359 @@
+//! The socket device as a driver sees it, well-behaved and hostile.
 
+use std::os::fd::AsRawFd;
+
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair};
+use proptest::prelude::*;
+use types::guest::{CONTROL_PORT, FromGuest, STDOUT_PORT, ToGuest};
+use types::vm::{FromVmm, ToVmm};
+
+use super::packet::{NO_RECEIVE, NO_SEND};
+use super::*;
+use crate::virtio::testing::{DATA, Driver, hostile};
+
+const EXITED: &[u8] = b"{\"exited\":{\"code\":3,\"signal\":null,\"oom_kills\":0}}\n";
+
+/// A guest with one device and the node's end of its control socket.
+struct Guest {
+    driver: Driver,
+    device: Vsock,
+    outbox: Arc<Outbox>,
+    node: OwnedFd,
+    packets: u64,
+}
+
+impl Guest {
+    fn new() -> Self {
+        let (ours, node) = socketpair(
+            AddressFamily::Unix,
+            SockType::SeqPacket,
+            None,
+            SockFlag::SOCK_CLOEXEC,
+        )
+        .expect("sockets");
+        let ours = Arc::new(ours);
+        let outbox = Arc::new(Outbox::new(Some(ours.clone())).expect("makes"));
+        let device = Vsock::new(&outbox, Some(ours), None);
+        let mut guest = Self {
+            driver: Driver::new(&[128, 128, 16]),
+            device,
+            outbox,
+            node,
+            packets: 0,
+        };
+        for place in 0..64 {
+            guest.offer_buffer(place);
+        }
+        guest
+    }
+
+    /// A buffer of 4 KiB for packets to us.
+    fn offer_buffer(&mut self, place: u64) {
+        self.driver
+            .offer(TO_GUEST, &[], &[(DATA + place * 0x1000, 0x1000)]);
+    }
+
+    fn header(port: u32, operation: u16) -> Header {
+        Header {
+            source_cid: GUEST_CID,
+            destination_cid: HOST_CID,
+            source_port: 5000,
+            destination_port: port,
+            kind: STREAM,
+            operation,
+            buffer: 0x1_0000,
+            ..Header::default()
+        }
+    }
+
+    fn say(&mut self, header: Header, data: &[u8]) {
+        let at = DATA + 0x10_0000 + self.packets % 8 * 0x2_0000;
+        self.packets += 1;
+        let header = Header {
+            length: u32::try_from(data.len()).expect("small"),
+            ..header
+        };
+        self.driver.write(at, &header.encode());
+        self.driver.write(at + 44, data);
+        let length = u32::try_from(data.len()).expect("small");
+        self.driver.offer(
+            FROM_GUEST,
+            &[(at, 44), (at + 44, length)][..if length > 0 { 2 } else { 1 }],
+            &[],
+        );
+        let _ = self.driver.turn(&mut self.device).expect("rules kept");
+    }
+
+    /// Packets that arrived: operation, flags and data.
+    fn heard(&mut self) -> Vec<(u16, u32, Vec<u8>)> {
+        let used = self.driver.used(TO_GUEST);
+        used.into_iter()
+            .map(|(head, length)| {
+                let bytes = self
+                    .driver
+                    .read(DATA + u64::from(head) * 0x1000, length as usize);
+                let header = Header::decode(bytes.first_chunk().expect("a header"));
+                assert_eq!(header.length as usize, bytes.len() - 44);
+                (header.operation, header.flags, bytes[44..].to_vec())
+            })
+            .collect()
+    }
+
+    fn operations(&mut self) -> Vec<u16> {
+        self.heard().into_iter().map(|p| p.0).collect()
+    }
+
+    fn connect(&mut self, port: u32) {
+        self.say(Self::header(port, op::REQUEST), &[]);
+        assert_eq!(self.operations(), [op::RESPONSE]);
+    }
+
+    fn node_hears(&self) -> Option<FromVmm> {
+        let mut packet = [0; 8192];
+        let length = recv(self.node.as_raw_fd(), &mut packet, MsgFlags::MSG_DONTWAIT).ok()?;
+        Some(serde_json::from_slice(&packet[..length]).expect("a message"))
+    }
+
+    fn node_says(&mut self, message: ToGuest) {
+        let packet = serde_json::to_vec(&ToVmm::Guest(message)).expect("plain data");
+        send(self.node.as_raw_fd(), &packet, MsgFlags::empty()).expect("sends");
+        let _ = self.driver.turn(&mut self.device).expect("rules kept");
+    }
+}
+
+#[test]
+fn lines_reach_the_node_and_its_messages_reach_the_guest() {
+    let mut guest = Guest::new();
+    guest.connect(CONTROL_PORT);
+    guest.say(Guest::header(CONTROL_PORT, op::DATA), &EXITED[..20]);
+    assert_eq!(guest.node_hears(), None);
+    guest.say(Guest::header(CONTROL_PORT, op::DATA), &EXITED[20..]);
+    assert!(matches!(
+        guest.node_hears(),
+        Some(FromVmm::Guest(FromGuest::Exited { code: 3, .. }))
+    ));
+    guest.node_says(ToGuest::Stop);
+    assert_eq!(guest.heard(), [(op::DATA, 0, b"\"stop\"\n".to_vec())]);
+}
+
+#[test]
+fn a_message_of_the_node_waits_for_the_guest_to_connect() {
+    let mut guest = Guest::new();
+    guest.node_says(ToGuest::Stop);
+    guest.node_says(ToGuest::Signal { number: 15 });
+    assert!(guest.heard().is_empty());
+    guest.say(Guest::header(CONTROL_PORT, op::REQUEST), &[]);
+    let heard: Vec<u8> = guest.heard().into_iter().flat_map(|p| p.2).collect();
+    assert_eq!(heard, b"\"stop\"\n{\"signal\":{\"number\":15}}\n");
+}
+
+#[test]
+fn other_ports_types_and_addresses_are_reset() {
+    let wrong = [
+        Guest::header(99, op::REQUEST),
+        Header {
+            kind: 2,
+            ..Guest::header(CONTROL_PORT, op::REQUEST)
+        },
+        Header {
+            source_cid: 4,
+            ..Guest::header(CONTROL_PORT, op::REQUEST)
+        },
+        Header {
+            destination_cid: 1,
+            ..Guest::header(CONTROL_PORT, op::REQUEST)
+        },
+        Guest::header(CONTROL_PORT, op::DATA),
+        Guest::header(CONTROL_PORT, 77),
+    ];
+    for header in wrong {
+        let mut guest = Guest::new();
+        guest.say(header, &[]);
+        assert_eq!(guest.operations(), [op::RESET], "{header:?}");
+    }
+}
+
+#[test]
+fn a_reset_is_never_answered() {
+    let mut guest = Guest::new();
+    guest.say(Guest::header(99, op::RESET), &[]);
+    guest.connect(STDOUT_PORT);
+    guest.say(Guest::header(STDOUT_PORT, op::RESET), &[]);
+    assert!(guest.heard().is_empty() && guest.device.connections.is_empty());
+}
+
+#[test]
+fn only_one_connection_reads_the_control_port() {
+    let mut guest = Guest::new();
+    guest.connect(CONTROL_PORT);
+    guest.say(
+        Header {
+            source_port: 6000,
+            ..Guest::header(CONTROL_PORT, op::REQUEST)
+        },
+        &[],
+    );
+    assert_eq!(guest.operations(), [op::RESET]);
+    assert_eq!(guest.device.connections.len(), 1);
+}
+
+#[test]
+fn connections_are_bounded() {
+    let mut guest = Guest::new();
+    for port in 0..40 {
+        guest.say(
+            Header {
+                source_port: port,
+                ..Guest::header(STDOUT_PORT, op::REQUEST)
+            },
+            &[],
+        );
+    }
+    assert_eq!(guest.device.connections.len(), CONNECTIONS_MAX);
+    let resets = guest
+        .operations()
+        .into_iter()
+        .filter(|o| *o == op::RESET)
+        .count();
+    assert_eq!(resets, 40 - CONNECTIONS_MAX);
+}
+
+#[test]
+fn a_line_that_is_no_message_resets_the_connection() {
+    let mut guest = Guest::new();
+    guest.connect(CONTROL_PORT);
+    guest.say(Guest::header(CONTROL_PORT, op::DATA), b"give me root\n");
+    assert_eq!(guest.operations(), [op::RESET]);
+    assert!(guest.device.connections.is_empty());
+}
+
+#[test]
+fn after_half_close_the_host_closes_once_the_last_line_is_handed_on() {
+    let mut guest = Guest::new();
+    guest.connect(CONTROL_PORT);
+    // The node reads nothing until the socket is full.
+    while guest.outbox.empty() {
+        guest.outbox.post(&FromVmm::Running { setup_us: 0 });
+    }
+    guest.say(Guest::header(CONTROL_PORT, op::DATA), EXITED);
+    guest.say(
+        Header {
+            flags: NO_SEND,
+            ..Guest::header(CONTROL_PORT, op::SHUTDOWN)
+        },
+        &[],
+    );
+    assert!(guest.heard().is_empty());
+    let mut last = None;
+    while let Some(message) = guest.node_hears() {
+        last = Some(message);
+        crate::event::Served::serve(guest.outbox.as_ref(), 1);
+    }
+    assert!(matches!(
+        last,
+        Some(FromVmm::Guest(FromGuest::Exited { .. }))
+    ));
+    let _ = guest.driver.turn(&mut guest.device).expect("rules kept");
+    assert_eq!(
+        guest.heard(),
+        [(op::SHUTDOWN, NO_RECEIVE | NO_SEND, vec![])]
+    );
+    guest.say(Guest::header(CONTROL_PORT, op::RESET), &[]);
+    assert!(guest.device.connections.is_empty());
+}
+
+#[test]
+fn a_node_that_does_not_read_stops_the_guest_and_loses_nothing() {
+    let mut guest = Guest::new();
+    guest.connect(CONTROL_PORT);
+    let lines = EXITED.repeat(20);
+    let (mut sent, mut buffered) = (0, 0);
+    // Well-behaved: sends only what it has credit for, told by the packets it gets.
+    while buffered + lines.len() <= BUFFER_BYTES as usize {
+        guest.say(Guest::header(CONTROL_PORT, op::DATA), &lines);
+        sent += 20;
+        let key = (Port::Control, 5000);
+        buffered = guest.device.connections[&key].inbox.len();
+    }
+    let mut got = 0;
+    while let Some(message) = guest.node_hears() {
+        assert!(matches!(message, FromVmm::Guest(_)));
+        got += 1;
+        crate::event::Served::serve(guest.outbox.as_ref(), 1);
+        let _ = guest.driver.turn(&mut guest.device).expect("rules kept");
+    }
+    assert_eq!(got, sent);
+}
+
+#[test]
+fn output_gives_credit_back() {
+    let mut guest = Guest::new();
+    guest.connect(STDOUT_PORT);
+    for _ in 0..20 {
+        guest.say(Guest::header(STDOUT_PORT, op::DATA), &[b'x'; 30_000]);
+    }
+    let operations = guest.operations();
+    assert!(operations.len() >= 8 && operations.iter().all(|o| *o == op::CREDIT_UPDATE));
+}
+
+#[test]
+fn lengths_that_lie_are_violations() {
+    for length in [1, 100, BUFFER_BYTES + 1, u32::MAX] {
+        let mut guest = Guest::new();
+        guest.connect(STDOUT_PORT);
+        let header = Header {
+            length,
+            ..Guest::header(STDOUT_PORT, op::DATA)
+        };
+        guest.driver.write(DATA + 0x20_0000, &header.encode());
+        guest
+            .driver
+            .offer(FROM_GUEST, &[(DATA + 0x20_0000, 44)], &[]);
+        assert!(guest.driver.turn(&mut guest.device).is_err());
+    }
+    let mut guest = Guest::new();
+    guest.driver.offer(FROM_GUEST, &[(DATA, 43)], &[]);
+    assert!(guest.driver.turn(&mut guest.device).is_err());
+}
+
+#[test]
+fn a_guest_that_takes_no_packets_makes_no_queue_grow() {
+    let mut driver = Driver::new(&[128, 128, 16]);
+    let outbox = Arc::new(Outbox::new(None).expect("makes"));
+    let mut device = Vsock::new(&outbox, None, None);
+    driver.write(DATA, &Guest::header(99, op::REQUEST).encode());
+    for _ in 0..300 {
+        driver.offer(FROM_GUEST, &[(DATA, 44)], &[]);
+        let _ = driver.turn(&mut device);
+    }
+    assert_eq!(device.resets.len(), RESETS_MAX);
+}
+
+proptest! {
+    #[test]
+    fn no_packets_make_the_device_panic_or_its_tables_grow(
+        descriptors in hostile::descriptors(), heads in hostile::heads(),
+        headers in prop::collection::vec(
+            (0u32..8, prop_oneof![Just(99u32), 1024u32..1027], 0u32..100, 0u16..9, 0u32..4, any::<(u32, u32)>()), 32),
+    ) {
+        let mut guest = Guest::new();
+        for (place, (source_port, port, length, operation, flags, (buffer, forwarded))) in (0u64..).zip(headers) {
+            let header = Header { source_port, length, flags, buffer, forwarded, ..Guest::header(port, operation) };
+            guest.driver.write(0x20_0000 + place * 0x1_0000, &header.encode());
+        }
+        for (index, (address, length, flags, next)) in (0u16..).zip(descriptors) {
+            let sane = address < 0x20_0000;
+            let address = if sane { 0x20_0000 + address / 0x1_0000 * 0x1_0000 } else { address };
+            let flags = if sane { flags & 1 } else { flags };
+            guest.driver.describe(FROM_GUEST, index, address, length.max(60), flags, next);
+        }
+        for head in heads {
+            guest.driver.offer_head(FROM_GUEST, head);
+            let _ = guest.driver.turn(&mut guest.device);
+        }
+        prop_assert!(guest.device.connections.len() <= CONNECTIONS_MAX);
+        prop_assert!(guest.device.resets.len() <= RESETS_MAX + CONNECTIONS_MAX);
+        let held = |entry: &Entry| entry.inbox.len() <= BUFFER_BYTES as usize;
+        prop_assert!(guest.device.connections.values().all(held));
+    }
+}
