@@ -3,6 +3,8 @@
 //! Owns: the command line. Refuses: logic, which is in the library.
 #![forbid(unsafe_code)]
 
+use std::process::ExitCode;
+
 use anyhow::Result;
 use clap::{Parser, Subcommand, ValueEnum};
 use image::kernel::{self, Kind};
@@ -53,7 +55,17 @@ enum KernelKind {
     Guest,
 }
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
     let paths = Paths::find()?;
     match Arguments::parse().command {
         Command::Setup => setup::setup()?,
