@@ -5,6 +5,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::sync::Mutex;
 
@@ -24,7 +25,12 @@ impl Console {
     /// Opens what `/sys/class/tty/console/active` names, or `/dev/console` before /sys is mounted.
     pub(crate) fn open() -> Self {
         let active = std::fs::read_to_string("/sys/class/tty/console/active").unwrap_or_default();
-        let write = |path: &PathBuf| OpenOptions::new().append(true).open(path).ok();
+        // Never as a controlling terminal: a Ctrl-C typed there would end the process.
+        let write = |path: &PathBuf| {
+            let mut options = OpenOptions::new();
+            options.append(true).custom_flags(nix::libc::O_NOCTTY);
+            options.open(path).ok()
+        };
         Self {
             ttys: devices(&active).iter().filter_map(write).collect(),
             kernel_log: write(&PathBuf::from("/dev/kmsg")),

@@ -3,6 +3,7 @@
 //! Owns: each call's types, errors and safety. One topic per module.
 //! Refuses: policy. A caller decides what is mounted, started, written or ended.
 
+pub mod acpi;
 pub mod block;
 pub mod clock;
 pub mod error;

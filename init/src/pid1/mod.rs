@@ -1,5 +1,24 @@
-//! The role `pid1`.
+//! The role `pid1`: mounts, supervises, is the parent of every VMM, and the one way down.
+//!
+//! Owns: the order of the parts. Refuses: network, foreign bytes, threads and async.
 
-pub(crate) fn run() -> std::process::ExitCode {
-    std::process::ExitCode::FAILURE
+mod agents;
+mod boot;
+mod crash;
+mod down;
+mod jail;
+mod link;
+mod machines;
+mod supervisor;
+
+use std::process::ExitCode;
+
+/// Never returns in good health: the end of PID 1 is a kernel panic, which reboots the machine.
+pub(crate) fn run() -> ExitCode {
+    let booted = boot::run();
+    crate::console::log_here();
+    match supervisor::Supervisor::new(booted) {
+        Ok(supervisor) => supervisor.run(),
+        Err(error) => panic!("pid1 cannot wait for its children: {}", sys::chain(&error)),
+    }
 }

@@ -1,0 +1,261 @@
+//! pid1's rows of the boot table: mounts, hardening, cgroups, watchdog.
+//!
+//! Owns: what is mounted where and with which flags, and the kernel's settings.
+//! Refuses: giving up. A phase that fails is shown, and the boot goes on with what there is.
+
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use sys::mount::Flags;
+use sys::watchdog::Watchdog;
+
+use super::{crash, jail};
+use crate::cmdline::{self, OnPanic};
+use crate::console::Console;
+use crate::phase::{Outcome, Row};
+
+/// Room for sockets and small state; images and logs are in the pool.
+const RUN_SIZE: &str = "mode=0755,size=16m";
+/// Descriptors of pid1 and its agents: a few per VM, and the kernel's own ceiling (fs.nr_open).
+const FILES_MAX: u64 = 1 << 20;
+/// Long enough for a slow disk to stall the loop, short enough that a dead node is back in a minute.
+const WATCHDOG_TIMEOUT: Duration = Duration::from_secs(30);
+/// Warnings and worse of the kernel reach the console; all of it stays in the log.
+const CONSOLE_LEVEL: u8 = 5;
+
+/// What the boot leaves to the main loop.
+pub(super) struct Booted {
+    pub(super) console: Console,
+    pub(super) watchdog: Option<Watchdog>,
+}
+
+/// Runs the phases before the children.
+pub(super) fn run() -> Booted {
+    let since = sys::clock::monotonic;
+    let start = since();
+    let mounts = mounts();
+    let mut console = Console::open();
+    console.line(&format!(
+        "{} {}",
+        sifr::IDENTITY,
+        "starts: nothing here can be logged in to"
+    ));
+    show(&mut console, "mounts", since() - start, mounts);
+    let options = options();
+    crash::tell_before_dying();
+    let start = since();
+    let outcome = harden(options.on_panic);
+    show(&mut console, "harden", since() - start, outcome);
+    let start = since();
+    let outcome = jail::prepare().map(|()| None).map_err(|e| sys::chain(&e));
+    show(&mut console, "cgroups", since() - start, outcome);
+    let start = since();
+    let (watchdog, text) = watchdog();
+    show(&mut console, "watchdog", since() - start, Ok(Some(text)));
+    Booted { console, watchdog }
+}
+
+/// Prints one row.
+pub(super) fn show(
+    console: &mut Console,
+    name: &str,
+    took: Duration,
+    result: Result<Option<String>, String>,
+) {
+    let outcome = match result {
+        Ok(text) => Outcome::Fine(text),
+        Err(text) => Outcome::Failed(text),
+    };
+    console.line(
+        &Row {
+            name,
+            took,
+            outcome: &outcome,
+        }
+        .to_string(),
+    );
+}
+
+fn options() -> cmdline::Options {
+    let text = std::fs::read_to_string("/proc/cmdline").unwrap_or_default();
+    // Its errors are shown by the node agent.
+    cmdline::parse(&text.chars().take(cmdline::CMDLINE_MAX).collect::<String>())
+}
+
+/// The mounts of a node. What the machine or kernel may lack is tried last and may be missing.
+fn mounts() -> Result<Option<String>, String> {
+    let mut errors = Vec::new();
+    let mut note = |result: sys::Result<()>| {
+        if let Err(error) = result {
+            errors.push(sys::chain(&error));
+        }
+    };
+    let quiet = Flags::MS_NOSUID | Flags::MS_NODEV | Flags::MS_NOEXEC;
+    let dev = Flags::MS_NOSUID | Flags::MS_NOEXEC;
+    note(sys::mount::leave_initramfs(Path::new("/run")));
+    for (kind, target, flags, options) in [
+        ("proc", "/proc", quiet, ""),
+        ("sysfs", "/sys", quiet, ""),
+        ("devtmpfs", "/dev", dev, "mode=0755"),
+        ("tmpfs", "/run", quiet, RUN_SIZE),
+        (
+            "cgroup2",
+            "/sys/fs/cgroup",
+            quiet,
+            "nsdelegate,memory_recursiveprot",
+        ),
+    ] {
+        note(sys::mount::mount(
+            kind,
+            Path::new(target),
+            kind,
+            flags,
+            options,
+        ));
+    }
+    // The image has every mount point; from here on nothing can be planted in it.
+    note(sys::mount::remount(
+        Path::new("/"),
+        Flags::MS_BIND | Flags::MS_RDONLY | Flags::MS_NOSUID | Flags::MS_NODEV,
+    ));
+    note(run_directories());
+    let efi = Path::new("/sys/firmware/efi/efivars");
+    if efi.exists() {
+        note(sys::mount::mount(
+            "efivarfs",
+            efi,
+            "efivarfs",
+            quiet | Flags::MS_RDONLY,
+            "",
+        ));
+    }
+    let panic = crash::last_panic(Path::new("/sys/fs/pstore"), quiet);
+    if errors.is_empty() {
+        Ok(panic)
+    } else {
+        Err(errors.join("; "))
+    }
+}
+
+/// `/run/sifr` for sockets, and the directory that becomes the root of every VMM.
+fn run_directories() -> sys::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    use sys::error::During;
+    for directory in ["/run/sifr", jail::EMPTY_ROOT] {
+        let made = std::fs::DirBuilder::new().mode(0o700).create(directory);
+        made.during(|| format!("make {directory}"))?;
+    }
+    Ok(())
+}
+
+/// Kernel settings: path below /proc/sys, value, reason. A setting that this kernel was built without
+/// needs no hardening.
+const SETTINGS: [(&str, &str, &str); 14] = [
+    (
+        "kernel/kptr_restrict",
+        "2",
+        "no kernel addresses, not even for root",
+    ),
+    (
+        "kernel/dmesg_restrict",
+        "1",
+        "the kernel log is for the node agent",
+    ),
+    (
+        "kernel/yama/ptrace_scope",
+        "3",
+        "no process looks into another, for ever",
+    ),
+    (
+        "kernel/printk_devkmsg",
+        "on",
+        "our own lines are not rate limited away",
+    ),
+    (
+        "kernel/panic_on_oops",
+        "1",
+        "a kernel that is wrong stops, and reboots",
+    ),
+    (
+        "kernel/io_uring_disabled",
+        "1",
+        "io_uring is for the privileged: a large attack surface",
+    ),
+    ("kernel/unprivileged_bpf_disabled", "2", "nothing loads BPF"),
+    (
+        "vm/unprivileged_userfaultfd",
+        "0",
+        "a tool of kernel exploits",
+    ),
+    ("fs/protected_hardlinks", "1", "no link to another's file"),
+    (
+        "fs/protected_symlinks",
+        "1",
+        "no following of another's link in a shared directory",
+    ),
+    (
+        "fs/protected_fifos",
+        "2",
+        "no writing to another's pipe in a shared directory",
+    ),
+    (
+        "fs/protected_regular",
+        "2",
+        "no writing to another's file in a shared directory",
+    ),
+    (
+        "fs/suid_dumpable",
+        "0",
+        "no memory image of what changed its user",
+    ),
+    (
+        "vm/mmap_min_addr",
+        "65536",
+        "null pointers of the kernel stay faults",
+    ),
+];
+
+fn harden(on_panic: OnPanic) -> Result<Option<String>, String> {
+    let mut errors = Vec::new();
+    let mut set = |name: &str, value: &str| match std::fs::write(format!("/proc/sys/{name}"), value)
+    {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => errors.push(format!("{name}: {e}")),
+        _ => {}
+    };
+    for (name, value, _reason) in SETTINGS {
+        set(name, value);
+    }
+    if on_panic == OnPanic::Halt {
+        set("kernel/panic", "0");
+    }
+    let mut note = |result: Result<(), String>| errors.extend(result.err());
+    note(sys::klog::set_console_level(CONSOLE_LEVEL).map_err(|e| sys::chain(&e)));
+    note(sys::reboot::catch_ctrl_alt_del().map_err(|e| sys::chain(&e)));
+    note(nix::unistd::sethostname("sifr").map_err(|e| format!("set the host name: {e}")));
+    use nix::sys::resource::{Resource, setrlimit};
+    note(
+        setrlimit(Resource::RLIMIT_NOFILE, FILES_MAX, FILES_MAX)
+            .map_err(|e| format!("raise the limit of open files: {e}")),
+    );
+    note(setrlimit(Resource::RLIMIT_CORE, 0, 0).map_err(|e| format!("forbid core files: {e}")));
+    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
+    if errors.is_empty() {
+        Ok(None)
+    } else {
+        Err(errors.join("; "))
+    }
+}
+
+fn watchdog() -> (Option<Watchdog>, String) {
+    match Watchdog::open(Path::new("/dev/watchdog0"), WATCHDOG_TIMEOUT) {
+        Ok(dog) => {
+            let text = format!("{} s", dog.timeout().as_secs());
+            (Some(dog), text)
+        }
+        Err(error) if error.source.kind() == io::ErrorKind::NotFound => {
+            (None, "none in this machine".to_owned())
+        }
+        Err(error) => (None, sys::chain(&error)),
+    }
+}

@@ -1,0 +1,122 @@
+//! The jail of a VMM: cgroup, namespaces, user, empty root.
+//!
+//! Owns: `/sys/fs/cgroup/vms/<vm id>`, and the command line of a VMM (there is none).
+//! Refuses: choosing limits (the node does).
+
+use std::ffi::CString;
+use std::fs::{self, File};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use sys::error::During;
+use sys::process::{Child, Confinement, Program};
+use types::VmId;
+
+use crate::wire::Limits;
+
+/// The root directory of every VMM: nothing is in it.
+pub(super) const EMPTY_ROOT: &str = "/run/sifr/empty";
+const CGROUPS: &str = "/sys/fs/cgroup";
+const VMM: &str = "/bin/sifr-vmm";
+/// uid and gid of slot 0. Nothing else on a node uses this range.
+const FIRST_ID: u32 = 100_000;
+/// Descriptors of a VMM: what it inherits, and as many again for its own events and connections.
+const FILES_MAX: u64 = 1024;
+
+/// Makes the groups and hands the controllers down.
+pub(super) fn prepare() -> sys::Result<()> {
+    let root = Path::new(CGROUPS);
+    delegate(root)?;
+    for name in ["node", "chunks", "vms"] {
+        make(&root.join(name))?;
+    }
+    delegate(&root.join("vms"))
+}
+
+fn delegate(group: &Path) -> sys::Result<()> {
+    write(group, "cgroup.subtree_control", "+cpu +memory +pids")
+}
+
+fn make(group: &Path) -> sys::Result<()> {
+    match fs::create_dir(group) {
+        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+        other => other.during(|| format!("make cgroup {}", group.display())),
+    }
+}
+
+fn write(group: &Path, file: &str, value: &str) -> sys::Result<()> {
+    let path = group.join(file);
+    fs::write(&path, value).during(|| format!("write {value:?} to {}", path.display()))
+}
+
+fn group(vm: &VmId) -> PathBuf {
+    Path::new(CGROUPS).join("vms").join(vm.as_str())
+}
+
+/// The cgroup of an agent, to start it in.
+pub(super) fn agent_group(name: &str) -> sys::Result<File> {
+    let path = Path::new(CGROUPS).join(name);
+    File::open(&path).during(|| format!("open cgroup {}", path.display()))
+}
+
+/// Starts a VMM in its jail. `output` takes what it writes to standard output and error.
+pub(super) fn spawn(
+    vm: &VmId,
+    slot: u16,
+    limits: &Limits,
+    fds: &[OwnedFd],
+    output: impl AsFd,
+) -> sys::Result<Child> {
+    let group = group(vm);
+    make(&group)?;
+    let started = limit(&group, limits).and_then(|()| start(vm, slot, fds, &output, &group));
+    if started.is_err() {
+        remove(vm);
+    }
+    started
+}
+
+fn limit(group: &Path, limits: &Limits) -> sys::Result<()> {
+    write(group, "memory.max", &limits.memory_bytes.to_string())?;
+    write(group, "pids.max", &limits.pids.to_string())?;
+    write(
+        group,
+        "cpu.weight",
+        &limits.cpu_weight.clamp(1, 10_000).to_string(),
+    )
+}
+
+fn start(
+    vm: &VmId,
+    slot: u16,
+    fds: &[OwnedFd],
+    output: &impl AsFd,
+    group: &Path,
+) -> sys::Result<Child> {
+    let file = File::open(VMM).during(|| format!("open {VMM}"))?;
+    let group = File::open(group).during(|| format!("open cgroup {}", group.display()))?;
+    let name = CString::new(format!("vmm:{vm}")).during(|| "name the VMM".to_owned())?;
+    sys::process::spawn(&Program {
+        file: file.as_fd(),
+        args: vec![name],
+        env: Vec::new(),
+        fds: fds.iter().map(AsFd::as_fd).collect(),
+        output: Some(output.as_fd()),
+        cgroup: Some(group.as_fd()),
+        confinement: Some(Confinement {
+            id: FIRST_ID + u32::from(slot),
+            root: CString::new(EMPTY_ROOT).during(|| "name the empty root".to_owned())?,
+            files_max: FILES_MAX,
+        }),
+    })
+}
+
+/// Removes the group of a VMM that is gone. One that is not empty yet is left for the next VMM of that
+/// name, which takes it over.
+pub(super) fn remove(vm: &VmId) {
+    if let Err(error) = fs::remove_dir(group(vm))
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        log::warn!("remove the cgroup of {vm}: {error}");
+    }
+}
