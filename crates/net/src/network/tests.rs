@@ -20,6 +20,8 @@ const SILENCE: Duration = Duration::from_millis(300);
 const LAN: &str = "sifr-test-net-lan";
 const NODE: &str = "sifr-test-net-node";
 const TENANT: &str = "sifr-test-net-tenant";
+/// A second network, without rules of its own: only the node's protect it.
+const OPEN: &str = "sifr-test-net-open";
 const GUESTS: [&str; 2] = ["sifr-test-net-guest2", "sifr-test-net-guest3"];
 /// On the LAN host: its address there, and one "on the internet" that is routed through it.
 const LAN_HOST: Ipv4Addr = Ipv4Addr::new(192, 168, 77, 1);
@@ -66,6 +68,16 @@ fn network() -> Network {
     }
 }
 
+fn open_network() -> Network {
+    let gateway = cidr("10.128.8.1/24");
+    Network {
+        name: OPEN.to_owned(),
+        index: 8,
+        gateway,
+        mtu: 1500,
+    }
+}
+
 fn guest(last: u8) -> policy::Guest {
     let address = Ipv4Addr::new(10, 128, 7, last);
     let ports = if last == 2 { vec![PORT] } else { Vec::new() };
@@ -87,7 +99,7 @@ impl Cleaner {
     }
 
     fn clean() {
-        for name in [LAN, NODE, TENANT].iter().chain(&GUESTS) {
+        for name in [LAN, NODE, TENANT, OPEN].iter().chain(&GUESTS) {
             namespace::remove(name).expect("removed");
         }
     }
@@ -146,6 +158,7 @@ fn build() -> Cleaner {
         firewall::apply(&policy::node(&node)).expect("the node's rules");
         ensure(&network()).expect("the network");
         ensure(&network()).expect("the same network");
+        ensure(&open_network()).expect("the second network");
     });
     let tenant = policy::Tenant {
         gateway: network().gateway,
@@ -221,6 +234,7 @@ fn guests_reach_what_they_may_and_nothing_else() {
         (NODE, 7443),
         (NODE, 9),
         (TENANT, 9),
+        (OPEN, 9),
     ] {
         serve(name, port);
     }
@@ -261,18 +275,24 @@ fn guests_reach_what_they_may_and_nothing_else() {
     );
     refused(LAN, (NODE_ADDRESS, 9));
     // Somebody on the LAN who routes to the guests through the node.
-    let shortcut = DesiredRoute {
-        destination: network().gateway.network(),
+    let shortcut = |network: Network| DesiredRoute {
+        destination: network.gateway.network(),
         gateway: Some(NODE_ADDRESS),
         metric: 0,
     };
     let lan = Desired {
         addresses: vec![Cidr::new(LAN_HOST, 24).expect("a prefix")],
-        routes: vec![shortcut],
+        routes: vec![shortcut(network()), shortcut(open_network())],
         ..Desired::up("lan0")
     };
     configure(LAN, &[lan]);
     refused(LAN, (guest(2).address, 22));
+    let open = open_network().gateway.address;
+    assert!(
+        greeting(NODE, (open, 9), PATIENCE).is_ok(),
+        "nothing but the node is in the way"
+    );
+    refused(LAN, (open, 9));
     // A guest under another's address, and under another's MAC.
     assert_eq!(
         greeting(web, (INTERNET, 80), PATIENCE).expect("the internet"),
@@ -356,6 +376,7 @@ fn a_tap_passes_only_its_own_frames() {
         send(&arp(me.mac, me.mac, me.address));
         assert_eq!(replies(&tap, SILENCE), [gateway]);
     }
+    an_address_that_is_not_its_own_gets_nowhere(&spec);
     let unknown = TapSpec {
         name: "tap5".to_owned(),
         mtu: 1500,
@@ -363,6 +384,54 @@ fn a_tap_passes_only_its_own_frames() {
     let tap = open_tap(&network(), &unknown).expect("a TAP");
     nix::unistd::write(&tap, &arp(guest(5).mac, guest(5).mac, guest(5).address)).expect("written");
     assert_eq!(replies(&tap, SILENCE), [], "the rules do not name it");
+}
+
+/// A UDP packet to the gateway's DNS behind an empty virtio-net header.
+fn question(sender: Ipv4Addr, source_port: u16, text: &[u8]) -> Vec<u8> {
+    let half = |n: usize| u16::try_from(n).expect("short").to_be_bytes();
+    let mut header = vec![0x45, 0];
+    header.extend_from_slice(&half(28 + text.len()));
+    header.extend_from_slice(&[0, 0, 0, 0, 64, 17, 0, 0]);
+    header.extend_from_slice(&sender.octets());
+    header.extend_from_slice(&network().gateway.address.octets());
+    let sum: u32 = header
+        .chunks(2)
+        .map(|p| u32::from(p[0]) << 8 | u32::from(p[1]))
+        .sum();
+    let sum = !u16::try_from((sum & 0xffff) + (sum >> 16)).expect("folded once is enough here");
+    header[10..12].copy_from_slice(&sum.to_be_bytes());
+    let mut frame = vec![0; 10];
+    frame.extend_from_slice(&guest_mac(network().gateway.address).0);
+    frame.extend_from_slice(&guest(4).mac.0);
+    frame.extend_from_slice(&[8, 0]);
+    frame.extend_from_slice(&header);
+    for field in [source_port, DNS_PORT] {
+        frame.extend_from_slice(&field.to_be_bytes());
+    }
+    frame.extend_from_slice(&half(8 + text.len()));
+    frame.extend_from_slice(&[0, 0]);
+    frame.extend_from_slice(text);
+    frame
+}
+
+fn an_address_that_is_not_its_own_gets_nowhere(spec: &TapSpec) {
+    let tap = open_tap(&network(), spec).expect("a TAP");
+    let sockets = dns_sockets(&network()).expect("sockets");
+    sockets.udp.set_nonblocking(false).expect("blocking");
+    sockets.udp.set_read_timeout(Some(PATIENCE)).expect("set");
+    let send = |frame: &[u8]| nix::unistd::write(&tap, frame).expect("written");
+    send(&question(guest(2).address, 1000, b"as another guest"));
+    send(&question([10, 128, 7, 77].into(), 1000, b"as nobody"));
+    send(&question(INTERNET, 1000, b"as the internet"));
+    send(&question(guest(4).address, 67, b"as a DHCP server"));
+    send(&question(guest(4).address, 1000, b"as itself"));
+    // Frames of one TAP keep their order, so what was dropped is not merely late.
+    let mut buffer = [0; 64];
+    let (length, from) = sockets.udp.recv_from(&mut buffer).expect("a packet");
+    assert_eq!(
+        (&buffer[..length], from.ip()),
+        (&b"as itself"[..], guest(4).address.into())
+    );
 }
 
 fn dns_sockets_are_reached_by_guests() {
