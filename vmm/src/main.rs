@@ -48,7 +48,7 @@ fn main() -> ExitCode {
     {
         None => {}
         Some("--version") => {
-            println!("sifr-vmm {}", env!("CARGO_PKG_VERSION"));
+            println!("sifr-vmm: {}", sifr::IDENTITY);
             return ExitCode::SUCCESS;
         }
         Some("--help") => {
