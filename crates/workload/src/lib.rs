@@ -5,6 +5,12 @@
 //! [`host::Host`]'s, and time comes with each call.
 #![forbid(unsafe_code)]
 
+pub mod address;
 pub mod admission;
 pub mod desired;
+pub mod host;
 pub mod ledger;
+mod machine;
+pub mod reconcile;
+
+pub use machine::STOP_GRACE_MS;

@@ -1,0 +1,177 @@
+//! What the reconciler asks of the node, and what it hears back.
+//!
+//! Owns: the vocabulary of steps and events, and what a pool remembers of a machine.
+//! Refuses: doing any of it: `init` implements [`Host`], the tests have a fake.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
+use serde::{Deserialize, Serialize};
+use types::deployment::{Machine, Port};
+use types::status::Exit;
+use types::{Bytes, Digest, Name, PublicKey, VmId};
+
+use crate::desired::Key;
+
+/// Which form of a machine a VM was launched from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Launch {
+    /// Of all that a running VM cannot change ([`launch_digest`]).
+    pub digest: Digest,
+    /// The deployment's version when it was launched.
+    pub version: u64,
+}
+
+/// The digest of what a VM is made from. Published ports, the restart policy and the store are not in
+/// it: they change without a restart.
+pub fn launch_digest(machine: &Machine, incarnation: u64) -> Digest {
+    let made_from = (
+        &machine.image.flist,
+        (machine.cpus, machine.memory, machine.disk),
+        (&machine.entrypoint, &machine.command, &machine.env),
+        (&machine.user, &machine.workdir),
+        incarnation,
+    );
+    let json = serde_json::to_vec(&made_from).expect("text keys and numbers always serialise");
+    Digest(*blake3::hash(&json).as_bytes())
+}
+
+/// What the pool remembers of a machine, beside its disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Record {
+    pub signer: PublicKey,
+    pub deployment: Name,
+    pub workload: Name,
+    /// The deletion before which everything of this name is void.
+    pub incarnation: u64,
+    pub image: Digest,
+    pub disk: Bytes,
+    pub address: Ipv4Addr,
+    /// Set where the program has ended for good, as its restart policy says.
+    pub finished: Option<Finished>,
+}
+
+impl Record {
+    pub fn key(&self) -> Key {
+        Key {
+            signer: self.signer,
+            name: self.deployment.clone(),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Finished {
+    pub launch: Launch,
+    pub exit: Exit,
+}
+
+/// What is found on the pool of one machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum OnPool {
+    Record(Record),
+    /// There is a disk and no telling whose: it is neither used nor removed by guess.
+    Unreadable(String),
+}
+
+/// What happens to the writable layer at a start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Layer {
+    Keep,
+    /// Whatever is there goes.
+    Fresh,
+}
+
+/// A machine to start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Start {
+    pub vm: VmId,
+    pub launch: Launch,
+    pub layer: Layer,
+    /// To be on the pool before the VM runs.
+    pub record: Record,
+    pub machine: Machine,
+}
+
+/// A machine's place in the network.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Placed {
+    pub key: Key,
+    pub workload: Name,
+    pub address: Ipv4Addr,
+    pub ports: Vec<Port>,
+}
+
+/// All machines that have a place in the network: what firewall, TAPs and names follow from.
+pub type Places = BTreeMap<VmId, Placed>;
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    /// Make layer and record, network and VM. Answered by `Layered`, then `Running` or `Ended`; or
+    /// by `StartFailed` where no VM has come to be.
+    Start(Box<Start>),
+    /// Ask the guest to stop; before there is a VM, abandon the start. Answered by `Ended` or
+    /// `StartFailed`.
+    Stop { vm: VmId },
+    /// Kill the VMM; before there is one, abandon the start. Answered likewise.
+    Kill { vm: VmId },
+    /// The end has been noted. Save the record where one is given, and let go of the VM.
+    Settle { vm: VmId, record: Option<Record> },
+    /// Remove disk, record and logs. Answered by `Removed` or `RemoveFailed`.
+    Remove { vm: VmId },
+    /// Make the network so. Answered by `Published` or `PublishFailed`.
+    Publish(Places),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    Layered {
+        vm: VmId,
+    },
+    StartFailed {
+        vm: VmId,
+        message: String,
+    },
+    Running {
+        vm: VmId,
+        start_ms: u64,
+    },
+    Ended {
+        vm: VmId,
+        end: End,
+    },
+    /// Something worth showing that changes nothing by itself, such as a chunk that cannot be had.
+    Trouble {
+        vm: VmId,
+        message: String,
+    },
+    Removed {
+        vm: VmId,
+    },
+    RemoveFailed {
+        vm: VmId,
+        message: String,
+    },
+    Published,
+    PublishFailed {
+        message: String,
+    },
+}
+
+/// How a VM ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct End {
+    /// The program's exit, as the guest said it. `None`: the VM was lost under it.
+    pub exit: Option<Exit>,
+    /// What else is known: why set-up failed, why the VMM faulted.
+    pub message: Option<String>,
+}
+
+/// Does steps. Beginning one returns at once; what came of it is an [`Event`], so that no machine
+/// waits for another.
+pub trait Host {
+    fn begin(&mut self, step: Step);
+}

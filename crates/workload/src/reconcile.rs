@@ -1,0 +1,394 @@
+//! The reconciler: compares what should be with what is, and says what to do next.
+//!
+//! Owns: all machines of the node and the steps that lead each to its target. Deterministic: state,
+//! events and times in, steps and the next deadline out.
+//! Refuses: doing steps ([`Host`] does), reading a clock, and removing anything that no signed
+//! statement has given up.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+
+use types::deployment::RestartPolicy;
+use types::status::DeploymentStatus;
+use types::{Cidr, Name, PublicKey, VmId};
+
+use crate::address;
+use crate::admission::Admitted;
+use crate::desired::{Desired, Key};
+use crate::host::{Event, Host, Launch, Layer, OnPool, Placed, Places, Record, Start, Step};
+use crate::machine::{Action, BACKOFF_MAX_MS, Intent, Machine};
+
+/// Gives a signer who has no machines yet a subnet that touches none of these.
+pub type ChooseSubnet = Box<dyn Fn(&PublicKey, &[Cidr]) -> Option<Cidr> + Send>;
+
+/// What [`Reconciler::plan`] says.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// To be begun in this order.
+    pub steps: Vec<Step>,
+    /// When to plan again if nothing happens before.
+    pub deadline: Option<u64>,
+}
+
+/// The network: what it is to be, and how far that has come.
+#[derive(Debug, Default)]
+struct Network {
+    published: Option<Places>,
+    publishing: Option<Places>,
+    failures: u32,
+    not_before: u64,
+    error: Option<String>,
+}
+
+pub struct Reconciler {
+    desired: Desired,
+    machines: BTreeMap<VmId, Machine>,
+    network: Network,
+    choose_subnet: ChooseSubnet,
+    /// The node goes down: nothing is to run, whatever the ledger says.
+    draining: bool,
+}
+
+impl std::fmt::Debug for Reconciler {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Reconciler")
+            .field("machines", &self.machines)
+            .field("draining", &self.draining)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Reconciler {
+    /// From the ledger and what the pool holds.
+    pub fn new(
+        desired: Desired,
+        found: impl IntoIterator<Item = (VmId, OnPool)>,
+        choose_subnet: ChooseSubnet,
+    ) -> Self {
+        let wanted: BTreeMap<VmId, (Key, Name)> = desired
+            .machines()
+            .map(|(vm, key, _, workload, _)| (vm, (key.clone(), workload.clone())))
+            .collect();
+        let mut machines = BTreeMap::new();
+        for (vm, pool) in found {
+            let owner = match &pool {
+                OnPool::Record(record) => Some((record.key(), record.workload.clone())),
+                OnPool::Unreadable(_) => wanted.get(&vm).cloned(),
+            };
+            // Unreadable and unknown: there is nothing to say about it and nothing to do.
+            if let Some((key, workload)) = owner {
+                machines.insert(vm, Machine::new(key, workload, Some(pool)));
+            }
+        }
+        let network = Network::default();
+        let mut reconciler = Self {
+            desired,
+            machines,
+            network,
+            choose_subnet,
+            draining: false,
+        };
+        reconciler.add_wanted();
+        reconciler
+    }
+
+    fn add_wanted(&mut self) {
+        for (vm, key, _, workload, _) in self.desired.machines() {
+            self.machines
+                .entry(vm)
+                .or_insert_with(|| Machine::new(key.clone(), workload.clone(), None));
+        }
+    }
+
+    /// A VM that pid1 has kept over a restart of the agent. `start_ms`: its program runs.
+    pub fn adopt(
+        &mut self,
+        vm: VmId,
+        key: Key,
+        workload: Name,
+        launch: Launch,
+        start_ms: Option<u64>,
+        now: u64,
+    ) {
+        let machine = self
+            .machines
+            .entry(vm)
+            .or_insert_with(|| Machine::new(key, workload, None));
+        machine.adopt(launch, start_ms, now);
+    }
+
+    /// A statement that is in the ledger.
+    pub fn apply(&mut self, admitted: &Admitted) {
+        self.desired.apply(admitted.verified());
+        self.add_wanted();
+    }
+
+    pub fn desired(&self) -> &Desired {
+        &self.desired
+    }
+
+    /// From now on everything is to stop; the ledger stays as it is.
+    pub fn drain(&mut self) {
+        self.draining = true;
+    }
+
+    /// No VM is left.
+    pub fn is_drained(&self) -> bool {
+        self.draining && !self.machines.values().any(Machine::has_vm)
+    }
+
+    /// What the network was made from has changed (the uplink): make it again.
+    pub fn republish(&mut self) {
+        self.network.published = None;
+        self.network.not_before = 0;
+    }
+
+    /// Why the network is not what it should be.
+    pub fn network_error(&self) -> Option<&str> {
+        self.network.error.as_deref()
+    }
+
+    /// Takes an event. Returns steps that are to be begun at once.
+    pub fn event(&mut self, event: Event, now: u64) -> Vec<Step> {
+        match event {
+            Event::Published => {
+                self.network.published = self.network.publishing.take();
+                (self.network.failures, self.network.error) = (0, None);
+            }
+            Event::PublishFailed { message } => {
+                self.network.publishing = None;
+                self.network.failures = self.network.failures.saturating_add(1);
+                let pause = 1000u64 << self.network.failures.min(6);
+                self.network.not_before = now.saturating_add(pause.min(BACKOFF_MAX_MS));
+                self.network.error = Some(message);
+            }
+            Event::Ended { vm, end } => {
+                let policy = self.restart_policy(&vm);
+                let record = self
+                    .machines
+                    .get_mut(&vm)
+                    .and_then(|m| m.ended(end, policy, now));
+                return vec![Step::Settle { vm, record }];
+            }
+            Event::Layered { vm } => self.with(&vm, Machine::layered),
+            Event::StartFailed { vm, message } => self.with(&vm, |m| m.start_failed(&message, now)),
+            Event::Running { vm, start_ms } => self.with(&vm, |m| m.running(start_ms, now)),
+            Event::Trouble { vm, message } => self.with(&vm, |m| m.trouble(message)),
+            Event::Removed { vm } => self.with(&vm, Machine::removed),
+            Event::RemoveFailed { vm, message } => {
+                self.with(&vm, |m| m.remove_failed(message, now));
+            }
+        }
+        Vec::new()
+    }
+
+    fn with(&mut self, vm: &VmId, act: impl FnOnce(&mut Machine)) {
+        if let Some(machine) = self.machines.get_mut(vm) {
+            act(machine);
+        }
+    }
+
+    fn restart_policy(&self, vm: &VmId) -> RestartPolicy {
+        self.machines
+            .get(vm)
+            .and_then(|machine| self.desired.get(&machine.key)?.machine(&machine.workload))
+            .map(|spec| spec.restart)
+            .unwrap_or_default()
+    }
+
+    /// Everything that can be begun now. What is returned counts as begun.
+    pub fn plan(&mut self, now: u64) -> Plan {
+        let mut plan = Plan::default();
+        let mut rest = Vec::new();
+        let ids: Vec<VmId> = self.machines.keys().cloned().collect();
+        for vm in ids {
+            rest.extend(self.plan_machine(&vm, now, &mut plan.deadline));
+        }
+        // The network first: a TAP that no rule names passes nothing.
+        plan.steps
+            .extend(self.plan_network(now, &mut plan.deadline));
+        plan.steps.extend(rest);
+        plan
+    }
+
+    fn plan_machine(&mut self, vm: &VmId, now: u64, deadline: &mut Option<u64>) -> Option<Step> {
+        let machine = self.machines.get(vm)?;
+        let intent = Intent::of(
+            self.desired.get(&machine.key),
+            &machine.workload,
+            self.draining,
+        );
+        let action = machine.next(&intent, now);
+        let start = match (&action, &intent) {
+            (Action::Start { launch, layer }, Intent::Run { .. }) => {
+                Some(self.start(vm, *launch, *layer))
+            }
+            _ => None,
+        };
+        let machine = self.machines.get_mut(vm)?;
+        match action {
+            Action::Start { launch, .. } => match start? {
+                Ok(start) => {
+                    machine.starting(launch, start.record.clone(), now);
+                    Some(Step::Start(Box::new(start)))
+                }
+                Err(message) => {
+                    earlier(deadline, machine.cannot_start(launch, message, now));
+                    None
+                }
+            },
+            Action::Stop => {
+                machine.stopping(now);
+                if let Action::Wait(Some(at)) = machine.next(&Intent::Rest, now) {
+                    earlier(deadline, at);
+                }
+                Some(Step::Stop { vm: vm.clone() })
+            }
+            Action::Kill => {
+                machine.killing();
+                Some(Step::Kill { vm: vm.clone() })
+            }
+            Action::Remove => {
+                machine.removing();
+                Some(Step::Remove { vm: vm.clone() })
+            }
+            Action::Wait(at) => {
+                at.into_iter().for_each(|at| earlier(deadline, at));
+                None
+            }
+            Action::Drop => {
+                self.machines.remove(vm);
+                None
+            }
+        }
+    }
+
+    fn start(&self, vm: &VmId, launch: Launch, layer: Layer) -> Result<Start, &'static str> {
+        let machine = &self.machines[vm];
+        let target = self
+            .desired
+            .get(&machine.key)
+            .expect("a machine that is to run has a target");
+        let spec = target
+            .machine(&machine.workload)
+            .expect("and its target has a machine");
+        let address = match machine.address {
+            Some(address) => address,
+            None => self.choose_address(vm, &machine.key.signer)?,
+        };
+        let record = Record {
+            signer: machine.key.signer,
+            deployment: machine.key.name.clone(),
+            workload: machine.workload.clone(),
+            incarnation: target.incarnation,
+            image: spec.image.flist,
+            disk: spec.disk,
+            address,
+            finished: None,
+        };
+        Ok(Start {
+            vm: vm.clone(),
+            launch,
+            layer,
+            record,
+            machine: spec.clone(),
+        })
+    }
+
+    fn choose_address(&self, vm: &VmId, signer: &PublicKey) -> Result<Ipv4Addr, &'static str> {
+        let of = |own: bool| {
+            self.machines
+                .values()
+                .filter(move |m| (m.key.signer == *signer) == own)
+                .filter_map(|m| m.address)
+        };
+        let subnet = match of(true).next() {
+            Some(address) => address::subnet_of(address),
+            None => {
+                let others: BTreeSet<Cidr> = of(false).map(address::subnet_of).collect();
+                let others: Vec<Cidr> = others.into_iter().collect();
+                (self.choose_subnet)(signer, &others).ok_or("the node has no subnet left")?
+            }
+        };
+        let taken: BTreeSet<Ipv4Addr> = of(true).collect();
+        address::choose(subnet, vm, &taken).ok_or("its network has no address left")
+    }
+
+    /// Machines that run or are to run.
+    fn places(&self) -> Places {
+        let place = |(vm, machine): (&VmId, &Machine)| {
+            let target = self.desired.get(&machine.key);
+            let intent = Intent::of(target, &machine.workload, self.draining);
+            let wanted = matches!(intent, Intent::Run { .. });
+            let spec = target.and_then(|target| target.machine(&machine.workload));
+            let ports = spec
+                .filter(|_| wanted)
+                .map(|spec| spec.ports.clone())
+                .unwrap_or_default();
+            let (key, workload) = (machine.key.clone(), machine.workload.clone());
+            let address = machine.address.filter(|_| wanted || machine.has_vm())?;
+            Some((
+                vm.clone(),
+                Placed {
+                    key,
+                    workload,
+                    address,
+                    ports,
+                },
+            ))
+        };
+        self.machines.iter().filter_map(place).collect()
+    }
+
+    fn plan_network(&mut self, now: u64, deadline: &mut Option<u64>) -> Option<Step> {
+        if self.network.publishing.is_some() {
+            return None;
+        }
+        let places = self.places();
+        if self.network.published.as_ref() == Some(&places) {
+            return None;
+        }
+        if now < self.network.not_before {
+            earlier(deadline, self.network.not_before);
+            return None;
+        }
+        self.network.publishing = Some(places.clone());
+        Some(Step::Publish(places))
+    }
+
+    /// What the API says of a deployment; `None` where the name has never been used.
+    pub fn status(&self, key: &Key, durable: bool) -> Option<DeploymentStatus> {
+        let target = self.desired.get(key)?;
+        let workloads = self
+            .machines
+            .values()
+            .filter(|machine| machine.key == *key)
+            .map(|machine| {
+                let intent = Intent::of(Some(target), &machine.workload, self.draining);
+                let status = machine.status(&intent, target.machine(&machine.workload));
+                (machine.workload.clone(), status)
+            });
+        Some(DeploymentStatus {
+            name: key.name.clone(),
+            version: target.version,
+            desired: target.desired(),
+            durable,
+            workloads: workloads.collect(),
+        })
+    }
+}
+
+fn earlier(deadline: &mut Option<u64>, at: u64) {
+    *deadline = Some(deadline.map_or(at, |d| d.min(at)));
+}
+
+/// The body of the loop: plans, and begins what was planned. Returns when to come back at the latest.
+pub fn reconcile(reconciler: &mut Reconciler, host: &mut impl Host, now: u64) -> Option<u64> {
+    let plan = reconciler.plan(now);
+    plan.steps.into_iter().for_each(|step| host.begin(step));
+    plan.deadline
+}
+
+#[cfg(test)]
+#[path = "reconcile_tests.rs"]
+mod tests;

@@ -1,0 +1,666 @@
+//! The reconciler against a fake node: failures by script, restarts of the agent, any order of events.
+
+use std::collections::VecDeque;
+
+use proptest::prelude::*;
+use types::deployment::{Action, Deployment, Workload};
+use types::node::Capacity;
+use types::status::{Desired as Want, Exit, State};
+use types::{Bytes, Digest};
+
+use super::*;
+use crate::admission::{self, ImagePresence};
+use crate::desired::Phase;
+use crate::desired::tests::{any_action, deployment, verified};
+use crate::host::{End, launch_digest};
+
+/// A node in memory. What it holds survives the agent.
+#[derive(Default)]
+struct Fake {
+    pool: BTreeMap<VmId, Record>,
+    vms: BTreeMap<VmId, Launch>,
+    /// Whether the program in each VM runs.
+    running: BTreeSet<VmId>,
+    places: Option<Places>,
+    events: VecDeque<Event>,
+    /// Outcomes of the next steps that can fail; empty = all go well.
+    failures: VecDeque<bool>,
+    begun: Vec<Step>,
+    /// Layers ever made, by machine.
+    layers: BTreeMap<VmId, u32>,
+}
+
+impl Fake {
+    fn fails(&mut self) -> bool {
+        self.failures.pop_front().unwrap_or(false)
+    }
+
+    fn end(&mut self, vm: &VmId, exit: Option<i32>) {
+        if self.vms.remove(vm).is_some() {
+            self.running.remove(vm);
+            let exit = exit.map(|code| Exit {
+                code,
+                signal: None,
+                oom: false,
+            });
+            self.events.push_back(Event::Ended {
+                vm: vm.clone(),
+                end: End {
+                    exit,
+                    message: None,
+                },
+            });
+        }
+    }
+}
+
+impl Host for Fake {
+    fn begin(&mut self, step: Step) {
+        self.begun.push(step.clone());
+        match step {
+            Step::Start(start) => {
+                let vm = start.vm.clone();
+                assert!(!self.vms.contains_key(&vm), "{vm} is started twice");
+                if self.fails() {
+                    let message = "no".to_owned();
+                    self.events.push_back(Event::StartFailed { vm, message });
+                    return;
+                }
+                match (start.layer, self.pool.get(&vm)) {
+                    (Layer::Fresh, _) => *self.layers.entry(vm.clone()).or_default() += 1,
+                    (Layer::Keep, Some(old)) => {
+                        assert_eq!(
+                            (old.image, old.incarnation),
+                            (start.record.image, start.record.incarnation)
+                        );
+                    }
+                    (Layer::Keep, None) => panic!("{vm} has no layer to keep"),
+                }
+                self.pool.insert(vm.clone(), start.record.clone());
+                self.events.push_back(Event::Layered { vm: vm.clone() });
+                self.vms.insert(vm.clone(), start.launch);
+                if self.fails() {
+                    self.end(&vm, Some(1));
+                } else {
+                    self.running.insert(vm.clone());
+                    self.events.push_back(Event::Running { vm, start_ms: 5 });
+                }
+            }
+            // A guest may be deaf.
+            Step::Stop { vm } => {
+                if !self.fails() {
+                    self.end(&vm, Some(143));
+                }
+            }
+            Step::Kill { vm } => self.end(&vm, None),
+            Step::Settle { vm, record } => {
+                assert!(!self.vms.contains_key(&vm), "{vm} is settled while it runs");
+                if let Some(record) = record {
+                    self.pool.insert(vm, record);
+                }
+            }
+            Step::Remove { vm } => {
+                assert!(
+                    !self.vms.contains_key(&vm),
+                    "the disk of {vm} is removed under it"
+                );
+                if self.fails() {
+                    let message = "busy".to_owned();
+                    self.events.push_back(Event::RemoveFailed { vm, message });
+                } else {
+                    self.pool.remove(&vm);
+                    self.events.push_back(Event::Removed { vm });
+                }
+            }
+            Step::Publish(places) => {
+                if self.fails() {
+                    let message = "netlink".to_owned();
+                    self.events.push_back(Event::PublishFailed { message });
+                } else {
+                    self.places = Some(places);
+                    self.events.push_back(Event::Published);
+                }
+            }
+        }
+    }
+}
+
+/// A node with its ledger and clock.
+struct World {
+    host: Fake,
+    ledger: Vec<Admitted>,
+    reconciler: Reconciler,
+    now: u64,
+    deadline: Option<u64>,
+}
+
+fn choose() -> ChooseSubnet {
+    Box::new(|_, _| "10.130.4.1/24".parse().ok())
+}
+
+impl World {
+    fn new() -> Self {
+        let reconciler = Reconciler::new(Desired::default(), [], choose());
+        Self {
+            host: Fake::default(),
+            ledger: Vec::new(),
+            reconciler,
+            now: 1_000_000,
+            deadline: None,
+        }
+    }
+
+    fn next_version(&self) -> u64 {
+        self.ledger.len() as u64 + 1
+    }
+
+    fn say(&mut self, action: Action) {
+        let node = admission::Node {
+            key: verified(1, Action::Stop).statement.node,
+            owner: Some(PublicKey([1; 32])),
+            durable: true,
+            capacity: Capacity {
+                cpus: 64,
+                memory: Bytes::gib(64),
+                disk: Bytes::gib(64),
+                ..Capacity::default()
+            },
+        };
+        let v = verified(self.next_version(), action);
+        let present = |_: &Digest| ImagePresence::Complete;
+        if let Ok(admitted) = admission::admit(v, &node, self.reconciler.desired(), present) {
+            self.reconciler.apply(&admitted);
+            self.ledger.push(admitted);
+        }
+    }
+
+    /// Everything that can happen without time passing.
+    fn settle(&mut self) {
+        for _ in 0..1000 {
+            self.deadline = reconcile(&mut self.reconciler, &mut self.host, self.now);
+            let Some(event) = self.host.events.pop_front() else {
+                if self.reconciler.plan(self.now).steps.is_empty() {
+                    return;
+                }
+                panic!("a second plan at the same time has further steps");
+            };
+            for step in self.reconciler.event(event, self.now) {
+                self.host.begin(step);
+            }
+        }
+        panic!("it does not come to rest: {:?}", self.host.begun);
+    }
+
+    fn pass(&mut self, ms: u64) {
+        self.now += ms;
+        self.settle();
+    }
+
+    /// The agent dies and comes back: what it knew is gone, events that were under way too, except
+    /// the ends of VMs, which pid1 repeats.
+    fn restart_agent(&mut self) {
+        let mut desired = Desired::default();
+        self.ledger.iter().for_each(|a| desired.apply(a.verified()));
+        let found: Vec<_> = self
+            .host
+            .pool
+            .iter()
+            .map(|(vm, r)| (vm.clone(), OnPool::Record(r.clone())))
+            .collect();
+        self.reconciler = Reconciler::new(desired, found, choose());
+        let ended = self
+            .host
+            .events
+            .drain(..)
+            .filter(|e| matches!(e, Event::Ended { .. }));
+        self.host.events = ended.collect();
+        for (vm, launch) in &self.host.vms {
+            let record = &self.host.pool[vm];
+            let start_ms = self.host.running.contains(vm).then_some(5);
+            let (key, workload) = (record.key(), record.workload.clone());
+            self.reconciler
+                .adopt(vm.clone(), key, workload, *launch, start_ms, self.now);
+        }
+    }
+
+    fn key(&self) -> Key {
+        verified(1, Action::Stop).key()
+    }
+
+    fn status(&self) -> DeploymentStatus {
+        self.reconciler.status(&self.key(), true).expect("a status")
+    }
+
+    fn state(&self) -> State {
+        self.status()
+            .workloads
+            .values()
+            .next()
+            .expect("a workload")
+            .state
+    }
+
+    fn vm(&self) -> VmId {
+        self.host.vms.keys().next().expect("a VM").clone()
+    }
+}
+
+fn changed(change: impl Fn(&mut types::deployment::Machine)) -> Action {
+    let mut deployment = deployment(1);
+    for Workload::Machine(machine) in deployment.workloads.values_mut() {
+        change(machine);
+    }
+    Action::Deploy(deployment)
+}
+
+fn with_policy(policy: RestartPolicy) -> Action {
+    changed(move |m| m.restart = policy)
+}
+
+fn running() -> World {
+    let mut world = World::new();
+    world.say(Action::Deploy(deployment(1)));
+    world.settle();
+    assert_eq!(world.state(), State::Running);
+    world
+}
+
+#[test]
+fn the_network_is_made_before_the_machine() {
+    let world = running();
+    let at = |wanted: fn(&Step) -> bool| world.host.begun.iter().position(wanted).expect("a step");
+    assert!(
+        at(|s| matches!(s, Step::Publish(p) if !p.is_empty()))
+            < at(|s| matches!(s, Step::Start(_)))
+    );
+}
+
+#[test]
+fn an_idle_node_makes_its_network_at_once_and_then_waits_for_nothing() {
+    let mut world = World::new();
+    world.settle();
+    assert_eq!(world.host.begun, [Step::Publish(Places::new())]);
+    assert_eq!(world.deadline, None);
+}
+
+#[test]
+fn a_change_that_no_vm_sees_restarts_nothing() {
+    let mut world = running();
+    world.say(changed(|m| {
+        m.ports = vec![types::deployment::Port {
+            node: 80,
+            machine: 8080,
+        }];
+        m.restart = RestartPolicy::Never;
+    }));
+    world.host.begun.clear();
+    world.settle();
+    let [Step::Publish(places)] = &world.host.begun[..] else {
+        panic!("{:?}", world.host.begun)
+    };
+    assert_eq!(places.values().next().map(|p| p.ports.len()), Some(1));
+}
+
+#[test]
+fn an_update_restarts_only_what_differs() {
+    let mut world = World::new();
+    let two = |second: &str| {
+        let mut deployment = deployment(1);
+        let web: Name = "web".parse().expect("a name");
+        let mut machine = deployment.workloads[&web].clone();
+        let Workload::Machine(m) = &mut machine;
+        m.env.insert("A".to_owned(), second.to_owned());
+        deployment
+            .workloads
+            .insert("db".parse().expect("a name"), machine);
+        Action::Deploy(deployment)
+    };
+    world.say(two("1"));
+    world.settle();
+    world.say(two("2"));
+    world.host.begun.clear();
+    world.settle();
+    let touched: Vec<String> = world.host.begun.iter().map(|s| format!("{s:?}")).collect();
+    assert!(
+        touched
+            .iter()
+            .any(|s| s.starts_with("Start") && s.contains("db-shop")),
+        "{touched:?}"
+    );
+    assert!(
+        !touched
+            .iter()
+            .any(|s| s.starts_with("St") && s.contains("web-shop")),
+        "{touched:?}"
+    );
+}
+
+#[test]
+fn the_layer_survives_a_restart_and_goes_with_a_new_image() {
+    let mut world = running();
+    let vm = world.vm();
+    world.say(Action::Restart);
+    world.settle();
+    world.say(changed(|m| {
+        m.env.insert("A".to_owned(), "1".to_owned());
+    }));
+    world.settle();
+    assert_eq!(world.host.layers[&vm], 1);
+    let address = world.host.pool[&vm].address;
+    world.say(changed(|m| m.image.flist = Digest([77; 32])));
+    world.settle();
+    assert_eq!((world.host.layers[&vm], world.state()), (2, State::Running));
+    assert_eq!(world.host.pool[&vm].address, address);
+}
+
+#[test]
+fn a_deletion_removes_the_disk_and_a_successor_gets_a_new_one() {
+    let mut world = running();
+    let vm = world.vm();
+    world.say(Action::Delete);
+    world.settle();
+    assert!(world.host.pool.is_empty() && world.host.vms.is_empty());
+    assert_eq!(
+        (world.status().desired, world.status().workloads.len()),
+        (Want::Deleted, 0)
+    );
+    // Deleted and made again before the node could do either.
+    let mut world = running();
+    world.say(Action::Delete);
+    world.say(Action::Deploy(deployment(1)));
+    world.settle();
+    assert_eq!((world.host.layers[&vm], world.state()), (2, State::Running));
+}
+
+#[test]
+fn a_failing_start_is_tried_for_ever_with_growing_pauses() {
+    let mut world = World::new();
+    world.host.failures = [false]
+        .into_iter()
+        .chain(std::iter::repeat_n(true, 50))
+        .collect();
+    world.say(Action::Deploy(deployment(1)));
+    world.settle();
+    let mut pauses = Vec::new();
+    for _ in 0..9 {
+        assert_eq!(world.state(), State::Backoff);
+        let at = world.deadline.expect("a deadline");
+        pauses.push((at - world.now) / 1000);
+        world.pass(at - world.now);
+    }
+    assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 60, 60, 60]);
+    world.host.failures.clear();
+    let at = world.deadline.expect("a deadline");
+    world.pass(at - world.now);
+    assert_eq!(world.state(), State::Running);
+}
+
+#[test]
+fn a_correction_does_not_wait_for_the_pause_of_its_predecessor() {
+    let mut world = World::new();
+    world.host.failures = [false, true].into();
+    world.say(Action::Deploy(deployment(1)));
+    world.settle();
+    assert_eq!(world.state(), State::Backoff);
+    world.say(Action::Deploy(deployment(2)));
+    world.settle();
+    assert_eq!(world.state(), State::Running);
+}
+
+#[test]
+fn a_long_run_forgets_earlier_failures() {
+    let mut world = running();
+    for expected in [1, 2, 4] {
+        let vm = world.vm();
+        world.host.end(&vm, None);
+        world.settle();
+        let pause = world.deadline.expect("a deadline") - world.now;
+        assert_eq!(pause, expected * 1000);
+        world.pass(pause);
+    }
+    world.pass(10 * 60_000);
+    let vm = world.vm();
+    world.host.end(&vm, Some(1));
+    world.settle();
+    assert_eq!(world.deadline.expect("a deadline") - world.now, 1000);
+    assert!(
+        world
+            .status()
+            .workloads
+            .values()
+            .all(|w| w.message.as_deref().is_some_and(|m| m.contains("status 1")))
+    );
+}
+
+#[test]
+fn an_exit_is_final_as_the_policy_says_and_stays_so_over_a_restart_of_the_agent() {
+    for (policy, code, state) in [
+        (RestartPolicy::Never, 3, State::Exited),
+        (RestartPolicy::OnFailure, 0, State::Exited),
+        (RestartPolicy::OnFailure, 3, State::Backoff),
+        (RestartPolicy::Always, 0, State::Backoff),
+    ] {
+        let mut world = World::new();
+        world.say(with_policy(policy));
+        world.settle();
+        let vm = world.vm();
+        world.host.end(&vm, Some(code));
+        world.settle();
+        assert_eq!(world.state(), state, "{policy:?} {code}");
+        if state == State::Exited {
+            world.restart_agent();
+            world.pass(1_000_000);
+            assert_eq!(world.state(), State::Exited);
+            assert_eq!(
+                world
+                    .status()
+                    .workloads
+                    .values()
+                    .next()
+                    .and_then(|w| w.exit)
+                    .map(|e| e.code),
+                Some(code)
+            );
+            world.say(Action::Start);
+            world.settle();
+            assert_eq!(world.state(), State::Running, "a start runs it again");
+        }
+    }
+}
+
+#[test]
+fn a_lost_vm_is_started_again_whatever_the_policy() {
+    let mut world = World::new();
+    world.say(with_policy(RestartPolicy::Never));
+    world.settle();
+    let vm = world.vm();
+    world.host.end(&vm, None);
+    world.settle();
+    world.pass(1000);
+    assert_eq!(world.state(), State::Running);
+}
+
+#[test]
+fn a_deaf_guest_is_killed_after_its_grace() {
+    let mut world = running();
+    world.host.failures = [true].into();
+    world.say(Action::Stop);
+    world.settle();
+    assert_eq!(world.state(), State::Stopping);
+    let at = world.deadline.expect("a deadline");
+    assert_eq!(at - world.now, 15_000);
+    world.pass(at - world.now);
+    assert_eq!(world.state(), State::Stopped);
+    assert!(
+        world
+            .host
+            .begun
+            .iter()
+            .any(|s| matches!(s, Step::Kill { .. }))
+    );
+}
+
+#[test]
+fn a_drain_stops_everything_and_changes_no_target() {
+    let mut world = running();
+    world.reconciler.drain();
+    assert!(!world.reconciler.is_drained());
+    world.settle();
+    assert!(world.reconciler.is_drained());
+    assert_eq!(world.status().desired, Want::Running);
+    world.restart_agent();
+    world.settle();
+    assert_eq!(
+        world.state(),
+        State::Running,
+        "the next boot starts it again"
+    );
+}
+
+#[test]
+fn one_machine_that_fails_holds_up_no_other() {
+    let mut world = World::new();
+    let mut both = deployment(1);
+    let machine = both.workloads.values().next().expect("a machine").clone();
+    both.workloads
+        .insert("other".parse().expect("a name"), machine);
+    world.host.failures = [false, true].into();
+    world.say(Action::Deploy(both));
+    world.settle();
+    let states: Vec<State> = world.status().workloads.values().map(|w| w.state).collect();
+    assert_eq!(states, [State::Backoff, State::Running]);
+}
+
+#[test]
+fn a_disk_that_nobody_gave_up_is_left_alone() {
+    let world = running();
+    let (vm, record) = world.host.pool.iter().next().expect("a record");
+    // The ledger knows nothing of it.
+    let found = [(vm.clone(), OnPool::Record(record.clone()))];
+    let mut reconciler = Reconciler::new(Desired::default(), found, choose());
+    let steps = reconciler.plan(0).steps;
+    assert!(
+        steps.iter().all(|s| matches!(s, Step::Publish(_))),
+        "{steps:?}"
+    );
+}
+
+#[test]
+fn an_unreadable_record_keeps_its_disk_until_the_deployment_is_deleted() {
+    let mut world = running();
+    let vm = world.vm();
+    let mut desired = Desired::default();
+    world
+        .ledger
+        .iter()
+        .for_each(|a| desired.apply(a.verified()));
+    world.host.vms.clear();
+    let found = [(
+        vm,
+        OnPool::Unreadable("machine.json is not JSON".to_owned()),
+    )];
+    world.reconciler = Reconciler::new(desired, found, choose());
+    world.settle();
+    assert_eq!(world.state(), State::Backoff);
+    let message = world
+        .status()
+        .workloads
+        .values()
+        .next()
+        .and_then(|w| w.message.clone());
+    assert!(
+        message
+            .expect("a message")
+            .contains("delete the deployment")
+    );
+    world.say(Action::Delete);
+    world.settle();
+    assert!(world.host.pool.is_empty());
+}
+
+#[derive(Debug, Clone)]
+enum Happening {
+    Say(Action),
+    Fail(Vec<bool>),
+    Lose(Option<i32>),
+    RestartAgent,
+    /// The agent dies before it has taken an event.
+    Interrupt,
+    Pass(u64),
+}
+
+fn happening() -> impl Strategy<Value = Happening> {
+    prop_oneof![
+        4 => any_action().prop_map(Happening::Say),
+        2 => prop::collection::vec(any::<bool>(), 0..6).prop_map(Happening::Fail),
+        1 => prop::option::of(0..3i32).prop_map(Happening::Lose),
+        1 => Just(Happening::RestartAgent),
+        1 => Just(Happening::Interrupt),
+        2 => (0u64..100_000).prop_map(Happening::Pass),
+    ]
+}
+
+fn check_converged(world: &World) {
+    let wanted: Option<(u64, Deployment)> = match world.reconciler.desired().get(&world.key()) {
+        None => None,
+        Some(target) => match &target.phase {
+            Phase::Running(d) => Some((target.incarnation, d.clone())),
+            Phase::Stopped(_) => {
+                assert!(world.host.vms.is_empty());
+                return;
+            }
+            Phase::Deleted => {
+                assert!(world.host.vms.is_empty() && world.host.pool.is_empty());
+                return;
+            }
+        },
+    };
+    let expected: Vec<Digest> = wanted
+        .iter()
+        .flat_map(|(incarnation, d)| d.machines().map(|(_, m)| launch_digest(m, *incarnation)))
+        .collect();
+    let actual: Vec<Digest> = world
+        .host
+        .vms
+        .values()
+        .map(|launch| launch.digest)
+        .collect();
+    assert_eq!(actual, expected);
+    assert_eq!(world.host.running.len(), expected.len());
+    let places = world.host.places.clone().unwrap_or_default();
+    assert_eq!(places.len(), expected.len());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 512, ..ProptestConfig::default() })]
+    #[test]
+    fn whatever_happens_the_node_comes_to_be_what_was_signed(
+        happenings in prop::collection::vec(happening(), 1..24),
+    ) {
+        let mut world = World::new();
+        for happening in happenings {
+            match happening {
+                Happening::Say(action) => world.say(action),
+                Happening::Fail(failures) => world.host.failures = failures.into(),
+                Happening::Lose(exit) => {
+                    if let Some(vm) = world.host.vms.keys().next().cloned() {
+                        world.host.end(&vm, exit);
+                    }
+                }
+                Happening::RestartAgent => world.restart_agent(),
+                Happening::Interrupt => {
+                    world.deadline = reconcile(&mut world.reconciler, &mut world.host, world.now);
+                    world.restart_agent();
+                }
+                Happening::Pass(ms) => world.now += ms,
+            }
+            world.settle();
+        }
+        world.host.failures.clear();
+        for _ in 0..4 {
+            world.pass(120_000);
+        }
+        check_converged(&world);
+        prop_assert_eq!(world.deadline, None);
+    }
+}
