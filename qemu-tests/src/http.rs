@@ -14,10 +14,14 @@ const ANSWER_MAX: u64 = 64 << 20;
 /// The status line, headers and body of `GET path`, as text; bytes that are no UTF-8 are replaced.
 pub fn get(port: u16, path: &str) -> Result<String> {
     let address = SocketAddr::from(([127, 0, 0, 1], port));
-    let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(10)).context("connect")?;
+    let mut stream =
+        TcpStream::connect_timeout(&address, Duration::from_secs(10)).context("connect")?;
     stream.set_read_timeout(Some(Duration::from_secs(30)))?;
     write!(stream, "GET {path} HTTP/1.0\r\nHost: node\r\n\r\n")?;
     let mut bytes = Vec::new();
-    stream.take(ANSWER_MAX).read_to_end(&mut bytes).context("read the answer")?;
+    stream
+        .take(ANSWER_MAX)
+        .read_to_end(&mut bytes)
+        .context("read the answer")?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }

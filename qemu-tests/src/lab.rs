@@ -34,7 +34,12 @@ pub struct Setup {
 
 impl Default for Setup {
     fn default() -> Self {
-        Self { disk: true, owned: true, memory: Bytes::gib(1), arguments: String::new() }
+        Self {
+            disk: true,
+            owned: true,
+            memory: Bytes::gib(1),
+            arguments: String::new(),
+        }
     }
 }
 
@@ -78,18 +83,39 @@ impl Lab {
         let sifr = |args: &[&str]| run(&image.cli, directory.path(), args, "");
         sifr(&["key", "new"])?.must()?;
         let shown = sifr(&["key", "show"])?.must()?;
-        let key = shown.stdout.split_whitespace().find(|w| w.starts_with("ed25519:"));
+        let key = shown
+            .stdout
+            .split_whitespace()
+            .find(|w| w.starts_with("ed25519:"));
         let key = key.context("sifr key show shows no key")?;
-        let owner = if setup.owned { format!("sifr.owner={key}") } else { String::new() };
+        let owner = if setup.owned {
+            format!("sifr.owner={key}")
+        } else {
+            String::new()
+        };
         let mut machine = Machine::new(&image, &format!("{owner} {}", setup.arguments));
         machine.memory = setup.memory;
         if setup.disk {
             let file = directory.path().join("pool.raw");
             blank_disk(&file, Bytes::gib(4))?;
-            machine.disks.push(Disk { file, bus: Bus::Virtio, serial: "LAB0".to_owned() });
+            machine.disks.push(Disk {
+                file,
+                bus: Bus::Virtio,
+                serial: "LAB0".to_owned(),
+            });
         }
-        let (api, web) = (machine.forward(types::deployment::API_PORT)?, machine.forward(WEB_PORT)?);
-        Ok(Self { sifr: image.cli, directory, machine, node: None, api, web })
+        let (api, web) = (
+            machine.forward(types::deployment::API_PORT)?,
+            machine.forward(WEB_PORT)?,
+        );
+        Ok(Self {
+            sifr: image.cli,
+            directory,
+            machine,
+            node: None,
+            api,
+            web,
+        })
     }
 
     /// Switches the power on and waits until the node says that it is ready.
@@ -103,13 +129,20 @@ impl Lab {
     /// Pins the key that the node's console shows, as a person at the console would.
     fn learn_key(&self) -> Result<()> {
         let (key, address) = (self.key()?, format!("127.0.0.1:{}", self.api));
-        self.sifr(&["node", "add", "lab", &address, "--key", &key])?.must().map(|_| ())
+        self.sifr(&["node", "add", "lab", &address, "--key", &key])?
+            .must()
+            .map(|_| ())
     }
 
     /// The node's identity, from its console.
     pub fn key(&self) -> Result<String> {
         let line = self.node().wait_for_line("sifr: key ", PATIENCE)?;
-        Ok(line.rsplit(' ').next().context("an empty line")?.trim().to_owned())
+        Ok(line
+            .rsplit(' ')
+            .next()
+            .context("an empty line")?
+            .trim()
+            .to_owned())
     }
 
     /// Pulls the plug.
@@ -127,7 +160,9 @@ impl Lab {
     }
 
     pub fn node(&self) -> &Node {
-        self.node.as_ref().expect("tests switch the power on before they ask for the node")
+        self.node
+            .as_ref()
+            .expect("tests switch the power on before they ask for the node")
     }
 
     pub fn console(&self) -> String {
@@ -173,7 +208,13 @@ impl Lab {
 impl Answer {
     /// The command must have succeeded.
     pub fn must(self) -> Result<Self> {
-        ensure!(self.code == 0, "sifr exited with {}\n{}{}", self.code, self.stdout, self.stderr);
+        ensure!(
+            self.code == 0,
+            "sifr exited with {}\n{}{}",
+            self.code,
+            self.stdout,
+            self.stderr
+        );
         Ok(self)
     }
 }

@@ -37,12 +37,21 @@ fn answer(stream: &TcpStream, root: &Path) -> Option<()> {
                 break;
             }
         }
-        let path = request.split(' ').nth(1)?.trim_start_matches('/').to_owned();
+        let path = request
+            .split(' ')
+            .nth(1)?
+            .trim_start_matches('/')
+            .to_owned();
         let (status, body) = match std::fs::read(root.join(path)) {
             Ok(body) => ("200 OK", body),
             Err(_) => ("404 Not Found", Vec::new()),
         };
-        write!(writer, "HTTP/1.1 {status}\r\nContent-Length: {}\r\n\r\n", body.len()).ok()?;
+        write!(
+            writer,
+            "HTTP/1.1 {status}\r\nContent-Length: {}\r\n\r\n",
+            body.len()
+        )
+        .ok()?;
         writer.write_all(&body).ok()?;
     }
 }

@@ -11,8 +11,8 @@ use anyhow::{Context, Result, ensure};
 
 const BUSYBOX: &str = "/bin/busybox";
 const APPLETS: [&str; 22] = [
-    "sh", "cat", "echo", "httpd", "id", "ip", "kill", "ls", "mount", "nc", "nslookup", "ping", "ps", "pwd", "sleep",
-    "sync", "test", "touch", "true", "wget", "dd", "arping",
+    "sh", "cat", "echo", "httpd", "id", "ip", "kill", "ls", "mount", "nc", "nslookup", "ping",
+    "ps", "pwd", "sleep", "sync", "test", "touch", "true", "wget", "dd", "arping",
 ];
 
 /// Packs a busybox userland with `sifr flist pack` into `<directory>/store`; gives the .flist file.
@@ -25,11 +25,19 @@ pub fn busybox(sifr: &Path, directory: &Path) -> Result<PathBuf> {
     for applet in APPLETS {
         symlink("busybox", root.join("bin").join(applet))?;
     }
-    fs::write(root.join("etc/passwd"), "root:x:0:0::/root:/bin/sh\nweb:x:33:33::/www:/bin/sh\n")?;
-    fs::write(root.join("etc/group"), "root:x:0:\nweb:x:33:\nlog:x:44:web\n")?;
+    fs::write(
+        root.join("etc/passwd"),
+        "root:x:0:0::/root:/bin/sh\nweb:x:33:33::/www:/bin/sh\n",
+    )?;
+    fs::write(
+        root.join("etc/group"),
+        "root:x:0:\nweb:x:33:\nlog:x:44:web\n",
+    )?;
     fs::write(root.join("www/index.html"), "It works, in a micro VM.\n")?;
     // Large enough for several chunks, and different in each, so that one can be lost or damaged alone.
-    let noise: Vec<u8> = (0..3u32 << 20).flat_map(|i| i.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
+    let noise: Vec<u8> = (0..3u32 << 20)
+        .flat_map(|i| i.wrapping_mul(2_654_435_761).to_le_bytes())
+        .collect();
     fs::write(root.join("www/large.bin"), noise)?;
     pack(sifr, &root, &directory.join("store"))
 }
@@ -40,11 +48,20 @@ fn pack(sifr: &Path, root: &Path, store: &Path) -> Result<PathBuf> {
         .arg(root)
         .arg("-o")
         .arg(store)
-        .args(["--cmd", "httpd", "--cmd", "-f", "--cmd", "-v", "--cmd", "-h", "--cmd", "/www"])
+        .args([
+            "--cmd", "httpd", "--cmd", "-f", "--cmd", "-v", "--cmd", "-h", "--cmd", "/www",
+        ])
         .args(["--env", "PATH=/bin"])
         .output()
         .context("start sifr flist pack")?;
-    ensure!(output.status.success(), "sifr flist pack: {}", String::from_utf8_lossy(&output.stderr));
+    ensure!(
+        output.status.success(),
+        "sifr flist pack: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     let files = fs::read_dir(store)?.filter_map(|entry| Some(entry.ok()?.path()));
-    files.into_iter().find(|path| path.extension().is_some_and(|e| e == "flist")).context("no .flist was written")
+    files
+        .into_iter()
+        .find(|path| path.extension().is_some_and(|e| e == "flist"))
+        .context("no .flist was written")
 }

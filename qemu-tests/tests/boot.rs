@@ -12,62 +12,121 @@ mod tests {
         let lab = Lab::new().expect("a node");
         let text = lab.console();
         let mut at = 0;
-        for phase in ["mounts", "pool", "identity", "clock", "kvm", "links", "address", "ledger", "api", "workloads"] {
-            let line = text[at..].find(&format!("] {phase}")).unwrap_or_else(|| panic!("{phase} in {text}"));
+        for phase in [
+            "mounts",
+            "pool",
+            "identity",
+            "clock",
+            "kvm",
+            "links",
+            "address",
+            "ledger",
+            "api",
+            "workloads",
+        ] {
+            let line = text[at..]
+                .find(&format!("] {phase}"))
+                .unwrap_or_else(|| panic!("{phase} in {text}"));
             at += line;
         }
         assert!(!text.contains("FAILED"), "{text}");
-        for says in ["made on the blank disk vda", "sifr: virtualisation yes", "sifr: durable yes", "10.0.2.15/24"] {
+        for says in [
+            "made on the blank disk vda",
+            "sifr: virtualisation yes",
+            "sifr: durable yes",
+            "10.0.2.15/24",
+        ] {
             assert!(text.contains(says), "{says:?} is missing in {text}");
         }
     }
 
     #[test]
     fn without_a_disk_the_node_runs_from_memory_and_says_so() {
-        let setup = Setup { disk: false, ..Setup::default() };
+        let setup = Setup {
+            disk: false,
+            ..Setup::default()
+        };
         let lab = Lab::with(&setup, |_| Ok(())).expect("a node");
         assert!(lab.console().contains("runs from memory"));
         let flist = qemu_tests::busybox(lab.command(), lab.directory()).expect("an image");
-        let yaml = format!("name: web\nimage: {}\nmemory: 96Mi\ndisk: 64Mi\n", flist.display());
+        let yaml = format!(
+            "name: web\nimage: {}\nmemory: 96Mi\ndisk: 64Mi\n",
+            flist.display()
+        );
         let refused = lab.deploy(&yaml).expect("sifr runs");
-        assert!(refused.code == 3 && refused.stderr.contains("accept"), "{refused:?}");
-        let accepted = lab.deploy(&format!("{yaml}accept_volatile: true\n")).expect("sifr runs").must().expect("taken");
-        assert!(format!("{}{}", accepted.stdout, accepted.stderr).contains("volatile"), "{accepted:?}");
+        assert!(
+            refused.code == 3 && refused.stderr.contains("accept"),
+            "{refused:?}"
+        );
+        let accepted = lab
+            .deploy(&format!("{yaml}accept_volatile: true\n"))
+            .expect("sifr runs")
+            .must()
+            .expect("taken");
+        assert!(
+            format!("{}{}", accepted.stdout, accepted.stderr).contains("volatile"),
+            "{accepted:?}"
+        );
     }
 
     #[test]
     fn a_foreign_disk_is_never_touched() {
         let foreign = |machine: &mut Machine| {
             let file = &machine.disks[0].file;
-            let made = std::process::Command::new("/sbin/mkfs.ext4").arg("-q").arg("-F").arg(file).status()?;
+            let made = std::process::Command::new("/sbin/mkfs.ext4")
+                .arg("-q")
+                .arg("-F")
+                .arg(file)
+                .status()?;
             anyhow::ensure!(made.success(), "mkfs.ext4");
-            std::fs::copy(file, file.with_extension("before")).map(|_| ()).map_err(Into::into)
+            std::fs::copy(file, file.with_extension("before"))
+                .map(|_| ())
+                .map_err(Into::into)
         };
         let mut lab = Lab::with(&Setup::default(), foreign).expect("a node");
-        assert!(lab.console().contains("vda (ext file system)"), "{}", lab.console());
+        assert!(
+            lab.console().contains("vda (ext file system)"),
+            "{}",
+            lab.console()
+        );
         lab.power_cut().expect("off");
         let pool = lab.directory().join("pool.raw");
-        let same = std::process::Command::new("cmp").arg(&pool).arg(pool.with_extension("before")).status();
+        let same = std::process::Command::new("cmp")
+            .arg(&pool)
+            .arg(pool.with_extension("before"))
+            .status();
         assert!(same.expect("cmp").success());
     }
 
     #[test]
     fn a_node_without_an_owner_accepts_nothing_and_touches_no_disk() {
-        let setup = Setup { owned: false, ..Setup::default() };
+        let setup = Setup {
+            owned: false,
+            ..Setup::default()
+        };
         let lab = Lab::with(&setup, |_| Ok(())).expect("a node");
         assert!(lab.console().contains("owner none: nothing is accepted"));
         let refused = lab.sifr(&["get"]).expect("sifr runs");
-        assert!(refused.code == 3 && refused.stderr.contains("owner"), "{refused:?}");
+        assert!(
+            refused.code == 3 && refused.stderr.contains("owner"),
+            "{refused:?}"
+        );
     }
 
     #[test]
     fn the_image_boots_over_the_network() {
         let netboot = |machine: &mut Machine| {
             let paths = image::paths::Paths::find()?;
-            machine.boot = Boot::Network { directory: paths.dist, script: "boot.ipxe".to_owned() };
+            machine.boot = Boot::Network {
+                directory: paths.dist,
+                script: "boot.ipxe".to_owned(),
+            };
             Ok(())
         };
-        let setup = Setup { owned: false, ..Setup::default() };
+        let setup = Setup {
+            owned: false,
+            ..Setup::default()
+        };
         let lab = Lab::with(&setup, netboot).expect("a node");
         assert!(lab.console().contains("sifr: ready https://10.0.2.15:7443"));
     }
@@ -79,7 +138,12 @@ mod tests {
             Ok(())
         };
         let lab = Lab::with(&Setup::default(), past).expect("a node");
-        lab.sifr(&["node", "info"]).expect("sifr runs").must().expect("info");
-        lab.node().wait_for_line("sifr: ready", PATIENCE).expect("ready");
+        lab.sifr(&["node", "info"])
+            .expect("sifr runs")
+            .must()
+            .expect("info");
+        lab.node()
+            .wait_for_line("sifr: ready", PATIENCE)
+            .expect("ready");
     }
 }

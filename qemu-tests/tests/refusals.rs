@@ -22,15 +22,24 @@ mod tests {
         LAB.get_or_init(|| {
             let lab = Lab::new().expect("a node");
             let flist = busybox(lab.command(), lab.directory()).expect("an image");
-            let yaml = format!("name: web\nimage: {}\nmemory: 96Mi\ndisk: 64Mi\n", flist.display());
-            lab.deploy(&yaml).expect("sifr runs").must().expect("deployed");
+            let yaml = format!(
+                "name: web\nimage: {}\nmemory: 96Mi\ndisk: 64Mi\n",
+                flist.display()
+            );
+            lab.deploy(&yaml)
+                .expect("sifr runs")
+                .must()
+                .expect("deployed");
             lab
         })
     }
 
     fn owner() -> SecretKey {
         let directory = lab().directory().join("home");
-        let files = std::fs::read_dir(&directory).expect("a home").flatten().map(|f| f.path());
+        let files = std::fs::read_dir(&directory)
+            .expect("a home")
+            .flatten()
+            .map(|f| f.path());
         let mut keys = files.filter_map(|path| SecretKey::load(&path).ok());
         keys.next().expect("a key in the home directory")
     }
@@ -40,7 +49,10 @@ mod tests {
     }
 
     fn wait<T>(work: impl Future<Output = T>) -> T {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("a runtime");
         runtime.block_on(work)
     }
 
@@ -49,7 +61,12 @@ mod tests {
     }
 
     fn stop(version: u64) -> Statement {
-        Statement { node: node(), name: "web".parse().expect("a name"), version, action: Action::Stop }
+        Statement {
+            node: node(),
+            name: "web".parse().expect("a name"),
+            version,
+            action: Action::Stop,
+        }
     }
 
     fn status() -> DeploymentStatus {
@@ -62,25 +79,42 @@ mod tests {
         let before = status();
         let answer = wait(client(key).post_statement(envelope));
         let error = answer.expect_err("a refusal");
-        let refusal = error.refusal().unwrap_or_else(|| panic!("no refusal: {error}"));
+        let refusal = error
+            .refusal()
+            .unwrap_or_else(|| panic!("no refusal: {error}"));
         assert!(!refusal.message.is_empty());
         let after = status();
-        assert_eq!((before.version, before.desired), (after.version, after.desired));
+        assert_eq!(
+            (before.version, before.desired),
+            (after.version, after.desired)
+        );
         refusal.code
     }
 
     #[test]
     fn a_replayed_and_a_skipped_version() {
         let owner = owner();
-        assert_eq!(refusal(&owner, &Envelope::seal_statement(&owner, &stop(1))), RefusalCode::Replayed);
-        assert_eq!(refusal(&owner, &Envelope::seal_statement(&owner, &stop(3))), RefusalCode::Skipped);
+        assert_eq!(
+            refusal(&owner, &Envelope::seal_statement(&owner, &stop(1))),
+            RefusalCode::Replayed
+        );
+        assert_eq!(
+            refusal(&owner, &Envelope::seal_statement(&owner, &stop(3))),
+            RefusalCode::Skipped
+        );
     }
 
     #[test]
     fn a_statement_for_another_node() {
         let (owner, other) = (owner(), SecretKey::from_seed([3; 32]).public());
-        let statement = Statement { node: other, ..stop(2) };
-        assert_eq!(refusal(&owner, &Envelope::seal_statement(&owner, &statement)), RefusalCode::WrongNode);
+        let statement = Statement {
+            node: other,
+            ..stop(2)
+        };
+        assert_eq!(
+            refusal(&owner, &Envelope::seal_statement(&owner, &statement)),
+            RefusalCode::WrongNode
+        );
     }
 
     #[test]
@@ -94,7 +128,10 @@ mod tests {
     #[test]
     fn a_statement_signed_by_a_stranger() {
         let stranger = SecretKey::from_seed([9; 32]);
-        assert_eq!(refusal(&owner(), &Envelope::seal_statement(&stranger, &stop(2))), RefusalCode::UnknownKey);
+        assert_eq!(
+            refusal(&owner(), &Envelope::seal_statement(&stranger, &stop(2))),
+            RefusalCode::UnknownKey
+        );
     }
 
     #[test]
@@ -118,13 +155,18 @@ mod tests {
     fn a_caller_whose_key_is_not_known() {
         let stranger = SecretKey::from_seed([9; 32]);
         let error = wait(client(&stranger).deployments()).expect_err("a refusal");
-        assert_eq!(error.refusal().map(|r| r.code), Some(RefusalCode::UnknownKey), "{error}");
+        assert_eq!(
+            error.refusal().map(|r| r.code),
+            Some(RefusalCode::UnknownKey),
+            "{error}"
+        );
     }
 
     #[test]
     fn a_node_that_is_not_the_pinned_one() {
         let other = SecretKey::from_seed([4; 32]).public();
-        let client = Client::new(&format!("127.0.0.1:{}", lab().api), other, &owner()).expect("a client");
+        let client =
+            Client::new(&format!("127.0.0.1:{}", lab().api), other, &owner()).expect("a client");
         let error = wait(client.node_info()).expect_err("a wrong key");
         assert!(error.to_string().contains(&node().to_string()), "{error}");
         assert!(!matches!(error, ClientError::Refused { .. }));
@@ -135,20 +177,32 @@ mod tests {
         let (lab, flist) = (lab(), busybox_of(lab()));
         let yaml = format!("name: huge\nimage: {flist}\nmemory: 64Gi\ndisk: 64Mi\n");
         let refused = lab.deploy(&yaml).expect("sifr runs");
-        assert!(refused.code == 3 && refused.stderr.contains("memory"), "{refused:?}");
+        assert!(
+            refused.code == 3 && refused.stderr.contains("memory"),
+            "{refused:?}"
+        );
         assert_eq!(lab.sifr(&["get", "huge"]).expect("sifr runs").code, 3);
     }
 
     fn busybox_of(lab: &Lab) -> String {
-        let store = std::fs::read_dir(lab.directory().join("store")).expect("a store").flatten();
-        let mut files = store.map(|f| f.path()).filter(|p| p.extension().is_some_and(|e| e == "flist"));
+        let store = std::fs::read_dir(lab.directory().join("store"))
+            .expect("a store")
+            .flatten();
+        let mut files = store
+            .map(|f| f.path())
+            .filter(|p| p.extension().is_some_and(|e| e == "flist"));
         files.next().expect("an image").display().to_string()
     }
 
     #[test]
     fn a_client_without_a_key_learns_nothing() {
         let curl = std::process::Command::new("curl")
-            .args(["-sk", "--max-time", "20", &format!("https://127.0.0.1:{}/v1/node", lab().api)])
+            .args([
+                "-sk",
+                "--max-time",
+                "20",
+                &format!("https://127.0.0.1:{}/v1/node", lab().api),
+            ])
             .output()
             .expect("curl");
         assert!(!curl.status.success() && curl.stdout.is_empty());
@@ -156,11 +210,16 @@ mod tests {
 
     #[test]
     fn a_client_that_dawdles_is_hung_up_on() {
-        let mut stream = std::net::TcpStream::connect(("127.0.0.1", lab().api)).expect("a connection");
-        stream.set_read_timeout(Some(Duration::from_secs(60))).expect("a time-out");
+        let mut stream =
+            std::net::TcpStream::connect(("127.0.0.1", lab().api)).expect("a connection");
+        stream
+            .set_read_timeout(Some(Duration::from_secs(60)))
+            .expect("a time-out");
         stream.write_all(&[22]).expect("one byte of a handshake");
         let mut rest = Vec::new();
         let ended = stream.read_to_end(&mut rest);
-        assert!(ended.is_ok() || ended.is_err_and(|e| e.kind() == std::io::ErrorKind::ConnectionReset));
+        assert!(
+            ended.is_ok() || ended.is_err_and(|e| e.kind() == std::io::ErrorKind::ConnectionReset)
+        );
     }
 }

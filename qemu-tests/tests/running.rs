@@ -22,27 +22,55 @@ mod tests {
     /// Deploys the busybox image as `name` with more lines of YAML.
     fn deploy(name: &str, more: &str) -> Answer {
         let (lab, flist) = lab();
-        let yaml = format!("name: {name}\nimage: {}\nmemory: 96Mi\ndisk: 64Mi\n{more}", flist.display());
+        let yaml = format!(
+            "name: {name}\nimage: {}\nmemory: 96Mi\ndisk: 64Mi\n{more}",
+            flist.display()
+        );
         lab.deploy(&yaml).expect("sifr runs")
     }
 
     /// Runs a shell script in a machine of its own and gives what it wrote.
     fn output_of(name: &str, script: &str) -> String {
         let script = script.replace('\n', "; ");
-        deploy(name, &format!("restart: never\ncommand: [sh, -c, {script:?}]\n")).must().expect("deployed");
-        lab().0.wait(name, "exited").expect("sifr runs").must().expect("it ends");
+        deploy(
+            name,
+            &format!("restart: never\ncommand: [sh, -c, {script:?}]\n"),
+        )
+        .must()
+        .expect("deployed");
+        lab()
+            .0
+            .wait(name, "exited")
+            .expect("sifr runs")
+            .must()
+            .expect("it ends");
         lab().0.logs(name).expect("its output")
     }
 
     #[test]
     fn a_page_is_served_through_a_published_port() {
-        let answer = deploy("web", &format!("ports: [\"{WEB_PORT}:80\"]\n")).must().expect("deployed");
-        assert!(format!("{}{}", answer.stdout, answer.stderr).contains("durable"), "{answer:?}");
+        let answer = deploy("web", &format!("ports: [\"{WEB_PORT}:80\"]\n"))
+            .must()
+            .expect("deployed");
+        assert!(
+            format!("{}{}", answer.stdout, answer.stderr).contains("durable"),
+            "{answer:?}"
+        );
         let (lab, _) = lab();
-        lab.wait("web", "running").expect("sifr runs").must().expect("it runs");
-        assert!(http::get(lab.web, "/").expect("a page").contains("It works, in a micro VM."));
+        lab.wait("web", "running")
+            .expect("sifr runs")
+            .must()
+            .expect("it runs");
+        assert!(
+            http::get(lab.web, "/")
+                .expect("a page")
+                .contains("It works, in a micro VM.")
+        );
         let taken = deploy("thief", &format!("ports: [\"{WEB_PORT}:80\"]\n"));
-        assert!(taken.code == 3 && taken.stderr.contains(&WEB_PORT.to_string()), "{taken:?}");
+        assert!(
+            taken.code == 3 && taken.stderr.contains(&WEB_PORT.to_string()),
+            "{taken:?}"
+        );
     }
 
     #[test]
@@ -50,10 +78,21 @@ mod tests {
         let text = output_of("fails", "echo to-out\necho to-err >&2\nexit 7");
         assert!(text.contains("to-out"), "{text}");
         let (lab, _) = lab();
-        let all = lab.sifr(&["--output", "json", "logs", "fails"]).expect("sifr runs").must().expect("logs").stdout;
-        assert!(all.contains("\"stdout\"") && all.contains("\"stderr\""), "{all}");
+        let all = lab
+            .sifr(&["--output", "json", "logs", "fails"])
+            .expect("sifr runs")
+            .must()
+            .expect("logs")
+            .stdout;
+        assert!(
+            all.contains("\"stdout\"") && all.contains("\"stderr\""),
+            "{all}"
+        );
         let status = lab.get("fails").expect("its status").to_string();
-        assert!(status.contains("\"code\":7") && status.contains("\"exited\""), "{status}");
+        assert!(
+            status.contains("\"code\":7") && status.contains("\"exited\""),
+            "{status}"
+        );
     }
 
     #[test]
@@ -64,10 +103,18 @@ mod tests {
             "  two:\n    machine: {{image: IMAGE, memory: 96Mi, disk: 64Mi, restart: never, command: [sh, -c, {script:?}]}}\n"
         );
         let (lab, flist) = lab();
-        let yaml = format!("name: pair\nworkloads:\n{server}{client}").replace("IMAGE", &flist.display().to_string());
-        lab.deploy(&yaml).expect("sifr runs").must().expect("deployed");
-        lab.sifr(&["wait", "pair", "--for", "running", "--timeout", "120s"]).expect("sifr runs");
-        let text = lab.sifr(&["logs", "pair/two", "-f"]).expect("sifr runs").stdout;
+        let yaml = format!("name: pair\nworkloads:\n{server}{client}")
+            .replace("IMAGE", &flist.display().to_string());
+        lab.deploy(&yaml)
+            .expect("sifr runs")
+            .must()
+            .expect("deployed");
+        lab.sifr(&["wait", "pair", "--for", "running", "--timeout", "120s"])
+            .expect("sifr runs");
+        let text = lab
+            .sifr(&["logs", "pair/two", "-f"])
+            .expect("sifr runs")
+            .stdout;
         assert!(text.contains("It works, in a micro VM."), "{text}");
     }
 
@@ -79,7 +126,10 @@ mod tests {
              for target in 10.0.2.2 10.0.2.15 $gw; do nc -w 3 $target 7443 </dev/null && echo OPEN $target || echo shut $target; done\n\
              ping -c 1 -W 2 10.0.2.2 >/dev/null && echo OPEN ping || echo shut ping",
         );
-        assert!(!text.contains("OPEN") && text.matches("shut").count() == 4, "{text}");
+        assert!(
+            !text.contains("OPEN") && text.matches("shut").count() == 4,
+            "{text}"
+        );
     }
 
     #[test]
@@ -101,7 +151,10 @@ mod tests {
              ping -c 2 -W 2 $gw >/dev/null && echo OPEN spoofed-mac\n\
              echo tried",
         );
-        assert!(text.contains("honest-heard") && text.contains("tried") && !text.contains("OPEN"), "{text}");
+        assert!(
+            text.contains("honest-heard") && text.contains("tried") && !text.contains("OPEN"),
+            "{text}"
+        );
     }
 
     #[test]
@@ -113,24 +166,54 @@ mod tests {
         )
         .must()
         .expect("deployed");
-        lab().0.wait("who", "exited").expect("sifr runs").must().expect("it ends");
+        lab()
+            .0
+            .wait("who", "exited")
+            .expect("sifr runs")
+            .must()
+            .expect("it ends");
         let text = lab().0.logs("who").expect("its output");
-        for says in ["uid=33(web) gid=33(web) groups=33(web),44(log)", "/www/made", "two words", "localhost", "nameserver"]
-        {
+        for says in [
+            "uid=33(web) gid=33(web) groups=33(web),44(log)",
+            "/www/made",
+            "two words",
+            "localhost",
+            "nameserver",
+        ] {
             assert!(text.contains(says), "{says:?} is missing in {text}");
         }
     }
 
     #[test]
     fn the_writable_layer_survives_stop_and_start() {
-        deploy("keeps", "restart: never\ncommand: [sh, -c, 'cat /kept; echo once >> /kept; sync']\n").must().expect("deployed");
+        deploy(
+            "keeps",
+            "restart: never\ncommand: [sh, -c, 'cat /kept; echo once >> /kept; sync']\n",
+        )
+        .must()
+        .expect("deployed");
         let (lab, _) = lab();
-        lab.wait("keeps", "exited").expect("sifr runs").must().expect("it ends");
-        lab.sifr(&["restart", "keeps"]).expect("sifr runs").must().expect("restarted");
-        let text = lab.sifr(&["logs", "keeps", "-f"]).expect("sifr runs").stdout;
+        lab.wait("keeps", "exited")
+            .expect("sifr runs")
+            .must()
+            .expect("it ends");
+        lab.sifr(&["restart", "keeps"])
+            .expect("sifr runs")
+            .must()
+            .expect("restarted");
+        let text = lab
+            .sifr(&["logs", "keeps", "-f"])
+            .expect("sifr runs")
+            .stdout;
         assert!(text.contains("once"), "{text}");
-        lab.sifr(&["delete", "keeps"]).expect("sifr runs").must().expect("deleted");
-        lab.wait("keeps", "deleted").expect("sifr runs").must().expect("gone");
+        lab.sifr(&["delete", "keeps"])
+            .expect("sifr runs")
+            .must()
+            .expect("deleted");
+        lab.wait("keeps", "deleted")
+            .expect("sifr runs")
+            .must()
+            .expect("gone");
     }
 
     #[test]
@@ -138,32 +221,74 @@ mod tests {
         let (lab, flist) = lab();
         let at = lab.directory().join("far");
         let local = flist.parent().expect("a store");
-        let copied = std::process::Command::new("cp").arg("-r").arg(local).arg(&at).status().expect("cp");
+        let copied = std::process::Command::new("cp")
+            .arg("-r")
+            .arg(local)
+            .arg(&at)
+            .status()
+            .expect("cp");
         assert!(copied.success());
         let unique = at.join("unique");
         std::fs::create_dir_all(unique.join("www")).expect("a directory");
         let url = store::serve(&at).expect("a web server");
-        let digest = flist.file_stem().expect("a name").to_string_lossy().into_owned();
+        let digest = flist
+            .file_stem()
+            .expect("a name")
+            .to_string_lossy()
+            .into_owned();
         let deploy = |name: &str, script: &str| {
             let yaml = format!(
                 "name: {name}\nimage: blake3:{digest}\nstore: {url}\nmemory: 96Mi\ndisk: 64Mi\nrestart: never\n\
                  command: [sh, -c, {script:?}]\n"
             );
-            lab.deploy(&yaml).expect("sifr runs").must().expect("deployed");
-            lab.wait(name, "exited").expect("sifr runs").must().expect("it ends");
+            lab.deploy(&yaml)
+                .expect("sifr runs")
+                .must()
+                .expect("deployed");
+            lab.wait(name, "exited")
+                .expect("sifr runs")
+                .must()
+                .expect("it ends");
             lab.logs(name).expect("its output")
         };
-        let whole = deploy("far", "dd if=/www/large.bin of=/dev/null bs=64k && echo whole");
+        let whole = deploy(
+            "far",
+            "dd if=/www/large.bin of=/dev/null bs=64k && echo whole",
+        );
         assert!(whole.contains("whole"), "{whole}");
     }
 
     #[test]
     fn the_node_reports_itself() {
-        let info = lab().0.sifr(&["--output", "json", "node", "info"]).expect("sifr runs").must().expect("info").stdout;
-        for says in ["ed25519:", "\"durable\":true", "kernel config", "\"pool\"", "\"workloads\""] {
-            assert!(info.replace("\": ", "\":").contains(says), "{says} is missing in {info}");
+        let info = lab()
+            .0
+            .sifr(&["--output", "json", "node", "info"])
+            .expect("sifr runs")
+            .must()
+            .expect("info")
+            .stdout;
+        for says in [
+            "ed25519:",
+            "\"durable\":true",
+            "kernel config",
+            "\"pool\"",
+            "\"workloads\"",
+        ] {
+            assert!(
+                info.replace("\": ", "\":").contains(says),
+                "{says} is missing in {info}"
+            );
         }
-        let log = lab().0.sifr(&["node", "dmesg"]).expect("sifr runs").must().expect("dmesg").stdout;
-        assert!(log.contains("Linux version") && log.contains("sifr: ["), "{log}");
+        let log = lab()
+            .0
+            .sifr(&["node", "dmesg"])
+            .expect("sifr runs")
+            .must()
+            .expect("dmesg")
+            .stdout;
+        assert!(
+            log.contains("Linux version") && log.contains("sifr: ["),
+            "{log}"
+        );
     }
 }

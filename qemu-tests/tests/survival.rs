@@ -14,17 +14,34 @@ mod tests {
             "name: web\nimage: {}\nmemory: 96Mi\ndisk: 64Mi\nports: [\"{WEB_PORT}:80\"]\n",
             flist.display()
         );
-        lab.deploy(&yaml).expect("sifr runs").must().expect("deployed");
+        lab.deploy(&yaml)
+            .expect("sifr runs")
+            .must()
+            .expect("deployed");
         let key = lab.key().expect("a key");
         // At once: the acknowledgement alone must be enough.
         lab.power_cut().expect("off");
         lab.power_on().expect("on");
         assert_eq!(lab.key().expect("a key"), key);
-        lab.wait("web", "running").expect("sifr runs").must().expect("it runs again");
-        assert!(http::get(lab.web, "/").expect("a page").contains("It works"));
+        lab.wait("web", "running")
+            .expect("sifr runs")
+            .must()
+            .expect("it runs again");
+        assert!(
+            http::get(lab.web, "/")
+                .expect("a page")
+                .contains("It works")
+        );
         lab.power_cut().expect("off");
         lab.power_on().expect("on");
-        lab.wait("web", "running").expect("sifr runs").must().expect("it runs again");
-        assert!(http::get(lab.web, "/").expect("a page").contains("It works"));
+        lab.wait("web", "running")
+            .expect("sifr runs")
+            .must()
+            .expect("it runs again");
+        assert!(
+            http::get(lab.web, "/")
+                .expect("a page")
+                .contains("It works")
+        );
     }
 }
