@@ -15,6 +15,7 @@ pub mod process;
 pub mod program;
 pub mod random;
 pub mod reboot;
+pub mod seqpacket;
 pub mod signal;
 pub mod socket;
 pub mod tap;
