@@ -119,7 +119,12 @@ async fn lease_and_configure() {
     assert_eq!(lease.mtu, Some(1400));
     assert!(lease.expires.is_some());
 
-    // What init does with it. The port is a veth here, which only this test takes for an uplink.
+    configure_with(&handle, lease);
+}
+
+/// What init does with a lease.
+fn configure_with(handle: &Handle, lease: Lease) {
+    // The port is a veth here, which only this test takes for an uplink.
     let as_ethernet = || {
         let mut observed = handle.observe().expect("links");
         let port = observed

@@ -166,9 +166,7 @@ fn tcp(port: u16) -> Test {
 /// The rules of the node's own namespace.
 pub fn node(policy: &Node) -> Ruleset {
     let Node {
-        uplinks,
-        open_ports,
-        tenants,
+        uplinks, tenants, ..
     } = policy;
     let jumps = |test: fn(String) -> Test, chain: &str| -> Vec<Rule> {
         uplinks
@@ -176,78 +174,35 @@ pub fn node(policy: &Node) -> Ruleset {
             .map(|uplink| jump(test(uplink.clone()), chain))
             .collect()
     };
-    let dhcp = [
-        Test::SourcePort(Transport::Udp, DHCP_SERVER),
-        Test::DestinationPort(Transport::Udp, DHCP_CLIENT),
-    ];
-    let mut uplink = vec![
-        rule([Test::Ping, PING], Verdict::Accept),
-        rule(dhcp, Verdict::Accept),
-    ];
-    uplink.extend(
-        open_ports
-            .iter()
-            .map(|port| rule([tcp(*port)], Verdict::Accept)),
-    );
     let mut input = Vec::from(connections());
     input.push(rule([Test::From("lo".to_owned())], Verdict::Accept));
     input.extend(jumps(Test::From, "uplink"));
     input.push(counted([], Verdict::Drop));
-
-    let source = |t: &NodeTenant| Test::Source(t.subnet.network());
-    let outward = tenants
-        .iter()
-        .map(|t| rule([Test::From(t.link.clone()), source(t)], Verdict::Accept));
-    let inward = |t: &NodeTenant, p: &Published| {
-        let tests = [
-            Test::To(t.link.clone()),
-            Test::Destination(host(p.address)),
-            tcp(p.port),
-        ];
-        rule(tests, Verdict::Accept)
-    };
-    let all = || {
-        tenants
-            .iter()
-            .flat_map(|t| t.published.iter().map(move |p| (t, p)))
-    };
     let mut forward = Vec::from(connections());
     forward.extend(jumps(Test::To, "outward"));
     forward.extend(jumps(Test::From, "inward"));
     forward.push(counted([], Verdict::Drop));
-
-    let publish = |p: &Published| {
-        rule(
-            [Test::Ipv4, tcp(p.node_port)],
-            Verdict::DestinationNat(p.address, p.port),
-        )
-    };
+    let (published, translated) = (
+        jumps(Test::From, "published"),
+        jumps(Test::To, "translated"),
+    );
     let chains = vec![
-        chain("uplink", uplink),
-        chain("outward", outward.collect()),
-        chain("inward", all().map(|(t, p)| inward(t, p)).collect()),
-        chain("published", all().map(|(_, p)| publish(p)).collect()),
+        chain("uplink", from_uplink(&policy.open_ports)),
+        chain("outward", tenants.iter().map(outward).collect()),
+        chain("inward", tenants.iter().flat_map(inward).collect()),
         chain(
-            "translated",
+            "published",
             tenants
                 .iter()
-                .map(|t| rule([source(t)], Verdict::Masquerade))
+                .flat_map(|t| &t.published)
+                .map(publish)
                 .collect(),
         ),
+        chain("translated", tenants.iter().map(translate).collect()),
         filter("input", Point::Input, FILTER, input),
         filter("forward", Point::Forward, FILTER, forward),
-        nat(
-            "prerouting",
-            Point::Prerouting,
-            NAT_DESTINATION,
-            jumps(Test::From, "published"),
-        ),
-        nat(
-            "postrouting",
-            Point::Postrouting,
-            NAT_SOURCE,
-            jumps(Test::To, "translated"),
-        ),
+        nat("prerouting", Point::Prerouting, NAT_DESTINATION, published),
+        nat("postrouting", Point::Postrouting, NAT_SOURCE, translated),
     ];
     Ruleset {
         tables: vec![Table {
@@ -255,6 +210,57 @@ pub fn node(policy: &Node) -> Ruleset {
             chains,
         }],
     }
+}
+
+/// What the node itself takes from an uplink. (Its DHCP client reads below the firewall; that rule keeps
+/// the reply to a renewal from being counted as dropped.)
+fn from_uplink(open_ports: &[u16]) -> Vec<Rule> {
+    let dhcp = [
+        Test::SourcePort(Transport::Udp, DHCP_SERVER),
+        Test::DestinationPort(Transport::Udp, DHCP_CLIENT),
+    ];
+    let mut rules = vec![
+        rule([Test::Ping, PING], Verdict::Accept),
+        rule(dhcp, Verdict::Accept),
+    ];
+    rules.extend(
+        open_ports
+            .iter()
+            .map(|port| rule([tcp(*port)], Verdict::Accept)),
+    );
+    rules
+}
+
+/// A tenant's packets may leave by an uplink, under its own addresses only.
+fn outward(tenant: &NodeTenant) -> Rule {
+    let source = Test::Source(tenant.subnet.network());
+    rule([Test::From(tenant.link.clone()), source], Verdict::Accept)
+}
+
+/// Packets to published ports may go in; their destination has been rewritten by then.
+fn inward(tenant: &NodeTenant) -> impl Iterator<Item = Rule> {
+    tenant.published.iter().map(|published| {
+        let to = Test::To(tenant.link.clone());
+        let address = Test::Destination(host(published.address));
+        rule([to, address, tcp(published.port)], Verdict::Accept)
+    })
+}
+
+fn publish(published: &Published) -> Rule {
+    let Published {
+        node_port,
+        address,
+        port,
+    } = *published;
+    rule(
+        [Test::Ipv4, tcp(node_port)],
+        Verdict::DestinationNat(address, port),
+    )
+}
+
+/// Packets of a tenant leave under the node's address.
+fn translate(tenant: &NodeTenant) -> Rule {
+    rule([Test::Source(tenant.subnet.network())], Verdict::Masquerade)
 }
 
 /// The rules of one tenant's namespace, bridge family included.
