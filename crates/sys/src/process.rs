@@ -481,6 +481,106 @@ mod tests {
         assert_eq!((text.as_str(), code), ("0\n1\n2\n3\n4\n/dev/zero\n", 0));
     }
 
+    /// A program that needs no library: it waits until descriptor 3 ends, then exits with 7.
+    fn waiter(directory: &std::path::Path) -> Option<File> {
+        let source =
+            "#include <unistd.h>\nint main(void) { char c; return read(3, &c, 1) == 0 ? 7 : 8; }\n";
+        let (from, to) = (directory.join("waiter.c"), directory.join("waiter"));
+        std::fs::write(&from, source).expect("write");
+        let built = std::process::Command::new("cc")
+            .args(["-static", "-o"])
+            .args([&to, &from])
+            .status();
+        built
+            .is_ok_and(|s| s.success())
+            .then(|| File::open(to).expect("open the program"))
+    }
+
+    /// The test needs root and a C compiler; it says so and passes where they are missing.
+    #[test]
+    fn a_confined_child_has_no_user_no_capability_and_nothing_to_open() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let root = directory.path().join("empty");
+        std::fs::create_dir(&root).expect("a directory");
+        let program = waiter(directory.path()).filter(|_| nix::unistd::geteuid().is_root());
+        let Some(file) = program else {
+            eprintln!("skipped: needs root and cc");
+            return;
+        };
+        let (reader, writer) = io::pipe().expect("a pipe");
+        let child = spawn(&Program {
+            file: file.as_fd(),
+            args: vec![c("waiter")],
+            env: vec![],
+            fds: vec![reader.as_fd()],
+            output: None,
+            cgroup: None,
+            confinement: Some(Confinement {
+                id: 100_017,
+                root: c(root.to_str().expect("a path in UTF-8")),
+                files_max: 99,
+            }),
+        })
+        .expect("a child");
+        let proc = std::path::PathBuf::from(format!("/proc/{}", child.pid));
+        let read = |name: &str| std::fs::read_to_string(proc.join(name)).expect(name);
+        let status = read("status");
+        let field = |name: &str| {
+            let line = status
+                .lines()
+                .find_map(|l| l.strip_prefix(name)?.strip_prefix(':'));
+            line.unwrap_or_else(|| panic!("{name}"))
+                .split_whitespace()
+                .collect::<Vec<_>>()
+                .join(" ")
+        };
+        assert_eq!(field("Uid"), "100017 100017 100017 100017");
+        assert_eq!(
+            (field("Gid"), field("Groups")),
+            ("100017 100017 100017 100017".to_owned(), String::new())
+        );
+        for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+            assert_eq!(field(set), "0000000000000000", "{set}");
+        }
+        assert_eq!(
+            (field("NoNewPrivs"), field("SigBlk")),
+            ("1".to_owned(), "0000000000000000".to_owned())
+        );
+        assert!(
+            field("NSpid").ends_with(" 1"),
+            "first of its own PID namespace"
+        );
+        assert!(
+            read("limits")
+                .lines()
+                .any(|l| l.starts_with("Max open files") && l.contains(" 99 "))
+        );
+        let mounts = read("mounts");
+        assert!(
+            mounts.lines().count() == 1 && mounts.contains(" / ") && mounts.contains("ro,"),
+            "{mounts}"
+        );
+        assert_eq!(
+            std::fs::read_dir(proc.join("root"))
+                .expect("its root")
+                .count(),
+            0
+        );
+        assert_eq!(
+            std::fs::read_dir(proc.join("fd"))
+                .expect("its descriptors")
+                .count(),
+            4
+        );
+        for space in ["pid_for_children", "mnt", "net", "ipc", "uts"] {
+            let of = |p: &str| std::fs::read_link(format!("/proc/{p}/ns/{space}")).expect(space);
+            assert_ne!(of(&child.pid.to_string()), of("self"), "{space}");
+        }
+        drop((reader, writer));
+        let end = waitpid(Pid::from_raw(child.pid), None).expect("wait");
+        assert_eq!(end, WaitStatus::Exited(Pid::from_raw(child.pid), 7));
+    }
+
     #[test]
     fn a_program_that_cannot_run_is_an_error_of_spawn() {
         let file = File::open("/dev/null").expect("open");

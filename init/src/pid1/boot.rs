@@ -218,8 +218,10 @@ const SETTINGS: [(&str, &str, &str); 14] = [
 
 fn harden(on_panic: OnPanic) -> Result<Option<String>, String> {
     let mut errors = Vec::new();
-    let mut set = |name: &str, value: &str| match std::fs::write(format!("/proc/sys/{name}"), value)
-    {
+    let mut set = |name: &str, value: &str| match std::fs::write(
+        format!("/proc/sys/{name}"),
+        format!("{value}\n"),
+    ) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => errors.push(format!("{name}: {e}")),
         _ => {}
     };

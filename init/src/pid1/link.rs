@@ -75,6 +75,8 @@ impl Link {
         let received = match sys::socket::receive(self.socket.as_fd(), buffer) {
             Ok(Some(received)) => received,
             Ok(None) => return Ok(Heard::End),
+            // It ended with words of ours unread.
+            Err(e) if e.kind() == io::ErrorKind::ConnectionReset => return Ok(Heard::End),
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(Heard::Nothing),
             Err(e) if e.kind() == io::ErrorKind::InvalidData => {
                 return Ok(Heard::Nonsense(e.to_string()));
