@@ -139,7 +139,7 @@ impl Ledger {
         let length: usize = HEADER_BYTES + records.iter().map(record_bytes).sum::<usize>();
         // Compaction and healing are the same act: write what is needed, in the same order, to both.
         let kept = compacted(&records);
-        let kept_length = HEADER_BYTES + kept.iter().map(|r| record_bytes(r)).sum::<usize>();
+        let kept_length = HEADER_BYTES + kept.iter().map(record_bytes).sum::<usize>();
         let compact = length as u64 > COMPACT_BYTES && kept_length * 2 < length;
         let same = found[0].bytes == found[1].bytes && found.iter().all(|f| f.problem.is_none());
         if compact || !same {

@@ -389,12 +389,12 @@ impl Machine {
             }
         };
         let what = describe(&end);
-        if let Some(exit) = end.exit.filter(|exit| is_final(*exit, policy)) {
-            if let Some(OnPool::Record(record)) = &mut self.pool {
-                record.finished = Some(Finished { launch, exit });
-                self.message = end.message;
-                return Some(record.clone());
-            }
+        if let Some(exit) = end.exit.filter(|exit| is_final(*exit, policy))
+            && let Some(OnPool::Record(record)) = &mut self.pool
+        {
+            record.finished = Some(Finished { launch, exit });
+            self.message = end.message;
+            return Some(record.clone());
         }
         if ran >= LONG_RUN_MS {
             self.failures = 0;
