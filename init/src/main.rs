@@ -1,6 +1,7 @@
 //! `/init`: PID 1 of a node, and the two roles that it starts from the same binary.
 //!
 //! Owns: the choice of the role. Refuses: everything else.
+#![forbid(unsafe_code)]
 
 mod chunks;
 mod cmdline;

@@ -3,6 +3,8 @@
 //! Owns: a laboratory with one owner, one node and images made of busybox; waits by event.
 //! Refuses: looking inside the node. Tests see what a user sees: console, command, network.
 
+#![forbid(unsafe_code)]
+
 pub mod http;
 mod lab;
 pub mod store;
