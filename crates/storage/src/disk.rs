@@ -37,6 +37,15 @@ impl Disk {
         Path::new("/dev").join(&self.name)
     }
 
+    /// Whether `device` is a partition of this disk.
+    pub fn has_partition(&self, device: &Path) -> bool {
+        let number = device.to_str().and_then(|path| {
+            let rest = path.strip_prefix(self.partition_device(0).to_str()?.strip_suffix('0')?)?;
+            rest.parse::<u32>().ok()
+        });
+        number.is_some()
+    }
+
     /// The device of a partition, by the kernel's naming: a `p` between a digit and the number.
     pub fn partition_device(&self, number: u32) -> PathBuf {
         let separator = if self.name.ends_with(|c: char| c.is_ascii_digit()) {
@@ -155,5 +164,9 @@ mod tests {
             disk("nvme0n1").partition_device(1),
             Path::new("/dev/nvme0n1p1")
         );
+        assert!(disk("vda").has_partition(Path::new("/dev/vda12")));
+        assert!(disk("nvme0n1").has_partition(Path::new("/dev/nvme0n1p1")));
+        assert!(!disk("vda").has_partition(Path::new("/dev/vdb1")));
+        assert!(!disk("nvme0n1").has_partition(Path::new("/dev/nvme0n11")));
     }
 }

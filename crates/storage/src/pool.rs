@@ -3,8 +3,9 @@
 //! Owns: the partition, the file system on it, the mount, and `pool.json`.
 //! Refuses: choosing the disk ([`crate::plan`] does), and `mkfs` on a pool that has been in use.
 //!
-//! A power cut at any line heals: the partition is named `sifr-new` until `pool.json` is on disk, and
-//! only then `sifr-pool`. A `sifr-new` partition is made again from `mkfs` on; a `sifr-pool` is never.
+//! A power cut at any line heals. The table is written entries first, headers next, MBR last, and
+//! [`crate::probe`] knows its halves; a partition without a whole file system gets one again; a whole
+//! file system is never made again, and one that is empty gets its `pool.json`.
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
@@ -19,10 +20,13 @@ use types::PublicKey;
 
 use crate::disk::Disk;
 use crate::plan::Choice;
-use crate::probe::{POOL_TYPE, Stage, partition_name};
+use crate::probe::{POOL_TYPE, partition_name};
 
 /// Version of the pool's directory layout.
 pub const FORMAT: u32 = 1;
+const MARKER: &str = "pool.json";
+/// What a power cut may leave of the marker ([`sys::fs::write_atomic`]).
+const MARKER_UNFINISHED: &str = "pool.json.new";
 const MKFS: &str = "/sbin/mkfs.xfs";
 const REPAIR: &str = "/sbin/xfs_repair";
 /// Partition boundaries: 1 MiB suits every disk's erase and physical block.
@@ -74,6 +78,13 @@ pub enum PoolError {
         "{path} is not the description of a pool of format {FORMAT}: boot the image that made it"
     )]
     Format { path: PathBuf },
+    #[error("find out what is mounted on {path}")]
+    Mounts {
+        path: PathBuf,
+        source: sys::error::Error,
+    },
+    #[error("draw an id for the pool")]
+    Random { source: sys::error::Error },
     #[error("the pool {device} belongs to the owner {owner}: it is left alone")]
     Owner { device: String, owner: PublicKey },
 }
@@ -83,6 +94,8 @@ pub enum PoolError {
 #[serde(deny_unknown_fields)]
 struct Marker {
     format: u32,
+    /// 32 random hexadecimal digits: tells pools apart in reports.
+    id: String,
     owner: PublicKey,
 }
 
@@ -98,65 +111,103 @@ pub struct Pool {
     pub remark: Option<String>,
 }
 
-/// Carries out a choice. Called again after a restart of the node agent it finds its own mount and
-/// changes nothing.
+/// Carries out a choice. Called again after a restart of the node agent it finds its own mount, keeps
+/// it whatever the choice would be now, and changes nothing. After an error nothing is mounted.
 pub fn open(
     choice: &Choice,
     disks: &[Disk],
     owner: Option<&PublicKey>,
     mountpoint: &Path,
 ) -> Result<Pool, PoolError> {
-    let pool = |disk: Option<&Disk>, remark: Option<String>| Pool {
+    let mounted = sys::mount::mounted(mountpoint).map_err(|source| PoolError::Mounts {
+        path: mountpoint.to_owned(),
+        source,
+    })?;
+    let result = match (mounted, owner) {
+        (Some(mounted), _) if mounted.fstype == "tmpfs" => {
+            return Ok(in_memory(mountpoint, "as since the boot"));
+        }
+        (Some(mounted), Some(owner)) => adopt(&mounted.source, disks, owner, mountpoint),
+        (None, Some(owner)) => carry_out(choice, disks, owner, mountpoint),
+        (Some(_), None) => Err(PoolError::Format {
+            path: mountpoint.join(MARKER),
+        }),
+        (None, None) => memory("no owner key", mountpoint),
+    };
+    if result.is_err() {
+        // What failed may be mounted: nothing of this boot goes there. It fails where nothing is.
+        let _ = sys::mount::detach(mountpoint);
+    }
+    result
+}
+
+fn carry_out(
+    choice: &Choice,
+    disks: &[Disk],
+    owner: &PublicKey,
+    mountpoint: &Path,
+) -> Result<Pool, PoolError> {
+    let on_disk = |disk: &Disk, remark: Option<String>| Pool {
         mountpoint: mountpoint.to_owned(),
-        durable: disk.is_some(),
-        disk: disk.map(|d| d.name.clone()),
+        durable: true,
+        disk: Some(disk.name.clone()),
         remark,
     };
-    let mounted = sys::mount::mounted(mountpoint).map_err(|source| PoolError::Memory { source })?;
-    match (choice, owner) {
-        (Choice::Use { disk, partition }, Some(owner)) => {
+    match choice {
+        Choice::Use { disk, partition } => {
             let disk = &disks[*disk];
-            let remark = match mounted {
-                Some(_) => None,
-                None => mount(&disk.partition_device(*partition), mountpoint)?,
-            };
-            check_marker(disk, owner, mountpoint)?;
-            Ok(pool(Some(disk), remark))
+            let remark = mount(&disk.partition_device(*partition), mountpoint)?;
+            mark(disk, owner, mountpoint)?;
+            Ok(on_disk(disk, remark))
         }
-        (Choice::Finish { disk, partition }, Some(owner)) => {
+        Choice::Finish { disk, partition } => {
             let disk = &disks[*disk];
             finish(disk, *partition, owner, mountpoint)?;
-            Ok(pool(
-                Some(disk),
-                Some("its making had been cut short and was done again".to_owned()),
-            ))
+            let remark = "its making had been cut short and was done again";
+            Ok(on_disk(disk, Some(remark.to_owned())))
         }
-        (Choice::Provision { disk }, Some(owner)) => {
+        Choice::Provision { disk } => {
             let disk = &disks[*disk];
             let partition = partition(disk, owner)?;
             finish(disk, partition, owner, mountpoint)?;
-            Ok(pool(
-                Some(disk),
-                Some(format!("made on the blank disk {}", disk.name)),
-            ))
+            let remark = format!("made on the blank disk {}", disk.name);
+            Ok(on_disk(disk, Some(remark)))
         }
-        (Choice::Use { .. } | Choice::Finish { .. } | Choice::Provision { .. }, None) => open(
-            &Choice::Memory {
-                why: "no owner key".to_owned(),
-            },
-            disks,
-            None,
-            mountpoint,
-        ),
-        (Choice::Memory { why }, _) => {
-            if mounted.is_none() {
-                let flags = flags();
-                let options = format!("mode=0700,size={MEMORY_POOL_PERCENT}%");
-                sys::mount::mount("tmpfs", mountpoint, "tmpfs", flags, &options)
-                    .map_err(|source| PoolError::Memory { source })?;
-            }
-            Ok(pool(None, Some(why.clone())))
-        }
+        Choice::Memory { why } => memory(why, mountpoint),
+    }
+}
+
+/// The pool that an earlier run of the node agent has mounted.
+fn adopt(
+    source: &str,
+    disks: &[Disk],
+    owner: &PublicKey,
+    mountpoint: &Path,
+) -> Result<Pool, PoolError> {
+    let found = disks.iter().find(|d| d.has_partition(Path::new(source)));
+    let name = found.map_or(source, |d| d.name.as_str());
+    check_marker(name, owner, mountpoint)?;
+    Ok(Pool {
+        mountpoint: mountpoint.to_owned(),
+        durable: true,
+        disk: Some(name.to_owned()),
+        remark: None,
+    })
+}
+
+fn memory(why: &str, mountpoint: &Path) -> Result<Pool, PoolError> {
+    let options = format!("mode=0700,size={MEMORY_POOL_PERCENT}%");
+    sys::mount::mount("tmpfs", mountpoint, "tmpfs", flags(), &options)
+        .map_err(|source| PoolError::Memory { source })?;
+    Ok(in_memory(mountpoint, why))
+}
+
+fn in_memory(mountpoint: &Path, why: &str) -> Pool {
+    Pool {
+        mountpoint: mountpoint.to_owned(),
+        durable: false,
+        disk: None,
+        remark: Some(why.to_owned()),
     }
 }
 
@@ -165,96 +216,97 @@ fn flags() -> sys::mount::Flags {
     Flags::MS_NODEV | Flags::MS_NOSUID | Flags::MS_NOEXEC
 }
 
-/// Makes the one partition, named as not yet in use, and returns its number.
+/// Makes the one partition and returns its number.
 fn partition(disk: &Disk, owner: &PublicKey) -> Result<u32, PoolError> {
-    let table = |source| PoolError::Table {
+    let reread = |source| PoolError::Reread {
         disk: disk.name.clone(),
         source,
     };
-    let mut file = open_disk(disk)?;
-    let block = LogicalBlockSize::try_from(disk.block_bytes).unwrap_or(LogicalBlockSize::Lb512);
+    let file = open_disk(disk)?;
+    let device = file.try_clone().map_err(reread)?;
+    let (number, _) = write_table(device, disk, owner)?;
+    // The kernel believes a GPT only with its MBR, so this line makes the table real.
+    file.sync_all().map_err(reread)?;
     let sectors = u32::try_from(disk.size_bytes / disk.block_bytes - 1).unwrap_or(u32::MAX);
+    let mut mbr = &file;
     gpt::mbr::ProtectiveMBR::with_lb_size(sectors)
-        .overwrite_lba0(&mut file)
+        .overwrite_lba0(&mut mbr)
         .map_err(|source| PoolError::ProtectiveMbr {
             disk: disk.name.clone(),
             source,
         })?;
+    file.sync_all().map_err(reread)?;
+    sys::block::reread_partitions(&file).map_err(reread)?;
+    Ok(number)
+}
+
+/// Writes a table with one partition over the whole disk; both headers come after the entries.
+fn write_table<D: gpt::DiskDevice>(
+    device: D,
+    disk: &Disk,
+    owner: &PublicKey,
+) -> Result<(u32, D), PoolError> {
+    let table = |source| PoolError::Table {
+        disk: disk.name.clone(),
+        source,
+    };
+    let block = LogicalBlockSize::try_from(disk.block_bytes).unwrap_or(LogicalBlockSize::Lb512);
     let mut gpt = GptConfig::new()
         .writable(true)
         .logical_block_size(block)
-        .create_from_device(file, None)
+        .create_from_device(device, None)
         .map_err(table)?;
     gpt.update_partitions(BTreeMap::new()).map_err(table)?;
     let align = ALIGN_BYTES / disk.block_bytes;
     let free = gpt
         .find_free_sectors()
         .into_iter()
-        .map(|(_, length)| length)
-        .max()
-        .unwrap_or(0);
-    let length = free.saturating_sub(2 * align) * disk.block_bytes;
+        .map(|(_, length)| length);
+    let length = free.max().unwrap_or(0).saturating_sub(2 * align) * disk.block_bytes;
     let kind = gpt::partition_types::Type {
         guid: POOL_TYPE.parse().expect("POOL_TYPE is a GUID"),
         os: gpt::partition_types::OperatingSystem::None,
     };
-    let name = partition_name(Stage::Made, owner);
+    let name = partition_name(owner);
     let number = gpt
         .add_partition(&name, length, kind, 0, Some(align))
         .map_err(table)?;
-    let file = gpt.write().map_err(table)?;
-    let reread = |source| PoolError::Reread {
-        disk: disk.name.clone(),
-        source,
-    };
-    file.sync_all().map_err(reread)?;
-    sys::block::reread_partitions(&file).map_err(reread)?;
-    Ok(number)
+    Ok((number, gpt.write().map_err(table)?))
 }
 
 /// From the empty partition to a pool in use. Each step may be repeated.
 fn finish(disk: &Disk, number: u32, owner: &PublicKey, mountpoint: &Path) -> Result<(), PoolError> {
     let device = disk.partition_device(number);
-    if sys::mount::mounted(mountpoint)
-        .map_err(|source| PoolError::Memory { source })?
-        .is_none()
-    {
-        run(MKFS, &["-q", "-f", "-m", "reflink=1"], &device)?;
-        mount(&device, mountpoint)?;
+    run(MKFS, &["-q", "-f", "-m", "reflink=1"], &device)?;
+    mount(&device, mountpoint)?;
+    mark(disk, owner, mountpoint)
+}
+
+/// Writes `pool.json` into a pool that holds nothing yet, and checks it in any other.
+fn mark(disk: &Disk, owner: &PublicKey, mountpoint: &Path) -> Result<(), PoolError> {
+    let path = mountpoint.join(MARKER);
+    let unreadable = |source| PoolError::Unreadable {
+        path: path.clone(),
+        source,
+    };
+    let names = std::fs::read_dir(mountpoint)
+        .and_then(|d| {
+            d.map(|e| e.map(|e| e.file_name()))
+                .collect::<io::Result<Vec<_>>>()
+        })
+        .map_err(unreadable)?;
+    if !names.iter().all(|name| name == MARKER_UNFINISHED) {
+        return check_marker(&disk.name, owner, mountpoint);
     }
-    let path = mountpoint.join("pool.json");
+    let mut id = [0; 16];
+    sys::random::fill(&mut id).map_err(|source| PoolError::Random { source })?;
     let marker = Marker {
         format: FORMAT,
+        id: id.iter().map(|b| format!("{b:02x}")).collect(),
         owner: *owner,
     };
     let json = serde_json::to_vec_pretty(&marker).expect("a marker has no unserialisable part");
-    sys::fs::write_atomic(&path, &json, 0o600)
-        .map_err(|source| PoolError::Marker { path, source })?;
-    rename(disk, number, &partition_name(Stage::Live, owner))
-}
-
-/// Writes the partition's new name: this is the moment from which its content is sacred.
-fn rename(disk: &Disk, number: u32, name: &str) -> Result<(), PoolError> {
-    let table = |source| PoolError::Table {
-        disk: disk.name.clone(),
-        source,
-    };
-    let block = LogicalBlockSize::try_from(disk.block_bytes).unwrap_or(LogicalBlockSize::Lb512);
-    let mut gpt = GptConfig::new()
-        .writable(true)
-        .logical_block_size(block)
-        .open_from_device(open_disk(disk)?)
-        .map_err(table)?;
-    let mut partitions = gpt.partitions().clone();
-    if let Some(partition) = partitions.get_mut(&number) {
-        name.clone_into(&mut partition.name);
-    }
-    gpt.update_partitions(partitions).map_err(table)?;
-    let file = gpt.write().map_err(table)?;
-    file.sync_all().map_err(|source| PoolError::Reread {
-        disk: disk.name.clone(),
-        source,
-    })
+    sys::fs::write_atomic(&path, &json, 0o600).map_err(|source| PoolError::Marker { path, source })
 }
 
 fn open_disk(disk: &Disk) -> Result<File, PoolError> {
@@ -288,8 +340,8 @@ fn mount(device: &Path, mountpoint: &Path) -> Result<Option<String>, PoolError> 
     }
 }
 
-fn check_marker(disk: &Disk, owner: &PublicKey, mountpoint: &Path) -> Result<(), PoolError> {
-    let path = mountpoint.join("pool.json");
+fn check_marker(disk: &str, owner: &PublicKey, mountpoint: &Path) -> Result<(), PoolError> {
+    let path = mountpoint.join(MARKER);
     let bytes = std::fs::read(&path).map_err(|source| PoolError::Unreadable {
         path: path.clone(),
         source,
@@ -297,7 +349,7 @@ fn check_marker(disk: &Disk, owner: &PublicKey, mountpoint: &Path) -> Result<(),
     match serde_json::from_slice::<Marker>(&bytes) {
         Ok(marker) if marker.format == FORMAT && marker.owner == *owner => Ok(()),
         Ok(marker) if marker.format == FORMAT => Err(PoolError::Owner {
-            device: disk.name.clone(),
+            device: disk.to_owned(),
             owner: marker.owner,
         }),
         Ok(_) | Err(_) => Err(PoolError::Format { path }),
@@ -322,4 +374,137 @@ fn run(program: &'static str, args: &[&str], device: &Path) -> Result<(), PoolEr
         device: device.display().to_string(),
         message,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::probe::{Content, Stage, owner_mark, probe};
+    use std::io::{Read, Seek, SeekFrom, Write};
+    use std::os::unix::fs::FileExt;
+
+    const OWNER: PublicKey = PublicKey([0xcd; 32]);
+
+    /// A file that remembers each write.
+    #[derive(Debug)]
+    struct Recorder {
+        file: File,
+        at: u64,
+        writes: Vec<(u64, Vec<u8>)>,
+    }
+
+    impl Read for Recorder {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            let length = self.file.read_at(buffer, self.at)?;
+            self.at += u64::try_from(length).expect("small");
+            Ok(length)
+        }
+    }
+
+    impl Write for Recorder {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.file.write_all_at(bytes, self.at)?;
+            self.writes.push((self.at, bytes.to_vec()));
+            self.at += u64::try_from(bytes.len()).expect("small");
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Seek for Recorder {
+        fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+            let end = self.file.metadata()?.len();
+            let at = match to {
+                SeekFrom::Start(at) => Some(at),
+                SeekFrom::End(by) => end.checked_add_signed(by),
+                SeekFrom::Current(by) => self.at.checked_add_signed(by),
+            };
+            self.at = at.ok_or(io::ErrorKind::InvalidInput)?;
+            Ok(self.at)
+        }
+    }
+
+    fn disk(block_bytes: u64) -> Disk {
+        Disk {
+            name: "test".to_owned(),
+            serial: String::new(),
+            size_bytes: 64 << 20,
+            removable: false,
+            read_only: false,
+            block_bytes,
+        }
+    }
+
+    fn empty(disk: &Disk) -> File {
+        let file = tempfile::tempfile().expect("a file");
+        file.set_len(disk.size_bytes).expect("a size");
+        file
+    }
+
+    /// After each single write of the table the disk is blank still, or the pool already: never foreign.
+    #[test]
+    fn a_power_cut_at_any_write_of_the_table_heals() {
+        for disk in [disk(512), disk(4096)] {
+            let device = Recorder {
+                file: empty(&disk),
+                at: 0,
+                writes: Vec::new(),
+            };
+            let (number, recorder) = write_table(device, &disk, &OWNER).expect("a table");
+            let mut writes = recorder.writes;
+            let mut mbr = io::Cursor::new(vec![0; 512]);
+            gpt::mbr::ProtectiveMBR::with_lb_size(1)
+                .overwrite_lba0(&mut mbr)
+                .expect("an MBR");
+            writes.push((0, mbr.into_inner()));
+            let made = Content::Pool {
+                owner: owner_mark(&OWNER),
+                stage: Stage::Made,
+                partition: number,
+            };
+            let file = empty(&disk);
+            for (count, (at, bytes)) in writes.iter().enumerate() {
+                file.write_all_at(bytes, *at).expect("a write");
+                let content = probe(&file, disk.size_bytes, disk.block_bytes).expect("a probe");
+                let last = count + 1 == writes.len();
+                assert_eq!(
+                    content,
+                    if last { made.clone() } else { Content::Blank },
+                    "write {count}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn somebody_elses_bytes_beside_half_a_table_of_ours_are_not_blank() {
+        let disk = disk(512);
+        let file = empty(&disk);
+        write_table(file.try_clone().expect("clone"), &disk, &OWNER).expect("a table");
+        assert_eq!(
+            probe(&file, disk.size_bytes, 512).expect("a probe"),
+            Content::Blank
+        );
+        file.write_all_at(b"x", 3 << 20).expect("a write");
+        assert!(matches!(
+            probe(&file, disk.size_bytes, 512),
+            Ok(Content::Foreign(_))
+        ));
+    }
+
+    #[test]
+    fn an_empty_file_system_is_marked_and_a_full_one_is_checked() {
+        let pool = tempfile::tempdir().expect("a directory");
+        std::fs::write(pool.path().join(MARKER_UNFINISHED), "{").expect("a torn marker");
+        mark(&disk(512), &OWNER, pool.path()).expect("marked");
+        mark(&disk(512), &OWNER, pool.path()).expect("checked");
+        let other = mark(&disk(512), &PublicKey([1; 32]), pool.path());
+        assert!(matches!(other, Err(PoolError::Owner { .. })));
+        let foreign = tempfile::tempdir().expect("a directory");
+        std::fs::write(foreign.path().join("photos"), "").expect("a file");
+        let refused = mark(&disk(512), &OWNER, foreign.path());
+        assert!(matches!(refused, Err(PoolError::Unreadable { .. })));
+    }
 }

@@ -13,19 +13,20 @@ use types::PublicKey;
 pub const EDGE_BYTES: u64 = 16 << 20;
 /// GPT type of the pool's partition: random, ours alone.
 pub const POOL_TYPE: &str = "5B1F3E6A-0C7D-4B52-9E84-71D2A95C0F36";
+const NAME: &str = "sifr-pool";
 
-/// How far making a pool has come; the partition's name says it, so that a power cut is seen.
+/// How far making a pool has come; the first sector of its partition says it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
-    /// The partition exists; its file system may not, or only in part. It holds nothing.
+    /// The partition exists; its file system does not, or `mkfs` was cut short. It holds nothing.
     Made,
-    /// The pool has been in use: its content is sacred.
+    /// There is a whole file system: its content is sacred.
     Live,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Content {
-    /// Both edges are zero.
+    /// Both edges are zero, or hold nothing but a partition table of ours that was cut short.
     Blank,
     /// Made by Sifr for the owner whose key begins with these digits.
     Pool {
@@ -56,39 +57,30 @@ pub fn owner_mark(owner: &PublicKey) -> String {
     owner.to_string()["ed25519:".len()..][..24].to_owned()
 }
 
-/// The partition's name: stage and owner.
-pub fn partition_name(stage: Stage, owner: &PublicKey) -> String {
-    let stage = match stage {
-        Stage::Made => "sifr-new",
-        Stage::Live => "sifr-pool",
-    };
-    format!("{stage} {}", owner_mark(owner))
+/// The partition's name.
+pub fn partition_name(owner: &PublicKey) -> String {
+    format!("{NAME} {}", owner_mark(owner))
 }
 
-fn parse_name(name: &str) -> Option<(Stage, String)> {
-    let (stage, owner) = name.split_once(' ')?;
-    let stage = match stage {
-        "sifr-new" => Stage::Made,
-        "sifr-pool" => Stage::Live,
-        _ => return None,
-    };
-    let hex = owner.len() == 24
-        && owner
-            .bytes()
-            .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
-    hex.then(|| (stage, owner.to_owned()))
+fn parse_name(name: &str) -> Option<String> {
+    let owner = name.strip_prefix(NAME)?.strip_prefix(' ')?;
+    let digit = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
+    let fine = owner.len() == 24 && owner.bytes().all(digit);
+    fine.then(|| owner.to_owned())
 }
 
 /// Reads both edges of a disk of `size` bytes and says what it is. Errors are I/O errors of the disk.
 pub fn probe(disk: &File, size: u64, block_bytes: u64) -> io::Result<Content> {
     let edge = EDGE_BYTES.min(size);
+    // The usual case after the first boot, without reading both edges.
+    if let Some(content) = our_pool(disk, block_bytes)? {
+        return Ok(content);
+    }
     let first = read(disk, 0, edge)?;
     let last = read(disk, size - edge, edge)?;
-    if first.iter().all(|b| *b == 0) && last.iter().all(|b| *b == 0) {
+    let zero = first.iter().all(|b| *b == 0) && last.iter().all(|b| *b == 0);
+    if zero || usize::try_from(block_bytes).is_ok_and(|b| is_our_beginning(&first, &last, b)) {
         return Ok(Content::Blank);
-    }
-    if let Some(pool) = our_pool(disk, block_bytes) {
-        return Ok(pool);
     }
     Ok(Content::Foreign(name_of(&first, &last)))
 }
@@ -100,31 +92,114 @@ fn read(disk: &File, at: u64, length: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Our pool: a valid GPT whose only partition has our type and a name that we write.
-fn our_pool(disk: &File, block_bytes: u64) -> Option<Content> {
-    let lb = gpt::disk::LogicalBlockSize::try_from(block_bytes).ok()?;
+/// Our pool: a protective MBR and a valid GPT whose only partition has our type and a name that we
+/// write. What the partition begins with says how far it is.
+fn our_pool(disk: &File, block_bytes: u64) -> io::Result<Option<Content>> {
+    let Ok(lb) = gpt::disk::LogicalBlockSize::try_from(block_bytes) else {
+        return Ok(None);
+    };
     let table = gpt::GptConfig::new()
         .writable(false)
         .logical_block_size(lb)
-        .open_from_device(disk.try_clone().ok()?);
-    let table = table.ok()?;
-    let mut used = table.partitions().iter().filter(|(_, p)| p.is_used());
-    let (number, partition) = used.next()?;
-    if used.next().is_some()
-        || !partition
-            .part_type_guid
-            .guid
-            .to_string()
-            .eq_ignore_ascii_case(POOL_TYPE)
-    {
-        return None;
+        .open_from_device(disk.try_clone()?);
+    let Ok(table) = table else { return Ok(None) };
+    if !is_protective_mbr(&read(disk, 0, 512)?) {
+        return Ok(None);
     }
-    let (stage, owner) = parse_name(&partition.name)?;
-    Some(Content::Pool {
-        owner,
-        stage,
-        partition: *number,
-    })
+    let mut used = table.partitions().iter().filter(|(_, p)| p.is_used());
+    let (Some((number, partition)), None) = (used.next(), used.next()) else {
+        return Ok(None);
+    };
+    let kind = partition.part_type_guid.guid.to_string();
+    let (true, Some(owner)) = (
+        kind.eq_ignore_ascii_case(POOL_TYPE),
+        parse_name(&partition.name),
+    ) else {
+        return Ok(None);
+    };
+    let Some(start) = partition.first_lba.checked_mul(block_bytes) else {
+        return Ok(None);
+    };
+    Ok(Some(match stage(&read(disk, start, BEGINNING)?) {
+        Some(stage) => Content::Pool {
+            owner,
+            stage,
+            partition: *number,
+        },
+        None => Content::Foreign("Sifr partition with unknown content"),
+    }))
+}
+
+/// Bytes at the start of the partition that are looked at: larger than any sector.
+const BEGINNING: u64 = 4096;
+/// Offset of `sb_inprogress` in an XFS superblock (fs/xfs/libxfs/xfs_format.h): `mkfs` clears it last.
+const SB_INPROGRESS: usize = 126;
+
+/// `None` where the partition holds something that we did not put there.
+fn stage(beginning: &[u8]) -> Option<Stage> {
+    if beginning.iter().all(|b| *b == 0) {
+        return Some(Stage::Made);
+    }
+    match (beginning.starts_with(b"XFSB"), beginning.get(SB_INPROGRESS)) {
+        (true, Some(0)) => Some(Stage::Live),
+        (true, Some(_)) => Some(Stage::Made),
+        (true, None) | (false, _) => None,
+    }
+}
+
+/// A protective MBR and nothing else: no boot code, one entry of type 0xEE.
+fn is_protective_mbr(sector: &[u8]) -> bool {
+    sector.len() >= 512
+        && sector[..446].iter().all(|b| *b == 0)
+        && sector[450] == 0xee
+        && sector[462..510].iter().all(|b| *b == 0)
+        && sector[510..512] == [0x55, 0xaa]
+}
+
+/// A table of ours that a power cut left half-written: the edges are zero but for the places of the
+/// table, and at least one of its two entry arrays begins with our type and holds nothing else.
+/// [`crate::pool`] writes the entries before the headers and the MBR last.
+fn is_our_beginning(first: &[u8], last: &[u8], block: usize) -> bool {
+    let zero = |bytes: &[u8]| bytes.iter().all(|b| *b == 0);
+    let header = |bytes: &[u8]| zero(bytes) || bytes.starts_with(b"EFI PART");
+    let ours = |bytes: &[u8]| bytes.starts_with(&pool_type_on_disk()) && zero(&bytes[ENTRY..]);
+    let used = 2 * block + ENTRIES;
+    if first.len() < used || last.len() < used {
+        return false;
+    }
+    let (mbr, rest) = first.split_at(block);
+    let (primary, rest) = rest.split_at(block);
+    let (entries, rest) = rest.split_at(ENTRIES);
+    let (before, backup) = last.split_at(last.len() - block);
+    let (before, backup_entries) = before.split_at(before.len() - ENTRIES);
+    let mbr_fine = zero(mbr) || (is_protective_mbr(mbr) && zero(&mbr[512..]));
+    let arrays = [entries, backup_entries];
+    mbr_fine
+        && header(primary)
+        && header(backup)
+        && zero(rest)
+        && zero(before)
+        && arrays.iter().all(|a| zero(a) || ours(a))
+        && arrays.iter().any(|a| ours(a))
+}
+
+/// Size of one GPT entry and of the array of 128 (UEFI 2.10, 5.3).
+const ENTRY: usize = 128;
+const ENTRIES: usize = 128 * ENTRY;
+
+/// [`POOL_TYPE`] in the mixed byte order of a GPT: the first three fields are little-endian.
+fn pool_type_on_disk() -> [u8; 16] {
+    let digits: Vec<u8> = POOL_TYPE.bytes().filter(|b| *b != b'-').collect();
+    let nibble = |b: u8| (b as char).to_digit(16).and_then(|d| u8::try_from(d).ok());
+    let mut bytes = [0; 16];
+    for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
+        let [high, low] = [pair[0], pair[1]].map(|b| nibble(b).expect("POOL_TYPE is a GUID"));
+        *byte = high << 4 | low;
+    }
+    bytes[..4].reverse();
+    bytes[4..6].reverse();
+    bytes[6..8].reverse();
+    bytes
 }
 
 /// (name, offset from the start, magic), the more telling first. Sources: util-linux libblkid's tables.
@@ -243,14 +318,59 @@ mod tests {
     }
 
     #[test]
-    fn the_name_of_our_partition_says_stage_and_owner() {
+    fn the_name_of_our_partition_says_the_owner() {
         let owner = PublicKey([0xab; 32]);
-        for stage in [Stage::Made, Stage::Live] {
-            let name = partition_name(stage, &owner);
-            assert!(name.len() <= 36, "{name}");
-            assert_eq!(parse_name(&name), Some((stage, owner_mark(&owner))));
+        let name = partition_name(&owner);
+        assert!(name.len() <= 36, "{name}");
+        assert_eq!(parse_name(&name), Some(owner_mark(&owner)));
+        for other in [
+            "sifr-pool ABAB",
+            "sifr-pool",
+            "Linux",
+            "sifr-pool abababababababababababag",
+        ] {
+            assert_eq!(parse_name(other), None, "{other}");
         }
-        assert_eq!(parse_name("sifr-pool ABAB"), None);
-        assert_eq!(parse_name("Linux"), None);
+    }
+
+    #[test]
+    fn the_first_sector_says_whether_mkfs_came_to_its_end() {
+        let mut sector = vec![0; 4096];
+        assert_eq!(stage(&sector), Some(Stage::Made));
+        sector[..4].copy_from_slice(b"XFSB");
+        assert_eq!(stage(&sector), Some(Stage::Live));
+        sector[SB_INPROGRESS] = 1;
+        assert_eq!(stage(&sector), Some(Stage::Made));
+        sector[0] = b'Y';
+        assert_eq!(stage(&sector), None);
+    }
+
+    /// `mkfs.xfs` clears the flag that [`stage`] reads.
+    #[test]
+    fn a_finished_file_system_is_live() {
+        let file = disk(400 << 20);
+        let done = Command::new("/sbin/mkfs.xfs")
+            .args(["-q", "-f"])
+            .arg(file.path())
+            .status();
+        assert!(done.expect("mkfs.xfs").success());
+        assert_eq!(
+            stage(&read(file.as_file(), 0, BEGINNING).expect("read")),
+            Some(Stage::Live)
+        );
+    }
+
+    #[test]
+    fn somebody_elses_empty_partition_table_is_not_blank() {
+        let file = disk(64 << 20);
+        let size = 64 << 20;
+        let table = gpt::GptConfig::new()
+            .writable(true)
+            .create_from_device(file.reopen().expect("reopen"), None);
+        table.expect("a table").write().expect("written");
+        assert_eq!(
+            probe(file.as_file(), size, 512).expect("a probe"),
+            Content::Foreign("GPT partition table")
+        );
     }
 }

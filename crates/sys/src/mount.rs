@@ -60,19 +60,30 @@ pub fn leave_initramfs(staging: &Path) -> Result<()> {
     std::env::set_current_dir("/").during(|| "enter /".to_owned())
 }
 
-/// Whether something is mounted exactly at `target`, and as which file system type.
-pub fn mounted(target: &Path) -> Result<Option<String>> {
+/// What is mounted somewhere.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mounted {
+    /// The device, or what stands for it.
+    pub source: String,
+    pub fstype: String,
+}
+
+/// What is mounted exactly at `target`, the topmost if there are several.
+pub fn mounted(target: &Path) -> Result<Option<Mounted>> {
     let table = std::fs::read_to_string("/proc/self/mounts")
         .during(|| "read /proc/self/mounts".to_owned())?;
     Ok(find_mount(&table, target))
 }
 
 /// The last line wins: it is the mount on top.
-fn find_mount(table: &str, target: &Path) -> Option<String> {
+fn find_mount(table: &str, target: &Path) -> Option<Mounted> {
     let lines = table.lines().rev();
     let mut fields = lines.map(|line| line.split(' ').collect::<Vec<_>>());
     let found = fields.find(|f| f.len() >= 3 && Path::new(f[1]) == target)?;
-    Some(found[2].to_owned())
+    Some(Mounted {
+        source: found[0].to_owned(),
+        fstype: found[2].to_owned(),
+    })
 }
 
 #[cfg(test)]
@@ -82,9 +93,10 @@ mod tests {
     #[test]
     fn the_topmost_mount_is_found() {
         let table = "none / rootfs rw 0 0\nt /pool tmpfs rw 0 0\n/dev/vda1 /pool xfs rw 0 0\n";
+        let top = find_mount(table, Path::new("/pool")).expect("a mount");
         assert_eq!(
-            find_mount(table, Path::new("/pool")),
-            Some("xfs".to_owned())
+            (top.source.as_str(), top.fstype.as_str()),
+            ("/dev/vda1", "xfs")
         );
         assert_eq!(find_mount(table, Path::new("/poo")), None);
     }
