@@ -432,14 +432,14 @@ mod tests {
     fn a_plain_machine_boots_the_kernel_with_the_console_on_the_serial_port() {
         let line = text(&machine(), Accelerator::Tcg);
         for part in [
-            "-machine q35,accel=tcg -cpu EPYC,+svm,+npt -m 1024 -smp 1 -no-reboot",
+            "-machine q35 -accel tcg,tb-size=256 -cpu EPYC,+svm,+npt -m 1024 -smp 1 -no-reboot",
             "-kernel /d/vmlinuz -initrd /d/initramfs.img",
             "-append console=tty0 console=ttyS0,115200 sifr.panic=halt",
             "-netdev user,id=net0 -device virtio-net-pci,id=card0,netdev=net0,romfile=",
         ] {
             assert!(line.contains(part), "{part:?} is not in {line:?}");
         }
-        assert!(text(&machine(), Accelerator::Kvm).contains("accel=kvm -cpu host"));
+        assert!(text(&machine(), Accelerator::Kvm).contains("-accel kvm -cpu host"));
     }
 
     #[test]
@@ -449,7 +449,7 @@ mod tests {
             ..machine()
         };
         let line = text(&machine, Accelerator::Kvm);
-        assert!(line.contains("accel=tcg") && line.contains("-icount shift=0,sleep=off"));
+        assert!(line.contains("-accel tcg") && line.contains("-icount shift=0,sleep=off"));
     }
 
     #[test]

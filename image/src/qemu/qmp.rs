@@ -5,7 +5,7 @@
 
 use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
@@ -56,14 +56,20 @@ impl Qmp {
         bail!("the monitor does not answer {command}")
     }
 
-    /// Reads events until QEMU ends. False when `timeout` goes by without one, or there are too many.
+    /// Skips events until QEMU ends. False when `timeout` goes by first.
     pub(super) fn wait_for_end(&mut self, timeout: Duration) -> Result<bool> {
-        self.reader
-            .get_ref()
-            .set_read_timeout(Some(timeout))
-            .context("set up the monitor")?;
+        let deadline = Instant::now() + timeout;
         let mut line = String::new();
-        for _ in 0..EVENTS_MAX {
+        loop {
+            // A machine that resets again and again sends events for ever.
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(false);
+            }
+            self.reader
+                .get_ref()
+                .set_read_timeout(Some(left))
+                .context("set up the monitor")?;
             line.clear();
             match self.reader.read_line(&mut line) {
                 Ok(0) => return Ok(true),
@@ -73,7 +79,6 @@ impl Qmp {
                 Err(error) => return Err(error).context("wait for QEMU's end"),
             }
         }
-        Ok(false)
     }
 
     fn line(&mut self) -> Result<Value> {
@@ -94,6 +99,25 @@ impl Qmp {
 mod tests {
     use super::*;
     use std::thread;
+
+    #[test]
+    fn a_machine_that_resets_for_ever_is_not_waited_for_for_ever() {
+        let (ours, mut theirs) = UnixStream::pair().expect("a socket pair");
+        let mut qmp = Qmp {
+            reader: BufReader::new(ours),
+        };
+        let qemu =
+            thread::spawn(move || while theirs.write_all(b"{\"event\": \"RESET\"}\n").is_ok() {});
+        assert!(!qmp.wait_for_end(Duration::from_millis(50)).expect("events"));
+        drop(qmp);
+        qemu.join().expect("the other end");
+        let (ours, theirs) = UnixStream::pair().expect("a socket pair");
+        drop(theirs);
+        let mut qmp = Qmp {
+            reader: BufReader::new(ours),
+        };
+        assert!(qmp.wait_for_end(Duration::from_secs(10)).expect("an end"));
+    }
 
     #[test]
     fn events_before_an_answer_are_skipped_and_refusals_are_told() {
