@@ -26,6 +26,8 @@ pub struct Disk {
     /// What the disk says of itself; empty where it says nothing.
     pub serial: String,
     pub size_bytes: u64,
+    /// A removable medium, or a disk on USB: it may be carried away, and it appears seconds after the
+    /// others, when the choice has been made.
     pub removable: bool,
     pub read_only: bool,
     /// Size of a logical block in bytes: 512 or 4096.
@@ -97,10 +99,17 @@ fn read(at: &Path, name: String) -> Option<Disk> {
         name,
         serial,
         size_bytes,
-        removable: number("removable") == Some(1),
+        removable: number("removable") == Some(1) || on_usb(at),
         read_only: number("ro") == Some(1),
         block_bytes: number("queue/logical_block_size").unwrap_or(512),
     })
+}
+
+/// `/sys/block/<name>` is a link to the device, along its way through the buses.
+fn on_usb(at: &Path) -> bool {
+    let way = fs::read_link(at).unwrap_or_default();
+    way.components()
+        .any(|part| part.as_os_str().to_string_lossy().starts_with("usb"))
 }
 
 #[cfg(test)]
@@ -147,6 +156,20 @@ mod tests {
             .collect();
         assert_eq!(summary, [("sdb", "naa.5", true), ("vda", "A1", false)]);
         assert_eq!(disks[1].size_bytes, 1 << 20);
+    }
+
+    #[test]
+    fn a_disk_on_usb_counts_as_removable() {
+        let sys = tempfile::tempdir().expect("a directory");
+        let way = sys
+            .path()
+            .join("devices/pci0000:00/usb1/1-1/host6/block/sda");
+        fs::create_dir_all(&way).expect("a directory");
+        fs::write(way.join("size"), "2048\n").expect("a file");
+        fs::create_dir_all(sys.path().join("block")).expect("a directory");
+        std::os::unix::fs::symlink(&way, sys.path().join("block/sda")).expect("a link");
+        let disks = inventory(sys.path()).expect("an inventory");
+        assert!(disks[0].removable);
     }
 
     #[test]
