@@ -6,6 +6,7 @@ mod clock;
 mod context;
 mod engine;
 mod identity;
+mod logs;
 mod machine;
 mod phases;
 mod uplink;
