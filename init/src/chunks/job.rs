@@ -1,0 +1,336 @@
+//! The daemon's work, each piece a task: getting a chunk, and making a disk ready.
+//!
+//! Owns: the steps: cache, else store; verify; onto the disks; tell; keep. And what each failure means.
+//! Refuses: deciding about the next try, which is `queue`'s.
+
+use std::collections::{HashMap, VecDeque};
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use flist::cache::{Cache, CacheError, STORED_BYTES_MAX};
+use flist::chunk::{Chunk, ChunkError, object_path};
+use flist::format::FLIST_BYTES_MAX;
+use flist::wire::FromNode;
+use tokio::sync::mpsc::Sender;
+use types::Digest;
+
+use super::disk::{Disk, DiskError};
+use super::link::VmLink;
+use super::queue::Outcome;
+use super::store::{Base, Client, StoreError};
+
+/// What a person does when content is nowhere.
+const PUSH_AGAIN: &str = "push it again with `sifr deploy` or `sifr flist push`";
+
+/// What reaches the daemon's loop.
+#[derive(Debug)]
+pub(crate) enum Event {
+    Node {
+        connection: u64,
+        message: FromNode,
+        fds: Vec<OwnedFd>,
+    },
+    NodeGone {
+        connection: u64,
+    },
+    Want {
+        link: VmLink,
+        index: u32,
+    },
+    VmGone(VmLink),
+    Opened {
+        flist: Digest,
+        result: Result<Ready, String>,
+    },
+    /// The disks a job was started for have the chunk; the job still keeps it in the cache.
+    Filled {
+        chunk: Digest,
+    },
+    Ended {
+        chunk: Digest,
+        outcome: Outcome,
+        cached: Cached,
+    },
+}
+
+/// What a job found out about the cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Cached {
+    Yes,
+    No,
+    Unknown,
+}
+
+/// A disk that is open, and which of its chunks are not in the cache.
+#[derive(Debug)]
+pub(crate) struct Ready {
+    pub(crate) disk: Arc<Disk>,
+    pub(crate) absent: Absent,
+}
+
+/// Stored hash to the number of chunks that have it, and the same once each in the order of the disk.
+#[derive(Debug, Default)]
+pub(crate) struct Absent {
+    pub(crate) counts: HashMap<Digest, u64>,
+    pub(crate) order: VecDeque<Chunk>,
+}
+
+impl Absent {
+    fn of(disk: &Disk, cache: &Cache) -> Self {
+        let mut absent = Self::default();
+        let mut known: HashMap<Digest, bool> = HashMap::new();
+        for chunk in disk.flist.chunks() {
+            if !*known
+                .entry(chunk.stored)
+                .or_insert_with(|| cache.has(chunk))
+            {
+                let count = absent.counts.entry(chunk.stored).or_default();
+                *count += 1;
+                if *count == 1 {
+                    absent.order.push_back(*chunk);
+                }
+            }
+        }
+        absent
+    }
+}
+
+/// What tasks share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) cache: Cache,
+    pub(crate) maps: PathBuf,
+    pub(crate) client: Client,
+}
+
+/// Runs what blocks on a thread of its own.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, String> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|e| format!("a thread of the daemon ended: {e}"))
+}
+
+/// Makes a disk ready: the flist from the store if it is not in the cache, then image and map.
+pub(crate) async fn open(
+    shared: Arc<Shared>,
+    flist: Digest,
+    store: Option<Base>,
+    disk: Option<Arc<Disk>>,
+    events: Sender<Event>,
+) {
+    let result = try_open(&shared, flist, store, disk).await;
+    // Without a daemon there is nobody to tell.
+    let _ = events.send(Event::Opened { flist, result }).await;
+}
+
+async fn try_open(
+    shared: &Arc<Shared>,
+    flist: Digest,
+    store: Option<Base>,
+    disk: Option<Arc<Disk>>,
+) -> Result<Ready, String> {
+    let first = ready(shared, flist, disk).await?;
+    let (store, error) = match (first, store) {
+        (Ok(ready), _) => return Ok(ready),
+        (Err(error), Some(store)) if is_absent(&error) => (store, error),
+        (Err(error), None) if is_absent(&error) => {
+            return Err(format!("{}: {PUSH_AGAIN}", sys::chain(&error)));
+        }
+        (Err(error), _) => return Err(sys::chain(&error)),
+    };
+    log::info!("{}: it is fetched from its store", sys::chain(&error));
+    fetch_flist(shared, flist, &store).await?;
+    ready(shared, flist, None)
+        .await?
+        .map_err(|e| sys::chain(&e))
+}
+
+fn is_absent(error: &DiskError) -> bool {
+    matches!(
+        error,
+        DiskError::Cache(CacheError::Absent(_) | CacheError::Damaged { .. })
+    )
+}
+
+async fn ready(
+    shared: &Arc<Shared>,
+    flist: Digest,
+    disk: Option<Arc<Disk>>,
+) -> Result<Result<Ready, DiskError>, String> {
+    let shared = Arc::clone(shared);
+    blocking(move || {
+        let disk = match disk {
+            Some(disk) => disk,
+            None => Arc::new(Disk::open(&shared.cache, &shared.maps, flist)?),
+        };
+        let absent = Absent::of(&disk, &shared.cache);
+        Ok(Ready { disk, absent })
+    })
+    .await
+}
+
+async fn fetch_flist(shared: &Shared, flist: Digest, store: &Base) -> Result<(), String> {
+    let mut upload = shared
+        .cache
+        .receive_flist(flist)
+        .map_err(|e| sys::chain(&e))?;
+    let object = format!("{}.flist", flist.hex());
+    let mut sink = |bytes: &[u8]| upload.push(bytes).map_err(|e| sys::chain(&e));
+    let fetched = shared
+        .client
+        .get(store, &object, FLIST_BYTES_MAX, &mut sink)
+        .await;
+    fetched.map_err(|e| sys::chain(&e))?;
+    blocking(move || upload.finish_flist())
+        .await?
+        .map_err(|e| sys::chain(&e))?;
+    Ok(())
+}
+
+/// One chunk to get.
+#[derive(Debug)]
+pub(crate) struct Task {
+    pub(crate) chunk: Chunk,
+    /// Where it goes besides the cache.
+    pub(crate) targets: Vec<(Arc<Disk>, u32)>,
+    pub(crate) stores: Vec<Base>,
+}
+
+/// Gets a chunk.
+pub(crate) async fn get(shared: Arc<Shared>, task: Task, events: Sender<Event>) {
+    let chunk = task.chunk.stored;
+    let (outcome, cached) = try_get(&shared, task, &events).await;
+    // Without a daemon there is nobody to tell.
+    let _ = events
+        .send(Event::Ended {
+            chunk,
+            outcome,
+            cached,
+        })
+        .await;
+}
+
+async fn try_get(shared: &Arc<Shared>, task: Task, events: &Sender<Event>) -> (Outcome, Cached) {
+    let Task {
+        chunk,
+        targets,
+        stores,
+    } = task;
+    let targets = Arc::new(targets);
+    match from_cache(shared, chunk, Arc::clone(&targets)).await {
+        Ok(Ok(())) => {
+            let _ = events
+                .send(Event::Filled {
+                    chunk: chunk.stored,
+                })
+                .await;
+            return (Outcome::Done, Cached::Yes);
+        }
+        Ok(Err(error)) if is_absent(&error) => {
+            if matches!(error, DiskError::Cache(CacheError::Damaged { .. })) {
+                log::warn!("{}", sys::chain(&error));
+            }
+        }
+        Ok(Err(error)) => return (Outcome::Hopeless(sys::chain(&error)), Cached::Unknown),
+        Err(error) => return (Outcome::Hopeless(error), Cached::Unknown),
+    }
+    let stored = match from_stores(shared, &chunk, &stores).await {
+        Ok(stored) => Arc::new(stored),
+        Err(outcome) => return (outcome, Cached::No),
+    };
+    if let Err(outcome) = onto_disks(chunk, Arc::clone(&stored), targets).await {
+        return (outcome, Cached::No);
+    }
+    let _ = events
+        .send(Event::Filled {
+            chunk: chunk.stored,
+        })
+        .await;
+    let shared = Arc::clone(shared);
+    match blocking(move || shared.cache.put_chunk(chunk.stored, &stored)).await {
+        Ok(Ok(())) => (Outcome::Done, Cached::Yes),
+        Ok(Err(error)) => (Outcome::Hopeless(sys::chain(&error)), Cached::No),
+        Err(error) => (Outcome::Hopeless(error), Cached::No),
+    }
+}
+
+async fn from_cache(
+    shared: &Arc<Shared>,
+    chunk: Chunk,
+    targets: Arc<Vec<(Arc<Disk>, u32)>>,
+) -> Result<Result<(), DiskError>, String> {
+    let shared = Arc::clone(shared);
+    blocking(move || {
+        if targets.is_empty() && shared.cache.has(&chunk) {
+            return Ok(());
+        }
+        let plain = shared.cache.plain(&chunk)?;
+        place(&plain, &targets)
+    })
+    .await
+}
+
+fn place(plain: &[u8], targets: &[(Arc<Disk>, u32)]) -> Result<(), DiskError> {
+    for (disk, index) in targets {
+        disk.write(*index, plain)?;
+        disk.publish(*index)?;
+    }
+    Ok(())
+}
+
+/// Verifies what came from a store, and puts it onto the disks.
+async fn onto_disks(
+    chunk: Chunk,
+    stored: Arc<Vec<u8>>,
+    targets: Arc<Vec<(Arc<Disk>, u32)>>,
+) -> Result<(), Outcome> {
+    let done = blocking(move || match chunk.open(&stored) {
+        Ok(plain) => place(&plain, &targets).map_err(|e| Outcome::Hopeless(sys::chain(&e))),
+        Err(error @ (ChunkError::Length { .. } | ChunkError::StoredHash(_))) => {
+            Err(Outcome::Wrong(format!(
+                "the store sent something else: {}",
+                sys::chain(&error)
+            )))
+        }
+        Err(error @ (ChunkError::Zstd { .. } | ChunkError::Plain { .. })) => Err(
+            Outcome::Hopeless(format!("{}: pack the image again", sys::chain(&error))),
+        ),
+    });
+    done.await
+        .unwrap_or_else(|error| Err(Outcome::Hopeless(error)))
+}
+
+/// Asks each store in turn.
+async fn from_stores(shared: &Shared, chunk: &Chunk, stores: &[Base]) -> Result<Vec<u8>, Outcome> {
+    let object = object_path(&chunk.stored);
+    let limit = (STORED_BYTES_MAX as u64).min(u64::from(chunk.stored_bytes));
+    let mut worst = Outcome::Hopeless(format!(
+        "chunk {} is not on this node and no store is named: {PUSH_AGAIN}",
+        chunk.stored
+    ));
+    for store in stores {
+        let mut stored = Vec::with_capacity(chunk.stored_bytes as usize);
+        let mut sink = |bytes: &[u8]| {
+            stored.extend_from_slice(bytes);
+            Ok(())
+        };
+        match shared.client.get(store, &object, limit, &mut sink).await {
+            Ok(()) => return Ok(stored),
+            Err(error) => worst = worse(worst, &error),
+        }
+    }
+    Err(worst)
+}
+
+/// While one store may come back, there is hope.
+fn worse(sofar: Outcome, error: &StoreError) -> Outcome {
+    let message = sys::chain(error);
+    match sofar {
+        Outcome::Unreachable(_) => sofar,
+        _ if error.is_transient() => Outcome::Unreachable(message),
+        _ => Outcome::Wrong(format!("{message}: {PUSH_AGAIN}")),
+    }
+}

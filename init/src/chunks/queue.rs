@@ -1,0 +1,505 @@
+//! Which chunk is got next, for whom, and what follows when that fails.
+//!
+//! Owns: one job per stored chunk however many VMs wait for it, the order (VMs before back-filling), the
+//! limits on work in flight, and the retry rules. Pure: time is passed in.
+//! Refuses: doing anything.
+
+use std::collections::{HashMap, VecDeque};
+use std::time::Duration;
+
+use flist::chunk::Chunk;
+use types::{Digest, VmId};
+
+/// Jobs at work: enough to keep a LAN busy, and at most this many times 2 MiB of memory.
+pub(crate) const IN_FLIGHT_MAX: usize = 6;
+/// Of these, for back-filling: a VM that begins to wait finds the rest free.
+pub(crate) const BACKFILL_MAX: usize = 2;
+/// Wrong answers of a store before a chunk is given up: a proxy may have been caught half-way once.
+pub(crate) const WRONG_MAX: u32 = 3;
+/// First wait after a failure, doubled each time up to [`RETRY_LONGEST`].
+pub(crate) const RETRY_FIRST: Duration = Duration::from_millis(100);
+/// A store that comes back is found within this.
+pub(crate) const RETRY_LONGEST: Duration = Duration::from_secs(10);
+
+/// Time since the daemon's start.
+pub(crate) type Now = Duration;
+
+/// A chunk of one disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Target {
+    pub(crate) flist: Digest,
+    pub(crate) index: u32,
+}
+
+/// Who said `Want`, and over which of a VM's successive sockets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Waiter {
+    pub(crate) vm: VmId,
+    pub(crate) generation: u64,
+    pub(crate) target: Target,
+}
+
+/// How a job ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// In the cache, and on the disks it was asked for.
+    Done,
+    /// Nobody answers, or answers that it cannot now.
+    Unreachable(String),
+    /// The store does not have it, or has something else.
+    Wrong(String),
+    /// Trying again changes nothing: no store is known, the disk is full, the flist is wrong.
+    Hopeless(String),
+}
+
+/// What to do about an outcome.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    Finished,
+    Again(Duration),
+    GiveUp(String),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Queued,
+    Running,
+    Resting(Now),
+}
+
+#[derive(Debug)]
+struct Job {
+    chunk: Chunk,
+    /// The flists that asked: their stores are tried.
+    flists: Vec<Digest>,
+    waiters: Vec<Waiter>,
+    /// Pinned flists that want it in the cache.
+    fills: Vec<Digest>,
+    phase: Phase,
+    /// Queued or started when no VM waited.
+    backfill: bool,
+    failures: u32,
+    wrong: u32,
+}
+
+/// What follows from a job's end. When it was given up: who asked and who waited.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct End {
+    pub(crate) verdict: Verdict,
+    pub(crate) flists: Vec<Digest>,
+    pub(crate) waiters: Vec<Waiter>,
+}
+
+/// A job to start.
+#[derive(Debug, Clone)]
+pub(crate) struct Start {
+    pub(crate) chunk: Chunk,
+    pub(crate) flists: Vec<Digest>,
+    /// Without repetition.
+    pub(crate) targets: Vec<Target>,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Queue {
+    jobs: HashMap<Digest, Job>,
+    urgent: VecDeque<Digest>,
+    backfill: VecDeque<Digest>,
+    /// What back-filling has still to look at, one list per pinned flist.
+    fills: Vec<(Digest, VecDeque<Chunk>)>,
+    running: usize,
+    running_backfill: usize,
+}
+
+impl Queue {
+    /// A VM waits for a chunk.
+    pub(crate) fn want(&mut self, chunk: &Chunk, waiter: Waiter) {
+        let name = chunk.stored;
+        let job = self.jobs.entry(name).or_insert_with(|| {
+            self.urgent.push_back(name);
+            Job::new(*chunk, false)
+        });
+        if job.backfill && job.phase != Phase::Running {
+            // It waited at the back, or for a slow retry; now somebody needs it.
+            job.backfill = false;
+            job.phase = Phase::Queued;
+            self.backfill.retain(|d| *d != name);
+            self.urgent.push_back(name);
+        }
+        job.ask(waiter.target.flist);
+        job.waiters.push(waiter);
+    }
+
+    /// Replaces what back-filling has to do for an flist.
+    pub(crate) fn fill(&mut self, flist: Digest, chunks: VecDeque<Chunk>) {
+        self.forget(&flist);
+        if !chunks.is_empty() {
+            self.fills.push((flist, chunks));
+        }
+    }
+
+    /// Back-fills an flist no longer. What is under way ends by itself.
+    pub(crate) fn forget(&mut self, flist: &Digest) {
+        self.fills.retain(|(f, _)| f != flist);
+        for job in self.jobs.values_mut() {
+            job.fills.retain(|f| f != flist);
+        }
+        self.jobs
+            .retain(|_, job| job.is_wanted() || job.phase == Phase::Running);
+        let jobs = &self.jobs;
+        self.urgent.retain(|name| jobs.contains_key(name));
+        self.backfill.retain(|name| jobs.contains_key(name));
+    }
+
+    /// A socket is gone: nobody waits on it any more. What is under way stays useful for the cache.
+    pub(crate) fn hang_up(&mut self, vm: &VmId, generation: u64) {
+        for job in self.jobs.values_mut() {
+            job.waiters
+                .retain(|w| w.vm != *vm || w.generation != generation);
+        }
+    }
+
+    /// The next job to start, if the limits allow one.
+    pub(crate) fn start(&mut self) -> Option<Start> {
+        if self.running >= IN_FLIGHT_MAX {
+            return None;
+        }
+        let name = match self.urgent.pop_front() {
+            Some(name) => name,
+            None if self.running_backfill >= BACKFILL_MAX => return None,
+            None => match self.backfill.pop_front() {
+                Some(name) => name,
+                None => self.next_fill()?,
+            },
+        };
+        let job = self.jobs.get_mut(&name)?;
+        job.phase = Phase::Running;
+        self.running += 1;
+        self.running_backfill += usize::from(job.backfill);
+        let mut targets: Vec<Target> = Vec::new();
+        for waiter in &job.waiters {
+            if !targets.contains(&waiter.target) {
+                targets.push(waiter.target);
+            }
+        }
+        Some(Start {
+            chunk: job.chunk,
+            flists: job.flists.clone(),
+            targets,
+        })
+    }
+
+    /// Takes one chunk from the lists in turn.
+    fn next_fill(&mut self) -> Option<Digest> {
+        loop {
+            let (flist, mut chunks) = (!self.fills.is_empty()).then(|| self.fills.remove(0))?;
+            let Some(chunk) = chunks.pop_front() else {
+                continue;
+            };
+            self.fills.push((flist, chunks));
+            let is_new = !self.jobs.contains_key(&chunk.stored);
+            let job = self
+                .jobs
+                .entry(chunk.stored)
+                .or_insert_with(|| Job::new(chunk, true));
+            job.ask(flist);
+            job.fills.push(flist);
+            if is_new {
+                return Some(chunk.stored);
+            }
+        }
+    }
+
+    /// The waiters of a job that `served` says can be answered now; they wait no more.
+    pub(crate) fn take_served(
+        &mut self,
+        name: &Digest,
+        mut served: impl FnMut(&Target) -> bool,
+    ) -> Vec<Waiter> {
+        let Some(job) = self.jobs.get_mut(name) else {
+            return Vec::new();
+        };
+        job.waiters.extract_if(.., |w| served(&w.target)).collect()
+    }
+
+    /// A started job has ended: what follows.
+    pub(crate) fn end(&mut self, name: &Digest, outcome: Outcome, now: Now) -> End {
+        let nobody = |verdict| End {
+            verdict,
+            flists: Vec::new(),
+            waiters: Vec::new(),
+        };
+        let Some(job) = self.jobs.get_mut(name) else {
+            return nobody(Verdict::Finished);
+        };
+        self.running -= 1;
+        self.running_backfill -= usize::from(job.backfill);
+        let verdict = job.judge(outcome);
+        match &verdict {
+            // Asked for on another disk while it was under way: once more, out of the cache.
+            Verdict::Finished if !job.waiters.is_empty() => {
+                job.phase = Phase::Queued;
+                job.backfill = false;
+                self.urgent.push_front(*name);
+            }
+            Verdict::Again(wait) if job.is_wanted() => {
+                job.phase = Phase::Resting(now + *wait);
+                job.backfill = job.waiters.is_empty();
+            }
+            Verdict::Finished | Verdict::Again(_) | Verdict::GiveUp(_) => {
+                let job = self.jobs.remove(name);
+                let (flists, waiters) = job.map(|j| (j.flists, j.waiters)).unwrap_or_default();
+                return End {
+                    verdict,
+                    flists,
+                    waiters,
+                };
+            }
+        }
+        nobody(verdict)
+    }
+
+    /// When a rested job comes due; `None` while none rests.
+    pub(crate) fn next_due(&self) -> Option<Now> {
+        let due = self.jobs.values().filter_map(|j| match j.phase {
+            Phase::Resting(until) => Some(until),
+            Phase::Queued | Phase::Running => None,
+        });
+        due.min()
+    }
+
+    /// Queues what has rested enough.
+    pub(crate) fn wake(&mut self, now: Now) {
+        for (name, job) in &mut self.jobs {
+            if matches!(job.phase, Phase::Resting(until) if until <= now) {
+                job.phase = Phase::Queued;
+                let queue = if job.backfill {
+                    &mut self.backfill
+                } else {
+                    &mut self.urgent
+                };
+                queue.push_back(*name);
+            }
+        }
+    }
+}
+
+impl Job {
+    fn new(chunk: Chunk, backfill: bool) -> Self {
+        let (flists, waiters, fills) = (Vec::new(), Vec::new(), Vec::new());
+        let phase = Phase::Queued;
+        Self {
+            chunk,
+            flists,
+            waiters,
+            fills,
+            phase,
+            backfill,
+            failures: 0,
+            wrong: 0,
+        }
+    }
+
+    fn is_wanted(&self) -> bool {
+        !self.waiters.is_empty() || !self.fills.is_empty()
+    }
+
+    fn ask(&mut self, flist: Digest) {
+        if !self.flists.contains(&flist) {
+            self.flists.push(flist);
+        }
+    }
+
+    fn judge(&mut self, outcome: Outcome) -> Verdict {
+        let wait = (RETRY_FIRST * 2u32.saturating_pow(self.failures.min(16))).min(RETRY_LONGEST);
+        match outcome {
+            Outcome::Done => Verdict::Finished,
+            Outcome::Unreachable(_) => {
+                self.failures += 1;
+                Verdict::Again(wait)
+            }
+            Outcome::Wrong(message) => {
+                self.failures += 1;
+                self.wrong += 1;
+                if self.wrong >= WRONG_MAX {
+                    Verdict::GiveUp(message)
+                } else {
+                    Verdict::Again(wait)
+                }
+            }
+            Outcome::Hopeless(message) => Verdict::GiveUp(message),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use flist::chunk::Encoding;
+    use flist::map::Extent;
+
+    const NOW: Now = Duration::from_secs(5);
+    const F: Digest = Digest([0xf; 32]);
+    const G: Digest = Digest([0xe; 32]);
+
+    fn chunk(n: u8) -> Chunk {
+        let (plain, stored) = (Digest([n; 32]), Digest([n; 32]));
+        let extent = Extent {
+            start_block: u32::from(n),
+            blocks: 1,
+        };
+        Chunk {
+            extent,
+            stored_bytes: 4096,
+            encoding: Encoding::Plain,
+            plain,
+            stored,
+        }
+    }
+
+    fn waiter(vm: &str, flist: Digest, index: u32) -> Waiter {
+        let target = Target { flist, index };
+        Waiter {
+            vm: vm.parse().expect("id"),
+            generation: 1,
+            target,
+        }
+    }
+
+    fn started(queue: &mut Queue) -> Vec<u8> {
+        std::iter::from_fn(|| queue.start())
+            .map(|s| s.chunk.stored.0[0])
+            .collect()
+    }
+
+    #[test]
+    fn many_waiters_of_one_chunk_are_one_job() {
+        let mut queue = Queue::default();
+        for vm in ["a", "b", "c"] {
+            queue.want(&chunk(1), waiter(vm, F, 4));
+        }
+        let start = queue.start().expect("one");
+        assert_eq!(start.targets, [Target { flist: F, index: 4 }]);
+        queue.want(&chunk(1), waiter("d", F, 4));
+        assert!(queue.start().is_none());
+        assert_eq!(queue.take_served(&chunk(1).stored, |_| true).len(), 4);
+        assert_eq!(
+            queue.end(&chunk(1).stored, Outcome::Done, NOW).verdict,
+            Verdict::Finished
+        );
+        assert!(queue.jobs.is_empty() && queue.running == 0);
+    }
+
+    #[test]
+    fn who_asks_for_another_disk_while_it_is_under_way_is_served_next() {
+        let mut queue = Queue::default();
+        queue.want(&chunk(1), waiter("a", F, 4));
+        queue.start().expect("one");
+        queue.want(&chunk(1), waiter("b", G, 9));
+        assert_eq!(
+            queue.take_served(&chunk(1).stored, |t| t.flist == F).len(),
+            1
+        );
+        queue.end(&chunk(1).stored, Outcome::Done, NOW);
+        let again = queue.start().expect("again");
+        assert_eq!(again.targets, [Target { flist: G, index: 9 }]);
+    }
+
+    #[test]
+    fn vms_come_before_back_filling_and_both_are_bounded() {
+        let mut queue = Queue::default();
+        queue.fill(F, (10..40).map(chunk).collect());
+        assert_eq!(started(&mut queue).len(), BACKFILL_MAX);
+        for n in 50..70 {
+            queue.want(&chunk(n), waiter("a", F, u32::from(n)));
+        }
+        assert_eq!(started(&mut queue), [50, 51, 52, 53]);
+        queue.end(&chunk(10).stored, Outcome::Done, NOW);
+        assert_eq!(started(&mut queue), [54]);
+    }
+
+    #[test]
+    fn a_chunk_that_rests_as_back_filling_is_hurried_when_a_vm_wants_it() {
+        let mut queue = Queue::default();
+        queue.fill(F, [chunk(1)].into());
+        queue.start().expect("fill");
+        queue.end(&chunk(1).stored, Outcome::Unreachable(String::new()), NOW);
+        assert!(queue.start().is_none());
+        queue.want(&chunk(1), waiter("a", F, 1));
+        assert!(queue.start().is_some());
+        assert_eq!(queue.running_backfill, 0);
+    }
+
+    #[test]
+    fn an_unreachable_store_is_tried_for_ever_and_ever_more_slowly() {
+        let mut queue = Queue::default();
+        queue.want(&chunk(1), waiter("a", F, 1));
+        let (mut now, mut last) = (NOW, Duration::ZERO);
+        for _ in 0..50 {
+            queue.start().expect("due");
+            let end = queue.end(&chunk(1).stored, Outcome::Unreachable(String::new()), now);
+            let Verdict::Again(wait) = end.verdict else {
+                panic!("{end:?}")
+            };
+            assert!(wait >= last && wait <= RETRY_LONGEST);
+            last = wait;
+            assert!(queue.start().is_none());
+            now = queue.next_due().expect("rests");
+            queue.wake(now);
+        }
+        assert_eq!(last, RETRY_LONGEST);
+    }
+
+    #[test]
+    fn wrong_bytes_are_given_up_after_a_few_tries_and_tried_anew_when_wanted_again() {
+        let mut queue = Queue::default();
+        for _ in 0..2 {
+            queue.want(&chunk(1), waiter("a", F, 1));
+            for n in 1..=WRONG_MAX {
+                queue.start().expect("due");
+                let end = queue.end(&chunk(1).stored, Outcome::Wrong("w".into()), NOW);
+                assert_eq!(end.verdict == Verdict::GiveUp("w".into()), n == WRONG_MAX);
+                assert_eq!(end.waiters.len(), usize::from(n == WRONG_MAX));
+                queue.wake(NOW + RETRY_LONGEST);
+            }
+            assert!(queue.jobs.is_empty());
+        }
+    }
+
+    #[test]
+    fn what_is_unpinned_is_filled_no_more() {
+        let mut queue = Queue::default();
+        queue.fill(F, [chunk(1), chunk(2), chunk(3)].into());
+        queue.fill(G, [chunk(3), chunk(4)].into());
+        assert_eq!(started(&mut queue), [1, 3]);
+        queue.forget(&F);
+        for n in [1, 3] {
+            queue.end(&chunk(n).stored, Outcome::Done, NOW);
+        }
+        assert_eq!(started(&mut queue), [4]);
+    }
+
+    #[test]
+    fn retries_end_when_neither_a_vm_nor_a_pin_wants_the_chunk() {
+        let mut queue = Queue::default();
+        queue.want(&chunk(1), waiter("a", F, 1));
+        queue.fill(F, [chunk(1)].into());
+        queue.start().expect("one");
+        assert!(queue.start().is_none());
+        queue.hang_up(&"a".parse().expect("id"), 1);
+        queue.end(&chunk(1).stored, Outcome::Unreachable(String::new()), NOW);
+        assert!(queue.next_due().is_some());
+        queue.forget(&F);
+        assert!(queue.jobs.is_empty() && queue.next_due().is_none());
+    }
+
+    #[test]
+    fn a_closed_socket_leaves_no_waiter() {
+        let mut queue = Queue::default();
+        queue.want(&chunk(1), waiter("a", F, 1));
+        queue.want(&chunk(1), waiter("b", F, 1));
+        queue.hang_up(&"a".parse().expect("id"), 1);
+        queue.hang_up(&"b".parse().expect("id"), 2);
+        let served = queue.take_served(&chunk(1).stored, |_| true);
+        assert_eq!(served, [waiter("b", F, 1)]);
+    }
+}

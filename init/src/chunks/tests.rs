@@ -1,0 +1,748 @@
+//! The daemon against a store that does what a script says, with VMs and a node played by the test.
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use flist::cache::Cache;
+use flist::format::Flist;
+use flist::map::{self, Table};
+use flist::pack::{Packed, Source, pack};
+use flist::store::DirStore;
+use flist::wire::{FromNode, FromVmm, JSON_BYTES_MAX, ToNode, ToVmm};
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
+use types::flist::ImageConfig;
+use types::{Digest, VmId};
+
+use super::Paths;
+use super::daemon::Daemon;
+use super::disk::Disk;
+use super::link::{self, Socket};
+use super::queue::WRONG_MAX;
+
+/// Longer than anything here takes, so that a failure ends the test.
+const PATIENCE: Duration = Duration::from_secs(20);
+const CHUNKS: u32 = 8;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Answer {
+    Content,
+    Status(u16),
+    WrongBytes,
+    /// Half of the content, then the connection closes.
+    Cut,
+    /// Shorter content, correctly announced.
+    Short,
+}
+
+/// Answers each request as the script says; where it is used up, with content.
+#[derive(Debug, Default)]
+struct Script {
+    next: Vec<Answer>,
+    always: Option<Answer>,
+    requests: HashMap<String, u32>,
+    delay: Duration,
+}
+
+struct World {
+    work: TempDir,
+    packed: Packed,
+    flist: Flist,
+    store: DirStore,
+    script: Arc<Mutex<Script>>,
+    url: String,
+    _server: JoinHandle<()>,
+}
+
+fn set_up(work: &Path) -> (Packed, DirStore) {
+    let root = work.join("root");
+    fs::create_dir(&root).expect("directory");
+    for i in 0..CHUNKS {
+        let mut content = vec![0; 512 << 10];
+        blake3::Hasher::new()
+            .update(&i.to_le_bytes())
+            .finalize_xof()
+            .fill(&mut content[..300_000]);
+        fs::write(root.join(format!("f{i}")), content).expect("file");
+    }
+    let mut store = DirStore::open(work.join("store")).expect("store");
+    let source = Source::Directory(&root);
+    let packed = pack(source, &ImageConfig::default(), &mut store, &mut |_| {}).expect("packs");
+    store
+        .put_flist(&packed.digest, &packed.flist)
+        .expect("stored");
+    (packed, store)
+}
+
+async fn world() -> World {
+    let work = TempDir::new().expect("temp");
+    let (packed, store) = set_up(work.path());
+    let flist = Flist::read(&mut std::io::Cursor::new(&packed.flist)).expect("valid");
+    assert_eq!(flist.chunks().len(), CHUNKS as usize);
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+    let url = format!("http://{}", listener.local_addr().expect("address"));
+    let script = Arc::new(Mutex::new(Script::default()));
+    let server = tokio::spawn(serve(
+        listener,
+        work.path().join("store"),
+        Arc::clone(&script),
+    ));
+    World {
+        work,
+        packed,
+        flist,
+        store,
+        script,
+        url,
+        _server: server,
+    }
+}
+
+async fn serve(listener: TcpListener, root: std::path::PathBuf, script: Arc<Mutex<Script>>) {
+    loop {
+        let (stream, _) = listener.accept().await.expect("accept");
+        let (root, script) = (root.clone(), Arc::clone(&script));
+        tokio::spawn(async move {
+            // A client that hangs up is no failure of the store.
+            let _ = serve_one(stream, &root, &script).await;
+        });
+    }
+}
+
+async fn serve_one(
+    mut stream: TcpStream,
+    root: &Path,
+    script: &Mutex<Script>,
+) -> std::io::Result<()> {
+    loop {
+        let mut request = Vec::new();
+        while !request.ends_with(b"\r\n\r\n") {
+            request.push(stream.read_u8().await?);
+        }
+        let text = String::from_utf8_lossy(&request).into_owned();
+        let path = text
+            .split(' ')
+            .nth(1)
+            .expect("path")
+            .trim_start_matches('/')
+            .to_owned();
+        let (answer, delay) = {
+            let mut script = script.lock().expect("lock");
+            *script.requests.entry(path.clone()).or_default() += 1;
+            let next = (!script.next.is_empty()).then(|| script.next.remove(0));
+            (
+                next.or(script.always).unwrap_or(Answer::Content),
+                script.delay,
+            )
+        };
+        tokio::time::sleep(delay).await;
+        let content = fs::read(root.join(&path)).unwrap_or_default();
+        let (status, sent, said) = match answer {
+            Answer::Content => (200, content.clone(), content.len()),
+            Answer::Status(status) => (status, Vec::new(), 0),
+            Answer::WrongBytes => (200, vec![b'x'; content.len()], content.len()),
+            Answer::Cut => (200, content[..content.len() / 2].to_vec(), content.len()),
+            Answer::Short => (
+                200,
+                content[..content.len() / 2].to_vec(),
+                content.len() / 2,
+            ),
+        };
+        let head = format!("HTTP/1.1 {status} x\r\nContent-Length: {said}\r\n\r\n");
+        stream.write_all(head.as_bytes()).await?;
+        stream.write_all(&sent).await?;
+        if sent.len() != said {
+            return Ok(());
+        }
+    }
+}
+
+/// One end of a packet socket.
+struct Peer(Socket);
+
+impl Peer {
+    fn new(fd: OwnedFd) -> Self {
+        Self(link::socket(fd).expect("epoll"))
+    }
+
+    async fn send(&self, packet: &[u8], fds: &[OwnedFd]) {
+        let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
+        let write = |fd: &OwnedFd| sys::socket::send(fd.as_fd(), packet, &fds);
+        self.0
+            .async_io(Interest::WRITABLE, write)
+            .await
+            .expect("send");
+    }
+
+    /// `None`: closed.
+    async fn receive(&self) -> Option<(Vec<u8>, Vec<OwnedFd>)> {
+        let mut buffer = vec![0; JSON_BYTES_MAX];
+        let read = |fd: &OwnedFd| sys::socket::receive(fd.as_fd(), &mut buffer);
+        let io = self.0.async_io(Interest::READABLE, read);
+        let packet = tokio::time::timeout(PATIENCE, io)
+            .await
+            .expect("in time")
+            .ok()??;
+        buffer.truncate(packet.length);
+        Some((buffer, packet.fds))
+    }
+
+    async fn want(&self, index: u32) {
+        self.send(&FromVmm::Want(index).encode(), &[]).await;
+    }
+
+    async fn told(&self) -> ToVmm {
+        ToVmm::decode(&self.receive().await.expect("open").0).expect("valid")
+    }
+}
+
+/// A daemon with the node connected to it.
+struct Running {
+    daemon: JoinHandle<()>,
+    node: Peer,
+}
+
+impl Running {
+    async fn start(world: &World) -> Self {
+        let paths = Paths {
+            pool: world.work.path().join("pool"),
+            maps: world.work.path().join("maps"),
+            socket: world.work.path().join("socket"),
+        };
+        let daemon = Daemon::new(paths.clone()).expect("listens");
+        let daemon = tokio::spawn(async move {
+            let ended = daemon.run().await;
+            panic!("{ended:?}");
+        });
+        let node = Peer::new(sys::seqpacket::connect(&paths.socket).expect("connect"));
+        Self { daemon, node }
+    }
+
+    async fn say(&self, message: FromNode, fds: &[OwnedFd]) {
+        self.node
+            .send(&serde_json::to_vec(&message).expect("json"), fds)
+            .await;
+    }
+
+    async fn told(&self) -> (ToNode, Vec<OwnedFd>) {
+        let (packet, fds) = self.node.receive().await.expect("open");
+        (serde_json::from_slice(&packet).expect("json"), fds)
+    }
+
+    /// The next message that is no progress report.
+    async fn news(&self) -> ToNode {
+        loop {
+            match self.told().await.0 {
+                ToNode::Progress { .. } => {}
+                other => return other,
+            }
+        }
+    }
+
+    async fn open(&self, world: &World, store: Option<&str>, pin: bool) -> Shown {
+        let (flist, store) = (world.packed.digest, store.map(str::to_owned));
+        self.say(FromNode::Open { flist, store, pin }, &[]).await;
+        let (message, fds) = self.told().await;
+        let ToNode::Opened {
+            disk_bytes,
+            present,
+            total,
+            ..
+        } = message
+        else {
+            panic!("{message:?}");
+        };
+        assert_eq!(
+            (disk_bytes, total),
+            (world.flist.disk_bytes(), u64::from(CHUNKS))
+        );
+        let [image, map] = <[OwnedFd; 2]>::try_from(fds)
+            .expect("two files")
+            .map(File::from);
+        Shown {
+            image,
+            map,
+            present,
+        }
+    }
+
+    /// A VM whose socket outlives the daemon, as pid1 makes it so.
+    async fn attach(&self, world: &World, name: &str) -> (Peer, OwnedFd) {
+        let (vm_end, daemon_end) = sys::socket::pair().expect("pair");
+        let vm = Peer::new(vm_end);
+        self.attach_again(world, name, &daemon_end).await;
+        assert_eq!(vm.told().await, ToVmm::Hello);
+        (vm, daemon_end)
+    }
+
+    async fn attach_again(&self, world: &World, name: &str, daemon_end: &OwnedFd) {
+        let vm: VmId = name.parse().expect("id");
+        let flist = world.packed.digest;
+        let copy = daemon_end.try_clone().expect("dup");
+        self.say(
+            FromNode::Attach {
+                vm: vm.clone(),
+                flist,
+            },
+            &[copy],
+        )
+        .await;
+        assert_eq!(self.news().await, ToNode::Attached { vm });
+    }
+
+    async fn kill(self) {
+        self.daemon.abort();
+        let ended = self.daemon.await;
+        assert!(ended.is_err_and(|e| e.is_cancelled()), "it ran until now");
+    }
+}
+
+/// What a VMM sees.
+struct Shown {
+    image: File,
+    map: File,
+    present: u64,
+}
+
+impl Shown {
+    fn is_present(&self, index: u32) -> bool {
+        let length = self.map.metadata().expect("stat").len();
+        let mut bytes = vec![0; usize::try_from(length).expect("small")];
+        self.map.read_exact_at(&mut bytes, 0).expect("read");
+        let table = Table::decode(&bytes).expect("valid");
+        bytes[table.states_offset() + index as usize] == map::PRESENT
+    }
+
+    fn assert_holds(&self, world: &World, index: u32) {
+        let chunk = world.flist.chunks()[index as usize];
+        let expected = chunk.open(&world.store.read_chunk(&chunk.stored).expect("there"));
+        let mut bytes = vec![0; usize::try_from(chunk.extent.bytes()).expect("small")];
+        self.image
+            .read_exact_at(&mut bytes, chunk.extent.start())
+            .expect("read");
+        assert!(
+            bytes == expected.expect("intact"),
+            "content of chunk {index}"
+        );
+        assert!(self.is_present(index));
+    }
+}
+
+impl World {
+    fn cache(&self) -> Cache {
+        Cache::open(self.work.path().join("pool")).expect("cache")
+    }
+
+    fn stored(&self, index: u32) -> Digest {
+        self.flist.chunks()[index as usize].stored
+    }
+
+    fn push_all(&self) {
+        let cache = self.cache();
+        for stored in cache
+            .put_flist(self.packed.digest, &self.packed.flist)
+            .expect("valid")
+        {
+            let bytes = self.store.read_chunk(&stored).expect("there");
+            cache.put_chunk(stored, &bytes).expect("valid");
+        }
+    }
+
+    fn requests(&self, index: u32) -> u32 {
+        let path = flist::chunk::object_path(&self.stored(index));
+        self.script
+            .lock()
+            .expect("lock")
+            .requests
+            .get(&path)
+            .copied()
+            .unwrap_or(0)
+    }
+
+    fn script(&self, next: &[Answer], always: Option<Answer>) {
+        let mut script = self.script.lock().expect("lock");
+        script.next = next.to_vec();
+        script.always = always;
+    }
+}
+
+#[tokio::test]
+async fn a_chunk_in_the_cache_comes_without_a_store() {
+    let w = world().await;
+    w.push_all();
+    let daemon = Running::start(&w).await;
+    let shown = daemon.open(&w, None, true).await;
+    assert_eq!(shown.present, u64::from(CHUNKS));
+    let (vm, _kept) = daemon.attach(&w, "vm").await;
+    assert!(!shown.is_present(3));
+    vm.want(3).await;
+    assert_eq!(vm.told().await, ToVmm::Ready(3));
+    shown.assert_holds(&w, 3);
+    vm.want(3).await;
+    assert_eq!(vm.told().await, ToVmm::Ready(3));
+    assert!(!shown.is_present(2));
+}
+
+#[tokio::test]
+async fn what_many_vms_want_is_fetched_once_verified_and_kept() {
+    let w = world().await;
+    w.script.lock().expect("lock").delay = Duration::from_millis(50);
+    let daemon = Running::start(&w).await;
+    let shown = daemon.open(&w, Some(&w.url), false).await;
+    assert_eq!(shown.present, 0);
+    let mut vms = Vec::new();
+    for name in ["a", "b", "c"] {
+        vms.push(daemon.attach(&w, name).await);
+    }
+    for index in 0..CHUNKS {
+        for (vm, _) in &vms {
+            vm.want(index).await;
+        }
+    }
+    for (vm, _) in &vms {
+        let mut ready = Vec::new();
+        for _ in 0..CHUNKS {
+            let ToVmm::Ready(index) = vm.told().await else {
+                panic!("not ready")
+            };
+            ready.push(index);
+        }
+        ready.sort_unstable();
+        assert_eq!(ready, (0..CHUNKS).collect::<Vec<_>>());
+    }
+    loop {
+        let (message, _) = daemon.told().await;
+        let ToNode::Progress { present, total, .. } = message else {
+            panic!("{message:?}")
+        };
+        if present == total {
+            break;
+        }
+    }
+    for index in 0..CHUNKS {
+        shown.assert_holds(&w, index);
+        assert_eq!(w.requests(index), 1);
+    }
+    assert!(w.cache().missing(&w.flist).is_empty());
+}
+
+#[tokio::test]
+async fn a_store_that_fails_and_recovers_costs_the_vm_only_time() {
+    let w = world().await;
+    let daemon = Running::start(&w).await;
+    let shown = daemon.open(&w, Some(&w.url), false).await;
+    let (vm, _kept) = daemon.attach(&w, "vm").await;
+    w.script(
+        &[
+            Answer::Status(500),
+            Answer::Cut,
+            Answer::Status(503),
+            Answer::WrongBytes,
+        ],
+        None,
+    );
+    vm.want(0).await;
+    assert_eq!(vm.told().await, ToVmm::Ready(0));
+    shown.assert_holds(&w, 0);
+    assert_eq!(w.requests(0), 5);
+}
+
+#[tokio::test]
+async fn wrong_bytes_are_never_shown_and_the_next_want_tries_again() {
+    for answer in [Answer::WrongBytes, Answer::Status(404), Answer::Short] {
+        let w = world().await;
+        let daemon = Running::start(&w).await;
+        let shown = daemon.open(&w, Some(&w.url), false).await;
+        let (vm, _kept) = daemon.attach(&w, "vm").await;
+        w.script(&[], Some(answer));
+        vm.want(5).await;
+        assert_eq!(vm.told().await, ToVmm::Failed(5));
+        let news = daemon.news().await;
+        let ToNode::Fault { chunk, .. } = news else {
+            panic!("{news:?}")
+        };
+        assert_eq!((chunk, w.requests(5)), (w.stored(5), WRONG_MAX));
+        assert!(!shown.is_present(5));
+        w.script(&[], None);
+        vm.want(5).await;
+        assert_eq!(vm.told().await, ToVmm::Ready(5));
+        shown.assert_holds(&w, 5);
+    }
+}
+
+#[tokio::test]
+async fn without_a_store_a_missing_chunk_says_what_to_do() {
+    let w = world().await;
+    w.cache()
+        .put_flist(w.packed.digest, &w.packed.flist)
+        .expect("valid");
+    let daemon = Running::start(&w).await;
+    daemon.open(&w, None, true).await;
+    let (vm, _kept) = daemon.attach(&w, "vm").await;
+    vm.want(1).await;
+    assert_eq!(vm.told().await, ToVmm::Failed(1));
+    let news = daemon.news().await;
+    let ToNode::Fault { message, .. } = news else {
+        panic!("{news:?}")
+    };
+    assert!(message.contains("sifr flist push"), "{message}");
+    // Pushed meanwhile, it is found.
+    let bytes = w.store.read_chunk(&w.stored(1)).expect("there");
+    w.cache().put_chunk(w.stored(1), &bytes).expect("valid");
+    vm.want(1).await;
+    assert_eq!(vm.told().await, ToVmm::Ready(1));
+}
+
+#[tokio::test]
+async fn a_vm_waits_for_a_store_that_is_down_until_it_is_up() {
+    let w = world().await;
+    w.cache()
+        .put_flist(w.packed.digest, &w.packed.flist)
+        .expect("valid");
+    let reserved = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+    let address = reserved.local_addr().expect("address");
+    drop(reserved);
+    let daemon = Running::start(&w).await;
+    let url = format!("http://{address}/");
+    let shown = daemon.open(&w, Some(&url), false).await;
+    let (vm, _kept) = daemon.attach(&w, "vm").await;
+    vm.want(2).await;
+    let quiet = tokio::time::timeout(Duration::from_millis(500), vm.told()).await;
+    assert!(quiet.is_err(), "{quiet:?}");
+    let listener = TcpListener::bind(address).await.expect("bind");
+    tokio::spawn(serve(
+        listener,
+        w.work.path().join("store"),
+        Arc::clone(&w.script),
+    ));
+    assert_eq!(vm.told().await, ToVmm::Ready(2));
+    shown.assert_holds(&w, 2);
+}
+
+#[tokio::test]
+async fn a_damaged_cached_chunk_is_fetched_again_or_reported() {
+    for (with_store, expected) in [(true, ToVmm::Ready(4)), (false, ToVmm::Failed(4))] {
+        let w = world().await;
+        w.push_all();
+        let path = w.cache().chunk_path(&w.stored(4));
+        let mut bytes = fs::read(&path).expect("read");
+        bytes[100] ^= 1;
+        fs::write(&path, bytes).expect("write");
+        let daemon = Running::start(&w).await;
+        let shown = daemon
+            .open(&w, with_store.then_some(w.url.as_str()), true)
+            .await;
+        let (vm, _kept) = daemon.attach(&w, "vm").await;
+        vm.want(4).await;
+        assert_eq!(vm.told().await, expected);
+        if with_store {
+            shown.assert_holds(&w, 4);
+        } else {
+            let news = daemon.news().await;
+            assert!(matches!(news, ToNode::Fault { .. }), "{news:?}");
+            assert!(!path.exists());
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_daemon_killed_after_the_bytes_and_before_the_state_leaves_no_wrong_byte() {
+    let w = world().await;
+    w.push_all();
+    let daemon = Running::start(&w).await;
+    let shown = daemon.open(&w, None, true).await;
+    daemon.kill().await;
+    // What a daemon leaves that dies there, torn bytes included.
+    let disk = Disk::open(&w.cache(), &w.work.path().join("maps"), w.packed.digest).expect("kept");
+    disk.write(6, &[0xee; 5000]).expect("write");
+    drop(disk);
+    assert!(!shown.is_present(6));
+    let daemon = Running::start(&w).await;
+    daemon.open(&w, None, true).await;
+    let (vm, _kept) = daemon.attach(&w, "vm").await;
+    vm.want(6).await;
+    assert_eq!(vm.told().await, ToVmm::Ready(6));
+    shown.assert_holds(&w, 6);
+}
+
+#[tokio::test]
+async fn a_restarted_daemon_goes_on_with_the_same_disk_and_the_vm_asks_again() {
+    let w = world().await;
+    let daemon = Running::start(&w).await;
+    let shown = daemon.open(&w, Some(&w.url), false).await;
+    let (vm, kept) = daemon.attach(&w, "vm").await;
+    vm.want(0).await;
+    assert_eq!(vm.told().await, ToVmm::Ready(0));
+    w.script.lock().expect("lock").delay = Duration::from_secs(60);
+    vm.want(1).await;
+    while w.requests(1) == 0 {
+        tokio::task::yield_now().await;
+    }
+    daemon.kill().await;
+    w.script.lock().expect("lock").delay = Duration::ZERO;
+
+    let daemon = Running::start(&w).await;
+    daemon.open(&w, Some(&w.url), false).await;
+    daemon.attach_again(&w, "vm", &kept).await;
+    assert_eq!(vm.told().await, ToVmm::Hello);
+    vm.want(1).await;
+    assert_eq!(vm.told().await, ToVmm::Ready(1));
+    // The VM's first descriptors still show everything.
+    shown.assert_holds(&w, 0);
+    shown.assert_holds(&w, 1);
+    assert_eq!(w.requests(0), 1);
+}
+
+#[tokio::test]
+async fn after_a_boot_the_disk_is_made_anew() {
+    let w = world().await;
+    w.push_all();
+    let daemon = Running::start(&w).await;
+    daemon.open(&w, None, true).await;
+    let (vm, _kept) = daemon.attach(&w, "vm").await;
+    vm.want(0).await;
+    assert_eq!(vm.told().await, ToVmm::Ready(0));
+    daemon.kill().await;
+    fs::remove_dir_all(w.work.path().join("maps")).expect("a tmpfs forgets");
+    let image = w.cache().image(&w.packed.digest).expect("there");
+    image.write_all_at(&[0xee; 4096], 0).expect("a power cut");
+    let daemon = Running::start(&w).await;
+    let shown = daemon.open(&w, None, true).await;
+    assert!(!shown.is_present(0));
+    let mut start = [1; 1024];
+    shown.image.read_exact_at(&mut start, 0).expect("read");
+    assert_eq!(start, [0; 1024]);
+}
+
+#[tokio::test]
+async fn a_pinned_flist_is_filled_without_a_vm_even_after_the_store_was_down() {
+    let w = world().await;
+    w.script(&[], Some(Answer::Status(503)));
+    w.cache()
+        .put_flist(w.packed.digest, &w.packed.flist)
+        .expect("valid");
+    let daemon = Running::start(&w).await;
+    let shown = daemon.open(&w, Some(&w.url), true).await;
+    while w.script.lock().expect("lock").requests.is_empty() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    w.script(&[], None);
+    loop {
+        let (message, _) = daemon.told().await;
+        let ToNode::Progress { present, total, .. } = message else {
+            panic!("{message:?}")
+        };
+        if present == total {
+            break;
+        }
+    }
+    assert!(w.cache().missing(&w.flist).is_empty());
+    assert!(
+        !shown.is_present(0),
+        "filling is for the cache, not for the disk"
+    );
+}
+
+#[tokio::test]
+async fn an_flist_comes_from_its_store_and_a_wrong_one_does_not_open() {
+    let w = world().await;
+    let daemon = Running::start(&w).await;
+    w.script(&[Answer::WrongBytes], None);
+    let (flist, store) = (w.packed.digest, Some(w.url.clone()));
+    daemon
+        .say(
+            FromNode::Open {
+                flist,
+                store: store.clone(),
+                pin: false,
+            },
+            &[],
+        )
+        .await;
+    let news = daemon.news().await;
+    assert!(matches!(news, ToNode::OpenFailed { .. }), "{news:?}");
+    daemon.open(&w, Some(&w.url), false).await;
+    let https = Some("https://example".to_owned());
+    daemon
+        .say(
+            FromNode::Open {
+                flist,
+                store: https,
+                pin: false,
+            },
+            &[],
+        )
+        .await;
+    let news = daemon.news().await;
+    assert!(matches!(news, ToNode::OpenFailed { .. }), "{news:?}");
+    let (vm, unknown) = ("vm".parse().expect("id"), Digest([1; 32]));
+    daemon
+        .say(FromNode::Attach { vm, flist: unknown }, &[])
+        .await;
+    let news = daemon.news().await;
+    assert!(matches!(news, ToNode::AttachFailed { .. }), "{news:?}");
+}
+
+#[tokio::test]
+async fn a_vm_that_talks_nonsense_loses_its_socket_and_no_other_notices() {
+    let w = world().await;
+    w.push_all();
+    let daemon = Running::start(&w).await;
+    daemon.open(&w, None, true).await;
+    for packet in [
+        &FromVmm::Want(CHUNKS).encode()[..],
+        b"short",
+        &[9; 16],
+        &[0; 200],
+    ] {
+        let (bad, bad_end) = daemon.attach(&w, "bad").await;
+        drop(bad_end);
+        bad.send(packet, &[]).await;
+        assert!(bad.receive().await.is_none());
+    }
+    let (good, _kept) = daemon.attach(&w, "good").await;
+    // Many more than may be outstanding, before one answer is read.
+    for _ in 0..300 {
+        good.want(0).await;
+    }
+    for _ in 0..300 {
+        assert_eq!(good.told().await, ToVmm::Ready(0));
+    }
+}
+
+#[tokio::test]
+async fn a_closed_flist_is_removed_once_no_vm_uses_it() {
+    let w = world().await;
+    w.push_all();
+    let daemon = Running::start(&w).await;
+    daemon.open(&w, None, true).await;
+    let (_vm, _kept) = daemon.attach(&w, "vm").await;
+    let flist = w.packed.digest;
+    let image = w.cache().image_path(&flist);
+    daemon.say(FromNode::Close { flist }, &[]).await;
+    daemon.open(&w, None, true).await;
+    assert!(image.exists());
+    daemon
+        .say(
+            FromNode::Detach {
+                vm: "vm".parse().expect("id"),
+            },
+            &[],
+        )
+        .await;
+    daemon.say(FromNode::Close { flist }, &[]).await;
+    let (vm, unknown) = ("x".parse().expect("id"), flist);
+    daemon
+        .say(FromNode::Attach { vm, flist: unknown }, &[])
+        .await;
+    let news = daemon.news().await;
+    assert!(matches!(news, ToNode::AttachFailed { .. }), "{news:?}");
+    assert!(!image.exists());
+}
