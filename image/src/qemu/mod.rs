@@ -228,16 +228,18 @@ impl Machine {
         let mut line = Line::default();
         line.word("-nodefaults")
             .pair("-display", "none")
-            .pair("-vga", "std");
+            .pair("-vga", "std")
+            .pair("-machine", "q35");
         // Instructions are counted by the emulator only.
         let accelerator = match self.time {
             Time::Instructions => Accelerator::Tcg,
             Time::Real => accelerator,
         };
         match accelerator {
-            Accelerator::Kvm => line.pair("-machine", "q35,accel=kvm").pair("-cpu", "host"),
+            Accelerator::Kvm => line.pair("-accel", "kvm").pair("-cpu", "host"),
+            // Translated code would take up to 1 GiB of this machine's memory; this much is ample.
             Accelerator::Tcg => line
-                .pair("-machine", "q35,accel=tcg")
+                .pair("-accel", "tcg,tb-size=256")
                 .pair("-cpu", "EPYC,+svm,+npt"),
         };
         line.pair("-m", self.memory.as_mib().to_string());
