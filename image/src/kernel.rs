@@ -72,9 +72,12 @@ pub fn kernel(paths: &Paths, kind: Kind) -> Result<Kernel> {
     let key = digest::key(&[RECIPE, &source.sha256, &wish.allconfig(), &compiler()?]);
     let directory = paths.cache.join(format!("kernels/{}-{key}", kind.name()));
     if !directory.is_dir() {
-        let tree = unpack(paths, &source)?;
-        let built = build(paths, kind, &tree, &wish)?;
-        paths::appear(&directory, |draft| keep(kind, &built, draft))?;
+        let _lock = paths::lock(&paths.cache)?;
+        paths::appear(&directory, |draft| {
+            let tree = unpack(paths, &source)?;
+            let built = build(paths, kind, &tree, &wish)?;
+            keep(kind, &built, draft)
+        })?;
     }
     let compressed = match kind {
         Kind::Host => None,

@@ -4,7 +4,7 @@
 //! Refuses: anything outside them, except what apt installs.
 
 use std::env;
-use std::fs;
+use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -97,9 +97,27 @@ pub(crate) fn entries(directory: &Path) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
+/// Keeps other processes from building in the cache until it is dropped. Waits its turn.
+pub(crate) fn lock(cache: &Path) -> Result<File> {
+    create(cache)?;
+    let path = cache.join("lock");
+    let take = || format!("lock {}", path.display());
+    let file = File::create(&path).with_context(take)?;
+    match file.try_lock() {
+        Ok(()) => return Ok(file),
+        Err(TryLockError::WouldBlock) => eprintln!("waiting for another build to end ..."),
+        Err(TryLockError::Error(error)) => return Err(error).with_context(take),
+    }
+    file.lock().with_context(take)?;
+    Ok(file)
+}
+
 /// Makes `directory` appear whole or not at all: `fill` works on a neighbour that is renamed last.
 /// What another process finished in the meantime stays.
 pub(crate) fn appear(directory: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    if directory.is_dir() {
+        return Ok(());
+    }
     let parent = directory
         .parent()
         .context("a cache directory has a parent")?;

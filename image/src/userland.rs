@@ -38,6 +38,7 @@ pub(crate) fn userland(paths: &Paths) -> Result<PathBuf> {
     let directory = paths.cache.join(format!("userland/{key}"));
     let name = "debian-nginx.tar";
     if !directory.is_dir() {
+        let _lock = paths::lock(&paths.cache)?;
         paths::appear(&directory, |draft| {
             let (page, sources) = (draft.join("index.html"), draft.join("debian.sources"));
             paths::write(&page, PAGE)?;

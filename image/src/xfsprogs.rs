@@ -34,6 +34,7 @@ pub struct Xfsprogs {
 pub fn xfsprogs(paths: &Paths) -> Result<Xfsprogs> {
     let home = paths.cache.join("src").join(PACKAGE);
     if description(&home)?.is_none() {
+        let _lock = paths::lock(&paths.cache)?;
         fetch(&home)?;
     }
     let file = description(&home)?.context("apt-get source left no .dsc file")?;
@@ -48,9 +49,12 @@ pub fn xfsprogs(paths: &Paths) -> Result<Xfsprogs> {
     let key = digest::key(&[RECIPE, &source.sha256, &compiler, &libc]);
     let directory = paths.cache.join(format!("xfsprogs/{key}"));
     if !directory.is_dir() {
-        let tree = tree(&home)?;
-        build(&tree)?;
-        paths::appear(&directory, |draft| keep(&tree, draft))?;
+        let _lock = paths::lock(&paths.cache)?;
+        paths::appear(&directory, |draft| {
+            let tree = tree(&home)?;
+            build(&tree)?;
+            keep(&tree, draft)
+        })?;
     }
     let [mkfs, repair, licence] =
         ["mkfs.xfs", "xfs_repair", "copyright"].map(|name| directory.join(name));
