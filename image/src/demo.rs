@@ -59,6 +59,22 @@ impl Place {
     }
 }
 
+impl Place {
+    /// How to look at the node that runs on, and how to stop it.
+    fn farewell(&self, image: &Image, web: u16) -> String {
+        let (home, program) = (self.home.display(), image.cli.display());
+        let (console, host) = (self.console.display(), Ipv4Addr::LOCALHOST);
+        format!(
+            "\nThe node runs on. Look at it with\n  \
+             curl http://{host}:{web}/\n  \
+             SIFR_HOME={home} {program} get --node demo\n  \
+             SIFR_HOME={home} {program} node info --node demo\n  \
+             less {console}\n\
+             and stop it with\n  make stop"
+        )
+    }
+}
+
 /// Steps and how long each took.
 #[derive(Debug, Default)]
 struct Steps(Vec<(&'static str, Duration)>);
@@ -123,7 +139,7 @@ pub fn demo(paths: &Paths) -> Result<()> {
     let (machine, api, web) = machine(&image, &owner, &place)?;
     let (node, key) = steps.run("boot, to the node's key", || boot(&machine, &place))?;
     steps.run("boot, to the API", || {
-        node.wait_for_line("sifr: ready", BOOT_TIMEOUT)
+        node.wait_for_line("sifr: ready https://", BOOT_TIMEOUT)
     })?;
     steps.run("sifr node add", || {
         let address = format!("{}:{api}", Ipv4Addr::LOCALHOST);
@@ -160,14 +176,8 @@ pub fn demo(paths: &Paths) -> Result<()> {
     );
     paths::write(&place.pid, format!("{}\n", node.pid()))?;
     node.detach();
-    let (home, program) = (place.home.display(), image.cli.display());
     println!("\n{}\n{}", steps.table(), userland::PAGE.trim_end());
-    println!("\nThe node runs on. Look at it with");
-    println!("  curl http://{}:{web}/", Ipv4Addr::LOCALHOST);
-    println!("  SIFR_HOME={home} {program} get --node demo");
-    println!("  SIFR_HOME={home} {program} node info --node demo");
-    println!("  less {}", place.console.display());
-    println!("and stop it with\n  make stop");
+    println!("{}", place.farewell(&image, web));
     Ok(())
 }
 
