@@ -150,10 +150,19 @@ pub enum SpecError {
     #[error("a deployment has 1 to {WORKLOADS_MAX} workloads, this one has {0}")]
     Workloads(usize),
     #[error("workload {name}: {field} is {found}, allowed is {allowed}")]
-    Range { name: Name, field: &'static str, found: String, allowed: String },
-    #[error("workload {name}: arguments and environment take {bytes} bytes, at most {ARGS_MAX_BYTES} fit")]
+    Range {
+        name: Name,
+        field: &'static str,
+        found: String,
+        allowed: String,
+    },
+    #[error(
+        "workload {name}: arguments and environment take {bytes} bytes, at most {ARGS_MAX_BYTES} fit"
+    )]
     Args { name: Name, bytes: usize },
-    #[error("workload {name}: {field} contains a NUL byte, an '=' in a variable's name, or is empty")]
+    #[error(
+        "workload {name}: {field} contains a NUL byte, an '=' in a variable's name, or is empty"
+    )]
     Text { name: Name, field: &'static str },
     #[error("port {0} of the node is published twice in this deployment")]
     PortTwice(u16),
@@ -200,53 +209,120 @@ impl Deployment {
     }
 
     pub fn machines(&self) -> impl Iterator<Item = (&Name, &Machine)> {
-        self.workloads.iter().map(|(name, Workload::Machine(machine))| (name, machine))
+        self.workloads
+            .iter()
+            .map(|(name, Workload::Machine(machine))| (name, machine))
     }
 }
 
 impl Machine {
     fn check(&self, name: &Name) -> Result<(), SpecError> {
         let range = |field, found: String, fine: bool, allowed: String| {
-            if fine { Ok(()) } else { Err(SpecError::Range { name: name.clone(), field, found, allowed }) }
+            if fine {
+                Ok(())
+            } else {
+                Err(SpecError::Range {
+                    name: name.clone(),
+                    field,
+                    found,
+                    allowed,
+                })
+            }
         };
         let within = |field, found: Bytes, min: Bytes, max: Bytes| {
-            range(field, found.to_string(), (min..=max).contains(&found), format!("{min} to {max}"))
+            range(
+                field,
+                found.to_string(),
+                (min..=max).contains(&found),
+                format!("{min} to {max}"),
+            )
         };
-        range("cpus", self.cpus.to_string(), (1..=CPUS_MAX).contains(&self.cpus), format!("1 to {CPUS_MAX}"))?;
+        range(
+            "cpus",
+            self.cpus.to_string(),
+            (1..=CPUS_MAX).contains(&self.cpus),
+            format!("1 to {CPUS_MAX}"),
+        )?;
         within("memory", self.memory, MEMORY_MIN, MEMORY_MAX)?;
         within("disk", self.disk, DISK_MIN, DISK_MAX)?;
         let ports = self.ports.len();
-        range("number of ports", ports.to_string(), ports <= PORTS_MAX, format!("0 to {PORTS_MAX}"))?;
+        range(
+            "number of ports",
+            ports.to_string(),
+            ports <= PORTS_MAX,
+            format!("0 to {PORTS_MAX}"),
+        )?;
         for port in &self.ports {
             let fine = port.node != 0 && port.machine != 0;
-            range("port", format!("{}:{}", port.node, port.machine), fine, "1 to 65535".to_owned())?;
+            range(
+                "port",
+                format!("{}:{}", port.node, port.machine),
+                fine,
+                "1 to 65535".to_owned(),
+            )?;
             if port.node == API_PORT {
-                return Err(SpecError::PortReserved { name: name.clone(), port: port.node });
+                return Err(SpecError::PortReserved {
+                    name: name.clone(),
+                    port: port.node,
+                });
             }
         }
         self.check_text(name)?;
         match &self.image.store {
-            Some(url) if !url.starts_with("http://") || url.len() > 2048 => {
-                Err(SpecError::Store { name: name.clone(), url: url.clone() })
-            }
+            Some(url) if !url.starts_with("http://") || url.len() > 2048 => Err(SpecError::Store {
+                name: name.clone(),
+                url: url.clone(),
+            }),
             _ => Ok(()),
         }
     }
 
     fn check_text(&self, name: &Name) -> Result<(), SpecError> {
         let text = |field, fine: bool| {
-            if fine { Ok(()) } else { Err(SpecError::Text { name: name.clone(), field }) }
+            if fine {
+                Ok(())
+            } else {
+                Err(SpecError::Text {
+                    name: name.clone(),
+                    field,
+                })
+            }
         };
         let args = || self.entrypoint.iter().chain(&self.command).flatten();
         text("entrypoint or command", args().all(|a| !a.contains('\0')))?;
-        text("entrypoint", self.entrypoint.as_ref().is_none_or(|e| !e.is_empty()))?;
-        text("env", self.env.iter().all(|(k, v)| !k.is_empty() && !k.contains(['=', '\0']) && !v.contains('\0')))?;
-        text("user", self.user.as_ref().is_none_or(|u| !u.is_empty() && !u.contains('\0')))?;
-        text("workdir", self.workdir.as_ref().is_none_or(|w| w.starts_with('/') && !w.contains('\0')))?;
+        text(
+            "entrypoint",
+            self.entrypoint.as_ref().is_none_or(|e| !e.is_empty()),
+        )?;
+        text(
+            "env",
+            self.env
+                .iter()
+                .all(|(k, v)| !k.is_empty() && !k.contains(['=', '\0']) && !v.contains('\0')),
+        )?;
+        text(
+            "user",
+            self.user
+                .as_ref()
+                .is_none_or(|u| !u.is_empty() && !u.contains('\0')),
+        )?;
+        text(
+            "workdir",
+            self.workdir
+                .as_ref()
+                .is_none_or(|w| w.starts_with('/') && !w.contains('\0')),
+        )?;
         let bytes = args().map(|a| a.len() + 1).sum::<usize>()
-            + self.env.iter().map(|(k, v)| k.len() + v.len() + 2).sum::<usize>();
+            + self
+                .env
+                .iter()
+                .map(|(k, v)| k.len() + v.len() + 2)
+                .sum::<usize>();
         if bytes > ARGS_MAX_BYTES {
-            return Err(SpecError::Args { name: name.clone(), bytes });
+            return Err(SpecError::Args {
+                name: name.clone(),
+                bytes,
+            });
         }
         Ok(())
     }
@@ -258,7 +334,10 @@ mod tests {
 
     fn statement(json: &str) -> Result<Statement, String> {
         let statement: Statement = serde_json::from_str(json).map_err(|e| e.to_string())?;
-        statement.check().map_err(|e| e.to_string()).map(|()| statement)
+        statement
+            .check()
+            .map_err(|e| e.to_string())
+            .map(|()| statement)
     }
 
     fn with_machine(fields: &str) -> Result<Statement, String> {
@@ -272,15 +351,24 @@ mod tests {
     #[test]
     fn a_machine_needs_an_image_and_nothing_else() {
         let statement = with_machine("").expect("a valid statement");
-        let Action::Deploy(deployment) = &statement.action else { panic!("not a deploy") };
+        let Action::Deploy(deployment) = &statement.action else {
+            panic!("not a deploy")
+        };
         let (_, machine) = deployment.machines().next().expect("one machine");
-        assert_eq!((machine.cpus, machine.memory, machine.disk), (1, Bytes::mib(256), Bytes::gib(1)));
+        assert_eq!(
+            (machine.cpus, machine.memory, machine.disk),
+            (1, Bytes::mib(256), Bytes::gib(1))
+        );
         assert!(!deployment.accept_volatile);
     }
 
     #[test]
     fn unknown_fields_are_errors() {
-        assert!(with_machine(r#","colour":"red""#).expect_err("an unknown field").contains("colour"));
+        assert!(
+            with_machine(r#","colour":"red""#)
+                .expect_err("an unknown field")
+                .contains("colour")
+        );
     }
 
     #[test]
@@ -291,7 +379,10 @@ mod tests {
             (r#","disk":"1Ki""#, "disk is 1Ki"),
             (r#","ports":[{"node":0,"machine":80}]"#, "port is 0:80"),
             (r#","ports":[{"node":7443,"machine":80}]"#, "choose another"),
-            (r#","ports":[{"node":80,"machine":80},{"node":80,"machine":81}]"#, "published twice"),
+            (
+                r#","ports":[{"node":80,"machine":80},{"node":80,"machine":81}]"#,
+                "published twice",
+            ),
             (r#","env":{"A=B":"x"}"#, "env contains"),
             (r#","workdir":"relative""#, "workdir"),
             (r#","entrypoint":[]"#, "entrypoint"),
@@ -305,6 +396,10 @@ mod tests {
     fn version_zero_does_not_exist() {
         let key = PublicKey([1; 32]);
         let json = format!(r#"{{"node":"{key}","name":"shop","version":0,"action":"stop"}}"#);
-        assert!(statement(&json).expect_err("version 0").contains("first version"));
+        assert!(
+            statement(&json)
+                .expect_err("version 0")
+                .contains("first version")
+        );
     }
 }

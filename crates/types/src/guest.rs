@@ -67,7 +67,11 @@ pub enum FromGuest {
     /// Set-up failed before the program ran: the exit code that follows is 125, 126 or 127.
     SetupFailed { stage: String, message: String },
     /// The program ended. `code` is 128 + signal where a signal ended it.
-    Exited { code: i32, signal: Option<i32>, oom_kills: u64 },
+    Exited {
+        code: i32,
+        signal: Option<i32>,
+        oom_kills: u64,
+    },
 }
 
 /// Host to guest, one JSON object a line.

@@ -37,7 +37,9 @@ impl Name {
 impl FromStr for Name {
     type Err = IdError;
     fn from_str(s: &str) -> Result<Self, IdError> {
-        let label = s.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+        let label = s
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
         let edges = s.bytes().next().is_some_and(|b| b.is_ascii_lowercase()) && !s.ends_with('-');
         if label && edges && s.len() <= NAME_MAX {
             Ok(Self(s.to_owned()))
@@ -60,7 +62,10 @@ impl VmId {
         // Long names are cut so that the key part, which keeps tenants apart, always fits. A cut name
         // could collide with another, so its digest-like length suffix is left to the caller's check
         // that ids are unique (`workload::admission`).
-        let (w, d) = (&workload.0[..workload.0.len().min(34)], &deployment.0[..deployment.0.len().min(34)]);
+        let (w, d) = (
+            &workload.0[..workload.0.len().min(34)],
+            &deployment.0[..deployment.0.len().min(34)],
+        );
         Self(format!("{w}-{d}-{key}"))
     }
 
@@ -72,7 +77,9 @@ impl VmId {
 impl FromStr for VmId {
     type Err = IdError;
     fn from_str(s: &str) -> Result<Self, IdError> {
-        let fine = s.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+        let fine = s
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
         if fine && !s.is_empty() && s.len() <= Self::MAX {
             Ok(Self(s.to_owned()))
         } else {
@@ -92,14 +99,19 @@ impl Digest {
     }
     /// Reads the 64 digits alone.
     pub fn from_hex(s: &str) -> Result<Self, IdError> {
-        unhex(s).map(Self).ok_or_else(|| IdError::Digest(s.to_owned()))
+        unhex(s)
+            .map(Self)
+            .ok_or_else(|| IdError::Digest(s.to_owned()))
     }
 }
 
 impl FromStr for Digest {
     type Err = IdError;
     fn from_str(s: &str) -> Result<Self, IdError> {
-        s.strip_prefix("blake3:").and_then(unhex).map(Self).ok_or_else(|| IdError::Digest(s.to_owned()))
+        s.strip_prefix("blake3:")
+            .and_then(unhex)
+            .map(Self)
+            .ok_or_else(|| IdError::Digest(s.to_owned()))
     }
 }
 
@@ -121,10 +133,12 @@ impl FromStr for PublicKey {
 
 fn hex(bytes: &[u8]) -> String {
     use fmt::Write;
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut out, b| {
-        write!(out, "{b:02x}").expect("writing to a String cannot fail");
-        out
-    })
+    bytes
+        .iter()
+        .fold(String::with_capacity(bytes.len() * 2), |mut out, b| {
+            write!(out, "{b:02x}").expect("writing to a String cannot fail");
+            out
+        })
 }
 
 fn unhex(s: &str) -> Option<[u8; 32]> {
@@ -203,9 +217,22 @@ mod tests {
     #[test]
     fn a_name_is_a_dns_label() {
         for good in ["a", "shop", "web-1", &"a".repeat(63)] {
-            assert_eq!(good.parse::<Name>().map(|n| n.to_string()), Ok(good.to_owned()));
+            assert_eq!(
+                good.parse::<Name>().map(|n| n.to_string()),
+                Ok(good.to_owned())
+            );
         }
-        for bad in ["", "-a", "a-", "A", "1a", "a.b", "a/b", "ä", &"a".repeat(64)] {
+        for bad in [
+            "",
+            "-a",
+            "a-",
+            "A",
+            "1a",
+            "a.b",
+            "a/b",
+            "ä",
+            &"a".repeat(64),
+        ] {
             assert_eq!(bad.parse::<Name>(), Err(IdError::Name(bad.to_owned())));
         }
     }
