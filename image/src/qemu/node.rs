@@ -4,7 +4,7 @@
 //! Refuses: leaving a process behind when we are killed, unless started in the background.
 
 use std::fs::File;
-use std::io::{Read, Seek};
+use std::io::{Read, Seek, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
@@ -23,6 +23,8 @@ use super::{Accelerator, Machine, QEMU};
 
 /// How long a machine may take to go down in order.
 const DOWN_TIMEOUT: Duration = Duration::from_secs(30);
+/// Longest wait for a machine that does not read its serial line.
+const TYPING_TIMEOUT: Duration = Duration::from_secs(60);
 /// Lines of the console shown when what was waited for did not come.
 const TAIL_LINES: usize = 40;
 
@@ -30,6 +32,8 @@ const TAIL_LINES: usize = 40;
 pub struct Node {
     child: Child,
     console: Console,
+    /// The serial line towards the machine.
+    keyboard: UnixStream,
     monitor: Mutex<Monitor>,
     /// What QEMU itself complains about.
     complaints: File,
@@ -76,6 +80,10 @@ impl Node {
             .stderr(stderr);
         let console = Console::default();
         let reader = console.clone();
+        let keyboard = serial.try_clone().context("share the serial line")?;
+        keyboard
+            .set_write_timeout(Some(TYPING_TIMEOUT))
+            .context("set up the serial line")?;
         let (sender, receiver) = mpsc::sync_channel(1);
         let (alive, dropped) = mpsc::channel();
         // The thread that reads lives as long as QEMU, so it is the one to start it.
@@ -98,6 +106,7 @@ impl Node {
         Ok(Self {
             child,
             console,
+            keyboard,
             monitor,
             complaints,
             detached: false,
@@ -129,6 +138,14 @@ impl Node {
     /// Everything printed since power-on.
     pub fn console(&self) -> String {
         self.console.tail(usize::MAX)
+    }
+
+    /// Sends bytes to the machine's serial line. A machine that reads none makes this fail in the end.
+    pub fn type_in(&self, bytes: &[u8]) -> Result<()> {
+        let mut keyboard = &self.keyboard;
+        keyboard
+            .write_all(bytes)
+            .context("write to the serial line")
     }
 
     /// Waits until QEMU ends by itself: the machine was powered off, or was reset with
