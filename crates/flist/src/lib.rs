@@ -16,6 +16,7 @@ pub mod format;
 mod image_tests;
 pub mod map;
 pub mod materialise;
+pub mod oci;
 pub mod pack;
 mod scan;
 pub mod store;

@@ -1,0 +1,502 @@
+//! Image archives: what `docker save`, `podman save` and `skopeo copy oci-archive:` write.
+//!
+//! Owns: finding the image's configuration and layers in the archive, choosing linux/amd64, and
+//! unpacking compressed layers into unnamed temporary files.
+//! Refuses: archives of several images, other platforms, and layers that unpack without end. SHA-256
+//! digests are not compared: who may change the archive may change them as well, and the flist's own
+//! digest is what a deployment is signed with.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, BufReader, Read, Seek};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use serde::Deserialize;
+use tar::{Archive, EntryType};
+use types::flist::ImageConfig;
+
+use crate::DISK_BYTES_MAX;
+
+/// Longest manifest, index or configuration.
+const JSON_BYTES_MAX: u64 = 4 << 20;
+/// Most layers of an image (Docker's own limit is 127).
+const LAYERS_MAX: usize = 512;
+/// Indexes inside indexes.
+const DEPTH_MAX: usize = 4;
+/// Indexes on one level: an archive of one image has one.
+const INDEXES_MAX: usize = 16;
+/// Window of zstd layers (log2): what `zstd --ultra` may ask for without `--long`.
+const ZSTD_WINDOW_LOG: u32 = 27;
+
+#[derive(Debug, thiserror::Error)]
+pub enum OciError {
+    #[error("image archive cannot be read")]
+    Read(#[source] io::Error),
+    #[error("image archive does not have {0:?}, which its manifest names")]
+    Missing(String),
+    #[error("{name:?} in the image archive is not valid")]
+    Json {
+        name: String,
+        #[source]
+        source: serde_json::Error,
+    },
+    #[error("{0:?} in the image archive is too long")]
+    Large(String),
+    #[error("image archive holds {0} images for linux/amd64: save exactly one")]
+    Images(usize),
+    #[error("image is for {os}/{architecture}, and this node runs linux/amd64: save that platform")]
+    Platform { os: String, architecture: String },
+    #[error("image archive names {0:?}, which is no digest")]
+    Digest(String),
+    #[error("layer {name:?} cannot be unpacked")]
+    Layer {
+        name: String,
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// An image to pack: its layers are for [`crate::pack::Source::Layers`].
+#[derive(Debug)]
+pub struct Image {
+    pub config: ImageConfig,
+    /// Uncompressed tar archives, the lowest first.
+    pub layers: Vec<File>,
+}
+
+/// Opens an image archive. `None`: the tar is none, so it is a file tree itself. Layers are unpacked into
+/// unnamed files in `spool`, which needs room for them.
+pub fn open_archive(file: &File, spool: &Path) -> Result<Option<Image>, OciError> {
+    let archive = Members::read(file)?;
+    let (config, layers) = if archive.members.contains_key("manifest.json") {
+        docker(&archive)?
+    } else if archive.members.contains_key("oci-layout") {
+        let manifest = oci_manifest(&archive)?;
+        let layers = manifest
+            .layers
+            .iter()
+            .map(Descriptor::path)
+            .collect::<Result<Vec<_>, _>>()?;
+        (manifest.config.path()?, layers)
+    } else {
+        return Ok(None);
+    };
+    if layers.len() > LAYERS_MAX {
+        return Err(OciError::Large("manifest".to_owned()));
+    }
+    let config = archive.config(&config)?;
+    let layers = layers
+        .iter()
+        .map(|name| archive.layer(name, spool))
+        .collect::<Result<_, _>>()?;
+    Ok(Some(Image { config, layers }))
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct DockerManifest {
+    config: String,
+    layers: Vec<String>,
+}
+
+fn docker(archive: &Members<'_>) -> Result<(String, Vec<String>), OciError> {
+    let manifests: Vec<DockerManifest> = archive.json("manifest.json")?;
+    let count = manifests.len();
+    let one = <[DockerManifest; 1]>::try_from(manifests).map_err(|_| OciError::Images(count))?;
+    let [DockerManifest { config, layers }] = one;
+    Ok((config, layers))
+}
+
+#[derive(Deserialize)]
+struct Index {
+    #[serde(default)]
+    manifests: Vec<Descriptor>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Descriptor {
+    #[serde(default)]
+    media_type: String,
+    digest: String,
+    platform: Option<Platform>,
+}
+
+#[derive(Deserialize)]
+struct Platform {
+    #[serde(default)]
+    os: String,
+    #[serde(default)]
+    architecture: String,
+}
+
+#[derive(Deserialize)]
+struct Manifest {
+    config: Descriptor,
+    #[serde(default)]
+    layers: Vec<Descriptor>,
+}
+
+impl Descriptor {
+    /// Where a layout keeps it.
+    fn path(&self) -> Result<String, OciError> {
+        let (algorithm, hex) = self.digest.split_once(':').unwrap_or_default();
+        let plain = |s: &str| !s.is_empty() && s.bytes().all(|b| b.is_ascii_alphanumeric());
+        if plain(algorithm) && plain(hex) {
+            Ok(format!("blobs/{algorithm}/{hex}"))
+        } else {
+            Err(OciError::Digest(self.digest.clone()))
+        }
+    }
+
+    fn is_index(&self) -> bool {
+        self.media_type.contains("image.index") || self.media_type.contains("manifest.list")
+    }
+
+    /// Without a platform it may be ours; attestations say `unknown`.
+    fn may_be_ours(&self) -> bool {
+        self.platform
+            .as_ref()
+            .is_none_or(|p| p.os == "linux" && p.architecture == "amd64")
+    }
+}
+
+/// The one manifest for linux/amd64 below `index.json`.
+fn oci_manifest(archive: &Members<'_>) -> Result<Manifest, OciError> {
+    let mut indexes = vec!["index.json".to_owned()];
+    let mut found = Vec::new();
+    for _ in 0..DEPTH_MAX {
+        let mut next = Vec::new();
+        for name in indexes {
+            let index: Index = archive.json(&name)?;
+            for descriptor in index.manifests.iter().filter(|d| d.may_be_ours()) {
+                let list = if descriptor.is_index() {
+                    &mut next
+                } else {
+                    &mut found
+                };
+                list.push(descriptor.path()?);
+            }
+        }
+        indexes = next;
+        if indexes.is_empty() || indexes.len() > INDEXES_MAX {
+            break;
+        }
+    }
+    if !indexes.is_empty() {
+        return Err(OciError::Large("index.json".to_owned()));
+    }
+    found.sort_unstable();
+    found.dedup();
+    let count = found.len();
+    let [one] = <[String; 1]>::try_from(found).map_err(|_| OciError::Images(count))?;
+    archive.json(&one)
+}
+
+/// The parts of an image configuration that matter here.
+#[derive(Deserialize)]
+struct Configuration {
+    os: Option<String>,
+    architecture: Option<String>,
+    #[serde(default)]
+    config: Option<serde_json::Map<String, serde_json::Value>>,
+}
+
+#[derive(Debug, Clone)]
+enum Member {
+    At {
+        offset: u64,
+        bytes: u64,
+    },
+    /// Older archives share layers by links.
+    Link(String),
+}
+
+/// What is where in the outer archive.
+struct Members<'a> {
+    file: &'a File,
+    members: BTreeMap<String, Member>,
+}
+
+impl<'a> Members<'a> {
+    fn read(file: &'a File) -> Result<Self, OciError> {
+        let mut members = BTreeMap::new();
+        let mut from = file;
+        from.rewind().map_err(OciError::Read)?;
+        let mut archive = Archive::new(from);
+        for entry in archive.entries_with_seek().map_err(OciError::Read)? {
+            let entry = entry.map_err(OciError::Read)?;
+            let Ok(path) = std::str::from_utf8(&entry.path_bytes()).map(normal) else {
+                continue;
+            };
+            let target = entry
+                .link_name_bytes()
+                .map(|t| String::from_utf8_lossy(&t).into_owned());
+            let member = match (entry.header().entry_type(), target) {
+                (EntryType::Regular | EntryType::Continuous, _) => Member::At {
+                    offset: entry.raw_file_position(),
+                    bytes: entry.size(),
+                },
+                (EntryType::Link, Some(target)) => Member::Link(normal(&target)),
+                (EntryType::Symlink, Some(target)) => {
+                    let parent = path.rsplit_once('/').map_or("", |(parent, _)| parent);
+                    Member::Link(normal(&format!("{parent}/{target}")))
+                }
+                _ => continue,
+            };
+            members.insert(path, member);
+        }
+        Ok(Self { file, members })
+    }
+
+    fn open(&self, name: &str) -> Result<Section<'a>, OciError> {
+        let missing = || OciError::Missing(name.to_owned());
+        let mut member = self.members.get(&normal(name)).ok_or_else(missing)?;
+        if let Member::Link(target) = member {
+            member = self.members.get(target).ok_or_else(missing)?;
+        }
+        match member {
+            Member::At { offset, bytes } => Ok(Section {
+                file: self.file,
+                at: *offset,
+                end: offset.saturating_add(*bytes),
+            }),
+            Member::Link(_) => Err(missing()),
+        }
+    }
+
+    fn json<T: serde::de::DeserializeOwned>(&self, name: &str) -> Result<T, OciError> {
+        let section = self.open(name)?;
+        if section.end - section.at > JSON_BYTES_MAX {
+            return Err(OciError::Large(name.to_owned()));
+        }
+        let json = |source| OciError::Json {
+            name: name.to_owned(),
+            source,
+        };
+        serde_json::from_reader(BufReader::new(section)).map_err(json)
+    }
+
+    fn config(&self, name: &str) -> Result<ImageConfig, OciError> {
+        let Configuration {
+            os,
+            architecture,
+            config,
+        } = self.json(name)?;
+        let os = os.unwrap_or_else(|| "linux".to_owned());
+        let architecture = architecture.unwrap_or_else(|| "amd64".to_owned());
+        if os != "linux" || architecture != "amd64" {
+            return Err(OciError::Platform { os, architecture });
+        }
+        // Docker writes `null` for what is not set.
+        let mut config = config.unwrap_or_default();
+        config.retain(|_, value| !value.is_null());
+        let json = |source| OciError::Json {
+            name: name.to_owned(),
+            source,
+        };
+        serde_json::from_value(config.into()).map_err(json)
+    }
+
+    /// A layer as an uncompressed tar in a file of its own; how it is compressed is seen from its start.
+    fn layer(&self, name: &str, spool: &Path) -> Result<File, OciError> {
+        let failed = |source| OciError::Layer {
+            name: name.to_owned(),
+            source,
+        };
+        let section = self.open(name)?;
+        let mut start = [0; 4];
+        let known = section
+            .file
+            .read_at(&mut start, section.at)
+            .map_err(failed)?;
+        let section = BufReader::new(section);
+        let mut layer: Box<dyn Read + '_> = match &start[..known] {
+            [0x1f, 0x8b, ..] => Box::new(flate2::bufread::MultiGzDecoder::new(section)),
+            [0x28, 0xb5, 0x2f, 0xfd] => {
+                let mut decoder =
+                    zstd::stream::read::Decoder::with_buffer(section).map_err(failed)?;
+                decoder.window_log_max(ZSTD_WINDOW_LOG).map_err(failed)?;
+                Box::new(decoder)
+            }
+            _ => Box::new(section),
+        };
+        let mut out = tempfile::tempfile_in(spool).map_err(failed)?;
+        let copied =
+            io::copy(&mut layer.by_ref().take(DISK_BYTES_MAX), &mut out).map_err(failed)?;
+        if copied == DISK_BYTES_MAX {
+            return Err(OciError::Large(name.to_owned()));
+        }
+        Ok(out)
+    }
+}
+
+/// A path without `.`, `..` and doubled slashes, which cannot lead out of the archive.
+fn normal(path: &str) -> String {
+    let mut names: Vec<&str> = Vec::new();
+    for name in path.split('/') {
+        match name {
+            "" | "." => {}
+            ".." => {
+                names.pop();
+            }
+            name => names.push(name),
+        }
+    }
+    names.join("/")
+}
+
+/// A piece of the archive.
+struct Section<'a> {
+    file: &'a File,
+    at: u64,
+    end: u64,
+}
+
+impl Read for Section<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let left = usize::try_from(self.end - self.at).unwrap_or(usize::MAX);
+        let most = buffer.len().min(left);
+        let count = self.file.read_at(&mut buffer[..most], self.at)?;
+        if count == 0 && most > 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        self.at += count as u64;
+        Ok(count)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pack::{Source, pack};
+    use crate::store::NoStore;
+    use std::io::Write;
+    use tempfile::TempDir;
+
+    fn tar(files: &[(&str, &[u8])]) -> Vec<u8> {
+        let mut builder = tar::Builder::new(Vec::new());
+        for (name, content) in files {
+            let mut header = tar::Header::new_gnu();
+            header.set_size(content.len() as u64);
+            header.set_mode(0o644);
+            builder
+                .append_data(&mut header, name, *content)
+                .expect("memory");
+        }
+        builder.into_inner().expect("memory")
+    }
+
+    fn gzip(bytes: &[u8]) -> Vec<u8> {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        encoder.write_all(bytes).expect("memory");
+        encoder.finish().expect("memory")
+    }
+
+    fn file(bytes: &[u8]) -> File {
+        let mut file = tempfile::tempfile().expect("file");
+        file.write_all(bytes).expect("write");
+        file
+    }
+
+    const CONFIG: &str = r#"{"os":"linux","architecture":"amd64","rootfs":{"type":"layers"},
+        "config":{"Entrypoint":null,"Cmd":["/bin/app","-x"],"Env":["PATH=/bin"],"User":"web","Labels":null}}"#;
+
+    fn open(archive: &[u8]) -> Result<Option<Image>, OciError> {
+        let spool = TempDir::new().expect("temp");
+        open_archive(&file(archive), spool.path())
+    }
+
+    fn assert_packs_to_the_merge(image: &Image) {
+        assert_eq!(image.config.cmd, ["/bin/app", "-x"]);
+        assert_eq!(image.config.user, "web");
+        assert!(image.config.entrypoint.is_empty());
+        let digest = |source| {
+            pack(source, &ImageConfig::default(), &mut NoStore, &mut |_| {})
+                .expect("packs")
+                .digest
+        };
+        let flat = file(&tar(&[("bin/app", b"new")]));
+        assert_eq!(
+            digest(Source::Layers(&image.layers)),
+            digest(Source::Tar(&flat))
+        );
+    }
+
+    fn layers() -> (Vec<u8>, Vec<u8>) {
+        let lower = tar(&[("bin/app", b"old"), ("etc/gone", b"x")]);
+        (lower, tar(&[("bin/app", b"new"), (".wh.etc", b"")]))
+    }
+
+    #[test]
+    fn a_docker_archive_gives_configuration_and_layers() {
+        let (lower, upper) = layers();
+        let manifest =
+            br#"[{"Config":"c.json","RepoTags":["a:1"],"Layers":["1/layer.tar","2/layer.tar"]}]"#;
+        let archive = tar(&[
+            ("1/layer.tar", &lower),
+            ("2/layer.tar", &upper),
+            ("c.json", CONFIG.as_bytes()),
+            ("manifest.json", manifest),
+        ]);
+        assert_packs_to_the_merge(&open(&archive).expect("valid").expect("an image"));
+    }
+
+    #[test]
+    fn an_oci_archive_gives_the_manifest_of_this_platform_whatever_the_compression() {
+        let (lower, upper) = layers();
+        let index = br#"{"manifests":[{"mediaType":"application/vnd.oci.image.index.v1+json","digest":"sha256:1d"}]}"#;
+        let nested = br#"{"manifests":[
+            {"digest":"sha256:a1","platform":{"os":"linux","architecture":"arm64"}},
+            {"digest":"sha256:a2","platform":{"os":"linux","architecture":"amd64"}},
+            {"digest":"sha256:a3","platform":{"os":"unknown","architecture":"unknown"}}]}"#;
+        let manifest = br#"{"config":{"digest":"sha256:c0"},"layers":[
+            {"digest":"sha256:e1","mediaType":"application/vnd.oci.image.layer.v1.tar+gzip"},
+            {"digest":"sha256:e2","mediaType":"application/vnd.oci.image.layer.v1.tar+zstd"}]}"#;
+        let zstd = zstd::encode_all(&upper[..], 1).expect("zstd");
+        let archive = tar(&[
+            ("oci-layout", b"{}"),
+            ("index.json", index),
+            ("blobs/sha256/1d", nested),
+            ("blobs/sha256/a2", manifest),
+            ("blobs/sha256/c0", CONFIG.as_bytes()),
+            ("blobs/sha256/e1", &gzip(&lower)),
+            ("./blobs/sha256/e2", &zstd),
+        ]);
+        assert_packs_to_the_merge(&open(&archive).expect("valid").expect("an image"));
+    }
+
+    #[test]
+    fn a_tar_of_files_is_no_image_archive() {
+        assert!(open(&tar(&[("bin/app", b"x")])).expect("valid").is_none());
+    }
+
+    #[test]
+    fn archives_that_do_not_add_up_are_refused() {
+        let two = br#"[{"Config":"c","Layers":[]},{"Config":"c","Layers":[]}]"#;
+        assert!(matches!(
+            open(&tar(&[("manifest.json", two)])),
+            Err(OciError::Images(2))
+        ));
+        let gone = br#"[{"Config":"c","Layers":[]}]"#;
+        assert!(matches!(
+            open(&tar(&[("manifest.json", gone)])),
+            Err(OciError::Missing(_))
+        ));
+        let arm = br#"{"os":"linux","architecture":"arm64"}"#;
+        let archive = tar(&[("manifest.json", gone), ("c", arm)]);
+        assert!(matches!(open(&archive), Err(OciError::Platform { .. })));
+        let escape = br#"{"manifests":[{"digest":"sha256:../../etc"}]}"#;
+        let archive = tar(&[("oci-layout", b"{}"), ("index.json", escape)]);
+        assert!(matches!(open(&archive), Err(OciError::Digest(_))));
+        let cut = br#"[{"Config":"c","Layers":["l"]}]"#;
+        let half = gzip(&tar(&[("f", &[7; 4000])]));
+        let archive = tar(&[
+            ("manifest.json", cut),
+            ("c", b"{}"),
+            ("l", &half[..half.len() / 2]),
+        ]);
+        assert!(matches!(open(&archive), Err(OciError::Layer { .. })));
+    }
+}
