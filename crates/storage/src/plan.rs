@@ -75,7 +75,7 @@ fn partition(content: &Content) -> Option<u32> {
 
 fn why_none(disks: &[(Disk, Content)], owner: &PublicKey) -> String {
     if disks.is_empty() {
-        return "no disk found: nothing is kept over a reboot".to_owned();
+        return "no disk found".to_owned();
     }
     let list: Vec<_> = disks
         .iter()

@@ -124,7 +124,7 @@ async fn provision() -> anyhow::Result<Engine> {
     let pid1: OwnedFd =
         sys::socket::inherited(crate::wire::PID1_FD).context("take the socket to pid1")?;
     let options = options(&boot);
-    let owner = owner(options.owner);
+    let owner = owner(&boot, options.owner);
     let disks = boot.must("disks", || disks(owner.as_ref()))?;
     let pool = boot.must("pool", || pool(&disks, owner.as_ref()))?;
     let (seed, key) = boot.must("identity", || identity(&pool))?;
@@ -156,7 +156,7 @@ async fn provision() -> anyhow::Result<Engine> {
         links: Vec::new(),
         disks: report(&disks, &pool, owner.as_ref()),
         boot: Vec::new(),
-        last_error: options.errors.first().cloned(),
+        last_error: last_error(&options),
     });
     let uplink = network(&mut boot, &options, &pool, floor, &info).await?;
     let context = NodeContext {
@@ -193,16 +193,32 @@ fn options(boot: &Boot) -> Options {
     options
 }
 
-/// The image's own key wins: a boot server cannot replace it.
-fn owner(from_cmdline: Option<PublicKey>) -> Option<PublicKey> {
+/// The image's own key wins: a boot server cannot replace it, not even where it cannot be read.
+fn owner(boot: &Boot, from_cmdline: Option<PublicKey>) -> Option<PublicKey> {
     match std::fs::read_to_string(OWNER_FILE) {
-        Ok(text) => text.trim().parse().ok(),
-        Err(_) => from_cmdline,
+        Ok(text) => text
+            .trim()
+            .parse()
+            .inspect_err(|error| boot.say(&format!("sifr: error: {OWNER_FILE}: {error}")))
+            .ok(),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => from_cmdline,
+        Err(error) => {
+            boot.say(&format!("sifr: error: {OWNER_FILE}: {error}"));
+            None
+        }
     }
+}
+
+/// The first thing a person should know: how the last boot ended, or which option could not be read.
+fn last_error(options: &Options) -> Option<String> {
+    let panic = crate::pid1::last_panic_headline();
+    panic.or_else(|| options.errors.first().cloned())
 }
 
 type Found = (Disk, Content);
 
+/// The kernel starts user space only when all disk drivers but USB's have looked at their buses, so
+/// that the list is whole, and USB disks never become the pool.
 fn disks(owner: Option<&PublicKey>) -> anyhow::Result<(Vec<Found>, Option<String>)> {
     let mut found = Vec::new();
     for disk in storage::disk::inventory(Path::new("/sys"))? {
@@ -391,6 +407,14 @@ fn status(info: &NodeInfo, uplink: &Uplink) -> Vec<String> {
         .as_deref()
         .map_or("yes", |problem| problem);
     lines.push(format!("sifr: virtualisation {virtualisation}"));
+    lines.push(format!(
+        "sifr: time {}",
+        if info.clock.synchronised {
+            "synchronised"
+        } else {
+            "of this machine's own clock: no time server has answered"
+        }
+    ));
     lines.push(format!("sifr: address {}", describe(uplink)));
     if let Some(error) = &info.last_error {
         lines.push(format!("sifr: last error {error}"));

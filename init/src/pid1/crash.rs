@@ -13,7 +13,7 @@ use sys::mount::Flags;
 use crate::console::Console;
 
 /// Where the text of the last panic is kept during this boot.
-pub(crate) const LAST_PANIC: &str = "/run/sifr/last-panic";
+const LAST_PANIC: &str = "/run/sifr/last-panic";
 /// Most crash text that is kept: several records of the usual 32 KiB.
 const RECORDS_MAX_BYTES: u64 = 256 << 10;
 /// Most records that are looked at: the firmware's memory is small.
@@ -52,9 +52,15 @@ pub(super) fn last_panic(store: &Path, flags: Flags) -> Option<String> {
         let _ = fs::remove_file(path);
     }
     let text = String::from_utf8_lossy(&text);
-    let headline = headline(&text)?;
+    headline(&text)?;
     let _ = fs::write(LAST_PANIC, text.as_bytes());
-    Some(format!("the last boot ended so: {headline}"))
+    last_panic_headline()
+}
+
+/// How the last boot ended, if in a panic.
+pub(crate) fn last_panic_headline() -> Option<String> {
+    let text = fs::read_to_string(LAST_PANIC).ok()?;
+    headline(&text).map(|line| format!("the last boot ended so: {line}"))
 }
 
 fn headline(text: &str) -> Option<String> {

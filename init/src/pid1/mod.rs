@@ -13,6 +13,8 @@ mod supervisor;
 
 use std::process::ExitCode;
 
+pub(crate) use crash::last_panic_headline;
+
 /// Never returns in good health: the end of PID 1 is a kernel panic, which reboots the machine.
 pub(crate) fn run() -> ExitCode {
     let booted = boot::run();
