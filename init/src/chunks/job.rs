@@ -21,7 +21,7 @@ use super::queue::Outcome;
 use super::store::{Base, Client, StoreError};
 
 /// What a person does when content is nowhere.
-const PUSH_AGAIN: &str = "push it again with `sifr deploy` or `sifr flist push`";
+const PUSH_AGAIN: &str = "push it again with `sifr deploy`";
 
 /// What reaches the daemon's loop.
 #[derive(Debug)]

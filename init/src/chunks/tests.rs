@@ -492,7 +492,7 @@ async fn without_a_store_a_missing_chunk_says_what_to_do() {
     let ToNode::Fault { message, .. } = news else {
         panic!("{news:?}")
     };
-    assert!(message.contains("sifr flist push"), "{message}");
+    assert!(message.contains("sifr deploy"), "{message}");
     // Pushed meanwhile, it is found.
     let bytes = w.store.read_chunk(&w.stored(1)).expect("there");
     w.cache().put_chunk(w.stored(1), &bytes).expect("valid");
