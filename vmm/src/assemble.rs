@@ -209,18 +209,9 @@ pub(crate) fn assemble() -> Result<Machine, SetupError> {
     let rng = slots.add(Rng, &ram)?;
     let irqs = slots.irqs()?;
 
-    let (entry, kernel_end) = pvh::load_kernel(&ram, &parts.kernel)?;
-    let initramfs = pvh::load_initramfs(&ram, &parts.initramfs, kernel_end, spec.memory_mib)?;
     let wants_serial = parts.serial.is_some() && cmdline::wants_serial(&spec.cmdline);
     let line = cmdline::build(&irqs, &spec.cmdline, wants_serial)?;
-    pvh::write_tables(
-        &ram,
-        &line,
-        &mptable::build(spec.cpus),
-        &initramfs,
-        spec.memory_mib,
-    )?;
-
+    let entry = load(&ram, &spec, &parts.kernel, &parts.initramfs, &line)?;
     let supported = vm.supported_cpuid()?;
     for (index, vcpu) in (0..spec.cpus).zip(&vcpus) {
         let leaves = cpuid::leaves(supported.as_slice(), index, spec.cpus);
@@ -230,9 +221,8 @@ pub(crate) fn assemble() -> Result<Machine, SetupError> {
     slots.connect(&vm, &irqs)?;
     let serial = serial(&vm, parts.serial.filter(|_| wants_serial))?;
 
-    let pio = Pio::new(serial);
     let shared = Shared {
-        pio,
+        pio: Pio::new(serial),
         mmio: Mmio::new(slots.mmio),
         exits: ExitCounts::default(),
     };
@@ -246,6 +236,21 @@ pub(crate) fn assemble() -> Result<Machine, SetupError> {
         main: vec![outbox.clone(), vsock, rng],
         outbox,
     })
+}
+
+/// Puts kernel, initramfs and boot tables into guest memory; gives the kernel's entry.
+fn load(
+    ram: &GuestRam,
+    spec: &VmSpec,
+    kernel: &File,
+    initramfs: &[File],
+    line: &str,
+) -> Result<u64, SetupError> {
+    let (entry, kernel_end) = pvh::load_kernel(ram, kernel)?;
+    let initramfs = pvh::load_initramfs(ram, initramfs, kernel_end, spec.memory_mib)?;
+    let processors = mptable::build(spec.cpus);
+    pvh::write_tables(ram, line, &processors, &initramfs, spec.memory_mib)?;
+    Ok(entry)
 }
 
 fn check(spec: &VmSpec) -> Result<(), SetupError> {
