@@ -130,8 +130,8 @@ pub fn spawn(program: &Program<'_>) -> Result<Child> {
             .map_or("?".into(), |a| a.to_string_lossy())
     };
     if program.fds.len() > FDS_MAX {
-        return Err(io::Error::from(io::ErrorKind::InvalidInput))
-            .during(|| format!("start {}", name()));
+        let many = io::Error::from(io::ErrorKind::InvalidInput);
+        return Err(many).during(|| format!("start {}", name()));
     }
     let null = File::options()
         .read(true)
@@ -146,11 +146,11 @@ pub fn spawn(program: &Program<'_>) -> Result<Child> {
         // SAFETY: F_DUPFD_CLOEXEC has just made this descriptor and nothing else knows its number.
         Ok(unsafe { OwnedFd::from_raw_fd(raw) })
     };
-    let lifted = program
+    let lifted: Vec<_> = program
         .fds
         .iter()
         .map(|fd| lift(*fd))
-        .collect::<Result<Vec<_>>>()?;
+        .collect::<Result<_>>()?;
     let (file, null) = (lift(program.file)?, lift(null.as_fd())?);
     let output = program.output.map(lift).transpose()?;
     let report_child = lift(report_writer.as_fd())?;
@@ -185,9 +185,8 @@ pub fn spawn(program: &Program<'_>) -> Result<Child> {
     let Some((step, errno)) = failure.split_first() else {
         return Ok(child);
     };
-    let errno = errno.try_into().map_or(0, i32::from_ne_bytes);
     let _ = waitpid(Pid::from_raw(child.pid), None);
-    let source = io::Error::from_raw_os_error(errno);
+    let source = io::Error::from_raw_os_error(errno.try_into().map_or(0, i32::from_ne_bytes));
     Err(Error {
         operation: format!("start {}: {}", name(), Step::text(*step)),
         source,
@@ -247,7 +246,7 @@ fn errno() -> i32 {
 /// Only for the child of a fork: it closes every descriptor it was not told of and ends the process.
 unsafe fn become_program(p: &Prepared) -> ! {
     // SAFETY: forwarded from the caller.
-    let (step, errno) = unsafe { attempt(p) };
+    let Err((step, errno)) = unsafe { attempt(p) };
     let mut report = [0; 5];
     report[0] = step as u8;
     report[1..].copy_from_slice(&errno.to_ne_bytes());
@@ -258,21 +257,23 @@ unsafe fn become_program(p: &Prepared) -> ! {
     }
 }
 
+/// A raw system call that must give 0 or more; else the function returns the step and the error number.
+/// Raw, because the C library's own versions may take locks or speak to threads that do not exist in the
+/// child.
+macro_rules! must {
+    ($step:expr, $number:expr $(, $argument:expr)*) => {
+        // SAFETY: the arguments are integers or pointers to memory that lives until exec.
+        if unsafe { libc::syscall($number $(, $argument)*) } < 0 {
+            return Err(($step, errno()));
+        }
+    };
+}
+
 /// Returns only with the step that failed.
 ///
 /// # Safety
 /// As [`become_program`].
-unsafe fn attempt(p: &Prepared) -> (Step, i32) {
-    /// A raw system call that must give 0 or more. Raw, because the C library's own versions may take
-    /// locks or speak to threads that do not exist in the child.
-    macro_rules! must {
-        ($step:expr, $number:expr $(, $argument:expr)*) => {
-            // SAFETY: the arguments are integers or pointers to memory that lives until exec.
-            if unsafe { libc::syscall($number $(, $argument)*) } < 0 {
-                return ($step, errno());
-            }
-        };
-    }
+unsafe fn attempt(p: &Prepared) -> std::result::Result<std::convert::Infallible, (Step, i32)> {
     // SAFETY: a zeroed sigset_t is the empty set, and it lives until the call returns. setsid and
     // signal take integers only.
     unsafe {
@@ -283,93 +284,86 @@ unsafe fn attempt(p: &Prepared) -> (Step, i32) {
     }
     if let Some((_, root, _)) = p.jail {
         // SAFETY: forwarded; `root` is a C string that the parent holds.
-        if let Err(errno) = unsafe { enter_root(root) } {
-            return (Step::Root, errno);
-        }
+        unsafe { enter_root(root) }.map_err(|errno| (Step::Root, errno))?;
     }
-    for (target, source) in [p.null, p.output, p.output]
-        .iter()
-        .chain(&p.sources)
-        .enumerate()
-    {
+    let standard = [p.null, p.output, p.output];
+    for (target, source) in standard.iter().chain(&p.sources).enumerate() {
         must!(Step::Descriptors, libc::SYS_dup3, *source, target, 0);
     }
     // The program and the report pipe are among them: close-on-exec keeps them until then.
-    let first_closed = p.sources.len() + 3;
+    let (first, last) = (p.sources.len() + 3, u32::MAX);
+    let on_exec = libc::CLOSE_RANGE_CLOEXEC;
     must!(
         Step::Descriptors,
         libc::SYS_close_range,
-        first_closed,
-        u32::MAX,
-        libc::CLOSE_RANGE_CLOEXEC
+        first,
+        last,
+        on_exec
     );
     if let Some((id, _, files_max)) = p.jail {
-        for (resource, limit) in [(libc::RLIMIT_NOFILE, files_max), (libc::RLIMIT_CORE, 0)] {
-            let limit = libc::rlimit {
-                rlim_cur: limit,
-                rlim_max: limit,
-            };
-            must!(
-                Step::Limits,
-                libc::SYS_prlimit64,
-                0,
-                resource,
-                &raw const limit,
-                0
-            );
-        }
-        for capability in 0..=p.last_capability {
-            must!(
-                Step::Capabilities,
-                libc::SYS_prctl,
-                libc::PR_CAPBSET_DROP,
-                capability,
-                0,
-                0,
-                0
-            );
-        }
-        must!(Step::User, libc::SYS_setgroups, 0, 0);
-        must!(Step::User, libc::SYS_setresgid, id, id, id);
-        must!(Step::User, libc::SYS_setresuid, id, id, id);
-        must!(
-            Step::Capabilities,
-            libc::SYS_prctl,
-            libc::PR_CAP_AMBIENT,
-            libc::PR_CAP_AMBIENT_CLEAR_ALL,
-            0,
-            0,
-            0
-        );
-        // _LINUX_CAPABILITY_VERSION_3 for this process, and two empty 32-bit triples.
-        let (header, sets) = ([0x2008_0522_u32, 0], [0u32; 6]);
-        must!(
-            Step::Capabilities,
-            libc::SYS_capset,
-            header.as_ptr(),
-            sets.as_ptr()
-        );
-        must!(
-            Step::Capabilities,
-            libc::SYS_prctl,
-            libc::PR_SET_NO_NEW_PRIVS,
-            1,
-            0,
-            0,
-            0
-        );
+        drop_privileges(id, files_max, p.last_capability)?;
     }
-    let (argv, envp) = (p.argv.as_ptr(), p.envp.as_ptr());
+    let (path, argv, envp) = (c"".as_ptr(), p.argv.as_ptr(), p.envp.as_ptr());
+    let itself = libc::AT_EMPTY_PATH;
     must!(
         Step::Exec,
         libc::SYS_execveat,
         p.program,
-        c"".as_ptr(),
+        path,
         argv,
         envp,
-        libc::AT_EMPTY_PATH
+        itself
     );
-    (Step::Exec, libc::EIO)
+    Err((Step::Exec, libc::EIO))
+}
+
+/// Limits, no capability in any set, the jail's user, and no way back. Allocates nothing.
+fn drop_privileges(
+    id: u32,
+    files_max: u64,
+    last_capability: i32,
+) -> std::result::Result<(), (Step, i32)> {
+    for (resource, limit) in [(libc::RLIMIT_NOFILE, files_max), (libc::RLIMIT_CORE, 0)] {
+        let limit = libc::rlimit {
+            rlim_cur: limit,
+            rlim_max: limit,
+        };
+        must!(
+            Step::Limits,
+            libc::SYS_prlimit64,
+            0,
+            resource,
+            &raw const limit,
+            0
+        );
+    }
+    let (prctl, capabilities) = (libc::SYS_prctl, Step::Capabilities);
+    for capability in 0..=last_capability {
+        must!(
+            capabilities,
+            prctl,
+            libc::PR_CAPBSET_DROP,
+            capability,
+            0,
+            0,
+            0
+        );
+    }
+    must!(Step::User, libc::SYS_setgroups, 0, 0);
+    must!(Step::User, libc::SYS_setresgid, id, id, id);
+    must!(Step::User, libc::SYS_setresuid, id, id, id);
+    let clear = libc::PR_CAP_AMBIENT_CLEAR_ALL;
+    must!(capabilities, prctl, libc::PR_CAP_AMBIENT, clear, 0, 0, 0);
+    // _LINUX_CAPABILITY_VERSION_3 for this process, and two empty 32-bit triples.
+    let (header, sets) = ([0x2008_0522_u32, 0], [0u32; 6]);
+    must!(
+        capabilities,
+        libc::SYS_capset,
+        header.as_ptr(),
+        sets.as_ptr()
+    );
+    must!(capabilities, prctl, libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+    Ok(())
 }
 
 /// Makes `root` the read-only root and drops everything else from the mount namespace.
