@@ -68,11 +68,7 @@ impl Boot {
     }
 
     /// A phase that the boot cannot do without.
-    fn must<T>(
-        &mut self,
-        name: &str,
-        work: impl FnOnce() -> anyhow::Result<(T, Option<String>)>,
-    ) -> anyhow::Result<T> {
+    fn must<T>(&mut self, name: &str, work: impl FnOnce() -> Done<T>) -> anyhow::Result<T> {
         let started = Instant::now();
         let result = work();
         self.settle(name, started, result)
@@ -81,19 +77,14 @@ impl Boot {
     async fn must_async<T>(
         &mut self,
         name: &str,
-        work: impl Future<Output = anyhow::Result<(T, Option<String>)>>,
+        work: impl Future<Output = Done<T>>,
     ) -> anyhow::Result<T> {
         let started = Instant::now();
         let result = work.await;
         self.settle(name, started, result)
     }
 
-    fn settle<T>(
-        &mut self,
-        name: &str,
-        started: Instant,
-        result: anyhow::Result<(T, Option<String>)>,
-    ) -> anyhow::Result<T> {
+    fn settle<T>(&mut self, name: &str, started: Instant, result: Done<T>) -> anyhow::Result<T> {
         match result {
             Ok((value, text)) => {
                 self.row(name, started, &Outcome::Fine(text));
@@ -216,10 +207,12 @@ fn last_error(options: &Options) -> Option<String> {
 }
 
 type Found = (Disk, Content);
+/// What a phase brings, and what its row says.
+type Done<T> = anyhow::Result<(T, Option<String>)>;
 
 /// The kernel starts user space only when all disk drivers but USB's have looked at their buses, so
 /// that the list is whole, and USB disks never become the pool.
-fn disks(owner: Option<&PublicKey>) -> anyhow::Result<(Vec<Found>, Option<String>)> {
+fn disks(owner: Option<&PublicKey>) -> Done<Vec<Found>> {
     let mut found = Vec::new();
     for disk in storage::disk::inventory(Path::new("/sys"))? {
         let opened = std::fs::File::open(disk.device());
@@ -242,7 +235,7 @@ fn disks(owner: Option<&PublicKey>) -> anyhow::Result<(Vec<Found>, Option<String
     ))
 }
 
-fn pool(found: &[Found], owner: Option<&PublicKey>) -> anyhow::Result<(Pool, Option<String>)> {
+fn pool(found: &[Found], owner: Option<&PublicKey>) -> Done<Pool> {
     let choice = choose(found, owner);
     let disks: Vec<_> = found.iter().map(|(disk, _)| disk.clone()).collect();
     let opened = storage::pool::open(&choice, &disks, owner, Path::new(POOL));
@@ -271,7 +264,7 @@ fn pool(found: &[Found], owner: Option<&PublicKey>) -> anyhow::Result<(Pool, Opt
     Ok((pool, Some(text)))
 }
 
-fn identity(pool: &Pool) -> anyhow::Result<(([u8; 32], PublicKey), Option<String>)> {
+fn identity(pool: &Pool) -> Done<([u8; 32], PublicKey)> {
     let seed = identity::load_or_make(&pool.mountpoint)?;
     let key = api::sign::SecretKey::from_seed(seed).public();
     Ok(((seed, key), Some(key.to_string())))

@@ -17,6 +17,9 @@ use super::context::Uplink;
 /// Leases that wait to be applied: one per port is usual, and a port's newest is what counts.
 const LEASES_QUEUED: usize = 16;
 
+/// The port, and its lease or the loss of it.
+type Heard = (String, Option<Lease>);
+
 /// What the loop publishes.
 pub(crate) struct Publish {
     pub(crate) uplink: watch::Sender<Uplink>,
@@ -33,10 +36,7 @@ pub(crate) struct Uplinks {
     monitor: link::Monitor,
     leases: BTreeMap<String, Lease>,
     clients: BTreeMap<u32, tokio::task::JoinHandle<()>>,
-    heard: (
-        mpsc::Sender<(String, Option<Lease>)>,
-        mpsc::Receiver<(String, Option<Lease>)>,
-    ),
+    heard: (mpsc::Sender<Heard>, mpsc::Receiver<Heard>),
     publish: Publish,
 }
 
@@ -163,7 +163,7 @@ fn publish<T: PartialEq>(to: &watch::Sender<T>, value: T) {
 }
 
 /// Runs the DHCP client of one port and passes on what it gets.
-async fn lease_loop(nic: dhcp::Nic, port: String, heard: mpsc::Sender<(String, Option<Lease>)>) {
+async fn lease_loop(nic: dhcp::Nic, port: String, heard: mpsc::Sender<Heard>) {
     let (told, mut lease) = watch::channel(None);
     let pass_on = async {
         while lease.changed().await.is_ok() {

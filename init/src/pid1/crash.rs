@@ -22,9 +22,11 @@ const RECORDS_MAX: usize = 64;
 /// From now on a panic says its last words on the consoles and in the kernel log, which pstore keeps.
 pub(super) fn tell_before_dying() {
     std::panic::set_hook(Box::new(|info| {
-        let text = format!("sifr: pid1 has failed and the machine restarts: {info}");
-        let _ = sys::klog::write_critical(&text);
-        Console::open().line(&text);
+        let text = format!("sifr: pid1 has failed: {info}").replace('\n', " ");
+        // The kernel shows a critical line on every console too.
+        if sys::klog::write_critical(&text).is_err() {
+            Console::open().line(&text);
+        }
     }));
 }
 

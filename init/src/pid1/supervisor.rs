@@ -26,7 +26,7 @@ use super::jail;
 use super::link::{Heard, Link};
 use super::machines::{Machine, Machines, Output};
 use crate::console::Console;
-use crate::wire::{FromPid1, Limits, Mode, PACKET_MAX, Status, ToPid1};
+use crate::wire::{FDS_MAX, FromPid1, Limits, Mode, PACKET_MAX, Status, ToPid1};
 
 /// The node must have served its API once within this time of the boot, else the watchdog resets the
 /// machine: longer than any firmware, disk repair or DHCP takes.
@@ -379,6 +379,12 @@ impl Supervisor {
         }
         if let Some(reason) = self.machines.refuse(vm, slot) {
             return Err(reason);
+        }
+        if fds.len() > FDS_MAX {
+            return Err(format!(
+                "{} descriptors came, at most {FDS_MAX} may",
+                fds.len()
+            ));
         }
         if child > fds.len() {
             return Err(format!(
