@@ -35,6 +35,8 @@ pub struct Plan {
 struct Network {
     published: Option<Places>,
     publishing: Option<Places>,
+    /// What is being published has been overtaken.
+    stale: bool,
     failures: u32,
     not_before: u64,
     error: Option<String>,
@@ -140,6 +142,7 @@ impl Reconciler {
     /// What the network was made from has changed (the uplink): make it again.
     pub fn republish(&mut self) {
         self.network.published = None;
+        self.network.stale = self.network.publishing.is_some();
         self.network.not_before = 0;
     }
 
@@ -152,11 +155,13 @@ impl Reconciler {
     pub fn event(&mut self, event: Event, now: u64) -> Vec<Step> {
         match event {
             Event::Published => {
-                self.network.published = self.network.publishing.take();
+                let published = self.network.publishing.take();
+                self.network.published = published.filter(|_| !self.network.stale);
+                self.network.stale = false;
                 (self.network.failures, self.network.error) = (0, None);
             }
             Event::PublishFailed { message } => {
-                self.network.publishing = None;
+                (self.network.publishing, self.network.stale) = (None, false);
                 self.network.failures = self.network.failures.saturating_add(1);
                 let pause = 1000u64 << self.network.failures.min(6);
                 self.network.not_before = now.saturating_add(pause.min(BACKOFF_MAX_MS));

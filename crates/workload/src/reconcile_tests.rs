@@ -284,6 +284,26 @@ fn an_idle_node_makes_its_network_at_once_and_then_waits_for_nothing() {
 }
 
 #[test]
+fn an_uplink_that_changes_while_the_network_is_made_is_not_forgotten() {
+    let mut world = World::new();
+    let published = |world: &World| {
+        world
+            .host
+            .begun
+            .iter()
+            .filter(|s| matches!(s, Step::Publish(_)))
+            .count()
+    };
+    reconcile(&mut world.reconciler, &mut world.host, world.now);
+    world.reconciler.republish();
+    world.settle();
+    assert_eq!(published(&world), 2);
+    world.reconciler.republish();
+    world.settle();
+    assert_eq!(published(&world), 3);
+}
+
+#[test]
 fn a_change_that_no_vm_sees_restarts_nothing() {
     let mut world = running();
     world.say(changed(|m| {

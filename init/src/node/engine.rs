@@ -4,32 +4,452 @@
 //! "workloads") and the loop after them.
 //! Refuses: deciding (`workload` does) and system calls (`host` does).
 
+use std::cell::OnceCell;
+use std::collections::BTreeSet;
+use std::convert::Infallible;
+use std::rc::Rc;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
+use api::Envelope;
+use flist::cache::Cache;
+use tokio::sync::{mpsc, oneshot, watch};
+use types::node::{Capacity, NodeInfo};
+use types::status::{Ack, DeploymentStatus, Refusal, RefusalCode};
+use types::{Digest, PublicKey};
+use workload::admission::{self, ImagePresence, admit};
+use workload::desired::{Desired, Key, Verified};
+use workload::host::{Event, Host};
+use workload::ledger::Ledger;
+use workload::reconcile::{Reconciler, reconcile};
+
 use super::context::NodeContext;
+use super::host::{Message, NodeHost};
+use super::images::{Images, News};
+use super::machines::Machines;
+use super::network;
+use super::packets::Packets;
+use super::prepare::Means;
+use super::server::Server;
+use crate::wire::{FromPid1, Mode, PACKET_MAX, ToPid1};
+
+/// Requests that wait for the loop: one of each connection that the server admits.
+const REQUESTS_MAX: usize = 256;
+
+/// What the API asks of the loop.
+#[derive(Debug)]
+pub(crate) enum Request {
+    /// The bytes of an envelope.
+    Statement {
+        envelope: Vec<u8>,
+        reply: oneshot::Sender<Result<Ack, Refusal>>,
+    },
+    Status {
+        key: Key,
+        reply: oneshot::Sender<Option<DeploymentStatus>>,
+    },
+    List {
+        signer: PublicKey,
+        reply: oneshot::Sender<Vec<DeploymentStatus>>,
+    },
+    /// Flists that deployments name.
+    Images {
+        reply: oneshot::Sender<BTreeSet<Digest>>,
+    },
+}
 
 /// The engine between its phases.
-#[derive(Debug)]
 pub(crate) struct Engine {
-    context: NodeContext,
+    key: PublicKey,
+    owner: Option<PublicKey>,
+    durable: bool,
+    total: Capacity,
+    info: watch::Sender<NodeInfo>,
+    uplink: watch::Receiver<super::context::Uplink>,
+    /// Why nothing can be accepted, where the ledger is not one of this build.
+    ledger: Result<Ledger, String>,
+    reconciler: Reconciler,
+    host: NodeHost,
+    cache: Cache,
+    images: Images,
+    pid1: Rc<Packets>,
+    messages: mpsc::Receiver<Message>,
+    news: mpsc::UnboundedReceiver<News>,
+    requests: mpsc::Receiver<Request>,
+    /// Counts up with every change of a status.
+    changes: watch::Sender<u64>,
+    server: Option<Server>,
+    /// The node is to go down, once nothing runs.
+    down: Option<Mode>,
+    down_said: bool,
+}
+
+fn now() -> u64 {
+    u64::try_from(sys::clock::since_boot().as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Reads an envelope for admission and for the ledger.
+fn verify(envelope: &[u8], owner: Option<PublicKey>) -> Result<Verified, Refusal> {
+    let signed = Envelope::parse(envelope)?.open_statement(|key| Some(*key) == owner)?;
+    let digest = Digest(*blake3::hash(&signed.payload).as_bytes());
+    Ok(Verified {
+        signer: signed.signer,
+        statement: signed.statement,
+        digest,
+    })
 }
 
 impl Engine {
     /// Phase "ledger": reads both copies, heals them, and knows what should run.
     pub(crate) async fn open(context: NodeContext) -> anyhow::Result<Self> {
-        Ok(Self { context })
+        let owner = context.owner;
+        let copies = ["a", "b"].map(|copy| context.pool.join("ledger").join(copy));
+        let opened = Ledger::open(&copies[0], &copies[1], |envelope| {
+            verify(envelope, owner).map_err(|refusal| refusal.message)
+        });
+        let mut desired = Desired::default();
+        let ledger = match opened {
+            Ok(opened) => {
+                opened
+                    .problems
+                    .iter()
+                    .for_each(|problem| log::error!("{problem}"));
+                let last = opened.problems.last().cloned();
+                context
+                    .info
+                    .send_if_modified(|info| last.map(|p| info.last_error = Some(p)).is_some());
+                opened
+                    .statements
+                    .iter()
+                    .for_each(|statement| desired.apply(statement));
+                Ok(opened.ledger)
+            }
+            Err(error) => {
+                let why = sys::error::chain(&error);
+                log::error!("the ledger is not read, nothing is accepted: {why}");
+                context
+                    .info
+                    .send_modify(|info| info.last_error = Some(why.clone()));
+                Err(why)
+            }
+        };
+        let machines = Machines::open(&context.pool)?;
+        let cache = Cache::open(&context.pool).context("open the chunk cache")?;
+        let uplink = context.uplink.clone();
+        let choose = Box::new(move |signer: &PublicKey, taken: &[types::Cidr]| {
+            network::choose_subnet(signer, taken, &uplink.borrow())
+        });
+        let reconciler = Reconciler::new(desired, machines.scan()?, choose);
+        let (requests_tx, requests) = mpsc::channel(REQUESTS_MAX);
+        let (changes, _) = watch::channel(0);
+        let server = Server::new(
+            &context,
+            requests_tx,
+            cache.clone(),
+            machines.clone(),
+            changes.subscribe(),
+        )?;
+        let pid1 = Packets::new(context.pid1, PACKET_MAX).context("take the socket to pid1")?;
+        let pid1 = Rc::new(pid1);
+        let (news_tx, news) = mpsc::unbounded_channel();
+        let images = Images::new(news_tx);
+        let (networks_tx, networks) = watch::channel(BTreeSet::new());
+        let means = Means {
+            images: images.clone(),
+            machines,
+            networks,
+            kvm_problem: context.kvm_problem,
+            kernel: OnceCell::new(),
+        };
+        let (host, messages) =
+            NodeHost::new(means, networks_tx, pid1.clone(), context.uplink.clone());
+        let engine = Self {
+            key: context.key,
+            owner,
+            durable: context.durable,
+            total: context.capacity,
+            info: context.info,
+            uplink: context.uplink,
+            ledger,
+            reconciler,
+            host,
+            cache,
+            images,
+            pid1,
+            messages,
+            news,
+            requests,
+            changes,
+            server: Some(server),
+            down: None,
+            down_said: false,
+        };
+        engine.show();
+        Ok(engine)
     }
 
-    /// Phase "api": binds the port and accepts connections from here on.
+    /// Phase "api": binds the port and accepts connections from here on. Requests are answered once
+    /// the loop runs.
     pub(crate) async fn listen(&mut self) -> anyhow::Result<()> {
+        if let Some(server) = self.server.take() {
+            let listener = server.bind().await?;
+            tokio::task::spawn_local(server.serve(listener));
+        }
         Ok(())
     }
 
     /// Phase "workloads": takes over the VMs that pid1 kept and says `Ready`.
     pub(crate) async fn adopt(&mut self) -> anyhow::Result<()> {
-        Ok(())
+        tokio::task::spawn_local(self.images.clone().run());
+        loop {
+            let received = self
+                .pid1
+                .receive::<FromPid1>()
+                .await
+                .context("listen to pid1")?;
+            let (message, fds) = received.context("pid1 has closed its socket")?;
+            match message {
+                FromPid1::Kept {
+                    vm,
+                    slot,
+                    tag,
+                    status,
+                    ..
+                } => {
+                    let desired = self.reconciler.desired();
+                    let store = |key: &Key, workload: &types::Name| {
+                        desired.get(key)?.machine(workload)?.image.store.clone()
+                    };
+                    match self.host.adopt(vm.clone(), slot, &tag, status, fds, store) {
+                        Ok(adopted) => self.reconciler.adopt(
+                            adopted.vm,
+                            adopted.tag.key(),
+                            adopted.tag.workload,
+                            adopted.tag.launch,
+                            adopted.start_ms,
+                            now(),
+                        ),
+                        // Not one of this version: it runs on, and nobody can speak to it.
+                        Err(error) => log::error!("take over {vm}: {error:#}"),
+                    }
+                }
+                FromPid1::Welcome => break,
+                other => self.hear_pid1(other),
+            }
+        }
+        self.pid1
+            .send(&ToPid1::Ready, Vec::new())
+            .context("tell pid1 that the node is ready")
     }
 
     /// Serves until the node goes down; returns only why it cannot go on.
-    pub(crate) async fn run(self) -> anyhow::Error {
-        anyhow::anyhow!("the engine of {} has ended", self.context.key)
+    pub(crate) async fn run(mut self) -> anyhow::Error {
+        match self.serve().await {
+            Ok(never) => match never {},
+            Err(error) => error,
+        }
+    }
+
+    async fn serve(&mut self) -> anyhow::Result<Infallible> {
+        loop {
+            let deadline = self.advance()?;
+            let sleep = async {
+                match deadline {
+                    Some(at) => {
+                        tokio::time::sleep(Duration::from_millis(at.saturating_sub(now()))).await
+                    }
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                // All are safe to drop: what was not taken stays in its channel or socket.
+                Some(request) = self.requests.recv() => self.answer(request),
+                Some(message) = self.messages.recv() => self.host.hear(message),
+                Some(news) = self.news.recv() => self.hear_news(news),
+                received = self.pid1.receive::<FromPid1>() => {
+                    let (message, _) = received.context("listen to pid1")?.context("pid1 has closed its socket")?;
+                    self.hear_pid1(message);
+                }
+                sent = self.pid1.serve() => match sent.context("speak to pid1")? {},
+                changed = self.uplink.changed() => {
+                    changed.map_err(|_| anyhow!("the network loop has ended"))?;
+                    self.reconciler.republish();
+                }
+                () = sleep => {}
+            }
+        }
+    }
+
+    /// Does all that can be done now. Returns when to come back at the latest.
+    fn advance(&mut self) -> anyhow::Result<Option<u64>> {
+        let deadline = loop {
+            let deadline = reconcile(&mut self.reconciler, &mut self.host, now());
+            let mut heard = false;
+            while let Some(event) = self.host.event() {
+                heard = true;
+                for step in self.reconciler.event(event, now()) {
+                    self.host.begin(step);
+                }
+            }
+            if !heard {
+                break deadline;
+            }
+        };
+        let wanted = self.wanted_images();
+        self.images.retain(&wanted);
+        self.show();
+        if let Some(mode) = self
+            .down
+            .filter(|_| self.reconciler.is_drained() && !self.down_said)
+        {
+            self.down_said = true;
+            self.pid1
+                .send(&ToPid1::Shutdown { mode }, Vec::new())
+                .context("tell pid1 to go down")?;
+        }
+        Ok(deadline)
+    }
+
+    /// What the API shows of all this.
+    fn show(&self) {
+        self.changes
+            .send_modify(|changes| *changes = changes.wrapping_add(1));
+        let capacity = admission::capacity(self.reconciler.desired(), self.total);
+        let network_error = self.reconciler.network_error();
+        self.info.send_if_modified(|info| {
+            let mut new = info.capacity != capacity;
+            info.capacity = capacity;
+            if let Some(error) = network_error
+                && info.last_error.as_deref() != Some(error)
+            {
+                info.last_error = Some(error.to_owned());
+                new = true;
+            }
+            new
+        });
+    }
+
+    fn wanted_images(&self) -> BTreeSet<Digest> {
+        self.reconciler
+            .desired()
+            .machines()
+            .map(|(.., machine)| machine.image.flist)
+            .collect()
+    }
+
+    fn hear_pid1(&mut self, message: FromPid1) {
+        match message {
+            FromPid1::Stop { mode } => {
+                self.down.get_or_insert(mode);
+                self.reconciler.drain();
+            }
+            other @ (FromPid1::Exited { .. }
+            | FromPid1::SpawnFailed { .. }
+            | FromPid1::Spawned { .. }
+            | FromPid1::Kept { .. }
+            | FromPid1::Welcome) => self.host.hear_pid1(other),
+        }
+    }
+
+    fn hear_news(&mut self, news: News) {
+        match news {
+            // Shown by the next status.
+            News::Progress => {}
+            News::Fault { flist, message } => {
+                for vm in self.host.vms_of(&flist) {
+                    let message = format!("a chunk of the image cannot be had: {message}");
+                    // Nothing follows from it but what is shown.
+                    self.reconciler.event(Event::Trouble { vm, message }, now());
+                }
+            }
+        }
+    }
+
+    /// A client that has gone away misses its answer.
+    fn answer(&mut self, request: Request) {
+        match request {
+            Request::Statement { envelope, reply } => {
+                let _ = reply.send(self.accept(&envelope));
+            }
+            Request::Status { key, reply } => {
+                let _ = reply.send(self.status(&key));
+            }
+            Request::List { signer, reply } => {
+                let keys: Vec<Key> = self
+                    .reconciler
+                    .desired()
+                    .iter()
+                    .map(|(key, _)| key.clone())
+                    .collect();
+                let own = keys.iter().filter(|key| key.signer == signer);
+                let _ = reply.send(own.filter_map(|key| self.status(key)).collect());
+            }
+            Request::Images { reply } => {
+                let _ = reply.send(self.wanted_images());
+            }
+        }
+    }
+
+    /// The acknowledgement is given only after the ledger has synced both copies.
+    fn accept(&mut self, envelope: &[u8]) -> Result<Ack, Refusal> {
+        let internal = |message: String| Refusal {
+            code: RefusalCode::Internal,
+            message,
+        };
+        let verified = verify(envelope, self.owner)?;
+        let node = admission::Node {
+            key: self.key,
+            owner: self.owner,
+            durable: self.durable,
+            capacity: self.total,
+        };
+        let cache = &self.cache;
+        let admitted = admit(verified, &node, self.reconciler.desired(), |flist| {
+            presence(cache, flist)
+        })?;
+        let ledger = self.ledger.as_mut().map_err(|why| {
+            internal(format!(
+                "the node's ledger is not readable, so nothing is accepted: {why}"
+            ))
+        })?;
+        ledger.append(envelope).map_err(|error| {
+            log::error!("{}", sys::error::chain(&error));
+            internal(format!(
+                "the statement was not kept: {}",
+                sys::error::chain(&error)
+            ))
+        })?;
+        self.reconciler.apply(&admitted);
+        let Verified {
+            statement, digest, ..
+        } = admitted.verified();
+        Ok(Ack {
+            name: statement.name.clone(),
+            version: statement.version,
+            digest: *digest,
+            durable: self.durable,
+        })
+    }
+
+    fn status(&self, key: &Key) -> Option<DeploymentStatus> {
+        let mut status = self.reconciler.status(key, self.durable)?;
+        let target = self.reconciler.desired().get(key)?;
+        for (name, workload) in &mut status.workloads {
+            workload.chunks = target
+                .machine(name)
+                .and_then(|machine| self.host.progress(&machine.image.flist));
+        }
+        Some(status)
+    }
+}
+
+/// How much of an image is here, by the cache's own count.
+fn presence(cache: &Cache, flist: &Digest) -> ImagePresence {
+    match cache.flist(flist) {
+        Err(_) => ImagePresence::Absent,
+        Ok((flist, _)) => match cache.missing(&flist).len() {
+            0 => ImagePresence::Complete,
+            missing => ImagePresence::Missing(u64::try_from(missing).unwrap_or(u64::MAX)),
+        },
     }
 }

@@ -53,7 +53,8 @@ impl Reader {
         if let Some(tail) = tail {
             // Sequences count up by one, so the newest tells where the tail begins.
             let newest = [0, 1].map(|file| reader.newest(file));
-            let [a, b] = [newest[0].as_ref(), newest[1].as_ref()].map(|n| n.ok().copied().flatten());
+            let [a, b] =
+                [newest[0].as_ref(), newest[1].as_ref()].map(|n| n.ok().copied().flatten());
             if let Some(newest) = a.max(b) {
                 reader.next = (newest + 1).saturating_sub(tail);
             }
@@ -204,10 +205,18 @@ impl std::os::fd::AsRawFd for Events {
 
 impl Watch {
     /// Made before the first read, it misses nothing.
+    #[expect(
+        deprecated,
+        reason = "`register` asks the caller to vouch that the descriptor stays open and the same; `Events` \
+                  owns it and nobody takes it out again"
+    )]
     pub(crate) fn new(paths: &[PathBuf; 2]) -> io::Result<Self> {
         let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
         for path in paths {
-            inotify.add_watch(path, AddWatchFlags::IN_MODIFY | AddWatchFlags::IN_DELETE_SELF)?;
+            inotify.add_watch(
+                path,
+                AddWatchFlags::IN_MODIFY | AddWatchFlags::IN_DELETE_SELF,
+            )?;
         }
         Ok(Self(AsyncFd::new(Events(inotify))?))
     }
@@ -244,7 +253,9 @@ mod tests {
         fn new() -> Self {
             let directory = tempfile::tempdir().expect("a directory");
             let paths = ["log.a", "log.b"].map(|name| directory.path().join(name));
-            paths.iter().for_each(|p| drop(File::create(p).expect("a file")));
+            paths
+                .iter()
+                .for_each(|p| drop(File::create(p).expect("a file")));
             Self {
                 _directory: directory,
                 paths,
@@ -293,7 +304,10 @@ mod tests {
         let mut log = Log::new();
         (0..3).for_each(|_| log.write(1, b"old"));
         (0..200).for_each(|_| log.write(0, b"new"));
-        assert_eq!(sequences(&mut log.reader(None)), (0..203).collect::<Vec<_>>());
+        assert_eq!(
+            sequences(&mut log.reader(None)),
+            (0..203).collect::<Vec<_>>()
+        );
         assert_eq!(sequences(&mut log.reader(Some(2))), [201, 202]);
         assert_eq!(sequences(&mut log.reader(Some(0))), Vec::<u64>::new());
         assert_eq!(sequences(&mut log.reader(Some(9999))).len(), 203);

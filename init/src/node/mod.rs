@@ -5,10 +5,19 @@
 mod clock;
 mod context;
 mod engine;
+mod host;
 mod identity;
+mod images;
 mod logs;
 mod machine;
+mod machines;
+mod network;
+mod packets;
 mod phases;
+mod prepare;
+mod remains;
+mod runspec;
+mod server;
 mod uplink;
 
 use std::process::ExitCode;

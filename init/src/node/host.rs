@@ -1,0 +1,612 @@
+//! The node as the reconciler sees it: begins steps, and turns what happens into events.
+//!
+//! Owns: the VMs that pid1 runs for us, their slots, control sockets and what this boot remembers of
+//! them. Refuses: deciding what should run.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::time::Instant;
+
+use anyhow::Context;
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::JoinHandle;
+use types::guest::{FromGuest, ToGuest};
+use types::status::Exit;
+use types::vm::{CONTROL_PACKET_MAX, FromVmm, StopReason, ToVmm};
+use types::{Digest, VmId};
+use workload::admission::memory_of;
+use workload::desired::Key;
+use workload::host::{End, Event, Host, Places, Start, Step};
+
+use super::context::Uplink;
+use super::network::{self, Forwarders};
+use super::packets::Packets;
+use super::prepare::{self, Means, Prepared};
+use super::remains::{Remains, Tag};
+use crate::wire::{FromPid1, Limits, SLOTS_MAX, Status, ToPid1};
+
+/// Messages of tasks to the loop. A full queue holds up the tasks, and with them VMMs that talk too
+/// much.
+const MESSAGES_MAX: usize = 256;
+/// Threads of a VMM beside its vCPUs: the main loop, and room for what KVM starts for it.
+const VMM_THREADS: u64 = 16;
+/// cgroup v2 `cpu.weight` of one vCPU; a VM's share follows its size.
+const WEIGHT_PER_CPU: u64 = 100;
+/// Longest text of a guest or VMM that is shown.
+const TEXT_MAX: usize = 512;
+const SIGKILL: i32 = 9;
+
+/// What tasks tell the loop.
+pub(crate) enum Message {
+    Layered {
+        vm: VmId,
+        attempt: u64,
+    },
+    Prepared {
+        attempt: u64,
+        prepared: Box<Prepared>,
+    },
+    PrepareFailed {
+        vm: VmId,
+        attempt: u64,
+        message: String,
+    },
+    FromVmm {
+        vm: VmId,
+        attempt: u64,
+        message: FromVmm,
+    },
+    ControlClosed {
+        vm: VmId,
+        attempt: u64,
+    },
+    Removed {
+        vm: VmId,
+        result: Result<(), String>,
+    },
+    Published {
+        plan: Box<network::Plan>,
+        made: std::collections::BTreeSet<String>,
+        result: Result<(), String>,
+    },
+}
+
+/// A start that has no VM yet.
+struct Starting {
+    attempt: u64,
+    cancel: Rc<Notify>,
+}
+
+/// A VM that pid1 has been asked to run.
+struct Vm {
+    attempt: u64,
+    slot: u16,
+    flist: Digest,
+    control: Rc<Packets>,
+    reader: JoinHandle<()>,
+    /// When this agent asked for it; `None` for one from before.
+    spawned: Option<Instant>,
+    remains: Remains,
+    status: Option<Status>,
+    control_closed: bool,
+}
+
+pub(crate) struct NodeHost {
+    means: Rc<Means>,
+    pid1: Rc<Packets>,
+    uplink: watch::Receiver<Uplink>,
+    networks: watch::Sender<std::collections::BTreeSet<String>>,
+    forwarders: Forwarders,
+    starting: BTreeMap<VmId, Starting>,
+    vms: BTreeMap<VmId, Vm>,
+    attempts: u64,
+    messages: mpsc::Sender<Message>,
+    events: VecDeque<Event>,
+}
+
+/// A VM that was found running, for the reconciler.
+pub(crate) struct Adopted {
+    pub(crate) vm: VmId,
+    pub(crate) tag: Tag,
+    pub(crate) start_ms: Option<u64>,
+}
+
+impl NodeHost {
+    pub(crate) fn new(
+        means: Means,
+        networks: watch::Sender<std::collections::BTreeSet<String>>,
+        pid1: Rc<Packets>,
+        uplink: watch::Receiver<Uplink>,
+    ) -> (Self, mpsc::Receiver<Message>) {
+        let (messages, heard) = mpsc::channel(MESSAGES_MAX);
+        let host = Self {
+            means: Rc::new(means),
+            pid1,
+            uplink,
+            networks,
+            forwarders: Forwarders::default(),
+            starting: BTreeMap::new(),
+            vms: BTreeMap::new(),
+            attempts: 0,
+            messages,
+            events: VecDeque::new(),
+        };
+        (host, heard)
+    }
+
+    /// The next thing that the reconciler should hear.
+    pub(crate) fn event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    pub(crate) fn progress(&self, flist: &Digest) -> Option<(u64, u64)> {
+        self.means.images.progress(flist)
+    }
+
+    /// VMs that run on an image.
+    pub(crate) fn vms_of(&self, flist: &Digest) -> Vec<VmId> {
+        let of = |(vm, held): (&VmId, &Vm)| (held.flist == *flist).then(|| vm.clone());
+        self.vms.iter().filter_map(of).collect()
+    }
+
+    /// Takes over a VM that pid1 kept, running or ended. `fds`: control, then chunks.
+    pub(crate) fn adopt(
+        &mut self,
+        vm: VmId,
+        slot: u16,
+        tag: &str,
+        status: Option<Status>,
+        fds: Vec<OwnedFd>,
+        store: impl FnOnce(&Key, &types::Name) -> Option<String>,
+    ) -> anyhow::Result<Adopted> {
+        let tag: Tag = serde_json::from_str(tag).context("read the tag of a VM")?;
+        let mut fds = fds.into_iter();
+        let (Some(control), Some(chunks)) = (fds.next(), fds.next()) else {
+            anyhow::bail!("pid1 kept no sockets of {vm}");
+        };
+        let control = Packets::new(control, CONTROL_PACKET_MAX).context("take a control socket")?;
+        let remains = Remains::load(&vm);
+        let start_ms = remains.start_ms;
+        let store = store(&tag.key(), &tag.workload);
+        self.means
+            .images
+            .adopt(vm.clone(), tag.flist, store, chunks);
+        self.hold(vm.clone(), slot, tag.flist, control, remains, None);
+        if let Some(held) = self.vms.get_mut(&vm) {
+            held.status = status;
+        }
+        Ok(Adopted { vm, tag, start_ms })
+    }
+
+    fn hold(
+        &mut self,
+        vm: VmId,
+        slot: u16,
+        flist: Digest,
+        control: Packets,
+        remains: Remains,
+        spawned: Option<Instant>,
+    ) {
+        self.attempts += 1;
+        let (attempt, control) = (self.attempts, Rc::new(control));
+        let reader = read_control(vm.clone(), attempt, control.clone(), self.messages.clone());
+        let held = Vm {
+            attempt,
+            slot,
+            flist,
+            control,
+            reader: tokio::task::spawn_local(reader),
+            spawned,
+            remains,
+            status: None,
+            control_closed: false,
+        };
+        self.vms.insert(vm, held);
+    }
+
+    /// A message of pid1 after its `Welcome`.
+    pub(crate) fn hear_pid1(&mut self, message: FromPid1) {
+        match message {
+            FromPid1::Exited { vm, status } => {
+                if let Some(held) = self.vms.get_mut(&vm) {
+                    held.status = Some(status);
+                    self.end_if_over(&vm);
+                }
+            }
+            FromPid1::SpawnFailed { vm, error } => {
+                if self.let_go(&vm).is_some() {
+                    let message = format!("the VMM was not started: {error}");
+                    self.events.push_back(Event::StartFailed { vm, message });
+                }
+            }
+            // The guest's word is waited for, not the process's. The others are the engine's.
+            FromPid1::Spawned { .. }
+            | FromPid1::Kept { .. }
+            | FromPid1::Welcome
+            | FromPid1::Stop { .. } => {}
+        }
+    }
+
+    /// A message of a task. Those of a start or VM that is gone are passed over.
+    pub(crate) fn hear(&mut self, message: Message) {
+        match message {
+            Message::Layered { vm, attempt } => {
+                if self.starting.get(&vm).is_some_and(|s| s.attempt == attempt) {
+                    self.events.push_back(Event::Layered { vm });
+                }
+            }
+            Message::Prepared { attempt, prepared } => {
+                let vm = prepared.start.vm.clone();
+                if self.starting.get(&vm).is_some_and(|s| s.attempt == attempt) {
+                    self.starting.remove(&vm);
+                    if let Err(error) = self.spawn(*prepared) {
+                        self.means.images.detach(&vm);
+                        let message = format!("{error:#}");
+                        self.events.push_back(Event::StartFailed { vm, message });
+                    }
+                }
+            }
+            Message::PrepareFailed {
+                vm,
+                attempt,
+                message,
+            } => {
+                if self.starting.get(&vm).is_some_and(|s| s.attempt == attempt) {
+                    self.starting.remove(&vm);
+                    self.means.images.detach(&vm);
+                    self.events.push_back(Event::StartFailed { vm, message });
+                }
+            }
+            Message::FromVmm {
+                vm,
+                attempt,
+                message,
+            } => self.hear_vmm(vm, attempt, message),
+            Message::ControlClosed { vm, attempt } => {
+                if let Some(held) = self.vms.get_mut(&vm).filter(|held| held.attempt == attempt) {
+                    held.control_closed = true;
+                    self.end_if_over(&vm);
+                }
+            }
+            Message::Removed { vm, result } => self.events.push_back(match result {
+                Ok(()) => Event::Removed { vm },
+                Err(message) => Event::RemoveFailed { vm, message },
+            }),
+            Message::Published { plan, made, result } => {
+                self.forwarders
+                    .converge(&plan, &made, &self.uplink.borrow().clone());
+                self.networks.send_replace(made);
+                self.events.push_back(match result {
+                    Ok(()) => Event::Published,
+                    Err(message) => Event::PublishFailed { message },
+                });
+            }
+        }
+    }
+
+    fn hear_vmm(&mut self, vm: VmId, attempt: u64, message: FromVmm) {
+        let Some(held) = self.vms.get_mut(&vm).filter(|held| held.attempt == attempt) else {
+            return;
+        };
+        match message {
+            FromVmm::Running { setup_us } => log::info!("{vm} runs {setup_us} us after its start"),
+            FromVmm::Guest(FromGuest::Started { .. }) => {
+                let start_ms = held.spawned.map_or(0, |at| at.elapsed().as_millis());
+                let start_ms = u64::try_from(start_ms).unwrap_or(u64::MAX);
+                if held.remains.start_ms.is_none() {
+                    held.remains.start_ms = Some(start_ms);
+                    held.remains.save(&vm);
+                    self.events.push_back(Event::Running { vm, start_ms });
+                }
+            }
+            FromVmm::Guest(FromGuest::SetupFailed { stage, message }) => {
+                held.remains.trouble = Some(printable(&format!("{stage}: {message}")));
+                held.remains.save(&vm);
+            }
+            FromVmm::Guest(FromGuest::Exited {
+                code,
+                signal,
+                oom_kills,
+            }) => {
+                let oom = oom_kills > 0;
+                held.remains.exit = Some(Exit { code, signal, oom });
+                held.remains.save(&vm);
+            }
+            FromVmm::ChunkFailed { disk, chunk } => {
+                let message = printable(&format!(
+                    "the disk {disk} could not be read: chunk {chunk} cannot be had; it is tried again at the next read"
+                ));
+                self.events.push_back(Event::Trouble { vm, message });
+            }
+            FromVmm::Stopped { reason, exits } => {
+                log::info!("{vm} has stopped: {reason:?} after {exits:?}");
+                if let StopReason::Fault { message } = reason {
+                    held.remains.trouble = Some(printable(&message));
+                    held.remains.save(&vm);
+                }
+            }
+        }
+    }
+
+    /// The process is reaped and all that it said is read: only now is it known how it ended.
+    fn end_if_over(&mut self, vm: &VmId) {
+        let Some(held) = self.vms.get(vm) else { return };
+        let (Some(status), true) = (held.status, held.control_closed) else {
+            return;
+        };
+        let exit = held.remains.exit;
+        let message = match (&held.remains.trouble, exit, status) {
+            (Some(trouble), ..) => Some(trouble.clone()),
+            (None, Some(_), _) => None,
+            (None, None, Status::Code(0)) => {
+                Some("the guest reset itself before its program had ended".to_owned())
+            }
+            (None, None, Status::Code(code)) => Some(format!(
+                "the VMM ended with status {code}; `sifr node dmesg` shows its last words"
+            )),
+            (None, None, Status::Signal(signal)) => {
+                Some(format!("the VMM was ended by signal {signal}"))
+            }
+        };
+        let end = End { exit, message };
+        self.events.push_back(Event::Ended {
+            vm: vm.clone(),
+            end,
+        });
+    }
+
+    /// Drops all that is held for a VM. Its slot is free then.
+    fn let_go(&mut self, vm: &VmId) -> Option<Vm> {
+        let held = self.vms.remove(vm)?;
+        held.reader.abort();
+        self.means.images.detach(vm);
+        Remains::remove(vm);
+        Some(held)
+    }
+
+    fn start(&mut self, start: Start) {
+        self.attempts += 1;
+        let (attempt, vm) = (self.attempts, start.vm.clone());
+        let cancel = Rc::new(Notify::new());
+        let work = Work {
+            means: self.means.clone(),
+            attempt,
+            cancel: cancel.clone(),
+            messages: self.messages.clone(),
+        };
+        tokio::task::spawn_local(work.run(start));
+        self.starting.insert(vm, Starting { attempt, cancel });
+    }
+
+    fn spawn(&mut self, prepared: Prepared) -> anyhow::Result<()> {
+        let Prepared {
+            start,
+            child,
+            control,
+            chunks,
+        } = prepared;
+        let used = |slot: &u16| self.vms.values().any(|held| held.slot == *slot);
+        let slot = (0..SLOTS_MAX)
+            .find(|slot| !used(slot))
+            .with_context(|| format!("all {SLOTS_MAX} VM slots are taken"))?;
+        let tag = Tag::new(&start);
+        let cpus = u64::from(start.machine.cpus);
+        let message = ToPid1::Spawn {
+            vm: start.vm.clone(),
+            slot,
+            child: child.len(),
+            limits: Limits {
+                memory_bytes: memory_of(start.machine.memory).0,
+                pids: cpus + VMM_THREADS,
+                cpu_weight: cpus * WEIGHT_PER_CPU,
+            },
+            tag: serde_json::to_string(&tag).context("write the tag of a VM")?,
+        };
+        let kept = control.try_clone().context("copy a control socket")?;
+        let fds = child.into_iter().chain([kept, chunks]).collect();
+        let control = Packets::new(control, CONTROL_PACKET_MAX).context("take a control socket")?;
+        self.pid1.send(&message, fds).context("ask pid1 for a VM")?;
+        let (vm, flist) = (start.vm, start.record.image);
+        self.hold(
+            vm,
+            slot,
+            flist,
+            control,
+            Remains::default(),
+            Some(Instant::now()),
+        );
+        Ok(())
+    }
+
+    /// Ends a start that has no VM yet: it answers that it failed. False where there is none.
+    fn abandon(&self, vm: &VmId) -> bool {
+        self.starting
+            .get(vm)
+            .map(|starting| starting.cancel.notify_one())
+            .is_some()
+    }
+
+    fn stop(&mut self, vm: &VmId) {
+        if self.abandon(vm) {
+            return;
+        }
+        if let Some(held) = self.vms.get(vm)
+            && let Err(error) = held.control.send(&ToVmm::Guest(ToGuest::Stop), Vec::new())
+        {
+            // It is ending by itself, or it will be killed when its grace is over.
+            log::info!("tell {vm} to stop: {error}");
+        }
+    }
+
+    fn kill(&mut self, vm: &VmId) {
+        if !self.abandon(vm) {
+            self.tell_pid1(&ToPid1::Kill {
+                vm: vm.clone(),
+                signal: SIGKILL,
+            });
+        }
+    }
+
+    fn settle(&mut self, vm: &VmId, record: Option<&workload::host::Record>) {
+        if let Some(record) = record
+            && let Err(error) = self.means.machines.save(vm, record)
+        {
+            // It will run again after a restart of the node: said here, and better than not at all.
+            log::error!("note the end of {vm}: {error:#}");
+        }
+        if self.let_go(vm).is_some() {
+            self.tell_pid1(&ToPid1::Forget { vm: vm.clone() });
+        }
+    }
+
+    fn tell_pid1(&self, message: &ToPid1) {
+        if let Err(error) = self.pid1.send(message, Vec::new()) {
+            log::error!("tell pid1 {message:?}: {error}");
+        }
+    }
+
+    fn publish(&self, places: &Places) {
+        let plan = network::plan(places, &self.uplink.borrow());
+        let messages = self.messages.clone();
+        tokio::task::spawn_local(async move {
+            let planned = plan.clone();
+            let applied = tokio::task::spawn_blocking(move || network::apply(&planned)).await;
+            let (made, result) =
+                applied.unwrap_or_else(|e| (Default::default(), Err(e.to_string())));
+            let plan = Box::new(plan);
+            // Fails only when the loop has ended.
+            let _ = messages
+                .send(Message::Published { plan, made, result })
+                .await;
+        });
+    }
+
+    fn remove(&self, vm: VmId) {
+        let (machines, messages) = (self.means.machines.clone(), self.messages.clone());
+        tokio::task::spawn_local(async move {
+            let of = vm.clone();
+            let removed = tokio::task::spawn_blocking(move || machines.remove(&of)).await;
+            let result = match removed {
+                Ok(result) => result.map_err(|e| format!("{e:#}")),
+                Err(error) => Err(error.to_string()),
+            };
+            let _ = messages.send(Message::Removed { vm, result }).await;
+        });
+    }
+}
+
+impl Host for NodeHost {
+    fn begin(&mut self, step: Step) {
+        match step {
+            Step::Start(start) => self.start(*start),
+            Step::Stop { vm } => self.stop(&vm),
+            Step::Kill { vm } => self.kill(&vm),
+            Step::Settle { vm, record } => self.settle(&vm, record.as_ref()),
+            Step::Remove { vm } => self.remove(vm),
+            Step::Publish(places) => self.publish(&places),
+        }
+    }
+}
+
+impl Tag {
+    fn new(start: &Start) -> Self {
+        Self {
+            signer: start.record.signer,
+            deployment: start.record.deployment.clone(),
+            workload: start.record.workload.clone(),
+            launch: start.launch,
+            flist: start.record.image,
+        }
+    }
+}
+
+/// One start, up to the spawn.
+struct Work {
+    means: Rc<Means>,
+    attempt: u64,
+    cancel: Rc<Notify>,
+    messages: mpsc::Sender<Message>,
+}
+
+impl Work {
+    async fn run(self, start: Start) {
+        let (attempt, vm) = (self.attempt, start.vm.clone());
+        let message = match self.prepare(start).await {
+            Ok(prepared) => Message::Prepared {
+                attempt,
+                prepared: Box::new(prepared),
+            },
+            Err(message) => Message::PrepareFailed {
+                vm,
+                attempt,
+                message,
+            },
+        };
+        // Fails only when the loop has ended.
+        let _ = self.messages.send(message).await;
+    }
+
+    async fn prepare(&self, start: Start) -> Result<Prepared, String> {
+        // Never dropped half-way: two starts must not change one machine's files at a time.
+        let upper = prepare::layer(&self.means, &start).await?;
+        let layered = Message::Layered {
+            vm: start.vm.clone(),
+            attempt: self.attempt,
+        };
+        let _ = self.messages.send(layered).await;
+        tokio::select! {
+            prepared = prepare::prepare(self.means.clone(), start, upper) => prepared,
+            () = self.cancel.notified() => Err("the start was abandoned".to_owned()),
+        }
+    }
+}
+
+async fn read_control(
+    vm: VmId,
+    attempt: u64,
+    control: Rc<Packets>,
+    messages: mpsc::Sender<Message>,
+) {
+    loop {
+        // Both are safe to drop.
+        let received = tokio::select! {
+            received = control.receive::<FromVmm>() => received,
+            Err(error) = control.serve() => Err(error),
+        };
+        let message = match received {
+            Ok(Some((message, _))) => message,
+            Ok(None) => break,
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                log::warn!("{vm} says what no VMM says: {error}");
+                continue;
+            }
+            Err(error) => {
+                log::info!("the control socket of {vm} broke: {error}");
+                break;
+            }
+        };
+        let message = Message::FromVmm {
+            vm: vm.clone(),
+            attempt,
+            message,
+        };
+        if messages.send(message).await.is_err() {
+            return;
+        }
+    }
+    let _ = messages.send(Message::ControlClosed { vm, attempt }).await;
+}
+
+/// A guest's words, safe to print: short, and without control characters.
+fn printable(text: &str) -> String {
+    text.chars()
+        .filter(|c| !c.is_control())
+        .take(TEXT_MAX)
+        .collect()
+}
+
+#[cfg(test)]
+#[path = "host_tests.rs"]
+mod tests;

@@ -1,0 +1,278 @@
+//! Everything that a VM needs before it can be spawned: image, layer, network, descriptors.
+//!
+//! Owns: the order of a start up to the spawn, and the VM's specification. One task a start, which may
+//! be dropped at any await: what it holds is closed with it.
+//! Refuses: slots and processes (`host` has them).
+
+use std::cell::OnceCell;
+use std::collections::BTreeSet;
+use std::fs::{File, OpenOptions};
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::rc::Rc;
+
+use tokio::sync::watch;
+use types::guest::{Link, RUN_SPEC_PATH};
+use types::vm::{Disk, Fd, Lazy, Log, Net, SPEC_FD, VmSpec};
+use types::{Cidr, cpio};
+use workload::address::PREFIX;
+use workload::admission::LOG_FILE_MAX;
+use workload::host::Start;
+
+use super::images::{Image, Images};
+use super::machines::Machines;
+use super::network::{self, MTU};
+use super::runspec::{self, IMAGE_SERIAL, UPPER_SERIAL};
+
+const KERNEL: &str = "/lib/sifr/guest/vmlinux.zst";
+const INITRAMFS: &str = "/lib/sifr/guest/initramfs.cpio";
+const KVM: &str = "/dev/kvm";
+/// The run specification holds the tenant's environment: only the guest's root reads it.
+const RUN_SPEC_MODE: u32 = 0o400;
+
+/// What every start needs.
+pub(crate) struct Means {
+    pub(crate) images: Images,
+    pub(crate) machines: Machines,
+    /// Tenant networks that are as they should be.
+    pub(crate) networks: watch::Receiver<BTreeSet<String>>,
+    pub(crate) kvm_problem: Option<String>,
+    /// The guest kernel in memory, once a first VM has needed it.
+    pub(crate) kernel: OnceCell<OwnedFd>,
+}
+
+/// A VM ready to be spawned.
+pub(crate) struct Prepared {
+    pub(crate) start: Start,
+    /// For the VMM, from number 3 upwards.
+    pub(crate) child: Vec<OwnedFd>,
+    /// The node's end of the control socket.
+    pub(crate) control: OwnedFd,
+    /// The chunk daemon's end of the VM's chunk socket.
+    pub(crate) chunks: OwnedFd,
+}
+
+fn text(error: impl std::error::Error) -> String {
+    sys::error::chain(&error)
+}
+
+/// Layer and record first, so that what is reported as layered is; then what may take long.
+pub(crate) async fn layer(means: &Means, start: &Start) -> Result<File, String> {
+    if let Some(problem) = &means.kvm_problem {
+        return Err(format!("no VM can run on this node: {problem}"));
+    }
+    let (machines, start) = (means.machines.clone(), start.clone());
+    let made = tokio::task::spawn_blocking(move || machines.prepare(&start)).await;
+    made.map_err(text)?.map_err(|e| format!("{e:#}"))
+}
+
+/// The rest of a start.
+pub(crate) async fn prepare(
+    means: Rc<Means>,
+    start: Start,
+    upper: File,
+) -> Result<Prepared, String> {
+    let store = start.machine.image.store.clone();
+    let image = means.images.open(start.record.image, store).await?;
+    let network = network::network_of(start.record.address)
+        .ok_or_else(|| format!("{} is in no tenant network", start.record.address))?;
+    let link = link(&start, network.gateway.address)?;
+    let run = runspec::merge(
+        &start.record.workload,
+        &image.config,
+        &start.machine,
+        link.clone(),
+        workload::STOP_GRACE_MS,
+    )
+    .map_err(text)?;
+    let run = serde_json::to_vec(&run).map_err(text)?;
+    let mut networks = means.networks.clone();
+    let made = networks.wait_for(|made| made.contains(&network.name)).await;
+    drop(made.map_err(|_| "the node's network is gone".to_owned())?);
+    let address = start.record.address;
+    let tap = tokio::task::spawn_blocking(move || network::open_tap(address)).await;
+    let tap = tap.map_err(text)??;
+    let (chunks, vmm_chunks) = sys::socket::pair().map_err(text)?;
+    let (control, vmm_control) = sys::socket::pair().map_err(text)?;
+    let parts = Parts {
+        image,
+        chunks: vmm_chunks,
+        control: vmm_control,
+        upper: upper.into(),
+        tap,
+        run,
+    };
+    let child = assemble(&means, &start, parts, &link)?;
+    let daemon_end = chunks.try_clone().map_err(text)?;
+    let (vm, flist) = (start.vm.clone(), start.record.image);
+    means.images.attach(vm, flist, daemon_end).await?;
+    Ok(Prepared {
+        start,
+        child,
+        control,
+        chunks,
+    })
+}
+
+fn link(start: &Start, gateway: std::net::Ipv4Addr) -> Result<Link, String> {
+    let address = start.record.address;
+    Ok(Link {
+        mac: net::network::guest_mac(address),
+        address: Cidr::new(address, PREFIX).ok_or("a subnet's prefix is over 32")?,
+        gateway,
+        dns: gateway,
+        mtu: MTU,
+    })
+}
+
+/// Descriptors that differ from VM to VM, and the run specification.
+struct Parts {
+    image: Image,
+    chunks: OwnedFd,
+    control: OwnedFd,
+    upper: OwnedFd,
+    tap: OwnedFd,
+    run: Vec<u8>,
+}
+
+/// The VMM's descriptors in the order of their numbers, and the specification that names them.
+struct Table(Vec<OwnedFd>);
+
+impl Table {
+    /// The number follows from the place; the specification itself takes the first.
+    fn add(&mut self, fd: OwnedFd) -> Fd {
+        self.0.push(fd);
+        let place = i32::try_from(self.0.len()).expect("a dozen descriptors");
+        Fd(SPEC_FD + place)
+    }
+}
+
+fn assemble(
+    means: &Means,
+    start: &Start,
+    parts: Parts,
+    link: &Link,
+) -> Result<Vec<OwnedFd>, String> {
+    let mut table = Table(Vec::new());
+    let kvm = OpenOptions::new().read(true).write(true).open(KVM);
+    let kvm = table.add(kvm.map_err(|e| format!("open {KVM}: {e}"))?.into());
+    let kernel = table.add(kernel(means)?);
+    let initramfs = File::open(INITRAMFS).map_err(|e| format!("open {INITRAMFS}: {e}"))?;
+    let initramfs = vec![table.add(initramfs.into()), table.add(segment(&parts.run)?)];
+    let lazy = Lazy {
+        map: table.add(parts.image.map),
+        chunks: table.add(parts.chunks),
+    };
+    let image = Disk {
+        serial: IMAGE_SERIAL.to_owned(),
+        fd: table.add(parts.image.disk),
+        read_only: true,
+        lazy: Some(lazy),
+    };
+    let upper = Disk {
+        serial: UPPER_SERIAL.to_owned(),
+        fd: table.add(parts.upper),
+        read_only: false,
+        lazy: None,
+    };
+    let net = Net {
+        tap: table.add(parts.tap),
+        mac: link.mac,
+        mtu: link.mtu,
+    };
+    let [a, b] = means
+        .machines
+        .open_logs(&start.vm)
+        .map_err(|e| format!("{e:#}"))?;
+    let log = Log {
+        files: [table.add(a.into()), table.add(b.into())],
+        max_bytes: LOG_FILE_MAX.0,
+    };
+    let spec = VmSpec {
+        id: start.vm.clone(),
+        cpus: start.machine.cpus,
+        memory_mib: start.machine.memory.as_mib(),
+        kvm,
+        kernel,
+        initramfs,
+        cmdline: String::new(),
+        disks: vec![image, upper],
+        nets: vec![net],
+        control: Some(table.add(parts.control)),
+        log: Some(log),
+        serial: None,
+    };
+    let json = serde_json::to_vec(&spec).map_err(text)?;
+    let mut child = vec![sys::fs::sealed_memory("vm-spec", &json).map_err(text)?];
+    child.extend(table.0);
+    Ok(child)
+}
+
+/// The run specification as a segment that is appended to the guest's initramfs.
+fn segment(run: &[u8]) -> Result<OwnedFd, String> {
+    let mut archive = cpio::Archive::default();
+    archive
+        .file(RUN_SPEC_PATH, RUN_SPEC_MODE, run)
+        .map_err(text)?;
+    sys::fs::sealed_memory("run-spec", &archive.encode()).map_err(text)
+}
+
+/// Unpacked once: all VMs of a node read the same sealed memory.
+fn kernel(means: &Means) -> Result<OwnedFd, String> {
+    let held = match means.kernel.get() {
+        Some(held) => held,
+        None => {
+            let held = unpack(Path::new(KERNEL))?;
+            means.kernel.get_or_init(|| held)
+        }
+    };
+    held.try_clone()
+        .map_err(|e| format!("copy the guest kernel's descriptor: {e}"))
+}
+
+fn unpack(path: &Path) -> Result<OwnedFd, String> {
+    let failed = |e: std::io::Error| format!("unpack {}: {e}", path.display());
+    let packed = File::open(path).map_err(failed)?;
+    let plain = zstd::decode_all(packed).map_err(failed)?;
+    sys::fs::sealed_memory("guest-kernel", &plain).map_err(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+
+    #[test]
+    fn a_segment_is_an_archive_with_the_run_specification_alone() {
+        let mut bytes = Vec::new();
+        File::from(segment(b"{}").expect("a segment"))
+            .read_to_end(&mut bytes)
+            .expect("readable");
+        assert_eq!(bytes.len() % 512, 0);
+        let archive = cpio::decode(&bytes).expect("an archive");
+        let paths: Vec<_> = archive.entries().map(|(path, _)| path).collect();
+        assert_eq!(paths, [RUN_SPEC_PATH]);
+    }
+
+    #[test]
+    fn a_packed_kernel_is_unpacked_whole() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("vmlinux.zst");
+        let plain = vec![7; 3 << 20];
+        std::fs::write(&path, zstd::encode_all(&plain[..], 3).expect("packed")).expect("write");
+        let mut back = Vec::new();
+        File::from(unpack(&path).expect("unpacked"))
+            .read_to_end(&mut back)
+            .expect("readable");
+        assert_eq!(back, plain);
+        std::fs::write(&path, b"no kernel").expect("write");
+        assert!(unpack(&path).expect_err("damaged").contains("vmlinux.zst"));
+    }
+
+    #[test]
+    fn numbers_follow_the_order_of_the_table() {
+        let fd = || OwnedFd::from(File::open("/dev/null").expect("open"));
+        let mut table = Table(Vec::new());
+        assert_eq!([table.add(fd()), table.add(fd())], [Fd(4), Fd(5)]);
+    }
+}

@@ -1,0 +1,385 @@
+//! The node's API: routes to answers.
+//!
+//! Owns: who may ask, what is answered from where, and room for pushed content.
+//! Refuses: everybody but the owner, and everything on a node without one.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use anyhow::Context;
+use api::{Answer, Body, Handler, Limits, Route, SecretKey, Verdict, Wait};
+use flist::cache::{Cache, CacheError};
+use serde_json::json;
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use types::deployment::API_PORT;
+use types::node::NodeInfo;
+use types::status::{DeploymentStatus, Refusal, RefusalCode};
+use types::{Bytes, Digest, Name, PublicKey, VmId};
+use workload::desired::Key;
+
+use super::context::NodeContext;
+use super::engine::Request;
+use super::logs;
+use super::machines::Machines;
+
+/// Pushed chunks in memory at a time: each takes a MiB until it is on disk.
+const PUSHES_MAX: usize = 8;
+/// Space of the pool that pushes leave free, beside all that layers are promised: ledger, records and
+/// logs go on.
+const PUSH_HEADROOM: Bytes = Bytes::mib(64);
+/// Pushed flists without a deployment are kept this long when room is short: a push of a large image
+/// over a poor line ends within it, and is followed by its deployment.
+const PUSH_KEPT: Duration = Duration::from_secs(6 * 3600);
+/// Batches of log lines on their way to a client; a client that does not read holds up its own only.
+const LOG_BATCHES: usize = 4;
+
+pub(crate) struct Server {
+    owner: Option<PublicKey>,
+    tls: Arc<tokio_rustls::rustls::ServerConfig>,
+    info: watch::Sender<NodeInfo>,
+    requests: mpsc::Sender<Request>,
+    cache: Cache,
+    machines: Machines,
+    pool: std::path::PathBuf,
+    changes: watch::Receiver<u64>,
+    pushes: Rc<Semaphore>,
+}
+
+fn refusal(code: RefusalCode, message: impl Into<String>) -> Refusal {
+    Refusal {
+        code,
+        message: message.into(),
+    }
+}
+
+/// The loop has ended, and pid1 is about to start another.
+fn restarting() -> Refusal {
+    refusal(
+        RefusalCode::Internal,
+        "the node agent is restarting: try again",
+    )
+}
+
+fn failed_task(error: tokio::task::JoinError) -> Refusal {
+    refusal(
+        RefusalCode::Internal,
+        format!("a task of the node failed: {error}"),
+    )
+}
+
+impl Server {
+    pub(crate) fn new(
+        context: &NodeContext,
+        requests: mpsc::Sender<Request>,
+        cache: Cache,
+        machines: Machines,
+        changes: watch::Receiver<u64>,
+    ) -> anyhow::Result<Self> {
+        let key = SecretKey::from_seed(context.seed);
+        Ok(Self {
+            owner: context.owner,
+            tls: api::tls::server_config(&key).context("make the node's certificate")?,
+            info: context.info.clone(),
+            requests,
+            cache,
+            machines,
+            pool: context.pool.clone(),
+            changes,
+            pushes: Rc::new(Semaphore::new(PUSHES_MAX)),
+        })
+    }
+
+    pub(crate) async fn bind(&self) -> anyhow::Result<TcpListener> {
+        let address = (std::net::Ipv4Addr::UNSPECIFIED, API_PORT);
+        TcpListener::bind(address)
+            .await
+            .with_context(|| format!("listen on TCP port {API_PORT}"))
+    }
+
+    /// Serves for ever.
+    pub(crate) async fn serve(self, listener: TcpListener) {
+        let tls = self.tls.clone();
+        api::server::serve(listener, tls, &self, Limits::NODE).await;
+    }
+
+    async fn ask<T>(
+        &self,
+        request: impl FnOnce(oneshot::Sender<T>) -> Request,
+    ) -> Result<T, Refusal> {
+        let (reply, answer) = oneshot::channel();
+        self.requests
+            .send(request(reply))
+            .await
+            .map_err(|_| restarting())?;
+        answer.await.map_err(|_| restarting())
+    }
+
+    async fn answer(&self, peer: PublicKey, route: Route, body: Body) -> Result<Answer, Refusal> {
+        match route {
+            Route::Node => Ok(Answer::json(&self.node_info())),
+            Route::Dmesg => sys::klog::read()
+                .map(Answer::text)
+                .map_err(|e| refusal(RefusalCode::Internal, sys::error::chain(&e))),
+            Route::PutFlist(digest) => self.put_flist(digest, body).await,
+            Route::PutChunk(digest) => self.put_chunk(digest, body).await,
+            Route::PostStatement => {
+                let envelope = body.collect().await?;
+                let ack = self
+                    .ask(|reply| Request::Statement { envelope, reply })
+                    .await??;
+                Ok(Answer::json(&ack))
+            }
+            Route::Deployments => {
+                let list = self
+                    .ask(|reply| Request::List {
+                        signer: peer,
+                        reply,
+                    })
+                    .await?;
+                Ok(Answer::json(&list))
+            }
+            Route::Deployment { name, wait } => {
+                let key = Key { signer: peer, name };
+                let status = match wait {
+                    None => self.status(&key).await?,
+                    Some(wait) => self.wait(&key, wait).await?,
+                };
+                Ok(Answer::json(&status))
+            }
+            Route::Logs {
+                deployment,
+                workload,
+                follow,
+                tail,
+            } => {
+                let key = Key {
+                    signer: peer,
+                    name: deployment,
+                };
+                self.logs(key, workload, follow, tail).await
+            }
+        }
+    }
+
+    fn node_info(&self) -> NodeInfo {
+        let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        let mut info = self.info.borrow().clone();
+        info.uptime_ms = ms(sys::clock::since_boot());
+        info.clock.realtime_ms = ms(sys::clock::realtime());
+        info
+    }
+
+    async fn status(&self, key: &Key) -> Result<DeploymentStatus, Refusal> {
+        let status = self
+            .ask(|reply| Request::Status {
+                key: key.clone(),
+                reply,
+            })
+            .await?;
+        status.ok_or_else(|| {
+            let name = &key.name;
+            refusal(
+                RefusalCode::NotFound,
+                format!("there is no deployment {name}: `sifr get` lists what is deployed"),
+            )
+        })
+    }
+
+    /// Answers when it is so, when it cannot come to be so, or when time is up.
+    async fn wait(&self, key: &Key, wait: Wait) -> Result<DeploymentStatus, Refusal> {
+        let end = tokio::time::Instant::now() + wait.timeout;
+        let mut changes = self.changes.clone();
+        loop {
+            changes.mark_unchanged();
+            let status = self.status(key).await?;
+            if wait.until.judge(&status) != Verdict::NotYet {
+                return Ok(status);
+            }
+            match tokio::time::timeout_at(end, changes.changed()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => return Err(restarting()),
+                Err(_) => return Ok(status),
+            }
+        }
+    }
+
+    async fn put_flist(&self, digest: Digest, mut body: Body) -> Result<Answer, Refusal> {
+        self.make_room(api::route::FLIST_MAX).await?;
+        let mut upload = self.cache.receive_flist(digest).map_err(cache_refusal)?;
+        while let Some(bytes) = body.next().await? {
+            upload.push(&bytes).map_err(cache_refusal)?;
+        }
+        let cache = self.cache.clone();
+        let missing = tokio::task::spawn_blocking(move || {
+            upload.finish_flist().map(|flist| cache.missing(&flist))
+        });
+        let missing = missing.await.map_err(failed_task)?.map_err(cache_refusal)?;
+        let missing: Vec<String> = missing.iter().map(Digest::hex).collect();
+        Ok(Answer::json(&json!({ "missing": missing })))
+    }
+
+    async fn put_chunk(&self, digest: Digest, body: Body) -> Result<Answer, Refusal> {
+        // Held until the chunk is on disk.
+        let _turn = self.pushes.acquire().await.map_err(|_| restarting())?;
+        self.make_room(api::route::CHUNK_MAX).await?;
+        let bytes = body.collect().await?;
+        let cache = self.cache.clone();
+        let put = tokio::task::spawn_blocking(move || cache.put_chunk(digest, &bytes));
+        put.await.map_err(failed_task)?.map_err(cache_refusal)?;
+        Ok(Answer::json(&json!({})))
+    }
+
+    /// Pushes must not take the space that layers are promised. What nothing names goes first.
+    async fn make_room(&self, bytes: u64) -> Result<(), Refusal> {
+        if self.room() >= bytes {
+            return Ok(());
+        }
+        let mut keep = self.ask(|reply| Request::Images { reply }).await?;
+        keep.extend(recent_flists(&self.pool.join("flists")));
+        let (cache, keep) = (self.cache.clone(), keep.into_iter().collect::<Vec<_>>());
+        let swept = tokio::task::spawn_blocking(move || cache.sweep(&keep));
+        let freed = swept.await.map_err(failed_task)?.map_err(cache_refusal)?;
+        log::info!("the pool was short of room: {freed} bytes of unused chunks have been removed");
+        if self.room() >= bytes {
+            return Ok(());
+        }
+        Err(refusal(
+            RefusalCode::OverCapacity,
+            "the node's pool has no room for this image: delete deployments that are not needed",
+        ))
+    }
+
+    fn room(&self) -> u64 {
+        let free = nix::sys::statvfs::statvfs(&self.pool).map_or(0, |s| {
+            s.blocks_available().saturating_mul(s.fragment_size())
+        });
+        free.saturating_sub(self.machines.promised_bytes())
+            .saturating_sub(PUSH_HEADROOM.0)
+    }
+
+    async fn logs(
+        &self,
+        key: Key,
+        workload: Name,
+        follow: bool,
+        tail: Option<u64>,
+    ) -> Result<Answer, Refusal> {
+        let status = self.status(&key).await?;
+        if !status.workloads.contains_key(&workload) {
+            let message = format!(
+                "{} has no workload {workload}: `sifr get` lists them",
+                key.name
+            );
+            return Err(refusal(RefusalCode::NotFound, message));
+        }
+        let paths = self
+            .machines
+            .log_paths(&VmId::new(&key.signer, &key.name, &workload));
+        let (lines, received) = mpsc::channel(LOG_BATCHES);
+        let changes = self.changes.clone();
+        tokio::task::spawn_local(async move {
+            let stream = stream_logs(paths, follow, tail, &lines, changes);
+            // Either the client has gone, or all is said.
+            tokio::select! {
+                result = stream => {
+                    if let Err(error) = result {
+                        log::warn!("read a log: {error}");
+                    }
+                }
+                () = lines.closed() => {}
+            }
+        });
+        Ok(Answer::json_lines(received))
+    }
+}
+
+impl Handler for Server {
+    fn authorise(&self, peer: &PublicKey, _route: &Route) -> Result<(), Refusal> {
+        match self.owner {
+            None => Err(refusal(
+                RefusalCode::NoOwner,
+                "this node has no owner key and accepts nothing: boot it with sifr.owner=<your key>, or an image built for you",
+            )),
+            Some(owner) if owner == *peer => Ok(()),
+            Some(_) => Err(refusal(
+                RefusalCode::UnknownKey,
+                format!("{peer} is not known here: use the owner's key"),
+            )),
+        }
+    }
+
+    async fn handle(&self, peer: PublicKey, route: Route, body: Body) -> Answer {
+        self.answer(peer, route, body).await.into()
+    }
+}
+
+fn cache_refusal(error: CacheError) -> Refusal {
+    let code = match &error {
+        _ if error.is_full() => RefusalCode::OverCapacity,
+        CacheError::Hash { .. } | CacheError::Format(_) | CacheError::Contradiction(..) => {
+            RefusalCode::Malformed
+        }
+        CacheError::Large { .. } => RefusalCode::TooLarge,
+        CacheError::Absent(_) | CacheError::Damaged { .. } => RefusalCode::NotFound,
+        CacheError::Io { .. } | CacheError::Image(_) => RefusalCode::Internal,
+    };
+    refusal(code, sys::error::chain(&error))
+}
+
+/// Flists that were pushed not long ago: their deployment may be on its way.
+fn recent_flists(directory: &Path) -> BTreeSet<Digest> {
+    let recent = |file: &std::fs::DirEntry| {
+        let age = file
+            .metadata()
+            .and_then(|m| m.modified())
+            .map(|at| SystemTime::now().duration_since(at));
+        // A file from the future is one from before the clock was set right.
+        age.is_ok_and(|age| age.is_ok_and(|age| age < PUSH_KEPT))
+    };
+    let files = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    files
+        .filter(recent)
+        .filter_map(|file| {
+            Digest::from_hex(file.file_name().to_str()?.strip_suffix(".flist")?).ok()
+        })
+        .collect()
+}
+
+async fn stream_logs(
+    paths: [std::path::PathBuf; 2],
+    follow: bool,
+    tail: Option<u64>,
+    lines: &mpsc::Sender<hyper::body::Bytes>,
+    mut changes: watch::Receiver<u64>,
+) -> std::io::Result<()> {
+    while follow && !paths.iter().all(|path| path.exists()) {
+        if changes.changed().await.is_err() {
+            return Ok(());
+        }
+    }
+    let mut watch = if follow {
+        Some(logs::Watch::new(&paths)?)
+    } else {
+        None
+    };
+    let mut reader = logs::Reader::open(paths.clone(), tail)?;
+    loop {
+        let batch = reader.batch()?;
+        if !batch.is_empty() {
+            let text: Vec<u8> = batch.iter().flat_map(api::LogLine::to_json_line).collect();
+            if lines.send(text.into()).await.is_err() {
+                return Ok(());
+            }
+            continue;
+        }
+        match &mut watch {
+            // Removed with its machine: nothing more will come.
+            Some(watch) if paths[0].exists() => watch.changed().await?,
+            Some(_) | None => return Ok(()),
+        }
+    }
+}
