@@ -1,1 +1,313 @@
+//! The host against a pid1, a chunk daemon and VMMs that the tests play.
 
+use std::collections::BTreeSet;
+use std::os::fd::AsFd;
+
+use tokio::task::LocalSet;
+use types::PublicKey;
+use types::vm::Exits;
+use workload::host::{Launch, Layer, Record};
+
+use super::super::images::Images;
+use super::super::machines::Machines;
+use super::*;
+
+struct Stage {
+    host: NodeHost,
+    messages: mpsc::Receiver<Message>,
+    pid1: Packets,
+    _pool: tempfile::TempDir,
+    _uplink: watch::Sender<Uplink>,
+}
+
+impl Stage {
+    fn new(kvm_problem: Option<&str>) -> Self {
+        let pool = tempfile::tempdir().expect("a directory");
+        let (news, _) = mpsc::unbounded_channel();
+        let (networks_tx, networks) = watch::channel(BTreeSet::new());
+        let means = Means {
+            images: Images::new(news),
+            machines: Machines::open(pool.path()).expect("machines"),
+            networks,
+            kvm_problem: kvm_problem.map(str::to_owned),
+            kernel: std::cell::OnceCell::new(),
+        };
+        let (ours, theirs) = sys::socket::pair().expect("a pair");
+        let packets = |fd| Packets::new(fd, crate::wire::PACKET_MAX).expect("packets");
+        let (_uplink, uplink) = watch::channel(Uplink::default());
+        let (host, messages) = NodeHost::new(means, networks_tx, Rc::new(packets(ours)), uplink);
+        Self {
+            host,
+            messages,
+            pid1: packets(theirs),
+            _pool: pool,
+            _uplink,
+        }
+    }
+
+    /// Hears messages until there is an event.
+    async fn event(&mut self) -> Event {
+        loop {
+            if let Some(event) = self.host.event() {
+                return event;
+            }
+            let message = self.messages.recv().await.expect("a message");
+            self.host.hear(message);
+        }
+    }
+
+    /// Hears all that is on its way now.
+    async fn settle(&mut self) {
+        for _ in 0..50 {
+            tokio::task::yield_now().await;
+            while let Ok(message) = self.messages.try_recv() {
+                self.host.hear(message);
+            }
+        }
+    }
+
+    /// A VM from before. Gives its VMM's end of the control socket.
+    fn adopt(&mut self, vm: &VmId, slot: u16, status: Option<Status>) -> OwnedFd {
+        let (control, vmm) = sys::socket::pair().expect("a pair");
+        let (chunks, _) = sys::socket::pair().expect("a pair");
+        let tag = serde_json::to_string(&Tag::new(&start())).expect("JSON");
+        let fds = vec![control, chunks];
+        let adopted = self
+            .host
+            .adopt(vm.clone(), slot, &tag, status, fds, |_, _| None);
+        adopted.expect("adopted");
+        vmm
+    }
+}
+
+fn start() -> Start {
+    let digest = Digest([4; 32]);
+    let machine = serde_json::from_str(&format!(r#"{{"image":{{"flist":"{digest}"}}}}"#));
+    Start {
+        vm: "web-shop-01010101".parse().expect("an id"),
+        launch: Launch { digest, version: 1 },
+        layer: Layer::Fresh,
+        record: Record {
+            signer: PublicKey([1; 32]),
+            deployment: "shop".parse().expect("a name"),
+            workload: "web".parse().expect("a name"),
+            incarnation: 0,
+            image: digest,
+            disk: types::Bytes::mib(64),
+            address: [10, 130, 1, 2].into(),
+            finished: None,
+        },
+        machine: machine.expect("a machine"),
+    }
+}
+
+/// Each test has a VM of its own: what is remembered of it is in a place that all share.
+fn vm(name: &str) -> VmId {
+    format!("test-{name}-{}", std::process::id())
+        .parse()
+        .expect("an id")
+}
+
+fn say(vmm: &OwnedFd, message: &FromVmm) {
+    let packet = serde_json::to_vec(message).expect("JSON");
+    sys::socket::send(vmm.as_fd(), &packet, &[]).expect("sent");
+}
+
+fn exited(code: i32) -> FromVmm {
+    FromVmm::Guest(FromGuest::Exited {
+        code,
+        signal: None,
+        oom_kills: 0,
+    })
+}
+
+async fn locally(test: impl Future<Output = ()>) {
+    LocalSet::new().run_until(test).await;
+}
+
+#[tokio::test]
+async fn an_end_is_known_only_when_all_is_said_and_the_process_is_reaped() {
+    locally(async {
+        for reaped_first in [true, false] {
+            let (mut stage, vm) = (Stage::new(None), vm("end"));
+            let vmm = stage.adopt(&vm, 3, None);
+            let exit = FromPid1::Exited {
+                vm: vm.clone(),
+                status: Status::Code(0),
+            };
+            if reaped_first {
+                stage.host.hear_pid1(exit.clone());
+                assert_eq!(stage.host.event(), None);
+            }
+            say(&vmm, &exited(7));
+            let reason = StopReason::GuestReset;
+            let exits = Exits::default();
+            say(&vmm, &FromVmm::Stopped { reason, exits });
+            drop(vmm);
+            if !reaped_first {
+                stage.settle().await;
+                assert_eq!(stage.host.event(), None);
+                stage.host.hear_pid1(exit);
+            }
+            let Event::Ended { end, .. } = stage.event().await else {
+                panic!("no end")
+            };
+            assert_eq!(end.exit.map(|e| e.code), Some(7));
+            assert_eq!(end.message, None);
+            stage.host.begin(Step::Settle {
+                vm: vm.clone(),
+                record: None,
+            });
+            let (said, _) = stage
+                .pid1
+                .receive::<ToPid1>()
+                .await
+                .expect("packet")
+                .expect("open");
+            assert_eq!(said, ToPid1::Forget { vm });
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_vm_that_is_lost_says_how() {
+    locally(async {
+        let (mut stage, vm) = (Stage::new(None), vm("lost"));
+        drop(stage.adopt(&vm, 0, Some(Status::Signal(9))));
+        let Event::Ended { end, .. } = stage.event().await else {
+            panic!("no end")
+        };
+        assert_eq!(end.exit, None);
+        assert!(end.message.is_some_and(|m| m.contains("signal 9")));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_a_guest_said_to_an_earlier_agent_is_remembered() {
+    locally(async {
+        let vm = vm("remembered");
+        let mut before = Stage::new(None);
+        let vmm = before.adopt(&vm, 0, None);
+        say(
+            &vmm,
+            &FromVmm::Guest(FromGuest::Started {
+                pid: 2,
+                uptime_ms: 5,
+            }),
+        );
+        assert!(matches!(before.event().await, Event::Running { .. }));
+        say(&vmm, &exited(0));
+        before.settle().await;
+        drop(before);
+        let mut after = Stage::new(None);
+        drop(after.adopt(&vm, 0, Some(Status::Code(0))));
+        let Event::Ended { end, .. } = after.event().await else {
+            panic!("no end")
+        };
+        assert_eq!(end.exit.map(|e| e.code), Some(0));
+        after.host.begin(Step::Settle {
+            vm: vm.clone(),
+            record: None,
+        });
+        assert_eq!(Remains::load(&vm), Remains::default());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_node_without_kvm_says_why_nothing_starts() {
+    locally(async {
+        let mut stage = Stage::new(Some("enable SVM"));
+        stage.host.begin(Step::Start(Box::new(start())));
+        let Event::StartFailed { message, .. } = stage.event().await else {
+            panic!("it started")
+        };
+        assert!(message.contains("enable SVM"), "{message}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_start_that_waits_for_its_image_can_be_stopped() {
+    locally(async {
+        let mut stage = Stage::new(None);
+        let start = start();
+        stage.host.begin(Step::Start(Box::new(start.clone())));
+        assert_eq!(
+            stage.event().await,
+            Event::Layered {
+                vm: start.vm.clone()
+            }
+        );
+        stage.host.begin(Step::Stop {
+            vm: start.vm.clone(),
+        });
+        assert!(matches!(stage.event().await, Event::StartFailed { vm, .. } if vm == start.vm));
+        assert!(stage.host.starting.is_empty());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_vm_that_pid1_cannot_start_gives_its_slot_back() {
+    locally(async {
+        let mut stage = Stage::new(None);
+        let _other = stage.adopt(&vm("other"), 0, None);
+        let (control, _vmm) = sys::socket::pair().expect("a pair");
+        let (chunks, _) = sys::socket::pair().expect("a pair");
+        let prepared = |control, chunks| Prepared {
+            start: start(),
+            child: Vec::new(),
+            control,
+            chunks,
+        };
+        stage.host.spawn(prepared(control, chunks)).expect("asked");
+        let (said, fds) = stage.pid1.receive::<ToPid1>().await.expect("packet").expect("open");
+        let ToPid1::Spawn { slot, limits, .. } = said else {
+            panic!("{said:?}")
+        };
+        assert_eq!((slot, fds.len()), (1, 2), "slot 0 is taken, two descriptors are kept");
+        assert!(limits.memory_bytes > 256 << 20);
+        let error = "no memory".to_owned();
+        stage.host.hear_pid1(FromPid1::SpawnFailed { vm: start().vm, error });
+        assert!(matches!(stage.event().await, Event::StartFailed { message, .. } if message.contains("no memory")));
+        assert_eq!(stage.host.vms.len(), 1);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn nonsense_from_a_vmm_ends_nothing_and_a_guests_words_are_made_printable() {
+    locally(async {
+        let (mut stage, vm) = (Stage::new(None), vm("nonsense"));
+        let vmm = stage.adopt(&vm, 0, None);
+        sys::socket::send(vmm.as_fd(), b"{\"dance\":1}", &[]).expect("sent");
+        let message = format!("\u{1b}[2J{}", "x".repeat(2 * TEXT_MAX));
+        let stage_name = "mounts".to_owned();
+        say(
+            &vmm,
+            &FromVmm::Guest(FromGuest::SetupFailed {
+                stage: stage_name,
+                message,
+            }),
+        );
+        say(&vmm, &exited(125));
+        drop(vmm);
+        stage.host.hear_pid1(FromPid1::Exited {
+            vm: vm.clone(),
+            status: Status::Code(0),
+        });
+        let Event::Ended { end, .. } = stage.event().await else {
+            panic!("no end")
+        };
+        let message = end.message.expect("a message");
+        assert!(
+            message.starts_with("mounts: [2Jxxx") && message.len() == TEXT_MAX,
+            "{message:?}"
+        );
+        stage.host.begin(Step::Settle { vm, record: None });
+    })
+    .await;
+}
