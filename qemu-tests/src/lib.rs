@@ -7,8 +7,10 @@
 
 pub mod http;
 mod lab;
+pub mod scan;
 pub mod store;
 mod userland;
+pub mod wire;
 
 pub use lab::{Answer, Lab, Setup, WEB_PORT};
 pub use userland::busybox;
@@ -17,3 +19,12 @@ use std::time::Duration;
 
 /// The longest wait for anything: minutes on a machine whose two cores emulate the node's.
 pub const PATIENCE: Duration = Duration::from_secs(180);
+
+/// What runs asynchronous code in a test.
+pub fn runtime() -> tokio::runtime::Runtime {
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    builder
+        .enable_all()
+        .build()
+        .expect("a runtime needs a few descriptors only")
+}

@@ -9,7 +9,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-const BUSYBOX: &str = "/bin/busybox";
+pub(crate) const BUSYBOX: &str = "/bin/busybox";
 const APPLETS: [&str; 22] = [
     "sh", "cat", "echo", "httpd", "id", "ip", "kill", "ls", "mount", "nc", "nslookup", "ping",
     "ps", "pwd", "sleep", "sync", "test", "touch", "true", "wget", "dd", "arping",
