@@ -8,6 +8,8 @@ use types::cpio::{Archive, CpioError};
 
 /// Major and minor number of /dev/console (kernel document `admin-guide/devices.txt`).
 const CONSOLE: (u32, u32) = (5, 1);
+/// Of /dev/null.
+const NULL: (u32, u32) = (1, 3);
 /// Directories the kernel's file systems are mounted on.
 const MOUNT_POINTS: [&str; 4] = ["/dev", "/proc", "/run", "/sys"];
 
@@ -79,13 +81,15 @@ pub(crate) fn guest(init: &[u8]) -> Result<Archive<'_>, CpioError> {
     Ok(archive)
 }
 
-/// Without /dev/console in the archive the kernel gives init no standard streams.
+/// Without /dev/console in the archive the kernel gives init no standard streams; where there is no
+/// console at all, as in a guest, a Rust program that starts without them opens /dev/null or aborts.
 fn base() -> Result<Archive<'static>, CpioError> {
     let mut archive = Archive::default();
     for path in MOUNT_POINTS {
         archive.directory(path, 0o755)?;
     }
     archive.character_device("/dev/console", 0o600, CONSOLE)?;
+    archive.character_device("/dev/null", 0o666, NULL)?;
     Ok(archive)
 }
 
@@ -108,7 +112,7 @@ pub(crate) mod tests {
     fn the_node_has_the_files_of_the_contract_and_no_other() {
         let archive = NODE.archive().expect("plain paths");
         let paths: Vec<_> = archive.entries().map(|(path, _)| path).collect();
-        let expected = "/bin /bin/sifr-vmm /dev /dev/console /etc /etc/sifr /etc/sifr/licences /init /lib \
+        let expected = "/bin /bin/sifr-vmm /dev /dev/console /dev/null /etc /etc/sifr /etc/sifr/licences /init /lib \
              /lib/sifr /lib/sifr/guest /lib/sifr/guest/initramfs.cpio /lib/sifr/guest/vmlinux.zst \
              /pool /proc /run /sbin /sbin/mkfs.xfs /sbin/xfs_repair /sys";
         assert_eq!(paths.join(" "), expected);
@@ -141,7 +145,15 @@ pub(crate) mod tests {
         let paths: Vec<_> = archive.entries().map(|(path, _)| path).collect();
         assert_eq!(
             paths,
-            ["/dev", "/dev/console", "/init", "/proc", "/run", "/sys"]
+            [
+                "/dev",
+                "/dev/console",
+                "/dev/null",
+                "/init",
+                "/proc",
+                "/run",
+                "/sys"
+            ]
         );
     }
 }
