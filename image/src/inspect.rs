@@ -23,6 +23,11 @@ const NODE_FILES: [&str; 8] = [
     tree::OWNER,
     tree::LICENCES,
 ];
+/// Device files with their numbers and modes.
+const DEVICES: [(&str, (u32, u32), u32); 2] = [
+    ("/dev/console", tree::CONSOLE, 0o600),
+    ("/dev/null", tree::NULL, 0o666),
+];
 /// Files that may be programs.
 const NODE_PROGRAMS: [&str; 4] = [tree::INIT, tree::VMM, tree::MKFS, tree::REPAIR];
 /// Programs linked with glibc, whose `system()` names a shell even though none is ever called.
@@ -137,15 +142,21 @@ fn faults(path: &str, entry: &Entry<'_>, files: &[&str], programs: &[&str]) -> V
     let mut faults = Vec::new();
     let mut rule = |broken: bool, fault: Fault| faults.extend(broken.then_some(fault));
     rule(entry.mode & 0o7000 != 0, Fault::SpecialMode);
-    rule(entry.mode & 0o022 != 0, Fault::Writable);
     let content = match &entry.node {
-        Node::Directory => return faults,
-        Node::CharacterDevice { .. } => {
-            rule(path != "/dev/console", Fault::Unexpected);
+        Node::Directory => {
+            rule(entry.mode & 0o022 != 0, Fault::Writable);
+            return faults;
+        }
+        Node::CharacterDevice { major, minor } => {
+            rule(
+                !DEVICES.contains(&(path, (*major, *minor), entry.mode)),
+                Fault::Unexpected,
+            );
             return faults;
         }
         Node::File(content) => content,
     };
+    rule(entry.mode & 0o022 != 0, Fault::Writable);
     let name = path.rsplit('/').next().unwrap_or(path);
     rule(!files.contains(&path), Fault::Unexpected);
     rule(DOORS.iter().any(|door| is_door(name, door)), Fault::Door);
@@ -234,6 +245,21 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn a_device_file_with_another_number_is_found() {
+        let findings = check(|tree| {
+            tree.character_device("/dev/mem", 0o600, (1, 1))
+                .expect("a plain path");
+        });
+        assert_eq!(findings, ["/dev/mem is not on the list of files"]);
+        let disguised = Entry {
+            mode: 0o666,
+            node: Node::CharacterDevice { major: 1, minor: 1 },
+        };
+        let faults = faults("/dev/null", &disguised, &NODE_FILES, &NODE_PROGRAMS);
+        assert_eq!(faults, [Fault::Unexpected]);
     }
 
     #[test]

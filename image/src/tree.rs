@@ -7,9 +7,9 @@ use types::PublicKey;
 use types::cpio::{Archive, CpioError};
 
 /// Major and minor number of /dev/console (kernel document `admin-guide/devices.txt`).
-const CONSOLE: (u32, u32) = (5, 1);
+pub(crate) const CONSOLE: (u32, u32) = (5, 1);
 /// Of /dev/null.
-const NULL: (u32, u32) = (1, 3);
+pub(crate) const NULL: (u32, u32) = (1, 3);
 /// Directories the kernel's file systems are mounted on.
 const MOUNT_POINTS: [&str; 4] = ["/dev", "/proc", "/run", "/sys"];
 
