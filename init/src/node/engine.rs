@@ -78,6 +78,9 @@ pub(crate) struct Engine {
     requests: mpsc::Receiver<Request>,
     /// Counts up with every change of a status.
     changes: watch::Sender<u64>,
+    /// Something may have changed since that was last counted up. Questions change nothing: who waits
+    /// for a change asks at each one.
+    dirty: bool,
     server: Option<Server>,
     /// The node is to go down, once nothing runs.
     down: Option<Mode>,
@@ -163,7 +166,7 @@ impl Engine {
         };
         let (host, messages) =
             NodeHost::new(means, networks_tx, pid1.clone(), context.uplink.clone());
-        let engine = Self {
+        let mut engine = Self {
             key: context.key,
             owner,
             durable: context.durable,
@@ -180,6 +183,7 @@ impl Engine {
             news,
             requests,
             changes,
+            dirty: true,
             server: Some(server),
             down: None,
             down_said: false,
@@ -263,7 +267,10 @@ impl Engine {
             };
             tokio::select! {
                 // All are safe to drop: what was not taken stays in its channel or socket.
-                Some(request) = self.requests.recv() => self.answer(request),
+                Some(request) = self.requests.recv() => {
+                    self.answer(request);
+                    continue;
+                }
                 Some(message) = self.messages.recv() => self.host.hear(message),
                 Some(news) = self.news.recv() => self.hear_news(news),
                 received = self.pid1.receive::<FromPid1>() => {
@@ -277,6 +284,7 @@ impl Engine {
                 }
                 () = sleep => {}
             }
+            self.dirty = true;
         }
     }
 
@@ -286,7 +294,7 @@ impl Engine {
             let deadline = reconcile(&mut self.reconciler, &mut self.host, now());
             let mut heard = false;
             while let Some(event) = self.host.event() {
-                heard = true;
+                (heard, self.dirty) = (true, true);
                 for step in self.reconciler.event(event, now()) {
                     self.host.begin(step);
                 }
@@ -420,6 +428,7 @@ impl Engine {
             ))
         })?;
         self.reconciler.apply(&admitted);
+        self.dirty = true;
         let Verified {
             statement, digest, ..
         } = admitted.verified();
