@@ -9,6 +9,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::sync::Mutex;
 
+use nix::sys::termios::{self, ControlFlags, InputFlags, LocalFlags, SetArg};
+
 /// Consoles written to: a screen and a few serial lines.
 const CONSOLES_MAX: usize = 4;
 /// Longest line: what the kernel log takes in one piece, less its own prefix.
@@ -31,8 +33,10 @@ impl Console {
             options.append(true).custom_flags(nix::libc::O_NOCTTY);
             options.open(path).ok()
         };
+        let ttys: Vec<File> = devices(&active).iter().filter_map(write).collect();
+        ttys.iter().for_each(deafen);
         Self {
-            ttys: devices(&active).iter().filter_map(write).collect(),
+            ttys,
             kernel_log: write(&PathBuf::from("/dev/kmsg")),
         }
     }
@@ -49,6 +53,24 @@ impl Console {
             let _ = log.write_all(format!("<7>{text}\n").as_bytes());
         }
     }
+}
+
+/// Whoever types must not be able to paint lines of the node's on its console: the kernel echoes unless
+/// told not to. A serial port is told not to receive at all.
+fn deafen(tty: &File) {
+    // Where it is no terminal there is nothing to do.
+    let Ok(mut settings) = termios::tcgetattr(tty) else {
+        return;
+    };
+    settings.control_flags.remove(ControlFlags::CREAD);
+    settings
+        .local_flags
+        .remove(LocalFlags::ECHO | LocalFlags::ISIG | LocalFlags::ICANON);
+    settings
+        .input_flags
+        .remove(InputFlags::IXON | InputFlags::IXOFF);
+    // A console that refuses still shows what it is given.
+    let _ = termios::tcsetattr(tty, SetArg::TCSANOW, &settings);
 }
 
 /// Device files of the active consoles. `tty0` is whichever screen is in front: there is only the first.
@@ -115,6 +137,16 @@ mod tests {
         assert_eq!(paths("tty0 ttyS0\n"), ["/dev/tty1", "/dev/ttyS0"]);
         assert_eq!(paths(""), ["/dev/console"]);
         assert_eq!(paths("a b c d e f").len(), CONSOLES_MAX);
+    }
+
+    #[test]
+    fn a_console_echoes_nothing() {
+        let pty = nix::pty::openpty(None, None).expect("a pseudo terminal");
+        let tty = File::from(pty.slave);
+        deafen(&tty);
+        let settings = termios::tcgetattr(&tty).expect("settings");
+        assert!(!settings.local_flags.contains(LocalFlags::ECHO));
+        deafen(&tempfile::tempfile().expect("a file"));
     }
 
     #[test]
