@@ -4,12 +4,28 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
+
+use crate::PATIENCE;
 
 /// Longest answer that a test looks at.
 const ANSWER_MAX: u64 = 64 << 20;
+
+/// Pause between tries: a program runs a moment before it listens, and nothing tells from outside.
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// The answer to `GET path`, once there is one.
+pub fn page(port: u16, path: &str) -> Result<String> {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        match get(port, path) {
+            Err(_) if Instant::now() < end => std::thread::sleep(PAUSE),
+            result => return result,
+        }
+    }
+}
 
 /// The status line, headers and body of `GET path`, as text; bytes that are no UTF-8 are replaced.
 pub fn get(port: u16, path: &str) -> Result<String> {
@@ -23,5 +39,9 @@ pub fn get(port: u16, path: &str) -> Result<String> {
         .take(ANSWER_MAX)
         .read_to_end(&mut bytes)
         .context("read the answer")?;
+    ensure!(
+        !bytes.is_empty(),
+        "the connection was closed without an answer"
+    );
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }

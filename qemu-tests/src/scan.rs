@@ -14,9 +14,9 @@ use tokio::time::timeout;
 
 /// Ports asked at a time: each silent one takes a socket for as long as it is waited for.
 const BATCH: usize = 8192;
-/// Longest wait for one TCP port: the kernel repeats its question after 1 s and 3 s, so that one lost
-/// packet in an emulated network card hides nothing.
-const TCP_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest wait for one TCP port: the kernel repeats its question after 1 s, so that one lost packet in
+/// an emulated network card hides nothing.
+const TCP_TIMEOUT: Duration = Duration::from_millis(2500);
 /// Longest wait for a UDP answer, over two questions.
 const UDP_TIMEOUT: Duration = Duration::from_secs(2);
 

@@ -10,9 +10,9 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 
 pub(crate) const BUSYBOX: &str = "/bin/busybox";
-const APPLETS: [&str; 22] = [
+const APPLETS: [&str; 23] = [
     "sh", "cat", "echo", "httpd", "id", "ip", "kill", "ls", "mount", "nc", "nslookup", "ping",
-    "ps", "pwd", "sleep", "sync", "test", "touch", "true", "wget", "dd", "arping",
+    "ps", "pwd", "sed", "sleep", "sync", "test", "touch", "true", "wget", "dd", "arping",
 ];
 
 /// Packs a busybox userland with `sifr flist pack` into `<directory>/store`; gives the .flist file.

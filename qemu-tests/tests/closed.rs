@@ -154,9 +154,7 @@ mod tests {
         node.wait_for_line(&ready, PATIENCE)
             .expect("a node with an address");
         let control = (IpAddr::V4(wire::NODES), API_PORT).into();
-        let scope =
-            fs::read_to_string(format!("/sys/class/net/{}/ifindex", wire::TAP)).expect("a TAP");
-        let scope = scope.trim().parse().expect("a number");
+        let scope = nix::net::if_::if_nametoindex(wire::TAP).expect("a TAP");
         // The link-local address that the kernel would make of the card's MAC, if nobody stopped it.
         let link_local = IpAddr::V6(Ipv6Addr::new(
             0xfe80, 0, 0, 0, 0x5054, 0x00ff, 0xfe77, 0x0002,

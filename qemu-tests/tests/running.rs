@@ -62,7 +62,7 @@ mod tests {
             .must()
             .expect("it runs");
         assert!(
-            http::get(lab.web, "/")
+            http::page(lab.web, "/")
                 .expect("a page")
                 .contains("It works, in a micro VM.")
         );
@@ -98,7 +98,9 @@ mod tests {
     #[test]
     fn two_machines_of_one_network_reach_each_other_by_name() {
         let server = "  one:\n    machine: {image: IMAGE, memory: 96Mi, disk: 64Mi}\n";
-        let script = "for i in 1 2 3 4 5 6 7 8 9; do wget -q -O - http://one/ && exit 0; sleep 1; done; exit 1";
+        let script = "for i in 1 2 3 4 5 6 7 8 9; do \
+             at=$(nslookup one | sed -n 's/^Address: *\\([0-9.]*\\)$/\\1/p'); \
+             wget -q -O - http://$at/ && exit 0; sleep 1; done; exit 1";
         let client = format!(
             "  two:\n    machine: {{image: IMAGE, memory: 96Mi, disk: 64Mi, restart: never, command: [sh, -c, {script:?}]}}\n"
         );

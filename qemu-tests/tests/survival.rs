@@ -28,7 +28,7 @@ mod tests {
             .must()
             .expect("it runs again");
         assert!(
-            http::get(lab.web, "/")
+            http::page(lab.web, "/")
                 .expect("a page")
                 .contains("It works")
         );
@@ -39,7 +39,7 @@ mod tests {
             .must()
             .expect("it runs again");
         assert!(
-            http::get(lab.web, "/")
+            http::page(lab.web, "/")
                 .expect("a page")
                 .contains("It works")
         );
