@@ -70,6 +70,9 @@ pub fn test(paths: &Paths) -> Result<()> {
                 "--package",
                 "qemu-tests",
                 "--no-fail-fast",
+                // Each node is emulated on all of this machine's cores: two at once only wait.
+                "--",
+                "--test-threads=1",
             ]))
         }));
     }

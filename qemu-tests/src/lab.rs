@@ -199,6 +199,12 @@ impl Lab {
         self.sifr(&["wait", name, "--for", until, "--timeout", &patience])
     }
 
+    /// Removes a deployment, so that its share is free for the next.
+    pub fn delete(&self, name: &str) -> Result<()> {
+        self.sifr(&["delete", name])?.must()?;
+        self.wait(name, "deleted")?.must().map(|_| ())
+    }
+
     /// Everything the workload wrote so far.
     pub fn logs(&self, name: &str) -> Result<String> {
         Ok(self.sifr(&["logs", name])?.must()?.stdout)

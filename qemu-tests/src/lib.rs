@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod bench;
 pub mod http;
 mod lab;
 pub mod scan;
@@ -13,7 +14,7 @@ mod userland;
 pub mod wire;
 
 pub use lab::{Answer, Lab, Setup, WEB_PORT};
-pub use userland::busybox;
+pub use userland::{busybox, variant};
 
 use std::time::Duration;
 

@@ -17,7 +17,13 @@ const APPLETS: [&str; 23] = [
 
 /// Packs a busybox userland with `sifr flist pack` into `<directory>/store`; gives the .flist file.
 pub fn busybox(sifr: &Path, directory: &Path) -> Result<PathBuf> {
-    let root = directory.join("busybox");
+    variant(sifr, directory, "store", 0)
+}
+
+/// The same with other bytes in its one large file, into `<directory>/<store>`: an image of whose large
+/// file no node has a chunk yet.
+pub fn variant(sifr: &Path, directory: &Path, store: &str, seed: u32) -> Result<PathBuf> {
+    let root = directory.join(format!("{store}-tree"));
     for part in ["bin", "etc", "tmp", "www", "dev", "proc", "sys", "run"] {
         fs::create_dir_all(root.join(part))?;
     }
@@ -35,11 +41,11 @@ pub fn busybox(sifr: &Path, directory: &Path) -> Result<PathBuf> {
     )?;
     fs::write(root.join("www/index.html"), "It works, in a micro VM.\n")?;
     // Large enough for several chunks, and different in each, so that one can be lost or damaged alone.
-    let noise: Vec<u8> = (0..3u32 << 20)
+    let noise: Vec<u8> = (seed << 24..(seed << 24) + (1 << 20))
         .flat_map(|i| i.wrapping_mul(2_654_435_761).to_le_bytes())
         .collect();
     fs::write(root.join("www/large.bin"), noise)?;
-    pack(sifr, &root, &directory.join("store"))
+    pack(sifr, &root, &directory.join(store))
 }
 
 fn pack(sifr: &Path, root: &Path, store: &Path) -> Result<PathBuf> {
