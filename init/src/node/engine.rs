@@ -102,40 +102,45 @@ fn verify(envelope: &[u8], owner: Option<PublicKey>) -> Result<Verified, Refusal
     })
 }
 
+/// The ledger, and what its statements add up to. What is wrong with it is shown; where it cannot be
+/// read at all, the reason stands in its place.
+fn read_ledger(context: &NodeContext) -> (Result<Ledger, String>, Desired) {
+    let owner = context.owner;
+    let copies = ["a", "b"].map(|copy| context.pool.join("ledger").join(copy));
+    let opened = Ledger::open(&copies[0], &copies[1], |envelope| {
+        verify(envelope, owner).map_err(|refusal| refusal.message)
+    });
+    let show = |error: &String| {
+        log::error!("{error}");
+        context
+            .info
+            .send_modify(|info| info.last_error = Some(error.clone()));
+    };
+    let mut desired = Desired::default();
+    match opened {
+        Ok(opened) => {
+            opened.problems.iter().for_each(show);
+            opened
+                .statements
+                .iter()
+                .for_each(|statement| desired.apply(statement));
+            (Ok(opened.ledger), desired)
+        }
+        Err(error) => {
+            let why = sys::error::chain(&error);
+            show(&format!(
+                "the ledger is not read, nothing is accepted: {why}"
+            ));
+            (Err(why), desired)
+        }
+    }
+}
+
 impl Engine {
     /// Phase "ledger": reads both copies, heals them, and knows what should run.
     pub(crate) async fn open(context: NodeContext) -> anyhow::Result<Self> {
         let owner = context.owner;
-        let copies = ["a", "b"].map(|copy| context.pool.join("ledger").join(copy));
-        let opened = Ledger::open(&copies[0], &copies[1], |envelope| {
-            verify(envelope, owner).map_err(|refusal| refusal.message)
-        });
-        let mut desired = Desired::default();
-        let ledger = match opened {
-            Ok(opened) => {
-                opened
-                    .problems
-                    .iter()
-                    .for_each(|problem| log::error!("{problem}"));
-                let last = opened.problems.last().cloned();
-                context
-                    .info
-                    .send_if_modified(|info| last.map(|p| info.last_error = Some(p)).is_some());
-                opened
-                    .statements
-                    .iter()
-                    .for_each(|statement| desired.apply(statement));
-                Ok(opened.ledger)
-            }
-            Err(error) => {
-                let why = sys::error::chain(&error);
-                log::error!("the ledger is not read, nothing is accepted: {why}");
-                context
-                    .info
-                    .send_modify(|info| info.last_error = Some(why.clone()));
-                Err(why)
-            }
-        };
+        let (ledger, desired) = read_ledger(&context);
         let machines = Machines::open(&context.pool)?;
         let cache = Cache::open(&context.pool).context("open the chunk cache")?;
         let uplink = context.uplink.clone();
@@ -166,7 +171,7 @@ impl Engine {
         };
         let (host, messages) =
             NodeHost::new(means, networks_tx, pid1.clone(), context.uplink.clone());
-        let mut engine = Self {
+        let engine = Self {
             key: context.key,
             owner,
             durable: context.durable,
@@ -319,9 +324,11 @@ impl Engine {
     }
 
     /// What the API shows of all this.
-    fn show(&self) {
-        self.changes
-            .send_modify(|changes| *changes = changes.wrapping_add(1));
+    fn show(&mut self) {
+        if std::mem::take(&mut self.dirty) {
+            self.changes
+                .send_modify(|changes| *changes = changes.wrapping_add(1));
+        }
         let capacity = admission::capacity(self.reconciler.desired(), self.total);
         let network_error = self.reconciler.network_error();
         self.info.send_if_modified(|info| {
