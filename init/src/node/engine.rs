@@ -171,7 +171,7 @@ impl Engine {
         };
         let (host, messages) =
             NodeHost::new(means, networks_tx, pid1.clone(), context.uplink.clone());
-        let engine = Self {
+        let mut engine = Self {
             key: context.key,
             owner,
             durable: context.durable,

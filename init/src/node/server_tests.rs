@@ -1,0 +1,249 @@
+//! The API over TLS on the loopback, with an engine that the tests play.
+
+use api::{Client, ClientError, Until};
+use tokio::task::LocalSet;
+use types::node::{Capacity, Clock};
+use types::status::{Desired, State, WorkloadStatus};
+
+use super::*;
+use crate::node::context::Uplink;
+
+struct Stage {
+    client: Client,
+    stranger: Client,
+    requests: mpsc::Receiver<Request>,
+    changes: watch::Sender<u64>,
+    pool: tempfile::TempDir,
+}
+
+fn context(pool: &Path, owner: Option<PublicKey>, seed: [u8; 32]) -> NodeContext {
+    let key = SecretKey::from_seed(seed).public();
+    let info = NodeInfo {
+        key,
+        owner,
+        build: "test".to_owned(),
+        uptime_ms: 0,
+        durable: true,
+        virtualisation_problem: None,
+        clock: Clock {
+            realtime_ms: 0,
+            synchronised: false,
+        },
+        capacity: Capacity::default(),
+        links: Vec::new(),
+        disks: Vec::new(),
+        boot: Vec::new(),
+        last_error: None,
+    };
+    let (pid1, _) = sys::socket::pair().expect("a pair");
+    NodeContext {
+        seed,
+        key,
+        owner,
+        durable: true,
+        pool: pool.to_owned(),
+        kvm_problem: None,
+        capacity: Capacity::default(),
+        info: watch::channel(info).0,
+        uplink: watch::channel(Uplink::default()).1,
+        pid1,
+    }
+}
+
+impl Stage {
+    async fn new(owned: bool) -> Self {
+        let pool = tempfile::tempdir().expect("a directory");
+        let (owner, other) = (SecretKey::from_seed([1; 32]), SecretKey::from_seed([2; 32]));
+        let context = context(pool.path(), owned.then(|| owner.public()), [3; 32]);
+        let (requests_tx, requests) = mpsc::channel(8);
+        let (changes, heard) = watch::channel(0);
+        let cache = Cache::open(pool.path()).expect("a cache");
+        let machines = Machines::open(pool.path()).expect("machines");
+        let server = Server::new(&context, requests_tx, cache, machines, heard).expect("a server");
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address").to_string();
+        tokio::task::spawn_local(server.serve(listener));
+        let client = |key: &SecretKey| Client::new(&address, context.key, key).expect("a client");
+        Self {
+            client: client(&owner),
+            stranger: client(&other),
+            requests,
+            changes,
+            pool,
+        }
+    }
+}
+
+fn shop() -> Name {
+    "shop".parse().expect("a name")
+}
+
+fn status(state: State) -> DeploymentStatus {
+    let workload = WorkloadStatus {
+        state,
+        address: None,
+        ports: Vec::new(),
+        restarts: 0,
+        exit: None,
+        message: None,
+        start_ms: None,
+        chunks: None,
+    };
+    DeploymentStatus {
+        name: shop(),
+        version: 1,
+        desired: Desired::Running,
+        durable: true,
+        workloads: [("web".parse().expect("a name"), workload)].into(),
+    }
+}
+
+/// Plays the engine: every deployment is in the state that `state` gives.
+async fn play(requests: &mut mpsc::Receiver<Request>, state: impl Fn() -> State) {
+    while let Some(request) = requests.recv().await {
+        match request {
+            Request::Status { reply, .. } => drop(reply.send(Some(status(state())))),
+            Request::List { reply, .. } => drop(reply.send(vec![status(state())])),
+            Request::Images { reply } => drop(reply.send(BTreeSet::new())),
+            Request::Statement { reply, .. } => {
+                drop(reply.send(Err(refusal(RefusalCode::Malformed, "no"))));
+            }
+        }
+    }
+}
+
+async fn locally(test: impl Future<Output = ()>) {
+    LocalSet::new().run_until(test).await;
+}
+
+fn code<T: std::fmt::Debug>(result: Result<T, ClientError>) -> RefusalCode {
+    result
+        .expect_err("refused")
+        .refusal()
+        .expect("a refusal")
+        .code
+}
+
+#[tokio::test]
+async fn a_node_without_an_owner_refuses_everybody() {
+    locally(async {
+        let stage = Stage::new(false).await;
+        assert_eq!(code(stage.client.node_info().await), RefusalCode::NoOwner);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_stranger_is_refused_and_the_owner_is_answered() {
+    locally(async {
+        let stage = Stage::new(true).await;
+        assert_eq!(
+            code(stage.stranger.node_info().await),
+            RefusalCode::UnknownKey
+        );
+        let info = stage.client.node_info().await.expect("an answer");
+        assert!(info.uptime_ms > 0 && info.clock.realtime_ms > 0);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_wait_ends_with_a_change_or_with_its_time() {
+    locally(async {
+        let mut stage = Stage::new(true).await;
+        let state = std::cell::Cell::new(State::Backoff);
+        let waits = async {
+            let (short, shop) = (Duration::from_millis(200), shop());
+            let waited = stage.client.wait(&shop, Until::Running, short, |_| {});
+            let (_, verdict) = waited.await.expect("an answer");
+            assert_eq!(verdict, Verdict::NotYet);
+            let long = Duration::from_secs(30);
+            let change = async {
+                tokio::time::sleep(short).await;
+                state.set(State::Running);
+                stage.changes.send_modify(|n| *n += 1);
+            };
+            let waited = stage.client.wait(&shop, Until::Running, long, |_| {});
+            let (waited, ()) = tokio::join!(waited, change);
+            assert_eq!(waited.expect("an answer").1, Verdict::Met);
+        };
+        tokio::select! {
+            () = play(&mut stage.requests, || state.get()) => {}
+            () = waits => {}
+            () = tokio::time::sleep(Duration::from_secs(20)) => panic!("no answer"),
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn pushed_content_is_checked_and_kept() {
+    locally(async {
+        let mut stage = Stage::new(true).await;
+        let chunk = b"stored bytes".to_vec();
+        let digest = Digest(*blake3::hash(&chunk).as_bytes());
+        let pushes = async {
+            let put = stage.client.put_chunk(digest, chunk.clone().into()).await;
+            put.expect("a chunk");
+            let hex = digest.hex();
+            let path = format!("chunks/{}/{}", &hex[..2], &hex[2..]);
+            assert_eq!(
+                std::fs::read(stage.pool.path().join(path)).expect("kept"),
+                chunk
+            );
+            let wrong = stage
+                .client
+                .put_chunk(Digest([9; 32]), chunk.clone().into());
+            assert_eq!(code(wrong.await), RefusalCode::Malformed);
+            let flist = stage.client.put_flist(digest, chunk.clone().into());
+            assert_eq!(code(flist.await), RefusalCode::Malformed);
+        };
+        tokio::select! {
+            () = play(&mut stage.requests, || State::Running) => {}
+            () = pushes => {}
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn logs_of_a_workload_are_streamed_and_of_no_workload_refused() {
+    use types::vm::{LogRecord, Stream};
+    locally(async {
+        let mut stage = Stage::new(true).await;
+        let machines = Machines::open(stage.pool.path()).expect("machines");
+        let owner = SecretKey::from_seed([1; 32]).public();
+        let web: Name = "web".parse().expect("a name");
+        let [a, b] = machines.log_paths(&VmId::new(&owner, &shop(), &web));
+        let header = LogRecord {
+            sequence: 0,
+            time_ms: 1,
+            stream: Stream::Stdout,
+            length: 5,
+        };
+        let follow = async {
+            let missing = stage.client.logs(&shop(), &shop(), false, None).await;
+            assert_eq!(code(missing.map(drop)), RefusalCode::NotFound);
+            let mut stream = stage
+                .client
+                .logs(&shop(), &web, true, None)
+                .await
+                .expect("a stream");
+            // The machine has not started when its log is asked for.
+            std::fs::create_dir_all(a.parent().expect("a directory")).expect("made");
+            let mut bytes = header.encode().to_vec();
+            bytes.extend_from_slice(b"hello");
+            std::fs::write(&a, &bytes).expect("written");
+            std::fs::write(&b, b"").expect("written");
+            stage.changes.send_modify(|n| *n += 1);
+            let line = stream.next().await.expect("no error").expect("a line");
+            assert_eq!(line.data, b"hello");
+        };
+        tokio::select! {
+            () = play(&mut stage.requests, || State::Running) => {}
+            () = follow => {}
+            () = tokio::time::sleep(Duration::from_secs(20)) => panic!("no line"),
+        }
+    })
+    .await;
+}
