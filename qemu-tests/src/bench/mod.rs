@@ -1,0 +1,10 @@
+//! The benchmark: the image against the targets of its design.
+//!
+//! Owns: what is measured and how a table of it reads. All times are counts of instructions
+//! (`image::qemu::Time::Instructions`): one a nanosecond, the same on every machine.
+//! Refuses: failing where a target is missed. It says so; tests are elsewhere.
+
+mod archive;
+pub mod measure;
+pub mod report;
+pub mod table;

@@ -1,0 +1,119 @@
+//! What the program inside the node tells the benchmark outside.
+//!
+//! Owns: the lines that carry it, and the words that choose what the program does.
+//! Refuses: figures that were not measured.
+
+use serde::{Deserialize, Serialize};
+
+/// Where the program is in the benchmark's own initramfs. It is also the guest's init.
+pub const PROGRAM: &str = "/bench";
+/// Its specification and guest, beside it.
+pub const KERNEL: &str = "/bench-kernel";
+pub const GUEST: &str = "/bench-guest";
+/// Debian's, in this machine and at the same place in the node.
+pub const QEMU: &str = "/usr/bin/qemu-system-x86_64";
+/// Where the file system that tells about memory is: out of the way of the node's own mounts.
+pub const PROC: &str = "/bench-proc";
+/// The environment variable, set on the kernel command line, that holds a [`Role`]'s word.
+pub const ROLE: &str = "bench";
+/// What a line with a report begins with.
+pub const REPORT: &str = "bench: report ";
+/// What a line with free memory begins with; MiB follow.
+pub const AVAILABLE: &str = "bench: available ";
+/// What a line that says why nothing could be measured begins with.
+pub const FAILED: &str = "bench: failed ";
+
+/// Memory of every measured guest.
+pub const GUEST_MIB: u64 = 128;
+
+/// What the program does, by the word in [`ROLE`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// In the node, as init: measures virtual machines.
+    Machines,
+    /// In the node, as init: starts a [`Role::Sampler`] and becomes the node's own init.
+    Idle,
+    /// In the node, beside its init: says how much memory is free.
+    Sampler,
+    /// In a guest, as init: resets the machine at once.
+    Reset,
+    /// In a guest, as init: does nothing.
+    Wait,
+}
+
+impl Role {
+    pub const ALL: [Self; 5] = [
+        Self::Machines,
+        Self::Idle,
+        Self::Sampler,
+        Self::Reset,
+        Self::Wait,
+    ];
+
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Machines => "machines",
+            Self::Idle => "idle",
+            Self::Sampler => "sampler",
+            Self::Reset => "reset",
+            Self::Wait => "wait",
+        }
+    }
+
+    pub fn parse(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|role| role.word() == word)
+    }
+}
+
+/// One virtual machine monitor.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Monitor {
+    /// From the start of the process to its end, the guest's whole life between, microseconds.
+    pub life_us: Vec<u64>,
+    /// Memory of the process while the guest waits, without the guest's.
+    pub memory_kib: u64,
+}
+
+impl Monitor {
+    /// The run in the middle.
+    pub fn median_us(&self) -> u64 {
+        let mut sorted = self.life_us.clone();
+        sorted.sort_unstable();
+        sorted.get(sorted.len() / 2).copied().unwrap_or(0)
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Report {
+    pub ours: Monitor,
+    pub qemu: Monitor,
+    /// Our monitor's own part: from its start to the guest's first instruction, microseconds.
+    pub setup_us: Vec<u64>,
+    /// Exits to our monitor in one guest's life, of all kinds.
+    pub exits: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_role_is_found_by_its_word() {
+        for role in Role::ALL {
+            assert_eq!(Role::parse(role.word()), Some(role));
+        }
+        assert_eq!(Role::parse("shell"), None);
+    }
+
+    #[test]
+    fn the_median_is_a_run_that_happened() {
+        let runs = |life_us: &[u64]| {
+            Monitor {
+                life_us: life_us.into(),
+                memory_kib: 0,
+            }
+            .median_us()
+        };
+        assert_eq!((runs(&[9, 1, 5]), runs(&[4]), runs(&[])), (5, 4, 0));
+    }
+}
