@@ -21,8 +21,10 @@ pub fn repro(paths: &Paths) -> Result<()> {
     if work.exists() {
         fs::remove_dir_all(&work).with_context(|| format!("clear {}", work.display()))?;
     }
-    let mut builds = Vec::new();
+    let mut builds: Vec<Paths> = Vec::new();
     for directory in DIRECTORIES {
+        // The second is cloned from the first: a commit made meanwhile changes neither.
+        let origin = builds.first().map_or(&paths.root, |first| &first.root);
         let root = paths.run.join(directory);
         let mut git = command::clean("git");
         git.args(["clone", "--quiet", "--local"])
