@@ -28,7 +28,7 @@ pub fn repro(paths: &Paths) -> Result<()> {
         let root = paths.run.join(directory);
         let mut git = command::clean("git");
         git.args(["clone", "--quiet", "--local"])
-            .arg(&paths.root)
+            .arg(origin)
             .arg(&root);
         command::output(&mut git).context("clone the commit")?;
         let build = Paths {
