@@ -89,9 +89,16 @@ impl Vm {
     }
 
     pub(crate) fn create_vcpu(&self, index: u8) -> Result<VcpuFd, HvError> {
-        self.vm
+        let vcpu = self
+            .vm
             .create_vcpu(u64::from(index))
-            .map_err(|e| HvError::Ioctl("create a vCPU", e))
+            .map_err(|e| HvError::Ioctl("create a vCPU", e))?;
+        // 0 means the host's TSC frequency as it knows it now. A new vCPU has what the host thought when
+        // KVM was initialised, before it had measured precisely: where that was too low by more than 250
+        // ppm and the processor cannot scale the TSC, the guest's timers would be late for ever.
+        vcpu.set_tsc_khz(0)
+            .map_err(|e| HvError::Ioctl("set a vCPU's TSC frequency", e))?;
+        Ok(vcpu)
     }
 
     /// From now on a write of `value` (4 bytes) to `address` signals `event` without an exit to us.
