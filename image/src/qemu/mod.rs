@@ -123,8 +123,10 @@ pub enum Time {
     /// As on the wall.
     Real,
     /// One nanosecond an instruction, no waiting when idle: a count of work, the same on every machine.
-    /// One CPU only.
+    /// One CPU only. Where the machine waits for a disk or the network, time jumps to its next timer.
     Instructions,
+    /// The same while the machine works; while it waits, as on the wall.
+    InstructionsAndWaits,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -232,7 +234,7 @@ impl Machine {
             .pair("-machine", "q35");
         // Instructions are counted by the emulator only.
         let accelerator = match self.time {
-            Time::Instructions => Accelerator::Tcg,
+            Time::Instructions | Time::InstructionsAndWaits => Accelerator::Tcg,
             Time::Real => accelerator,
         };
         match accelerator {
@@ -244,8 +246,14 @@ impl Machine {
         };
         line.pair("-m", self.memory.as_mib().to_string());
         line.pair("-smp", self.cpus.to_string());
-        if self.time == Time::Instructions {
-            line.pair("-icount", "shift=0,sleep=off");
+        match self.time {
+            Time::Real => {}
+            Time::Instructions => {
+                line.pair("-icount", "shift=0,sleep=off");
+            }
+            Time::InstructionsAndWaits => {
+                line.pair("-icount", "shift=0,sleep=on");
+            }
         }
         if let Clock::At(time) = &self.clock {
             line.pair("-rtc", format!("base={time}"));

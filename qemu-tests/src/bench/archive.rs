@@ -17,13 +17,15 @@ use types::cpio::{self, Archive, Node};
 use super::report::{GUEST, KERNEL, PROC, PROGRAM, QEMU};
 
 /// Where QEMU looks for firmware, and what its microvm needs of it.
-const FIRMWARE: &str = "/usr/share/qemu/bios-microvm.bin";
+const FIRMWARE: &str = "/usr/share/qemu/qboot.rom";
 const PROGRAM_NAME: &str = "bench-node";
 const RUST_TARGET: &str = "x86_64-unknown-linux-musl";
 /// Largest unpacked image: far above what fits the size target.
 const UNPACKED_BYTES_MAX: usize = 256 << 20;
 /// /dev/console (kernel document `admin-guide/devices.txt`).
 const CONSOLE: (u32, u32) = (5, 1);
+/// /dev/null, which a Rust program opens where it has no console, or ends.
+const NULL: (u32, u32) = (1, 3);
 
 /// Builds the measuring program, static.
 pub(super) fn program(paths: &Paths) -> Result<Vec<u8>> {
@@ -71,6 +73,7 @@ pub(super) fn large(image: &Image, program: &[u8]) -> Result<Vec<u8>> {
     let mut guest = Archive::default();
     guest.directory("/dev", 0o755)?;
     guest.character_device("/dev/console", 0o600, CONSOLE)?;
+    guest.character_device("/dev/null", 0o666, NULL)?;
     guest.file("/init", 0o755, program)?;
 
     let mut archive = Archive::default();

@@ -4,6 +4,7 @@
 //! Refuses: figures that were not measured.
 
 use serde::{Deserialize, Serialize};
+use types::vm::Exits;
 
 /// Where the program is in the benchmark's own initramfs. It is also the guest's init.
 pub const PROGRAM: &str = "/bench";
@@ -89,8 +90,8 @@ pub struct Report {
     pub qemu: Monitor,
     /// Our monitor's own part: from its start to the guest's first instruction, microseconds.
     pub setup_us: Vec<u64>,
-    /// Exits to our monitor in one guest's life, of all kinds.
-    pub exits: u64,
+    /// Exits to our monitor in one guest's life.
+    pub exits: Exits,
 }
 
 #[cfg(test)]

@@ -21,7 +21,7 @@ use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, socket
 use qemu_tests::bench::report::{
     AVAILABLE, FAILED, GUEST, GUEST_MIB, KERNEL, Monitor, PROC, QEMU, REPORT, ROLE, Report, Role,
 };
-use types::vm::{CONTROL_PACKET_MAX, Fd, FromVmm, SPEC_FD, StopReason, VmSpec};
+use types::vm::{CONTROL_PACKET_MAX, Exits, Fd, FromVmm, SPEC_FD, StopReason, VmSpec};
 use types::{Name, PublicKey, VmId};
 
 const VMM: &str = "/bin/sifr-vmm";
@@ -95,8 +95,10 @@ fn sample() -> Result<()> {
         let mut text = [0; 4096];
         let count = memory.read_at(&mut text, 0).context("read meminfo")?;
         let text = String::from_utf8_lossy(&text[..count]);
-        let kib = kib_of(&text, "MemAvailable:").context("no MemAvailable")?;
-        println!("{AVAILABLE}{}", kib / 1024);
+        let mib = |key| Some(kib_of(&text, key)? / 1024);
+        let free = mib("MemAvailable:").context("no MemAvailable")?;
+        let total = mib("MemTotal:").context("no MemTotal")?;
+        println!("{AVAILABLE}{free} of {total}");
     }
 }
 
@@ -159,7 +161,7 @@ struct Ours {
 struct Life {
     took_us: u64,
     setup_us: u64,
-    exits: u64,
+    exits: Exits,
 }
 
 impl Ours {
@@ -222,18 +224,11 @@ impl Ours {
                     reason: StopReason::GuestReset,
                     exits,
                 } => {
-                    let exits = [
-                        exits.pio_in,
-                        exits.pio_out,
-                        exits.mmio_read,
-                        exits.mmio_write,
-                        exits.other,
-                    ];
                     let setup_us = setup.context("sifr-vmm never said that its guest runs")?;
                     return Ok(Life {
                         took_us,
                         setup_us,
-                        exits: exits.iter().sum(),
+                        exits,
                     });
                 }
                 FromVmm::Stopped { reason, .. } => bail!("the guest stopped: {reason:?}"),
@@ -295,9 +290,14 @@ fn qemu(role: Role) -> Command {
 fn qemu_life() -> Result<u64> {
     let mut command = qemu(Role::Reset);
     let started = Instant::now();
-    let status = command.status().context("start QEMU")?;
+    let output = command.output().context("start QEMU")?;
     let took = started.elapsed();
-    ensure!(status.success(), "QEMU ended with {status}");
+    let says = String::from_utf8_lossy(&output.stderr);
+    ensure!(
+        output.status.success(),
+        "QEMU ended with {}: {says:?}",
+        output.status
+    );
     Ok(micros(took))
 }
 
