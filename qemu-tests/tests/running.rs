@@ -107,32 +107,6 @@ mod tests {
     }
 
     #[test]
-    fn two_machines_of_one_network_reach_each_other_by_name() {
-        let server = "  one:\n    machine: {image: IMAGE, memory: 96Mi, disk: 64Mi}\n";
-        let script = "for i in 1 2 3 4 5 6 7 8 9; do \
-             at=$(nslookup one | sed -n 's/^Address: *\\([0-9.]*\\)$/\\1/p'); \
-             wget -q -O - http://$at/ && exit 0; sleep 1; done; exit 1";
-        let client = format!(
-            "  two:\n    machine: {{image: IMAGE, memory: 96Mi, disk: 64Mi, restart: never, command: [sh, -c, {script:?}]}}\n"
-        );
-        let (lab, flist) = lab();
-        let yaml = format!("name: pair\nworkloads:\n{server}{client}")
-            .replace("IMAGE", &flist.display().to_string());
-        lab.deploy(&yaml)
-            .expect("sifr runs")
-            .must()
-            .expect("deployed");
-        lab.sifr(&["wait", "pair", "--for", "running", "--timeout", "120s"])
-            .expect("sifr runs");
-        let text = lab
-            .sifr(&["logs", "pair/two", "-f"])
-            .expect("sifr runs")
-            .stdout;
-        assert!(text.contains("It works, in a micro VM."), "{text}");
-        lab.delete("pair").expect("deleted");
-    }
-
-    #[test]
     fn a_guest_reaches_neither_the_owners_network_nor_the_node() {
         // The port of this machine that leads to the node's API: open to all who reach 10.0.2.2.
         let open = lab().0.api;
@@ -191,7 +165,7 @@ mod tests {
             .expect("it ends");
         let text = lab().0.logs("who").expect("its output");
         for says in [
-            "uid=33(web) gid=33(web) groups=33(web),44(log)",
+            "uid=33(web) gid=33(web) groups=44(log)",
             "/www/made",
             "two words",
             "localhost",
@@ -200,31 +174,6 @@ mod tests {
             assert!(text.contains(says), "{says:?} is missing in {text}");
         }
         lab().0.delete("who").expect("deleted");
-    }
-
-    #[test]
-    fn the_writable_layer_survives_stop_and_start() {
-        deploy(
-            "keeps",
-            "restart: never\ncommand: [sh, -c, 'cat /kept; echo once >> /kept; sync']\n",
-        )
-        .must()
-        .expect("deployed");
-        let (lab, _) = lab();
-        lab.wait("keeps", "exited")
-            .expect("sifr runs")
-            .must()
-            .expect("it ends");
-        lab.sifr(&["restart", "keeps"])
-            .expect("sifr runs")
-            .must()
-            .expect("restarted");
-        let text = lab
-            .sifr(&["logs", "keeps", "-f"])
-            .expect("sifr runs")
-            .stdout;
-        assert!(text.contains("once"), "{text}");
-        lab.delete("keeps").expect("deleted");
     }
 
     /// Deploys an image that the node gets from a web server alone, and reads its large file.
