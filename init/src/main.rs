@@ -1,26 +1,6 @@
-//! `/init`: PID 1 of a node, and the two roles that it starts from the same binary.
-//!
-//! Owns: the choice of the role. Refuses: everything else.
+//! `/init`, the binary. Owns: nothing. Refuses: anything but its library, which `fuzz` can reach.
 #![forbid(unsafe_code)]
 
-mod chunks;
-mod cmdline;
-mod console;
-mod node;
-mod phase;
-mod pid1;
-mod wire;
-
 fn main() -> std::process::ExitCode {
-    match std::env::args().nth(1).as_deref() {
-        None if std::process::id() == 1 => pid1::run(),
-        Some("node") => node::run(),
-        Some("chunks") => chunks::run(),
-        _ => {
-            eprintln!(
-                "init is PID 1 of a Sifr node; its roles `node` and `chunks` are started by it"
-            );
-            std::process::ExitCode::FAILURE
-        }
-    }
+    init::main()
 }
