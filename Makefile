@@ -3,7 +3,7 @@
 IMAGE := cargo run --quiet --package image --bin sifr-image --
 ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: help setup image run stop test bench repro clean
+.PHONY: help setup image run stop test bench repro deny clean
 
 help:      ## this list
 	@sed -n 's/^\([a-z]*\): .*## /make \1 - /p; s/^\([a-z]*\):  *## /make \1 - /p' Makefile
@@ -30,6 +30,10 @@ bench: image ## measure the image against its targets
 
 repro:     ## build twice in different places and compare
 	@$(IMAGE) repro
+
+deny:      ## ask for known faults of the crates we use (needs cargo-deny and the internet)
+	@cargo deny --version >/dev/null 2>&1 || { echo "cargo-deny is missing: cargo install --locked cargo-deny" >&2; exit 1; }
+	@cargo deny --workspace check
 
 clean:     ## remove what was built here; kernels stay in the cache
 	rm -rf dist run target

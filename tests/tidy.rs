@@ -4,6 +4,10 @@
 //! beside it stands a test that it can complain.
 //! Refuses: rules that need judgement. Those are in STYLE.md, for people.
 
+#[path = "tidy/crates.rs"]
+mod crates;
+#[path = "tidy/dependencies.rs"]
+mod dependencies;
 #[path = "tidy/papers.rs"]
 mod papers;
 #[path = "tidy/scrub.rs"]
@@ -65,6 +69,12 @@ fn walk(directory: &Path, extension: &str, found: &mut Vec<PathBuf>) {
     }
 }
 
+fn manifests() -> Vec<Text> {
+    let all = files("toml").into_iter();
+    all.filter(|file| file.path.ends_with("Cargo.toml"))
+        .collect()
+}
+
 /// Runs one rule over files and fails with all complaints at once.
 fn hold(files: &[Text], rule: impl Fn(&Text) -> Vec<String>) {
     let complaints: Vec<String> = files.iter().flat_map(rule).collect();
@@ -116,12 +126,23 @@ mod tests {
 
     #[test]
     fn manifests_inherit_from_the_workspace() {
-        hold(&files("toml"), |file| {
-            match file.path.ends_with("Cargo.toml") {
-                true => workspace::manifest(file),
-                false => Vec::new(),
-            }
-        });
+        hold(&manifests(), workspace::manifest);
+    }
+
+    #[test]
+    fn every_dependency_has_a_reason_and_a_use() {
+        let (manifests, sources) = (manifests(), files("rs"));
+        let root = manifests.iter().find(|file| file.path == "Cargo.toml");
+        let root = root.expect("a Cargo.toml");
+        none(&dependencies::reasons(root));
+        none(&dependencies::unused(root, &manifests));
+        hold(&manifests, |file| dependencies::unnamed(file, &sources));
+    }
+
+    #[test]
+    fn every_crate_is_one_that_deny_toml_allows() {
+        let deny = fs::read_to_string(root().join("deny.toml")).expect("deny.toml");
+        none(&crates::complaints(&deny, &crates::resolved(&deny)));
     }
 
     #[test]

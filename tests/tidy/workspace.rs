@@ -199,7 +199,7 @@ pub(crate) fn manifest(file: &Text) -> Vec<String> {
 }
 
 /// The lines of a table, without blanks and comments.
-fn section<'a>(manifest: &'a str, name: &str) -> Vec<&'a str> {
+pub(crate) fn section<'a>(manifest: &'a str, name: &str) -> Vec<&'a str> {
     let header = format!("[{name}]");
     let lines = manifest
         .lines()
