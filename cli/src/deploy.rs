@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use api::{Client, ClientError, Envelope};
 use serde::Serialize;
-use types::deployment::{Action, Deployment, Image, Machine, Statement, Workload};
+use types::deployment::{Action, Deployment, Image, Machine, ONLY_WORKLOAD, Statement, Workload};
 use types::status::{Ack, RefusalCode};
 use types::{Bytes, Digest, Name};
 
@@ -176,7 +176,7 @@ fn from_options(options: Deploy, images: &mut Images) -> anyhow::Result<(Name, D
         ports: options.ports,
         restart: options.restart.unwrap_or_default(),
     };
-    let only = spec::ONLY_WORKLOAD.parse().expect("the constant is a name");
+    let only = ONLY_WORKLOAD.parse().expect("the constant is a name");
     let workloads = [(only, Workload::Machine(machine))].into();
     Ok((
         name,

@@ -6,15 +6,13 @@
 //! resolves images.
 
 use serde_json::{Map, Value, json};
-use types::deployment::{Deployment, Machine, Workload};
+use types::deployment::{Deployment, Machine, ONLY_WORKLOAD, Workload};
 use types::{Digest, Name};
 
 use crate::args;
 
 /// Longest deployment file: far more than an envelope holds.
 pub(crate) const FILE_MAX: u64 = 1 << 20;
-/// Workload of a deployment that has just one machine and no name for it.
-pub(crate) const ONLY_WORKLOAD: &str = "main";
 
 /// Fields that stand beside `workloads` or beside the single machine.
 const TOP_FIELDS: [&str; 3] = ["name", "accept_volatile", "workloads"];

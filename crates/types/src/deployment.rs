@@ -14,6 +14,8 @@ pub const PAYLOAD_TYPE: &str = "application/vnd.sifr.deployment.v1+json";
 /// DSSE payload type reserved for an owner's grant to a tenant. Refused until grants exist.
 pub const GRANT_PAYLOAD_TYPE: &str = "application/vnd.sifr.grant.v1+json";
 
+/// The workload of a deployment that has just one and no name for it: it goes by the deployment's name.
+pub const ONLY_WORKLOAD: &str = "main";
 /// Most workloads in one deployment: a reconcile pass stays short and a status fits one answer.
 pub const WORKLOADS_MAX: usize = 32;
 /// Most published ports of one machine: each is a firewall rule.

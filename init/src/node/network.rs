@@ -12,10 +12,10 @@ use net::firewall::policy;
 use net::network::{self, Network, TapSpec};
 use net::{firewall, namespace};
 use tokio::sync::watch;
-use types::deployment::API_PORT;
+use types::deployment::{API_PORT, ONLY_WORKLOAD};
 use types::{Cidr, PublicKey};
 use workload::address::{PREFIX, subnet_of};
-use workload::host::Places;
+use workload::host::{Placed, Places};
 
 use super::context::Uplink;
 
@@ -102,7 +102,7 @@ pub(crate) fn plan(places: &Places, uplink: &Uplink) -> Plan {
                 refused,
                 guests: Vec::new(),
             };
-            (network, tenant, Names::new())
+            (network, tenant, Names::default())
         });
         tenant.guests.push(policy::Guest {
             tap: tap_name(place.address),
@@ -116,10 +116,7 @@ pub(crate) fn plan(places: &Places, uplink: &Uplink) -> Plan {
                 .into_iter()
                 .collect(),
         });
-        names.insert(
-            format!("{}.{}", place.workload, place.key.name),
-            place.address,
-        );
+        add_names(names, place, places);
         published
             .entry(name)
             .or_default()
@@ -129,7 +126,6 @@ pub(crate) fn plan(places: &Places, uplink: &Uplink) -> Plan {
                 port: port.machine,
             }));
     }
-    add_short_names(places, &mut tenants);
     let node_tenants = tenants
         .iter()
         .map(|(name, (network, ..))| policy::NodeTenant {
@@ -145,22 +141,15 @@ pub(crate) fn plan(places: &Places, uplink: &Uplink) -> Plan {
     Plan { node, tenants }
 }
 
-/// `web` beside `web.shop`, where only one deployment of the network has a `web`.
-fn add_short_names(
-    places: &Places,
-    tenants: &mut BTreeMap<String, (Network, policy::Tenant, Names)>,
-) {
-    let mut short: BTreeMap<(String, String), Vec<Ipv4Addr>> = BTreeMap::new();
-    for place in places.values() {
-        if let Some(network) = network_of(place.address) {
-            let key = (network.name, place.workload.to_string());
-            short.entry(key).or_default().push(place.address);
-        }
-    }
-    for ((network, workload), addresses) in short {
-        if let ([address], Some((_, _, names))) = (&addresses[..], tenants.get_mut(&network)) {
-            names.insert(workload, *address);
-        }
+/// `web.shop`; and plain `shop` where it is its deployment's only machine, or the one that is called `main`.
+fn add_names(names: &mut Names, place: &Placed, places: &Places) {
+    let (workload, deployment) = (&place.workload, &place.key.name);
+    let full = format!("{workload}.{deployment}");
+    names.machines.insert(full, place.address);
+    names.domains.insert(place.address, deployment.to_string());
+    let others = || places.values().filter(|other| other.key == place.key);
+    if workload.as_str() == ONLY_WORKLOAD || others().count() == 1 {
+        names.machines.insert(deployment.to_string(), place.address);
     }
 }
 
@@ -288,7 +277,6 @@ mod tests {
     use types::deployment::Port;
     use types::{Name, VmId};
     use workload::desired::Key;
-    use workload::host::Placed;
 
     fn place(
         deployment: &str,
@@ -347,6 +335,8 @@ mod tests {
             place("shop", "web", [10, 130, 1, 2], &[(80, 8080), (81, 8080)]),
             place("blog", "web", [10, 130, 1, 3], &[]),
             place("blog", "db", [10, 130, 1, 4], &[]),
+            place("wiki", "main", [10, 130, 1, 5], &[]),
+            place("wiki", "db", [10, 130, 1, 6], &[]),
         ]
         .into();
         let uplink = Uplink {
@@ -368,8 +358,21 @@ mod tests {
             .iter()
             .find(|g| g.address == Ipv4Addr::new(10, 130, 1, 2));
         assert_eq!(web.map(|g| g.ports.clone()), Some(vec![8080]));
-        let known: Vec<&str> = names.keys().map(String::as_str).collect();
-        assert_eq!(known, ["db", "db.blog", "web.blog", "web.shop"]);
+        let known = |name: &str| names.machines.get(name).map(|at| at.octets()[3]);
+        for (name, at) in [
+            ("web.shop", Some(2)),
+            ("shop", Some(2)),
+            ("web.blog", Some(3)),
+            ("db.blog", Some(4)),
+            ("blog", None),
+            ("wiki", Some(5)),
+            ("db.wiki", Some(6)),
+            ("web", None),
+        ] {
+            assert_eq!(known(name), at, "{name}");
+        }
+        let beside = names.domains.get(&Ipv4Addr::new(10, 130, 1, 4));
+        assert_eq!(beside.map(String::as_str), Some("blog"));
     }
 
     #[test]

@@ -78,7 +78,7 @@ pub(crate) async fn prepare(
         .ok_or_else(|| format!("{} is in no tenant network", start.record.address))?;
     let link = link(&start, network.gateway.address)?;
     let run = runspec::merge(
-        &start.record.workload,
+        runspec::hostname(&start.record.deployment, &start.record.workload),
         &image.config,
         &start.machine,
         link.clone(),

@@ -4,7 +4,7 @@
 //! image nor machine names one.
 
 use types::Name;
-use types::deployment::Machine;
+use types::deployment::{Machine, ONLY_WORKLOAD};
 use types::flist::ImageConfig;
 use types::guest::{Link, RunSpec};
 
@@ -27,6 +27,14 @@ pub(crate) enum RunSpecError {
     StopSignal(String),
     #[error("the working directory {0:?} is not absolute: set `workdir`")]
     Workdir(String),
+}
+
+/// A workload's name; that of its deployment where it has none of its own.
+pub(crate) fn hostname<'a>(deployment: &'a Name, workload: &'a Name) -> &'a Name {
+    match workload.as_str() {
+        ONLY_WORKLOAD => deployment,
+        _ => workload,
+    }
 }
 
 /// The guest's run specification.
@@ -147,6 +155,13 @@ mod tests {
         let flist = Digest([1; 32]);
         serde_json::from_str(&format!(r#"{{"image":{{"flist":"{flist}"}}{fields}}}"#))
             .expect("a machine")
+    }
+
+    #[test]
+    fn a_machine_goes_by_its_workloads_name_or_by_its_deployments() {
+        let [shop, web, main] = ["shop", "web", "main"].map(|n| n.parse::<Name>().expect("a name"));
+        assert_eq!(hostname(&shop, &web), &web);
+        assert_eq!(hostname(&shop, &main), &shop);
     }
 
     fn image() -> ImageConfig {

@@ -1,14 +1,14 @@
 //! DNS forwarder for the guests of one network.
 //!
 //! Owns: answering for the network's own machines, relaying everything else to the upstream servers.
-//! Refuses: resolving or caching; what a guest sends beyond one well-formed question; names of one label
-//! that are no machine's, which exist nowhere else.
+//! Refuses: resolving or caching; what a guest sends beyond one well-formed question; to ask the world for
+//! a name that could only be a machine's ([`Names::find`]).
 
 mod message;
 
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,8 +28,50 @@ pub struct Sockets {
     pub tcp: std::net::TcpListener,
 }
 
-/// Names of the network's machines without a final dot, lower case: `web`, `web.shop`.
-pub type Names = BTreeMap<String, Ipv4Addr>;
+/// Below this all names are the network's own: it is reserved for that, and no public server has it.
+pub const OWN_SUFFIX: &str = "internal";
+
+/// Names of the network's machines, without a final dot, lower case.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Names {
+    /// `web.shop`, and `shop` where that is a machine.
+    pub machines: BTreeMap<String, Ipv4Addr>,
+    /// The second label of each guest's own name: with `shop`, it finds `web.shop` as `web`.
+    pub domains: BTreeMap<Ipv4Addr, String>,
+}
+
+/// Whose a name is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Found {
+    Machine(Ipv4Addr),
+    /// A name of the network's that no machine has.
+    Nobody,
+    /// The world's.
+    Elsewhere,
+}
+
+impl Names {
+    /// What a guest means by a name: a machine of its own domain, else one of the network. Names of one label
+    /// and those below [`OWN_SUFFIX`] are never asked for elsewhere: a machine that is stopped does not turn
+    /// into a stranger's. Those of two labels are, or a deployment called `dev` would hide the world's `dev`.
+    pub fn find(&self, guest: IpAddr, name: &str) -> Found {
+        let (short, own) = match name.rsplit_once('.') {
+            Some((short, OWN_SUFFIX)) => (short, true),
+            Some(_) => (name, false),
+            None => (name, !name.is_empty()),
+        };
+        let domain = match guest {
+            IpAddr::V4(guest) => self.domains.get(&guest),
+            IpAddr::V6(_) => None,
+        };
+        let beside = domain.and_then(|domain| self.machines.get(&format!("{short}.{domain}")));
+        match beside.or_else(|| self.machines.get(short)) {
+            Some(address) => Found::Machine(*address),
+            None if own => Found::Nobody,
+            None => Found::Elsewhere,
+        }
+    }
+}
 
 /// Longest query: a question and an OPT record are far below.
 const QUERY_MAX: usize = 4096;
@@ -84,15 +126,15 @@ pub async fn forward(
                 let (udp, knowledge) = (udp.clone(), knowledge.clone());
                 let query = Query::parse(&buffer[..length]);
                 queries.spawn(async move {
-                    if let Some(reply) = knowledge.reply(query, Transport::Udp).await {
+                    if let Some(reply) = knowledge.reply(guest.ip(), query, Transport::Udp).await {
                         // A guest that is gone needs no reply.
                         let _ = udp.send_to(&reply, guest).await;
                     }
                 });
             }
             accepted = tcp.accept(), if connections.len() < CONNECTIONS_MAX => match accepted {
-                Ok((stream, _)) => {
-                    connections.spawn(serve(stream, knowledge.clone()));
+                Ok((stream, guest)) => {
+                    connections.spawn(serve(stream, guest.ip(), knowledge.clone()));
                 }
                 Err(error) if error.kind() == ErrorKind::ConnectionAborted => {}
                 Err(error) => return Err(failed(error)),
@@ -102,12 +144,13 @@ pub async fn forward(
 }
 
 /// One connection of a guest, to its end.
-async fn serve(mut stream: TcpStream, knowledge: Knowledge) {
+async fn serve(mut stream: TcpStream, guest: IpAddr, knowledge: Knowledge) {
     for _ in 0..CONNECTION_QUERIES_MAX {
         let Ok(Ok(query)) = timeout(IDLE_TIME, read(&mut stream, QUERY_MAX)).await else {
             return;
         };
-        let Some(reply) = knowledge.reply(Query::parse(&query), Transport::Tcp).await else {
+        let query = Query::parse(&query);
+        let Some(reply) = knowledge.reply(guest, query, Transport::Tcp).await else {
             return;
         };
         match timeout(IDLE_TIME, write(&mut stream, &reply)).await {
@@ -143,18 +186,22 @@ enum Transport {
 
 impl Knowledge {
     /// What the guest is answered; `None` = nothing.
-    async fn reply(&self, query: Result<Query, Flaw>, transport: Transport) -> Option<Vec<u8>> {
+    async fn reply(
+        &self,
+        guest: IpAddr,
+        query: Result<Query, Flaw>,
+        transport: Transport,
+    ) -> Option<Vec<u8>> {
         let query = match query {
             Ok(query) => query,
             Err(Flaw::Silence) => return None,
             Err(Flaw::Answer(answer)) => return Some(answer),
         };
-        let known = self.names.borrow().get(&query.name).copied();
-        if let Some(address) = known {
-            return Some(query.answer(address));
-        }
-        if !query.name.is_empty() && !query.name.contains('.') {
-            return Some(query.refuse(Code::NameError));
+        let found = self.names.borrow().find(guest, &query.name);
+        match found {
+            Found::Machine(address) => return Some(query.answer(address)),
+            Found::Nobody => return Some(query.refuse(Code::NameError)),
+            Found::Elsewhere => {}
         }
         let upstreams = self.upstreams.borrow().clone();
         for upstream in upstreams.into_iter().take(UPSTREAMS_MAX) {
@@ -241,6 +288,54 @@ mod tests {
     }
 
     #[test]
+    fn a_guest_finds_its_neighbours_by_short_names_and_others_by_their_deployments() {
+        let [web, db, blog, stranger] = [2, 3, 4, 9].map(|n| Ipv4Addr::new(10, 128, 0, n));
+        let machines = [
+            ("web.shop", web),
+            ("db.shop", db),
+            ("main.blog", blog),
+            ("blog", blog),
+            ("main.db", stranger),
+            ("db", stranger),
+        ];
+        let names = Names {
+            machines: machines.map(|(name, at)| (name.to_owned(), at)).into(),
+            domains: [
+                (web, "shop"),
+                (db, "shop"),
+                (blog, "blog"),
+                (stranger, "db"),
+            ]
+            .map(|(at, domain)| (at, domain.to_owned()))
+            .into(),
+        };
+        use Found::{Elsewhere, Machine, Nobody};
+        for (guest, name, found) in [
+            (web, "db", Machine(db)),
+            (web, "web", Machine(web)),
+            (web, "db.shop", Machine(db)),
+            (web, "db.internal", Machine(db)),
+            (web, "main.db", Machine(stranger)),
+            (web, "blog", Machine(blog)),
+            (blog, "blog", Machine(blog)),
+            (blog, "main", Machine(blog)),
+            (blog, "db", Machine(stranger)),
+            (blog, "db.shop", Machine(db)),
+            (blog, "db.shop.internal", Machine(db)),
+            (blog, "web", Nobody),
+            (blog, "cache.shop.internal", Nobody),
+            (blog, "a.db.shop.internal", Nobody),
+            (blog, "internal", Nobody),
+            (blog, "example.org", Elsewhere),
+            (blog, "cache.shop", Elsewhere),
+            (blog, "a.db.shop", Elsewhere),
+            (blog, "", Elsewhere),
+        ] {
+            assert_eq!(names.find(guest.into(), name), found, "{name} for {guest}");
+        }
+    }
+
+    #[test]
     fn machines_are_answered_for_and_the_rest_is_relayed() {
         on_a_runtime(async {
             let (sockets, udp, tcp) = sockets();
@@ -250,7 +345,11 @@ mod tests {
             );
             let address = |socket: &UdpSocket| socket.local_addr().expect("an address");
             let (to, upstreams) = watch::channel(vec![address(&dead), address(&live)]);
-            let names = Names::from([("web".to_owned(), Ipv4Addr::new(10, 128, 0, 2))]);
+            let web = ("web.shop".to_owned(), Ipv4Addr::new(10, 128, 0, 2));
+            let names = Names {
+                machines: [web].into(),
+                domains: [(Ipv4Addr::LOCALHOST, "shop".to_owned())].into(),
+            };
             let (names_to, names) = watch::channel(names);
             let upstream = async {
                 let mut buffer = [0; 512];
@@ -282,7 +381,7 @@ mod tests {
                     (answer[1], answer[3] & 0xf),
                     (11, Code::ServerFailure as u8)
                 );
-                names_to.send_replace(Names::new());
+                names_to.send_replace(Names::default());
                 let answer = ask(udp, &query(12, "web", A)).await;
                 assert_eq!(answer[3] & 0xf, Code::NameError as u8);
                 drop(names_to);
