@@ -14,6 +14,8 @@ mod cpu;
 mod device;
 mod event;
 mod fds;
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
 mod hv;
 mod log;
 mod machine;

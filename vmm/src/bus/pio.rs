@@ -16,7 +16,7 @@ pub(crate) enum PioWrite {
     Reset,
 }
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub(crate) struct Pio {
     serial: Option<Mutex<Serial>>,
 }

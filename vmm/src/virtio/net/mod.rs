@@ -72,10 +72,19 @@ enum Filled {
 
 impl Net {
     pub(crate) fn new(tap: File, mac: Mac, mtu: u16) -> Result<Self, NetError> {
+        Self::on(Tap::new(tap).map_err(NetError::Tap)?, mac, mtu)
+    }
+
+    /// On any descriptor of packets.
+    #[cfg(feature = "fuzz")]
+    pub(crate) fn fake(packets: File, mac: Mac, mtu: u16) -> Result<Self, NetError> {
+        Self::on(Tap::fake(packets), mac, mtu)
+    }
+
+    fn on(tap: Tap, mac: Mac, mtu: u16) -> Result<Self, NetError> {
         if !(68..=65_521).contains(&mtu) {
             return Err(NetError::Mtu(mtu));
         }
-        let tap = Tap::new(tap).map_err(NetError::Tap)?;
         // MAC, link status, queue pairs, MTU.
         let mut config = [0; 12];
         config[..6].copy_from_slice(&mac.0);

@@ -26,7 +26,6 @@ fn card(features: u64) -> (Net, OwnedFd) {
         fillable: false,
     };
     net.activate(features);
-    net.offloads = None;
     (net, wire)
 }
 

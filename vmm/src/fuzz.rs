@@ -1,0 +1,280 @@
+//! What a hostile guest can reach, for the package `fuzz`.
+//!
+//! Owns: one device in its slot with guest memory before it and a stand-in for the world behind it; the
+//! loader of guest kernels; I/O ports; the log of a workload.
+//! Refuses: KVM. What a guest does arrives here as calls.
+
+use std::fs::File;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use flist::map::{Extent, Table};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair};
+use types::Mac;
+use types::vm::Stream;
+use vm_memory::{Bytes, GuestAddress};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::boot::pvh;
+use crate::bus::{MmioDevice, Pio};
+use crate::control::Outbox;
+use crate::device::serial::Serial;
+use crate::event::Served;
+use crate::log::Log;
+use crate::memory::{self, GuestRam, shared};
+use crate::virtio::Device;
+use crate::virtio::blk::{Blk, LazyParts};
+use crate::virtio::net::Net;
+use crate::virtio::rng::Rng;
+use crate::virtio::vsock::Vsock;
+use crate::virtio::worker::Slot;
+
+/// Guest memory of a device under test: two pieces with a hole, so that ranges can leave one.
+pub const RAM: [std::ops::Range<u64>; 2] = [0..0x8_0000, 0x10_0000..0x14_0000];
+/// Bytes of the disks.
+pub const DISK_BYTES: u64 = 1 << 20;
+/// Chunks of the lazy disk, one block each from block 1 on.
+pub const CHUNKS: u32 = 200;
+/// Memory of a guest whose kernel is loaded: the least there is.
+const KERNEL_RAM_MIB: u64 = memory::layout::MEMORY_MIB_MIN;
+/// Longest packet that the world is heard to say.
+const PACKET_MAX: usize = 128 << 10;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Disk,
+    ReadOnlyDisk,
+    LazyDisk,
+    Net,
+    Vsock,
+    Rng,
+}
+
+/// A device as its guest sees it, and what is behind it.
+#[derive(Debug)]
+pub struct Guest {
+    device: Arc<dyn Both>,
+    ram: Arc<GuestRam>,
+    /// The other end of the device's socket: chunk daemon, wire or node.
+    world: Option<OwnedFd>,
+    /// The chunk map of the lazy disk, and where its state bytes are.
+    map: Option<(File, u64)>,
+    /// Takes what the device posts.
+    outbox: Arc<Outbox>,
+}
+
+trait Both: MmioDevice + Served + std::fmt::Debug {}
+
+impl<D: Device> Both for Slot<D> {}
+
+impl<D> std::fmt::Debug for Slot<D> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Slot")
+    }
+}
+
+/// A file in memory.
+fn file(bytes: u64) -> File {
+    let fd = memfd_create(c"fuzz", MFdFlags::MFD_CLOEXEC).expect("memory");
+    let file = File::from(fd);
+    file.set_len(bytes).expect("memory");
+    file
+}
+
+fn pair() -> (OwnedFd, OwnedFd) {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags).expect("sockets")
+}
+
+fn slot<D: Device>(device: D, ram: &Arc<GuestRam>) -> Arc<dyn Both> {
+    Arc::new(Slot::new(device, ram).expect("event counters"))
+}
+
+impl Guest {
+    pub fn new(kind: Kind) -> Self {
+        let ranges = RAM.map(|r| {
+            let bytes = usize::try_from(r.end - r.start).expect("64-bit only");
+            (GuestAddress(r.start), bytes)
+        });
+        let ram = Arc::new(GuestRam::from_ranges(&ranges).expect("maps"));
+        let outbox = Arc::new(Outbox::new(None).expect("an event counter"));
+        let disk = |read_only, lazy| {
+            let blk = Blk::new("upper", file(DISK_BYTES), read_only, lazy, &outbox);
+            slot(blk.expect("a good disk"), &ram)
+        };
+        let (device, world, map) = match kind {
+            Kind::Disk => (disk(false, None), None, None),
+            Kind::ReadOnlyDisk => (disk(true, None), None, None),
+            Kind::LazyDisk => {
+                let table = table();
+                let map = file(0);
+                map.write_all_at(&table.encode(), 0).expect("memory");
+                let (ours, world) = pair();
+                let lazy = LazyParts {
+                    map: map.try_clone().expect("a descriptor"),
+                    socket: ours,
+                };
+                let states = table.states_offset() as u64;
+                (disk(true, Some(lazy)), Some(world), Some((map, states)))
+            }
+            Kind::Net => {
+                let (ours, world) = pair();
+                let net = Net::fake(File::from(ours), Mac([2, 0, 0, 0, 0, 1]), 1500);
+                (slot(net.expect("a good MTU"), &ram), Some(world), None)
+            }
+            Kind::Vsock => {
+                let (ours, world) = pair();
+                let log = Log::open([file(0), file(0)], 0).expect("empty files");
+                let vsock = Vsock::new(&outbox, Some(Arc::new(ours)), Some(log));
+                (slot(vsock, &ram), Some(world), None)
+            }
+            Kind::Rng => (slot(Rng, &ram), None, None),
+        };
+        Self {
+            device,
+            ram,
+            world,
+            map,
+            outbox,
+        }
+    }
+
+    pub fn write_register(&self, offset: u64, bytes: &[u8]) {
+        self.device.write(offset, bytes);
+    }
+
+    pub fn read_register(&self, offset: u64, bytes: &mut [u8]) {
+        self.device.read(offset, bytes);
+    }
+
+    /// What lies outside memory is not written.
+    pub fn write_memory(&self, at: u64, bytes: &[u8]) {
+        let _ = self.ram.write_slice(bytes, GuestAddress(at));
+    }
+
+    /// The device's worker wakes, whatever the reason.
+    pub fn serve(&self, fired: u64) {
+        self.device.sources(&mut Vec::new());
+        self.device.serve(fired);
+    }
+
+    /// The world says a packet, as far as there is a world and room.
+    pub fn say(&self, packet: &[u8]) {
+        if let Some(world) = &self.world {
+            let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+            let _ = send(world.as_raw_fd(), packet, flags);
+        }
+    }
+
+    /// The world takes a packet, if there is one.
+    pub fn hear(&self) -> Option<Vec<u8>> {
+        let mut packet = vec![0; PACKET_MAX];
+        let fd = self.world.as_ref()?.as_raw_fd();
+        let length = recv(fd, &mut packet, MsgFlags::MSG_DONTWAIT).ok()?;
+        packet.truncate(length);
+        Some(packet)
+    }
+
+    /// The world goes away.
+    pub fn hang_up(&mut self) {
+        self.world = None;
+    }
+
+    /// Sets the state byte of a chunk in the shared map.
+    pub fn set_chunk(&self, index: u32, state: u8) {
+        if let Some((map, states)) = self.map.as_ref().filter(|_| index < CHUNKS) {
+            let at = states + u64::from(index);
+            map.write_all_at(&[state], at).expect("memory");
+        }
+    }
+
+    /// The machine stops.
+    pub fn stop(&self) {
+        self.device.stop();
+        self.outbox.finish();
+    }
+}
+
+fn table() -> Table {
+    let extent = |index| Extent {
+        start_block: index + 1,
+        blocks: 1,
+    };
+    Table::new(DISK_BYTES, (0..CHUNKS).map(extent).collect()).expect("inside the disk")
+}
+
+/// A file as a guest kernel. Whether it was taken.
+pub fn kernel(bytes: &[u8]) -> bool {
+    let kernel = file(0);
+    kernel.write_all_at(bytes, 0).expect("memory");
+    let ram = memory::allocate(KERNEL_RAM_MIB).expect("memory");
+    let Ok((_, end)) = pvh::load_kernel(&ram, &kernel) else {
+        return false;
+    };
+    let parts = [kernel];
+    let Ok(initramfs) = pvh::load_initramfs(&ram, &parts, end, KERNEL_RAM_MIB) else {
+        return false;
+    };
+    assert!(initramfs.start >= end, "the initramfs lies in the kernel");
+    pvh::write_tables(&ram, "", &[], &initramfs, KERNEL_RAM_MIB).expect("below the kernel");
+    true
+}
+
+/// A file as a chunk map.
+pub fn chunk_map(bytes: &[u8]) {
+    let map = file(0);
+    map.write_all_at(bytes, 0).expect("memory");
+    if let Ok(map) = shared::ChunkMap::open(&map) {
+        let count = map.table().chunks().len();
+        for chunk in 0..=count {
+            assert!(!map.present(chunk) || chunk < count);
+        }
+    }
+}
+
+/// I/O ports of one machine with a serial port.
+#[derive(Debug)]
+pub struct Ports(Pio);
+
+impl Default for Ports {
+    fn default() -> Self {
+        let interrupt = EventFd::new(libc::EFD_NONBLOCK).expect("an event counter");
+        Self(Pio::new(Some(Serial::new(file(0), interrupt))))
+    }
+}
+
+impl Ports {
+    pub fn write(&self, port: u16, bytes: &[u8]) {
+        let _ = self.0.write(port, bytes);
+    }
+
+    pub fn read(&self, port: u16, bytes: &mut [u8]) {
+        self.0.read(port, bytes);
+    }
+}
+
+/// Two files as a workload's log, to which records are then appended. Their content afterwards.
+pub fn log(a: &[u8], b: &[u8], max_bytes: u64, records: &[&[u8]]) -> [Vec<u8>; 2] {
+    let files = [a, b].map(|content| {
+        let file = file(0);
+        file.write_all_at(content, 0).expect("memory");
+        fcntl(&file, FcntlArg::F_SETFL(OFlag::O_APPEND)).expect("a flag of every file");
+        file
+    });
+    let kept = files
+        .each_ref()
+        .map(|f| f.try_clone().expect("a descriptor"));
+    let mut log = Log::open(files, max_bytes).expect("files in memory can be read");
+    for record in records {
+        log.append(Stream::Stdout, record);
+    }
+    kept.map(|file| {
+        let length = file.metadata().expect("stat").len();
+        let mut content = vec![0; usize::try_from(length).expect("small")];
+        file.read_exact_at(&mut content, 0).expect("memory");
+        content
+    })
+}
