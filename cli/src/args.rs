@@ -126,6 +126,11 @@ pub(crate) enum NodeCommand {
     Info,
     /// The node's kernel log
     Dmesg,
+    /// Kill a part of the node as a crash would, and see it come back
+    Drill {
+        /// node (the agent), chunks, or deployment[/workload] (its VMM)
+        target: DrillTarget,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -220,6 +225,25 @@ impl std::str::FromStr for Target {
     }
 }
 
+/// `node`, `chunks`, or what [`Target`] reads: deployments of these two names need their workload's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum DrillTarget {
+    Node,
+    Chunks,
+    Machine(Target),
+}
+
+impl std::str::FromStr for DrillTarget {
+    type Err = types::id::IdError;
+    fn from_str(s: &str) -> Result<Self, Self::Err> {
+        match s {
+            "node" => Ok(Self::Node),
+            "chunks" => Ok(Self::Chunks),
+            other => other.parse().map(Self::Machine),
+        }
+    }
+}
+
 /// `80:8080`, or `8080` where both are the same.
 pub(crate) fn port(text: &str) -> Result<Port, String> {
     let (node, machine) = text.split_once(':').unwrap_or((text, text));
@@ -293,6 +317,9 @@ mod tests {
             "node list --output json",
             "node info --node lab",
             "node dmesg",
+            "node drill node",
+            "node drill chunks --node lab",
+            "node drill shop/web --output json",
             "flist pack rootfs -o store --entrypoint /bin/app --cmd -v --env A=b=c --user 1000 --workdir /srv",
             "flist show store/x.flist",
             "deploy app.yaml",
@@ -349,6 +376,19 @@ mod tests {
             parse("--help").expect_err("help").kind(),
             ErrorKind::DisplayHelp
         );
+    }
+
+    #[test]
+    fn a_deployment_may_be_called_like_a_part_of_the_node() {
+        let target: DrillTarget = "node/main".parse().expect("a target");
+        assert!(matches!(
+            target,
+            DrillTarget::Machine(Target {
+                workload: Some(_),
+                ..
+            })
+        ));
+        assert_eq!("chunks".parse(), Ok(DrillTarget::Chunks));
     }
 
     #[test]

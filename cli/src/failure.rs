@@ -114,6 +114,7 @@ fn advice(code: RefusalCode) -> Option<&'static str> {
         | RefusalCode::TooLarge
         | RefusalCode::TooSlow
         | RefusalCode::NoOwner
+        | RefusalCode::Restarting
         | RefusalCode::Internal => None,
     }
 }

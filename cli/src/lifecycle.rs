@@ -7,8 +7,10 @@ use std::io::{self, Write};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use api::{Client, ClientError, LogLine, Until, Verdict};
+use api::client::LogStream;
+use api::{Begin, Client, ClientError, LogLine, Until, Verdict};
 use serde_json::json;
+use tokio::time::Instant;
 use types::Name;
 use types::deployment::{Action, Statement};
 use types::status::{Ack, DeploymentStatus, Desired, Exit, RefusalCode, State, WorkloadStatus};
@@ -18,6 +20,7 @@ use crate::Context;
 use crate::args::Target;
 use crate::deploy::post;
 use crate::failure::{TimedOut, Usage};
+use crate::patience::Patience;
 use crate::screen::table;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -125,19 +128,9 @@ pub(crate) async fn wait(
     limit: Duration,
 ) -> anyhow::Result<()> {
     let (_, _, client) = context.home.client(context.node.as_deref())?;
-    let mut last = String::new();
-    let seen = |status: &DeploymentStatus| {
-        let line = sketch(status);
-        if line != last && !context.screen.is_json() {
-            context.screen.note(&line);
-        }
-        last = line;
-    };
-    let (status, verdict) = match client.wait(&name, until, limit, seen).await {
+    let (status, verdict) = match outcome(context, &client, &name, until, limit).await {
         // Never deployed here, or forgotten: it is not there, which was asked for.
-        Err(ClientError::Refused { refusal })
-            if until == Until::Deleted && refusal.code == RefusalCode::NotFound =>
-        {
+        Err(error) if until == Until::Deleted && is_not_found(&error) => {
             return context
                 .screen
                 .show(&json!({ "name": name, "desired": "deleted" }), || {
@@ -160,6 +153,43 @@ pub(crate) async fn wait(
             advice(&name, until, &status)
         ),
     }
+}
+
+/// How the wait ends, over absences of the node.
+async fn outcome(
+    context: &Context,
+    client: &Client,
+    name: &Name,
+    until: Until,
+    limit: Duration,
+) -> anyhow::Result<(DeploymentStatus, Verdict)> {
+    let end = Instant::now() + limit;
+    let mut patience = Patience::new(context.screen);
+    let mut last = String::new();
+    loop {
+        let seen = |status: &DeploymentStatus| {
+            patience.heard();
+            let line = sketch(status);
+            if line != last && !context.screen.is_json() {
+                context.screen.note(&line);
+            }
+            last = line;
+        };
+        let left = end.saturating_duration_since(Instant::now());
+        match client.wait(name, until, left, seen).await {
+            Err(error) => patience.bear(error).await?,
+            Ok(answer) => return Ok(answer),
+        }
+        if Instant::now() >= end {
+            let late = format!("the node was away when {limit:?} were over: {name} may be {until}");
+            return Err(TimedOut(late).into());
+        }
+    }
+}
+
+fn is_not_found(error: &anyhow::Error) -> bool {
+    let refusal = error.downcast_ref().and_then(ClientError::refusal);
+    refusal.is_some_and(|refusal| refusal.code == RefusalCode::NotFound)
 }
 
 /// Why a wait is in vain and what changes that.
@@ -199,14 +229,40 @@ pub(crate) async fn logs(
         None => only_workload(&client, &deployment).await?,
     };
     let cannot = || format!("cannot show the logs of {deployment}/{workload}");
-    let mut lines = client
-        .logs(&deployment, &workload, follow, tail)
-        .await
-        .with_context(cannot)?;
-    while let Some(line) = lines.next().await.with_context(cannot)? {
-        write_line(context, &line)?;
+    let mut patience = Patience::new(context.screen);
+    let mut begin = Begin::from(tail);
+    loop {
+        let lines = client.logs(&deployment, &workload, follow, begin).await;
+        match copy(context, lines, &mut begin, &mut patience).await? {
+            Ok(()) => return Ok(()),
+            Err(error) => patience.bear(error).await.with_context(cannot)?,
+        }
     }
-    Ok(())
+}
+
+/// Writes what comes. `begin` follows, so that nothing is written twice or left out when the rest has to be
+/// asked for on another connection. The inner result is the node's, the outer one our output's.
+async fn copy(
+    context: &Context,
+    lines: Result<LogStream<'_>, ClientError>,
+    begin: &mut Begin,
+    patience: &mut Patience,
+) -> io::Result<Result<(), ClientError>> {
+    let mut lines = match lines {
+        Ok(lines) => lines,
+        Err(error) => return Ok(Err(error)),
+    };
+    patience.heard();
+    loop {
+        match lines.next().await {
+            Ok(Some(line)) => {
+                write_line(context, &line)?;
+                *begin = Begin::At(line.seq.saturating_add(1));
+            }
+            Ok(None) => return Ok(Ok(())),
+            Err(error) => return Ok(Err(error)),
+        }
+    }
 }
 
 fn write_line(context: &Context, line: &LogLine) -> io::Result<()> {
@@ -221,7 +277,7 @@ fn write_line(context: &Context, line: &LogLine) -> io::Result<()> {
     }
 }
 
-async fn only_workload(client: &Client, deployment: &Name) -> anyhow::Result<Name> {
+pub(crate) async fn only_workload(client: &Client, deployment: &Name) -> anyhow::Result<Name> {
     let status = client
         .deployment(deployment)
         .await

@@ -6,11 +6,13 @@
 
 mod args;
 mod deploy;
+mod drill;
 mod failure;
 mod flists;
 mod home;
 mod lifecycle;
 mod nodes;
+mod patience;
 mod push;
 mod screen;
 mod spec;

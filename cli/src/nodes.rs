@@ -91,6 +91,7 @@ pub(crate) async fn node(context: &Context, command: NodeCommand) -> anyhow::Res
                 .with_context(|| format!("cannot ask node {name}"))?;
             screen.show(&info, || report(&name, &pin, &info))
         }
+        NodeCommand::Drill { target } => crate::drill::drill(context, target).await,
         NodeCommand::Dmesg => {
             let (name, _, client) = home.client(context.node.as_deref())?;
             let text = client
@@ -208,6 +209,7 @@ fn report(name: &Name, pin: &Pin, info: &NodeInfo) -> String {
         ),
         ("build", info.build.clone()),
         ("up", time(info.uptime_ms)),
+        ("agent", format!("process {}", info.agent_pid)),
         (
             "durable",
             if info.durable {

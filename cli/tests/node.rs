@@ -11,16 +11,18 @@ mod tests {
     use std::net::SocketAddr;
     use std::path::{Path, PathBuf};
     use std::process::{Command, Stdio};
+    use std::sync::atomic::{AtomicU32, Ordering};
     use std::sync::{Arc, Mutex};
+    use std::time::Duration;
 
     use api::client::Missing;
-    use api::{Answer, Body, Envelope, Handler, Limits, LogLine, Route, SecretKey, Verdict};
+    use api::{Answer, Begin, Body, Envelope, Handler, Limits, LogLine, Route, SecretKey, Verdict};
     use flist::format::Flist;
     use serde_json::Value;
     use tempfile::TempDir;
-    use tokio::sync::mpsc;
+    use tokio::sync::{Notify, mpsc};
     use types::deployment::{Action, Deployment};
-    use types::node::{Capacity, Clock, NodeInfo};
+    use types::node::{Capacity, Clock, Drill, Drilled, NodeInfo};
     use types::status::{
         Ack, DeploymentStatus, Desired, Exit, Refusal, RefusalCode, State, WorkloadStatus,
     };
@@ -44,16 +46,42 @@ mod tests {
         machine: Option<State>,
         /// Every statement is refused as if another client had been faster.
         overtaken: bool,
+        /// The agent dies of the next wait or log, and another one takes its place.
+        dies: bool,
     }
+
+    /// Between two agents: a client that asks again at once finds nobody.
+    const ABSENCE: Duration = Duration::from_millis(600);
 
     struct Node {
         key: SecretKey,
         owner: PublicKey,
         durable: bool,
         state: Mutex<Memory>,
+        agent_pid: AtomicU32,
+        dies: Arc<Notify>,
     }
 
     impl Node {
+        /// One agent after the other, as they die.
+        async fn live(&self, told: &std::sync::mpsc::Sender<SocketAddr>) {
+            let mut address: SocketAddr = ([127, 0, 0, 1], 0).into();
+            loop {
+                let bound = tokio::net::TcpListener::bind(address).await;
+                let listener = bound.expect("a port");
+                address = listener.local_addr().expect("an address");
+                // Only the first is waited for.
+                let _ = told.send(address);
+                let tls = api::tls::server_config(&self.key).expect("a configuration");
+                tokio::select! {
+                    () = api::server::serve(listener, tls, self, Limits::NODE) => {}
+                    () = self.dies.notified() => {}
+                }
+                self.agent_pid.fetch_add(1, Ordering::Relaxed);
+                tokio::time::sleep(ABSENCE).await;
+            }
+        }
+
         fn status(state: &Memory, name: &Name) -> Result<DeploymentStatus, Refusal> {
             let (version, desired, deployment) = state.deployments.get(name).ok_or_else(|| {
                 refusal(
@@ -163,6 +191,7 @@ mod tests {
                 owner: Some(self.owner),
                 build: "sifr test".to_owned(),
                 uptime_ms: 61_000,
+                agent_pid: self.agent_pid.load(Ordering::Relaxed),
                 durable: self.durable,
                 virtualisation_problem: None,
                 clock: Clock {
@@ -229,6 +258,10 @@ mod tests {
                     Ok(Answer::json(&all?))
                 }
                 Route::Deployment { name, wait } => {
+                    if std::mem::take(&mut state().dies) {
+                        self.dies.notify_one();
+                        std::future::pending::<()>().await;
+                    }
                     let status = Self::status(&state(), &name)?;
                     if let Some(wait) = wait
                         && wait.until.judge(&status) == Verdict::NotYet
@@ -237,25 +270,51 @@ mod tests {
                     }
                     Ok(Answer::json(&status))
                 }
-                Route::Logs { tail, .. } => {
-                    let (sender, lines) = mpsc::channel(8);
+                Route::Drill => {
+                    let drill: Drill =
+                        serde_json::from_slice(&body.collect().await?).expect("a drill");
+                    let Drill::Node {} = drill else {
+                        return Ok(Answer::json(&Drilled { pid: 99 }));
+                    };
+                    let pid = self.agent_pid.load(Ordering::Relaxed);
+                    let (answer, over) = Answer::json(&Drilled { pid }).last();
+                    let dies = Arc::clone(&self.dies);
                     tokio::spawn(async move {
-                        let records = [(Stream::Stdout, "to out\n"), (Stream::Stderr, "to err\n")];
-                        for (seq, (stream, text)) in (0u64..).zip(
-                            records
-                                .into_iter()
-                                .cycle()
-                                .take(usize::try_from(tail.unwrap_or(2)).expect("small")),
-                        ) {
+                        let _ = over.await;
+                        dies.notify_one();
+                    });
+                    Ok(answer)
+                }
+                Route::Logs { begin, .. } => {
+                    let (sender, lines) = mpsc::channel(8);
+                    let mut seqs = match begin {
+                        Begin::Oldest => 0..2,
+                        Begin::Tail(tail) => 0..tail,
+                        Begin::At(seq) => seq..2,
+                    };
+                    let dies = std::mem::take(&mut state().dies).then(|| Arc::clone(&self.dies));
+                    if dies.is_some() {
+                        seqs.end = 1;
+                    }
+                    tokio::spawn(async move {
+                        for seq in seqs {
+                            let (stream, text) = match seq % 2 {
+                                0 => (Stream::Stdout, "to out\n"),
+                                _ => (Stream::Stderr, "to err\n"),
+                            };
                             let line = LogLine {
                                 seq,
                                 time_ms: 1,
                                 stream,
                                 data: text.into(),
                             };
-                            if sender.send(line.to_json_line().into()).await.is_err() {
+                            if sender.send(Ok(line.to_json_line().into())).await.is_err() {
                                 return;
                             }
+                        }
+                        if let Some(dies) = dies {
+                            dies.notify_one();
+                            sender.closed().await;
                         }
                     });
                     Ok(Answer::json_lines(lines))
@@ -332,6 +391,8 @@ mod tests {
                 owner: owner.public(),
                 durable,
                 state: Mutex::default(),
+                agent_pid: AtomicU32::new(57),
+                dies: Arc::default(),
             };
             let node = Arc::new(node);
             let (sender, receiver) = std::sync::mpsc::channel();
@@ -341,16 +402,7 @@ mod tests {
                     .enable_all()
                     .build()
                     .expect("a runtime");
-                runtime.block_on(async {
-                    let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
-                        .await
-                        .expect("a port");
-                    sender
-                        .send(listener.local_addr().expect("an address"))
-                        .expect("the test waits");
-                    let tls = api::tls::server_config(&served.key).expect("a configuration");
-                    api::server::serve(listener, tls, &*served, Limits::NODE).await;
-                });
+                runtime.block_on(served.live(&sender));
             });
             let address = receiver.recv().expect("the node is up");
             Self {
@@ -736,6 +788,66 @@ mod tests {
             (output.status.code(), output.stdout.as_slice()),
             (Some(0), b"to out\n".as_slice())
         );
+    }
+
+    #[test]
+    fn a_wait_goes_on_with_the_next_agent() {
+        let bench = Bench::with_node(true);
+        bench.deploy().ends(0);
+        bench.node.state.lock().expect("no panic").dies = true;
+        bench
+            .run(&["wait", "shop"])
+            .ends(0)
+            .says("asking again")
+            .says("answers again after")
+            .says("shop is running");
+        bench.node.state.lock().expect("no panic").dies = true;
+        bench
+            .run(&["wait", "shop", "--timeout", "100ms"])
+            .ends(5)
+            .says("the node was away");
+    }
+
+    #[test]
+    fn logs_go_on_with_the_next_agent_and_repeat_nothing() {
+        let bench = Bench::with_node(true);
+        bench.deploy().ends(0);
+        bench.node.state.lock().expect("no panic").dies = true;
+        let logs = bench
+            .run(&["logs", "-f", "shop/main"])
+            .ends(0)
+            .says("asking again");
+        assert_eq!(logs.out, "to out\n");
+        assert_eq!(logs.err.matches("to err\n").count(), 1, "{}", logs.err);
+    }
+
+    #[test]
+    fn a_drill_says_what_was_killed_and_waits_for_the_next_agent() {
+        let bench = Bench::with_node(true);
+        bench.deploy().ends(0);
+        bench
+            .run(&["node", "drill", "shop"])
+            .ends(0)
+            .says("the VMM (process 99) of shop/main")
+            .says("sifr wait shop");
+        bench
+            .run(&["node", "drill", "chunks"])
+            .ends(0)
+            .says("process 99");
+        bench
+            .run(&["node", "drill", "node"])
+            .ends(0)
+            .says("the node agent (process 57) of lab was killed")
+            .says("another node agent (process 58) answers after");
+        let again = bench
+            .run(&["node", "drill", "node", "--output", "json"])
+            .ends(0)
+            .json();
+        assert_eq!(
+            (&again["pid"], &again["successor"]),
+            (&58.into(), &59.into())
+        );
+        bench.run(&["node", "drill", "moon"]).ends(3);
     }
 
     #[test]

@@ -32,10 +32,22 @@ pub(crate) enum ToPid1 {
     },
     /// Send a signal to a VMM.
     Kill { vm: VmId, signal: i32 },
+    /// End a process as a crash would. Answered by `Drilled` when it is dead; the node itself is not there
+    /// to hear that.
+    Drill { victim: Victim },
     /// The exit status has been noted: drop the kept descriptors and the record.
     Forget { vm: VmId },
     /// The one way down.
     Shutdown { mode: Mode },
+}
+
+/// Whom a drill ends: all that can be is started again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Victim {
+    Node,
+    Chunks,
+    Machine { vm: VmId },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -80,6 +92,11 @@ pub(crate) enum FromPid1 {
     Exited {
         vm: VmId,
         status: Status,
+    },
+    /// The process is dead and, of a VMM, `Exited` has been said. `None`: there was none to kill.
+    Drilled {
+        victim: Victim,
+        pid: Option<i32>,
     },
     /// pid1 was asked to go down (power button, SIGTERM): stop the machines, then say `Shutdown`.
     Stop {

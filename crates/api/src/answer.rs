@@ -3,6 +3,7 @@
 //! Owns: the three kinds of body, and the HTTP status of each refusal.
 //! Refuses: headers and statuses of a handler's own.
 
+use std::convert::Infallible;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
@@ -12,6 +13,7 @@ use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderValue};
 use hyper::{Response, StatusCode};
 use serde::Serialize;
 use tokio::sync::mpsc::Receiver;
+use tokio::sync::oneshot;
 use types::status::{Refusal, RefusalCode};
 
 const JSON: &str = "application/json";
@@ -25,15 +27,26 @@ pub struct Answer {
     body: AnswerBody,
     /// The connection ends after this answer: its rest is not worth reading.
     close: bool,
+    /// Dropped at the connection's end.
+    over: Option<Over>,
 }
+
+/// Nothing is ever sent: that it was dropped is the news.
+pub(crate) type Over = oneshot::Sender<Infallible>;
 
 #[derive(Debug)]
 pub(crate) enum AnswerBody {
     Whole(Full<Bytes>),
     /// Ends when all senders are gone. A receiver that is dropped (the peer went away) shows in
     /// `Sender::closed`.
-    Stream(Receiver<Bytes>),
+    Stream(Receiver<Result<Bytes, BrokenOff>>),
 }
+
+/// A stream could not be brought to its end. The connection breaks, so that nobody takes what came for
+/// all there is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the answer broke off")]
+pub struct BrokenOff;
 
 impl Answer {
     pub fn json<T: Serialize>(value: &T) -> Self {
@@ -51,14 +64,27 @@ impl Answer {
     }
 
     /// JSON lines (see [`crate::LogLine::to_json_line`]), for as long as a sender lives.
-    pub fn json_lines(lines: Receiver<Bytes>) -> Self {
+    pub fn json_lines(lines: Receiver<Result<Bytes, BrokenOff>>) -> Self {
         let body = AnswerBody::Stream(lines);
         Self {
             status: StatusCode::OK,
             content_type: JSON_LINES,
             body,
             close: false,
+            over: None,
         }
+    }
+
+    /// The last answer of its connection. The receiver ends when the peer has closed it as well, which
+    /// peers do who have read the answer; or when the server waits for them no longer.
+    pub fn last(self) -> (Self, oneshot::Receiver<Infallible>) {
+        let (over, told) = oneshot::channel();
+        let answer = Self {
+            close: true,
+            over: Some(over),
+            ..self
+        };
+        (answer, told)
     }
 
     pub fn refuse(refusal: &Refusal) -> Self {
@@ -82,7 +108,12 @@ impl Answer {
             content_type,
             body: AnswerBody::Whole(Full::new(body.into())),
             close: false,
+            over: None,
         }
+    }
+
+    pub(crate) fn take_over(&mut self) -> Option<Over> {
+        self.over.take()
     }
 
     pub(crate) fn into_response(self) -> Response<AnswerBody> {
@@ -131,22 +162,25 @@ pub fn http_status(code: RefusalCode) -> StatusCode {
         RefusalCode::OverCapacity => StatusCode::INSUFFICIENT_STORAGE,
         RefusalCode::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
         RefusalCode::TooSlow => StatusCode::REQUEST_TIMEOUT,
+        RefusalCode::Restarting => StatusCode::SERVICE_UNAVAILABLE,
         RefusalCode::Internal => StatusCode::INTERNAL_SERVER_ERROR,
     }
 }
 
 impl HttpBody for AnswerBody {
     type Data = Bytes;
-    type Error = std::convert::Infallible;
+    type Error = BrokenOff;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         match self.get_mut() {
-            Self::Whole(body) => Pin::new(body).poll_frame(cx),
+            Self::Whole(body) => Pin::new(body)
+                .poll_frame(cx)
+                .map_err(|never| match never {}),
             Self::Stream(lines) => {
-                Poll::Ready(ready!(lines.poll_recv(cx)).map(|line| Ok(Frame::data(line))))
+                Poll::Ready(ready!(lines.poll_recv(cx)).map(|lines| lines.map(Frame::data)))
             }
         }
     }

@@ -24,12 +24,12 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsConnector;
 use types::deployment::API_PORT;
-use types::node::NodeInfo;
-use types::status::{Ack, DeploymentStatus, Refusal};
+use types::node::{Drill, Drilled, NodeInfo};
+use types::status::{Ack, DeploymentStatus, Refusal, RefusalCode};
 use types::{Digest, Name, PublicKey};
 
 use crate::envelope::Envelope;
-use crate::logs::{LOG_LINE_MAX, LogLine};
+use crate::logs::{Begin, LOG_LINE_MAX, LogLine};
 use crate::route::{Route, Until, Verdict, WAIT_MAX, Wait};
 use crate::sign::SecretKey;
 use crate::tls::{self, TlsError, WrongKey};
@@ -120,12 +120,35 @@ impl ClientError {
         }
     }
 
+    /// Whether asking again may bring an answer, and what is known of the node.
+    pub fn absence(&self) -> Option<Absence> {
+        match self {
+            Self::Unreachable { .. } | Self::Handshake { .. } => Some(Absence::Unmet),
+            Self::Broken { .. } | Self::Silent { .. } => Some(Absence::Met),
+            Self::Refused { refusal } => {
+                (refusal.code == RefusalCode::Restarting).then_some(Absence::Met)
+            }
+            Self::Address { .. } | Self::WrongKey { .. } | Self::Strange { .. } | Self::Tls(_) => {
+                None
+            }
+        }
+    }
+
     pub fn refusal(&self) -> Option<&Refusal> {
         match self {
             Self::Refused { refusal } => Some(refusal),
             _ => None,
         }
     }
+}
+
+/// How a node that gave no answer was absent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Absence {
+    /// Nobody with the pinned key was met: it may be the wrong address.
+    Unmet,
+    /// The pinned node was met, and went away or said that it is about to.
+    Met,
 }
 
 /// Answer to `PUT /v1/flists/{hex}`.
@@ -223,6 +246,15 @@ impl Client {
         self.parse(&route, &self.whole(&route, answer).await?)
     }
 
+    /// Asked once and on a fresh connection, as a statement is: a second process would be killed.
+    pub async fn drill(&self, drill: &Drill) -> Result<Drilled, ClientError> {
+        let route = Route::Drill;
+        let body = serde_json::to_vec(drill).expect("a drill has only text keys");
+        let connection = self.open().await?;
+        let answer = self.send(connection, &route, body.into()).await?;
+        self.parse(&route, &self.whole(&route, answer).await?)
+    }
+
     pub async fn deployments(&self) -> Result<Vec<DeploymentStatus>, ClientError> {
         self.ask_json(&Route::Deployments).await
     }
@@ -268,14 +300,15 @@ impl Client {
         deployment: &Name,
         workload: &Name,
         follow: bool,
-        tail: Option<u64>,
+        begin: impl Into<Begin>,
     ) -> Result<LogStream<'_>, ClientError> {
         let (deployment, workload) = (deployment.clone(), workload.clone());
+        let begin = begin.into();
         let route = Route::Logs {
             deployment,
             workload,
             follow,
-            tail,
+            begin,
         };
         let connection = self.open().await?;
         let answer = self.send(connection, &route, Bytes::new()).await?;

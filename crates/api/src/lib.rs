@@ -19,7 +19,7 @@ pub mod tls;
 pub use answer::Answer;
 pub use client::{Client, ClientError};
 pub use envelope::{Envelope, EnvelopeError, Signed};
-pub use logs::LogLine;
+pub use logs::{Begin, LogLine};
 pub use route::{Route, Until, Verdict, Wait};
 pub use server::{Body, Handler, Limits};
 pub use sign::{KeyError, SecretKey};

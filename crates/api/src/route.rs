@@ -14,7 +14,7 @@ use types::status::{DeploymentStatus, Desired, Refusal, RefusalCode, State};
 use types::{Digest, Name};
 
 use crate::envelope::ENVELOPE_MAX;
-use crate::logs::TAIL_MAX;
+use crate::logs::{Begin, TAIL_MAX};
 
 /// Largest .flist file: the metadata of an image of several hundred GiB.
 pub const FLIST_MAX: u64 = 64 << 20;
@@ -24,6 +24,8 @@ pub const CHUNK_MAX: u64 = (1 << 20) + (64 << 10);
 pub const WAIT_MAX: Duration = Duration::from_secs(60);
 /// Longest path with query: the longest route with the longest names is under 300 bytes.
 pub const TARGET_MAX: usize = 1024;
+/// Largest body of a drill: three short fields, the two names of at most 63 bytes.
+pub const DRILL_MAX: u64 = 512;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Route {
@@ -46,8 +48,10 @@ pub enum Route {
         deployment: Name,
         workload: Name,
         follow: bool,
-        tail: Option<u64>,
+        begin: Begin,
     },
+    /// `POST /v1/node/drill`
+    Drill,
 }
 
 /// Answer once `until` is met or never can be, at the latest after `timeout`.
@@ -175,8 +179,9 @@ impl Route {
                 deployment: label(name)?,
                 workload: label(workload)?,
                 follow: query.flag("follow")?,
-                tail: query.number("tail", TAIL_MAX)?,
+                begin: query.begin()?,
             },
+            ("POST", ["node", "drill"]) => Self::Drill,
             _ => return Err(unknown()),
         };
         query.finish()?;
@@ -186,7 +191,7 @@ impl Route {
     pub fn method(&self) -> Method {
         match self {
             Self::PutFlist(_) | Self::PutChunk(_) => Method::PUT,
-            Self::PostStatement => Method::POST,
+            Self::PostStatement | Self::Drill => Method::POST,
             Self::Node
             | Self::Dmesg
             | Self::Deployments
@@ -218,14 +223,19 @@ impl Route {
                 deployment,
                 workload,
                 follow,
-                tail,
+                begin,
             } => {
-                let tail = tail.map(|tail| format!("&tail={tail}")).unwrap_or_default();
+                let begin = match begin {
+                    Begin::Oldest => String::new(),
+                    Begin::Tail(tail) => format!("&tail={tail}"),
+                    Begin::At(seq) => format!("&from={seq}"),
+                };
                 let follow = u8::from(*follow);
                 format!(
-                    "/v1/deployments/{deployment}/workloads/{workload}/logs?follow={follow}{tail}"
+                    "/v1/deployments/{deployment}/workloads/{workload}/logs?follow={follow}{begin}"
                 )
             }
+            Self::Drill => "/v1/node/drill".to_owned(),
         }
     }
 
@@ -235,6 +245,7 @@ impl Route {
             Self::PutFlist(_) => FLIST_MAX,
             Self::PutChunk(_) => CHUNK_MAX,
             Self::PostStatement => ENVELOPE_MAX as u64,
+            Self::Drill => DRILL_MAX,
             Self::Node
             | Self::Dmesg
             | Self::Deployments
@@ -295,6 +306,18 @@ impl<'a> Query<'a> {
         Ok(self.number(name, 1)? == Some(1))
     }
 
+    fn begin(&mut self) -> Result<Begin, Refusal> {
+        let tail = self.number("tail", TAIL_MAX)?;
+        match (tail, self.number("from", u64::MAX)?) {
+            (None, None) => Ok(Begin::Oldest),
+            (Some(tail), None) => Ok(Begin::Tail(tail)),
+            (None, Some(seq)) => Ok(Begin::At(seq)),
+            (Some(_), Some(_)) => Err(malformed(
+                "a log begins at the query field tail or at from, not at both",
+            )),
+        }
+    }
+
     fn wait(&mut self) -> Result<Option<Wait>, Refusal> {
         let Some(until) = self.0.remove("wait") else {
             return Ok(None);
@@ -333,11 +356,11 @@ mod tests {
             until: Until::Exited,
             timeout: Duration::from_millis(1500),
         });
-        let logs = |follow, tail| Route::Logs {
+        let logs = |follow, begin| Route::Logs {
             deployment: name("shop"),
             workload: name("web"),
             follow,
-            tail,
+            begin,
         };
         for (route, line) in [
             (Route::Node, "GET /v1/node"),
@@ -367,13 +390,18 @@ mod tests {
                 "GET /v1/deployments/shop?wait=exited&timeout_ms=1500",
             ),
             (
-                logs(true, Some(10)),
+                logs(true, Begin::Tail(10)),
                 "GET /v1/deployments/shop/workloads/web/logs?follow=1&tail=10",
             ),
             (
-                logs(false, None),
+                logs(false, Begin::Oldest),
                 "GET /v1/deployments/shop/workloads/web/logs?follow=0",
             ),
+            (
+                logs(true, Begin::At(u64::MAX)),
+                "GET /v1/deployments/shop/workloads/web/logs?follow=1&from=18446744073709551615",
+            ),
+            (Route::Drill, "POST /v1/node/drill"),
         ] {
             assert_eq!(format!("{} {}", route.method(), route.target()), line);
             assert_eq!(Route::parse(&route.method(), &route.target()), Ok(route));
@@ -427,6 +455,13 @@ mod tests {
                 "/v1/deployments/a/workloads/b/logs?follow=2",
                 "follow is \"2\"",
             ),
+            (
+                Method::GET,
+                "/v1/deployments/a/workloads/b/logs?tail=1&from=2",
+                "not at both",
+            ),
+            (Method::GET, "/v1/node/drill", "there is no request GET"),
+            (Method::POST, "/v1/node/drill?kill=node", "not known"),
             (Method::GET, &long, "too long"),
         ] {
             let refusal = Route::parse(&method, target).expect_err(target);

@@ -10,7 +10,7 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
@@ -263,13 +263,17 @@ where
         .map_err(|source| ConnectionError::Handshake { address, source })?;
     let peer = tls::peer_key(stream.get_ref().1.peer_certificates())
         .ok_or(ConnectionError::NoKey { address })?;
+    // Dropped when this function ends: after the last answer, and what lingers behind it.
+    let over = OnceLock::new();
     let service = service_fn(|request| {
+        let over = &over;
         Box::pin(async move {
-            Ok::<_, Infallible>(
-                respond(handler, peer, request, limits)
-                    .await
-                    .into_response(),
-            )
+            let mut answer = respond(handler, peer, request, limits).await;
+            if let Some(last) = answer.take_over() {
+                // A connection has one last answer.
+                let _ = over.set(last);
+            }
+            Ok::<_, Infallible>(answer.into_response())
         })
     });
     let mut http = hyper::server::conn::http1::Builder::new();

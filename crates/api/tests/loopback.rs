@@ -13,15 +13,16 @@ mod tests {
 
     use api::client::Missing;
     use api::{
-        Answer, Body, Client, ClientError, Envelope, Handler, Limits, LogLine, Route, SecretKey,
-        Until, Verdict,
+        Answer, Begin, Body, Client, ClientError, Envelope, Handler, Limits, LogLine, Route,
+        SecretKey, Until, Verdict,
     };
     use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::{TcpListener, TcpStream};
-    use tokio::sync::mpsc;
+    use tokio::sync::{Notify, mpsc};
     use tokio_rustls::TlsConnector;
     use types::deployment::{Action, Statement};
+    use types::node::{Drill, Drilled};
     use types::status::{Ack, DeploymentStatus, Desired, Refusal, RefusalCode};
     use types::vm::Stream;
     use types::{Digest, Name, PublicKey};
@@ -50,6 +51,8 @@ mod tests {
     struct Fake {
         received: AtomicU64,
         handled: AtomicU64,
+        /// The connection of a drill is over.
+        ended: Arc<Notify>,
     }
 
     impl Fake {
@@ -101,17 +104,33 @@ mod tests {
                         workloads,
                     }))
                 }
-                Route::Logs { tail, .. } => {
-                    let (sender, lines) = mpsc::channel(1);
+                Route::Drill => {
+                    let _: Drill = serde_json::from_slice(&body.collect().await?)
+                        .map_err(|e| refusal(RefusalCode::Malformed, &e.to_string()))?;
+                    let (answer, over) = Answer::json(&Drilled { pid: 7 }).last();
+                    let ended = Arc::clone(&self.ended);
                     tokio::spawn(async move {
-                        for seq in 0..tail.unwrap_or(3) {
+                        let _ = over.await;
+                        ended.notify_one();
+                    });
+                    Ok(answer)
+                }
+                Route::Logs { begin, .. } => {
+                    let (sender, lines) = mpsc::channel(1);
+                    let seqs = match begin {
+                        Begin::Oldest => 0..3,
+                        Begin::Tail(tail) => 0..tail,
+                        Begin::At(seq) => seq..seq + 3,
+                    };
+                    tokio::spawn(async move {
+                        for seq in seqs {
                             let line = LogLine {
                                 seq,
                                 time_ms: 5,
                                 stream: Stream::Stdout,
                                 data: vec![255; 70_000],
                             };
-                            if sender.send(line.to_json_line().into()).await.is_err() {
+                            if sender.send(Ok(line.to_json_line().into())).await.is_err() {
                                 return;
                             }
                         }
@@ -257,6 +276,28 @@ mod tests {
             count += 1;
         }
         assert_eq!(count, 20);
+    }
+
+    #[tokio::test]
+    async fn logs_go_on_where_a_reader_was() {
+        let (address, _) = start().await;
+        let client = client(address, &owner_key());
+        let (shop, web) = (name("shop"), name("web"));
+        let lines = client.logs(&shop, &web, true, Begin::At(41)).await;
+        let first = lines.expect("a stream").next().await.expect("a line");
+        assert_eq!(first.map(|line| line.seq), Some(41));
+    }
+
+    #[tokio::test]
+    async fn a_last_answer_is_read_before_its_sender_hears_that_it_is_over() {
+        let (address, fake) = start().await;
+        let client = client(address, &owner_key());
+        let drilled = client.drill(&Drill::Node {}).await.expect("an answer");
+        assert_eq!(drilled.pid, 7);
+        // The server would wait longer for a peer that stays.
+        tokio::time::timeout(Duration::from_millis(1500), fake.ended.notified())
+            .await
+            .expect("this client closes");
     }
 
     #[tokio::test]

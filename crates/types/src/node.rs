@@ -1,12 +1,12 @@
 //! What the API says about the node itself.
 //!
-//! Owns: the node report. Refuses: measuring anything (`init` does).
+//! Owns: the node report and the drill. Refuses: measuring or killing anything (`init` does).
 
 use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Bytes, Cidr, Mac, PublicKey};
+use crate::{Bytes, Cidr, Mac, Name, PublicKey};
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeInfo {
@@ -15,6 +15,8 @@ pub struct NodeInfo {
     /// `sifr::IDENTITY`'s text: version, commit, kernel configuration digest.
     pub build: String,
     pub uptime_ms: u64,
+    /// Process number of the node agent: another one after each restart of it.
+    pub agent_pid: u32,
     /// False where the node runs from RAM.
     pub durable: bool,
     /// `None` where KVM works; else why not and what to do.
@@ -70,4 +72,59 @@ pub struct Phase {
     pub ms: u64,
     /// `None` where it went well.
     pub error: Option<String>,
+}
+
+/// Which process of a node is to be killed as by a crash. Each of them is started again by its parent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kill", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Drill {
+    /// The node agent itself. Braces, as serde would read over unknown fields of a bare variant.
+    Node {},
+    /// The chunk daemon.
+    Chunks {},
+    /// The VMM of one machine: to its guest, a power cut.
+    Machine { deployment: Name, workload: Name },
+}
+
+/// The answer to a drill.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Drilled {
+    /// The process that was killed. The node agent's is alive until this answer has been read.
+    pub pid: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_drill_names_one_of_three_processes_and_nothing_else() {
+        let shop: Name = "shop".parse().expect("a name");
+        let machine = Drill::Machine {
+            deployment: shop.clone(),
+            workload: shop,
+        };
+        for (json, drill) in [
+            (r#"{"kill":"node"}"#, Drill::Node {}),
+            (r#"{"kill":"chunks"}"#, Drill::Chunks {}),
+            (
+                r#"{"kill":"machine","deployment":"shop","workload":"shop"}"#,
+                machine,
+            ),
+        ] {
+            assert_eq!(serde_json::to_string(&drill).expect("JSON"), json);
+            assert_eq!(serde_json::from_str::<Drill>(json).expect(json), drill);
+        }
+        for json in [
+            r#"{"kill":"pid1"}"#,
+            r#"{"kill":"node","signal":9}"#,
+            r#"{"kill":"chunks","deployment":"shop"}"#,
+            r#"{"kill":"machine","deployment":"shop"}"#,
+            r#"{"kill":"machine","deployment":"../x","workload":"shop"}"#,
+            r#"{"pid":1}"#,
+        ] {
+            assert!(serde_json::from_str::<Drill>(json).is_err(), "{json}");
+        }
+    }
 }

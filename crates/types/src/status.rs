@@ -124,6 +124,8 @@ pub enum RefusalCode {
     TooSlow,
     /// The node has no owner key: it accepts nothing.
     NoOwner,
+    /// The node agent is about to be started again: the new one knows whether it was done.
+    Restarting,
     /// The node failed; the message says where.
     Internal,
 }

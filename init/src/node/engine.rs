@@ -24,6 +24,7 @@ use workload::ledger::Ledger;
 use workload::reconcile::{Reconciler, reconcile};
 
 use super::context::NodeContext;
+use super::drills::{DrillReply, Drills};
 use super::host::{Message, NodeHost};
 use super::images::{Images, News};
 use super::machines::Machines;
@@ -31,7 +32,7 @@ use super::network;
 use super::packets::Packets;
 use super::prepare::Means;
 use super::server::Server;
-use crate::wire::{FromPid1, Mode, PACKET_MAX, ToPid1};
+use crate::wire::{FromPid1, Mode, PACKET_MAX, ToPid1, Victim};
 
 /// Requests that wait for the loop: one of each connection that the server admits.
 const REQUESTS_MAX: usize = 256;
@@ -52,6 +53,8 @@ pub(crate) enum Request {
         signer: PublicKey,
         reply: oneshot::Sender<Vec<DeploymentStatus>>,
     },
+    /// Kill a process as a crash would. Answered when it is dead and that shows in the status.
+    Drill { victim: Victim, reply: DrillReply },
     /// Flists that deployments name.
     Images {
         reply: oneshot::Sender<BTreeSet<Digest>>,
@@ -76,6 +79,7 @@ pub(crate) struct Engine {
     messages: mpsc::Receiver<Message>,
     news: mpsc::UnboundedReceiver<News>,
     requests: mpsc::Receiver<Request>,
+    drills: Drills,
     /// Counts up with every change of a status.
     changes: watch::Sender<u64>,
     /// Something may have changed since that was last counted up. Questions change nothing: who waits
@@ -187,6 +191,7 @@ impl Engine {
             messages,
             news,
             requests,
+            drills: Drills::default(),
             changes,
             dirty: true,
             server: Some(server),
@@ -311,6 +316,7 @@ impl Engine {
         let wanted = self.wanted_images();
         self.images.retain(&wanted);
         self.show();
+        self.drills.answer(|vm| self.host.is_ending(vm));
         if let Some(mode) = self
             .down
             .filter(|_| self.reconciler.is_drained() && !self.down_said)
@@ -358,6 +364,7 @@ impl Engine {
                 self.down.get_or_insert(mode);
                 self.reconciler.drain();
             }
+            FromPid1::Drilled { victim, pid } => self.drills.over(&victim, pid),
             other @ (FromPid1::Exited { .. }
             | FromPid1::SpawnFailed { .. }
             | FromPid1::Spawned { .. }
@@ -398,6 +405,19 @@ impl Engine {
                     .collect();
                 let own = keys.iter().filter(|key| key.signer == signer);
                 let _ = reply.send(own.filter_map(|key| self.status(key)).collect());
+            }
+            Request::Drill { victim, reply } => {
+                let asked = self.pid1.send(
+                    &ToPid1::Drill {
+                        victim: victim.clone(),
+                    },
+                    Vec::new(),
+                );
+                match asked {
+                    Ok(()) => self.drills.begin(victim, reply),
+                    // Who asked hears that the agent restarts: without pid1 it cannot go on.
+                    Err(error) => log::error!("ask pid1 for a drill: {error}"),
+                }
             }
             Request::Images { reply } => {
                 let _ = reply.send(self.wanted_images());

@@ -145,6 +145,13 @@ impl NodeHost {
         self.means.images.progress(flist)
     }
 
+    /// Its process has ended, and what it said last is still being read.
+    pub(crate) fn is_ending(&self, vm: &VmId) -> bool {
+        self.vms
+            .get(vm)
+            .is_some_and(|held| held.status.is_some() && !held.control_closed)
+    }
+
     /// VMs that run on an image.
     pub(crate) fn vms_of(&self, flist: &Digest) -> Vec<VmId> {
         let of = |(vm, held): (&VmId, &Vm)| (held.flist == *flist).then(|| vm.clone());
@@ -225,6 +232,7 @@ impl NodeHost {
             FromPid1::Spawned { .. }
             | FromPid1::Kept { .. }
             | FromPid1::Welcome
+            | FromPid1::Drilled { .. }
             | FromPid1::Stop { .. } => {}
         }
     }

@@ -4,12 +4,14 @@
 //! Refuses: what is no whole record. The last one may still be on its way; it comes when it is whole.
 
 use std::collections::VecDeque;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, BufReader, Read, Seek, SeekFrom};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::path::PathBuf;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
 
-use api::LogLine;
+use api::{Begin, LogLine};
+use nix::errno::Errno;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use tokio::io::unix::AsyncFd;
 use types::vm::LogRecord;
@@ -19,22 +21,19 @@ const BATCH_RECORDS: usize = 64;
 /// … or this many bytes, whichever is less.
 const BATCH_BYTES: usize = 256 << 10;
 
-/// A reader's place in both files.
+/// A reader's place in both files. It holds them open: of a machine that is removed, the rest is read all
+/// the same.
 #[derive(Debug)]
 pub(crate) struct Reader {
     paths: [PathBuf; 2],
-    places: [Place; 2],
-    /// Records below this have been given, or are before the tail.
-    next: u64,
+    files: [File; 2],
+    /// Records that end here or before have been given, or are before the tail.
+    offsets: [u64; 2],
+    /// So have records up to this one.
+    last: Option<u64>,
 }
 
-#[derive(Debug, Clone, Copy, Default)]
-struct Place {
-    offset: u64,
-    inode: u64,
-}
-
-/// A record's header and where its bytes are.
+/// A record's header and where it is.
 #[derive(Debug, Clone, Copy)]
 struct Found {
     file: usize,
@@ -42,24 +41,50 @@ struct Found {
     record: LogRecord,
 }
 
+impl Found {
+    fn end(&self) -> u64 {
+        self.offset + LogRecord::HEADER_BYTES as u64 + u64::from(self.record.length)
+    }
+}
+
 impl Reader {
-    /// Begins with the last `tail` records, or with the first that is still there.
-    pub(crate) fn open(paths: [PathBuf; 2], tail: Option<u64>) -> io::Result<Self> {
-        let mut reader = Self {
-            paths,
-            places: [Place::default(); 2],
-            next: 0,
+    /// `None`: nothing has been started, so there is no log.
+    pub(crate) fn open(paths: &[PathBuf; 2], begin: Begin) -> io::Result<Option<Self>> {
+        let [Some(a), Some(b)] = [open(&paths[0])?, open(&paths[1])?] else {
+            return Ok(None);
         };
-        if let Some(tail) = tail {
+        let mut reader = Self {
+            paths: paths.clone(),
+            files: [a, b],
+            offsets: [0; 2],
+            last: None,
+        };
+        reader.last = match begin {
+            Begin::Oldest => None,
             // Sequences count up by one, so the newest tells where the tail begins.
-            let newest = [0, 1].map(|file| reader.newest(file));
-            let [a, b] =
-                [newest[0].as_ref(), newest[1].as_ref()].map(|n| n.ok().copied().flatten());
-            if let Some(newest) = a.max(b) {
-                reader.next = (newest + 1).saturating_sub(tail);
+            Begin::Tail(tail) => {
+                let newest = reader.newest(0)?.max(reader.newest(1)?);
+                newest.and_then(|newest| newest.checked_sub(tail))
+            }
+            Begin::At(seq) => seq.checked_sub(1),
+        };
+        Ok(Some(reader))
+    }
+
+    /// The machine has been removed, perhaps for another of its name: nothing more comes.
+    pub(crate) fn is_removed(&self) -> io::Result<bool> {
+        for (path, file) in self.paths.iter().zip(&self.files) {
+            let there = match fs::metadata(path) {
+                Ok(there) => there,
+                Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(true),
+                Err(e) => return Err(e),
+            };
+            let held = file.metadata()?;
+            if (there.dev(), there.ino()) != (held.dev(), held.ino()) {
+                return Ok(true);
             }
         }
-        Ok(reader)
+        Ok(false)
     }
 
     fn newest(&self, file: usize) -> io::Result<Option<u64>> {
@@ -77,110 +102,120 @@ impl Reader {
         file: usize,
         offset: u64,
         visit: &mut impl FnMut(Found) -> bool,
-    ) -> io::Result<u64> {
-        let opened = match File::open(&self.paths[file]) {
-            Ok(opened) => opened,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(0),
-            Err(e) => return Err(e),
-        };
-        let length = opened.metadata()?.len();
-        let mut reader = BufReader::new(opened);
+    ) -> io::Result<()> {
+        let length = self.files[file].metadata()?.len();
+        let mut reader = BufReader::new(&self.files[file]);
         let mut at = reader.seek(SeekFrom::Start(offset))?;
-        let header_bytes = LogRecord::HEADER_BYTES as u64;
-        while at + header_bytes <= length {
+        while at + LogRecord::HEADER_BYTES as u64 <= length {
             let mut header = [0; LogRecord::HEADER_BYTES];
-            reader.read_exact(&mut header)?;
+            match reader.read_exact(&mut header) {
+                Ok(()) => {}
+                // Begun anew by the writer since its length was taken.
+                Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => break,
+                Err(e) => return Err(e),
+            }
             let Some(record) = LogRecord::decode(&header) else {
                 break;
             };
-            let end = at + header_bytes + u64::from(record.length);
-            if end > length {
-                break;
-            }
             let found = Found {
                 file,
-                offset: at + header_bytes,
+                offset: at,
                 record,
             };
-            if !visit(found) {
+            if found.end() > length || !visit(found) {
                 break;
             }
             reader.seek_relative(i64::from(record.length))?;
-            at = end;
+            at = found.end();
         }
-        Ok(at)
+        Ok(())
     }
 
     /// The next records in order, at most a batch of them. Empty: all have been given.
     pub(crate) fn batch(&mut self) -> io::Result<Vec<LogLine>> {
-        let mut found: [VecDeque<Found>; 2] = Default::default();
-        for file in [0, 1] {
-            self.forget_if_begun_anew(file)?;
-            let (next, mut bytes) = (self.next, 0);
-            let queue = &mut found[file];
-            self.scan(file, self.places[file].offset, &mut |f| {
-                if f.record.sequence >= next {
-                    bytes += f.record.length as usize;
-                    queue.push_back(f);
-                }
-                queue.len() < BATCH_RECORDS && bytes < BATCH_BYTES
-            })?;
-        }
+        let (mut a, mut b) = (self.ahead(0)?, self.ahead(1)?);
         let mut lines = Vec::new();
         let mut bytes = 0;
         while lines.len() < BATCH_RECORDS && bytes < BATCH_BYTES {
-            let [a, b] = &mut found;
             let queue = match (a.front(), b.front()) {
-                (Some(x), Some(y)) if x.record.sequence <= y.record.sequence => a,
-                (Some(_), None) => a,
-                (_, Some(_)) => b,
+                (Some(x), Some(y)) if x.record.sequence <= y.record.sequence => &mut a,
+                (Some(_), None) => &mut a,
+                (_, Some(_)) => &mut b,
                 (None, None) => break,
             };
             let Some(next) = queue.pop_front() else { break };
-            // Truncated under us: the writer has begun this file anew, and so shall we.
+            // The writer has begun this file anew, and so shall we.
             let Some(line) = self.line(&next)? else { break };
             bytes += line.data.len();
-            self.places[next.file].offset = next.offset + u64::from(next.record.length);
-            self.next = next.record.sequence + 1;
+            self.offsets[next.file] = next.end();
+            self.last = Some(next.record.sequence);
             lines.push(line);
         }
         Ok(lines)
     }
 
+    /// The records of one file that have not been given: a batch of them at most.
+    fn ahead(&mut self, file: usize) -> io::Result<VecDeque<Found>> {
+        let length = self.files[file].metadata()?.len();
+        if length < self.offsets[file] {
+            self.offsets[file] = 0;
+        }
+        let from = self.offsets[file];
+        let found = self.ahead_of(file, from)?;
+        // More is there and no record: it is not whole yet, or the file was begun anew and has grown
+        // beyond our place since. Its beginning tells.
+        if found.is_empty() && from > 0 && self.offsets[file] < length {
+            return self.ahead_of(file, 0);
+        }
+        Ok(found)
+    }
+
+    fn ahead_of(&mut self, file: usize, from: u64) -> io::Result<VecDeque<Found>> {
+        let (mut found, mut bytes, mut given) = (VecDeque::new(), 0, from);
+        self.scan(file, from, &mut |f| {
+            if Some(f.record.sequence) > self.last {
+                bytes += f.record.length as usize;
+                found.push_back(f);
+            } else if found.is_empty() {
+                given = f.end();
+            }
+            found.len() < BATCH_RECORDS && bytes < BATCH_BYTES
+        })?;
+        self.offsets[file] = given;
+        Ok(found)
+    }
+
     fn line(&self, found: &Found) -> io::Result<Option<LogLine>> {
-        let mut file = match File::open(&self.paths[found.file]) {
-            Ok(file) => file,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(e) => return Err(e),
-        };
-        file.seek(SeekFrom::Start(found.offset))?;
-        let mut data = vec![0; found.record.length as usize];
-        match file.read_exact(&mut data) {
+        let LogRecord {
+            sequence: seq,
+            time_ms,
+            stream,
+            length,
+        } = found.record;
+        let mut data = vec![0; LogRecord::HEADER_BYTES + length as usize];
+        match self.files[found.file].read_exact_at(&mut data, found.offset) {
             Ok(()) => {}
             Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
             Err(e) => return Err(e),
         }
+        let rest = data.split_off(LogRecord::HEADER_BYTES);
+        if data != found.record.encode() {
+            return Ok(None);
+        }
         Ok(Some(LogLine {
-            seq: found.record.sequence,
-            time_ms: found.record.time_ms,
-            stream: found.record.stream,
-            data,
+            seq,
+            time_ms,
+            stream,
+            data: rest,
         }))
     }
+}
 
-    /// A file that is shorter than our place in it, or another file, is read from its beginning.
-    fn forget_if_begun_anew(&mut self, file: usize) -> io::Result<()> {
-        use std::os::unix::fs::MetadataExt;
-        let (length, inode) = match std::fs::metadata(&self.paths[file]) {
-            Ok(m) => (m.len(), m.ino()),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => (0, 0),
-            Err(e) => return Err(e),
-        };
-        let place = &mut self.places[file];
-        if length < place.offset || inode != place.inode {
-            *place = Place { offset: 0, inode };
-        }
-        Ok(())
+fn open(path: &Path) -> io::Result<Option<File>> {
+    match File::open(path) {
+        Ok(file) => Ok(Some(file)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e),
     }
 }
 
@@ -204,21 +239,27 @@ impl std::os::fd::AsRawFd for Events {
 }
 
 impl Watch {
-    /// Made before the first read, it misses nothing.
+    /// Fails where too many have one (`fs.inotify.max_user_instances`).
     #[expect(
         deprecated,
         reason = "`register` asks the caller to vouch that the descriptor stays open and the same; `Events` \
                   owns it and nobody takes it out again"
     )]
-    pub(crate) fn new(paths: &[PathBuf; 2]) -> io::Result<Self> {
+    pub(crate) fn new() -> io::Result<Self> {
         let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
-        for path in paths {
-            inotify.add_watch(
-                path,
-                AddWatchFlags::IN_MODIFY | AddWatchFlags::IN_DELETE_SELF,
-            )?;
-        }
         Ok(Self(AsyncFd::new(Events(inotify))?))
+    }
+
+    /// Asked for before the first read, it misses nothing.
+    pub(crate) fn add(&self, paths: &[PathBuf; 2]) -> io::Result<()> {
+        for path in paths {
+            match self.0.get_ref().0.add_watch(path, AddWatchFlags::IN_MODIFY) {
+                // A machine that is removed just now writes nothing more.
+                Ok(_) | Err(Errno::ENOENT) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+        Ok(())
     }
 
     /// Waits for a change. What changed before this was called counts.
@@ -227,7 +268,7 @@ impl Watch {
         // One read takes all that wait, up to its buffer; more keeps the descriptor ready.
         match ready.get_inner().0.read_events() {
             Ok(_) => Ok(()),
-            Err(nix::errno::Errno::EAGAIN) => {
+            Err(Errno::EAGAIN) => {
                 ready.clear_ready();
                 Ok(())
             }
@@ -283,8 +324,9 @@ mod tests {
             file.write_all(bytes).expect("write");
         }
 
-        fn reader(&self, tail: Option<u64>) -> Reader {
-            Reader::open(self.paths.clone(), tail).expect("a reader")
+        fn reader(&self, begin: Begin) -> Reader {
+            let opened = Reader::open(&self.paths, begin).expect("no error");
+            opened.expect("a log")
         }
     }
 
@@ -305,19 +347,24 @@ mod tests {
         (0..3).for_each(|_| log.write(1, b"old"));
         (0..200).for_each(|_| log.write(0, b"new"));
         assert_eq!(
-            sequences(&mut log.reader(None)),
+            sequences(&mut log.reader(Begin::Oldest)),
             (0..203).collect::<Vec<_>>()
         );
-        assert_eq!(sequences(&mut log.reader(Some(2))), [201, 202]);
-        assert_eq!(sequences(&mut log.reader(Some(0))), Vec::<u64>::new());
-        assert_eq!(sequences(&mut log.reader(Some(9999))).len(), 203);
+        assert_eq!(sequences(&mut log.reader(Begin::Tail(2))), [201, 202]);
+        assert_eq!(
+            sequences(&mut log.reader(Begin::Tail(0))),
+            Vec::<u64>::new()
+        );
+        assert_eq!(sequences(&mut log.reader(Begin::Tail(9999))).len(), 203);
+        assert_eq!(sequences(&mut log.reader(Begin::At(201))), [201, 202]);
+        assert_eq!(sequences(&mut log.reader(Begin::At(0))).len(), 203);
     }
 
     #[test]
     fn a_follower_goes_on_over_a_change_of_files() {
         let mut log = Log::new();
         log.write(0, b"a");
-        let mut reader = log.reader(None);
+        let mut reader = log.reader(Begin::Oldest);
         assert_eq!(sequences(&mut reader), [0]);
         log.write(0, b"b");
         log.write(1, b"c");
@@ -338,7 +385,7 @@ mod tests {
             length: 4,
         };
         log.append(0, &header.encode());
-        let mut reader = log.reader(None);
+        let mut reader = log.reader(Begin::Oldest);
         assert_eq!(sequences(&mut reader), [0]);
         log.append(0, b"late");
         assert_eq!(sequences(&mut reader), [1]);
@@ -350,13 +397,66 @@ mod tests {
         log.write(0, b"a");
         log.append(0, &[0xff; 40]);
         log.write(1, b"b");
-        assert_eq!(sequences(&mut log.reader(None)), [0, 1]);
+        assert_eq!(sequences(&mut log.reader(Begin::Oldest)), [0, 1]);
+    }
+
+    #[test]
+    fn a_reader_that_was_overtaken_finds_its_way_again() {
+        let mut log = Log::new();
+        log.write(0, b"a");
+        let mut reader = log.reader(Begin::Oldest);
+        assert_eq!(sequences(&mut reader), [0]);
+        // Begun anew, and longer again than what has been read, with no record where the reader stands.
+        File::create(&log.paths[0]).expect("truncated");
+        log.write(0, &[0xff; 100]);
+        assert_eq!(sequences(&mut reader), [1]);
+    }
+
+    #[test]
+    fn a_removed_log_is_read_to_its_end_and_is_not_its_successor() {
+        let mut log = Log::new();
+        log.write(0, b"a");
+        let mut reader = log.reader(Begin::Oldest);
+        assert!(!reader.is_removed().expect("no error"));
+        log.paths
+            .iter()
+            .for_each(|p| fs::remove_file(p).expect("removed"));
+        assert!(reader.is_removed().expect("no error"));
+        assert!(
+            Reader::open(&log.paths, Begin::Oldest)
+                .expect("no error")
+                .is_none()
+        );
+        log.paths
+            .iter()
+            .for_each(|p| drop(File::create(p).expect("a file")));
+        log.write(0, b"of another machine");
+        assert!(reader.is_removed().expect("no error"));
+        assert_eq!(sequences(&mut reader), [0]);
+    }
+
+    #[test]
+    fn the_largest_number_is_a_number_like_others() {
+        let mut log = Log::new();
+        log.sequence = u64::MAX - 1;
+        log.write(0, b"a");
+        let header = LogRecord {
+            sequence: u64::MAX,
+            time_ms: 0,
+            stream: Stream::Stdout,
+            length: 0,
+        };
+        log.append(0, &header.encode());
+        assert_eq!(sequences(&mut log.reader(Begin::Tail(1))), [u64::MAX]);
+        let all = sequences(&mut log.reader(Begin::Oldest));
+        assert_eq!(all[..2], [u64::MAX - 1, u64::MAX]);
     }
 
     #[tokio::test]
     async fn a_watch_wakes_on_a_write() {
         let mut log = Log::new();
-        let mut watch = Watch::new(&log.paths).expect("a watch");
+        let mut watch = Watch::new().expect("a watch");
+        watch.add(&log.paths).expect("the files are there");
         log.write(1, b"x");
         tokio::time::timeout(std::time::Duration::from_secs(5), watch.changed())
             .await

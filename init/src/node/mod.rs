@@ -4,6 +4,7 @@
 
 mod clock;
 mod context;
+mod drills;
 mod engine;
 mod host;
 mod identity;

@@ -137,6 +137,7 @@ async fn provision() -> anyhow::Result<Engine> {
         owner,
         build: sifr::IDENTITY.to_string(),
         uptime_ms: 0,
+        agent_pid: std::process::id(),
         durable: pool.durable,
         virtualisation_problem: kvm_problem.clone(),
         clock: Clock {
@@ -430,6 +431,7 @@ mod tests {
             owner: None,
             build: "sifr 0.0.0".to_owned(),
             uptime_ms: 0,
+            agent_pid: 7,
             durable: false,
             virtualisation_problem: None,
             clock: Clock {

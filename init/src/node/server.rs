@@ -10,13 +10,13 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
-use api::{Answer, Body, Handler, Limits, Route, SecretKey, Verdict, Wait};
+use api::{Answer, Begin, Body, Handler, Limits, Route, SecretKey, Verdict, Wait};
 use flist::cache::{Cache, CacheError};
 use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use types::deployment::API_PORT;
-use types::node::NodeInfo;
+use types::node::{Drill, Drilled, NodeInfo};
 use types::status::{DeploymentStatus, Refusal, RefusalCode};
 use types::{Bytes, Digest, Name, PublicKey, VmId};
 use workload::desired::Key;
@@ -25,6 +25,7 @@ use super::context::NodeContext;
 use super::engine::Request;
 use super::logs;
 use super::machines::Machines;
+use crate::wire::Victim;
 
 /// Pushed chunks in memory at a time: each takes a MiB until it is on disk.
 const PUSHES_MAX: usize = 8;
@@ -59,7 +60,7 @@ fn refusal(code: RefusalCode, message: impl Into<String>) -> Refusal {
 /// The loop has ended, and pid1 is about to start another.
 fn restarting() -> Refusal {
     refusal(
-        RefusalCode::Internal,
+        RefusalCode::Restarting,
         "the node agent is restarting: try again",
     )
 }
@@ -69,6 +70,18 @@ fn failed_task(error: tokio::task::JoinError) -> Refusal {
         RefusalCode::Internal,
         format!("a task of the node failed: {error}"),
     )
+}
+
+async fn ask<T>(
+    engine: &mpsc::Sender<Request>,
+    request: impl FnOnce(oneshot::Sender<T>) -> Request,
+) -> Result<T, Refusal> {
+    let (reply, answer) = oneshot::channel();
+    engine
+        .send(request(reply))
+        .await
+        .map_err(|_| restarting())?;
+    answer.await.map_err(|_| restarting())
 }
 
 impl Server {
@@ -110,12 +123,7 @@ impl Server {
         &self,
         request: impl FnOnce(oneshot::Sender<T>) -> Request,
     ) -> Result<T, Refusal> {
-        let (reply, answer) = oneshot::channel();
-        self.requests
-            .send(request(reply))
-            .await
-            .map_err(|_| restarting())?;
-        answer.await.map_err(|_| restarting())
+        ask(&self.requests, request).await
     }
 
     async fn answer(&self, peer: PublicKey, route: Route, body: Body) -> Result<Answer, Refusal> {
@@ -124,6 +132,7 @@ impl Server {
             Route::Dmesg => sys::klog::read()
                 .map(Answer::text)
                 .map_err(|e| refusal(RefusalCode::Internal, sys::error::chain(&e))),
+            Route::Drill => self.drill(peer, body).await,
             Route::PutFlist(digest) => self.put_flist(digest, body).await,
             Route::PutChunk(digest) => self.put_chunk(digest, body).await,
             Route::PostStatement => {
@@ -154,13 +163,13 @@ impl Server {
                 deployment,
                 workload,
                 follow,
-                tail,
+                begin,
             } => {
                 let key = Key {
                     signer: peer,
                     name: deployment,
                 };
-                self.logs(key, workload, follow, tail).await
+                self.logs(key, workload, follow, begin).await
             }
         }
     }
@@ -207,6 +216,75 @@ impl Server {
                 Err(_) => return Ok(status),
             }
         }
+    }
+
+    /// Ends a process as a crash would, to show what that does.
+    async fn drill(&self, peer: PublicKey, body: Body) -> Result<Answer, Refusal> {
+        let drill: Drill = serde_json::from_slice(&body.collect().await?).map_err(|error| {
+            let message = format!(
+                "{error}: a drill kills node, chunks, or machine with its deployment and workload"
+            );
+            refusal(RefusalCode::Malformed, message)
+        })?;
+        let (victim, absent) = match drill {
+            Drill::Node {} => return Ok(self.drill_this()),
+            Drill::Chunks {} => (
+                Victim::Chunks,
+                "the chunk daemon is just being started: try again".to_owned(),
+            ),
+            Drill::Machine {
+                deployment,
+                workload,
+            } => {
+                let absent = format!(
+                    "{deployment}/{workload} has no VMM just now: `sifr get {deployment}` says why"
+                );
+                let vm = self.machine(peer, deployment, &workload).await?;
+                (Victim::Machine { vm }, absent)
+            }
+        };
+        let killed = self.ask(|reply| Request::Drill { victim, reply }).await?;
+        let pid = killed.and_then(|pid| u32::try_from(pid).ok());
+        let pid = pid.ok_or_else(|| refusal(RefusalCode::Conflict, absent))?;
+        Ok(Answer::json(&Drilled { pid }))
+    }
+
+    /// This process. Who asked has the answer before it is killed.
+    fn drill_this(&self) -> Answer {
+        let pid = std::process::id();
+        let (answer, over) = Answer::json(&Drilled { pid }).last();
+        let requests = self.requests.clone();
+        tokio::task::spawn_local(async move {
+            // It ends with the connection; nothing is ever sent.
+            let _ = over.await;
+            let (reply, _) = oneshot::channel();
+            let victim = Victim::Node;
+            // Fails only when the loop has ended, and this process with it.
+            let _ = requests.send(Request::Drill { victim, reply }).await;
+        });
+        answer
+    }
+
+    /// The VM of a workload that a deployment has.
+    async fn machine(
+        &self,
+        signer: PublicKey,
+        deployment: Name,
+        workload: &Name,
+    ) -> Result<VmId, Refusal> {
+        let key = Key {
+            signer,
+            name: deployment,
+        };
+        let status = self.status(&key).await?;
+        if !status.workloads.contains_key(workload) {
+            let message = format!(
+                "{} has no workload {workload}: `sifr get` lists them",
+                key.name
+            );
+            return Err(refusal(RefusalCode::NotFound, message));
+        }
+        Ok(VmId::new(&key.signer, &key.name, workload))
     }
 
     async fn put_flist(&self, digest: Digest, mut body: Body) -> Result<Answer, Refusal> {
@@ -268,30 +346,33 @@ impl Server {
         key: Key,
         workload: Name,
         follow: bool,
-        tail: Option<u64>,
+        begin: Begin,
     ) -> Result<Answer, Refusal> {
-        let status = self.status(&key).await?;
-        if !status.workloads.contains_key(&workload) {
-            let message = format!(
-                "{} has no workload {workload}: `sifr get` lists them",
-                key.name
-            );
-            return Err(refusal(RefusalCode::NotFound, message));
-        }
-        let paths = self
-            .machines
-            .log_paths(&VmId::new(&key.signer, &key.name, &workload));
+        let vm = self
+            .machine(key.signer, key.name.clone(), &workload)
+            .await?;
+        let paths = self.machines.log_paths(&vm);
+        let follower = if follow {
+            Some(Follower {
+                key,
+                workload,
+                requests: self.requests.clone(),
+                changes: self.changes.clone(),
+                goes_on: None,
+                watch: logs::Watch::new().map_err(unreadable)?,
+            })
+        } else {
+            None
+        };
         let (lines, received) = mpsc::channel(LOG_BATCHES);
-        let changes = self.changes.clone();
         tokio::task::spawn_local(async move {
-            let stream = stream_logs(paths, follow, tail, &lines, changes);
             // Either the client has gone, or all is said.
             tokio::select! {
-                result = stream => {
-                    if let Err(error) = result {
-                        log::warn!("read a log: {error}");
-                    }
-                }
+                sent = send_log(&paths, begin, follower, &lines) => if let Err(error) = sent {
+                    log::warn!("send a log: {}", error.message);
+                    // A client that has gone misses nothing.
+                    let _ = lines.send(Err(api::answer::BrokenOff)).await;
+                },
                 () = lines.closed() => {}
             }
         });
@@ -351,36 +432,90 @@ fn recent_flists(directory: &Path) -> BTreeSet<Digest> {
         .collect()
 }
 
-async fn stream_logs(
-    paths: [std::path::PathBuf; 2],
-    follow: bool,
-    tail: Option<u64>,
-    lines: &mpsc::Sender<hyper::body::Bytes>,
-    mut changes: watch::Receiver<u64>,
-) -> std::io::Result<()> {
-    while follow && !paths.iter().all(|path| path.exists()) {
-        if changes.changed().await.is_err() {
-            return Ok(());
+/// What a follower of a log listens to.
+struct Follower {
+    key: Key,
+    workload: Name,
+    requests: mpsc::Sender<Request>,
+    changes: watch::Receiver<u64>,
+    /// What the engine said after the last change; `None`: it has not been asked since.
+    goes_on: Option<bool>,
+    watch: logs::Watch,
+}
+
+impl Follower {
+    /// Whether more may be written than is there now.
+    async fn goes_on(&mut self) -> Result<bool, Refusal> {
+        if self.changes.has_changed().map_err(|_| restarting())? {
+            self.changes.mark_unchanged();
+            self.goes_on = None;
+        }
+        if let Some(goes_on) = self.goes_on {
+            return Ok(goes_on);
+        }
+        let key = self.key.clone();
+        let status = ask(&self.requests, |reply| Request::Status { key, reply }).await?;
+        let goes_on = status.is_some_and(|status| api::logs::goes_on(&status, &self.workload));
+        self.goes_on = Some(goes_on);
+        Ok(goes_on)
+    }
+
+    /// Waits until there is something to read, or something has changed.
+    async fn news(&mut self) -> Result<(), Refusal> {
+        // Both are safe to drop: what was not heard stays where it is.
+        tokio::select! {
+            written = self.watch.changed() => written.map_err(unreadable),
+            changed = self.changes.changed() => {
+                self.goes_on = None;
+                changed.map_err(|_| restarting())
+            }
         }
     }
-    let mut watch = if follow {
-        Some(logs::Watch::new(&paths)?)
-    } else {
-        None
-    };
-    let mut reader = logs::Reader::open(paths.clone(), tail)?;
+}
+
+fn unreadable(error: std::io::Error) -> Refusal {
+    let message = format!("the log cannot be read: {error}");
+    refusal(RefusalCode::Internal, message)
+}
+
+type Lines = mpsc::Sender<Result<hyper::body::Bytes, api::answer::BrokenOff>>;
+
+/// Sends what is there, and to a follower what is written until nothing more can come.
+async fn send_log(
+    paths: &[std::path::PathBuf; 2],
+    begin: Begin,
+    mut follower: Option<Follower>,
+    lines: &Lines,
+) -> Result<(), Refusal> {
+    let mut reader: Option<logs::Reader> = None;
     loop {
-        let batch = reader.batch()?;
-        if !batch.is_empty() {
-            let text: Vec<u8> = batch.iter().flat_map(api::LogLine::to_json_line).collect();
-            if lines.send(text.into()).await.is_err() {
-                return Ok(());
+        // Asked before reading: an end is shown only after the last words have been written.
+        let goes_on = match &mut follower {
+            Some(follower) => follower.goes_on().await?,
+            None => false,
+        };
+        if reader.is_none() {
+            reader = logs::Reader::open(paths, begin).map_err(unreadable)?;
+            if let (Some(_), Some(follower)) = (&reader, &follower) {
+                follower.watch.add(paths).map_err(unreadable)?;
             }
-            continue;
         }
-        match &mut watch {
-            // Removed with its machine: nothing more will come.
-            Some(watch) if paths[0].exists() => watch.changed().await?,
+        let mut removed = false;
+        if let Some(reader) = &mut reader {
+            removed = reader.is_removed().map_err(unreadable)?;
+            loop {
+                let batch = reader.batch().map_err(unreadable)?;
+                if batch.is_empty() {
+                    break;
+                }
+                let text: Vec<u8> = batch.iter().flat_map(api::LogLine::to_json_line).collect();
+                if lines.send(Ok(text.into())).await.is_err() {
+                    return Ok(());
+                }
+            }
+        }
+        match &mut follower {
+            Some(follower) if goes_on && !removed => follower.news().await?,
             Some(_) | None => return Ok(()),
         }
     }

@@ -23,6 +23,7 @@ fn context(pool: &Path, owner: Option<PublicKey>, seed: [u8; 32]) -> NodeContext
         owner,
         build: "test".to_owned(),
         uptime_ms: 0,
+        agent_pid: std::process::id(),
         durable: true,
         virtualisation_problem: None,
         clock: Clock {
@@ -98,13 +99,29 @@ fn status(state: State) -> DeploymentStatus {
     }
 }
 
-/// Plays the engine: every deployment is in the state that `state` gives.
-async fn play(requests: &mut mpsc::Receiver<Request>, state: impl Fn() -> State) {
+/// Plays the engine: every deployment is in the state that `state` gives; `None`: it is deleted.
+async fn play<S: Into<Option<State>>>(
+    requests: &mut mpsc::Receiver<Request>,
+    state: impl Fn() -> S,
+) {
+    let status = || match state().into() {
+        Some(state) => status(state),
+        None => DeploymentStatus {
+            desired: Desired::Deleted,
+            workloads: [].into(),
+            ..status(State::Stopped)
+        },
+    };
     while let Some(request) = requests.recv().await {
         match request {
-            Request::Status { reply, .. } => drop(reply.send(Some(status(state())))),
-            Request::List { reply, .. } => drop(reply.send(vec![status(state())])),
+            Request::Status { reply, .. } => drop(reply.send(Some(status()))),
+            Request::List { reply, .. } => drop(reply.send(vec![status()])),
             Request::Images { reply } => drop(reply.send(BTreeSet::new())),
+            Request::Drill { victim, reply } => drop(reply.send(match victim {
+                Victim::Node => panic!("it is killed when its answer has been read"),
+                Victim::Chunks => None,
+                Victim::Machine { .. } => Some(99),
+            })),
             Request::Statement { reply, .. } => {
                 drop(reply.send(Err(refusal(RefusalCode::Malformed, "no"))));
             }
@@ -243,6 +260,234 @@ async fn logs_of_a_workload_are_streamed_and_of_no_workload_refused() {
             () = play(&mut stage.requests, || State::Running) => {}
             () = follow => {}
             () = tokio::time::sleep(Duration::from_secs(20)) => panic!("no line"),
+        }
+    })
+    .await;
+}
+
+/// The log of a machine of the stage's own, as a VMM writes it.
+struct Output {
+    paths: [std::path::PathBuf; 2],
+    next: u64,
+}
+
+impl Output {
+    fn of(stage: &Stage) -> Self {
+        let machines = Machines::open(stage.pool.path()).expect("machines");
+        let owner = SecretKey::from_seed([1; 32]).public();
+        let paths = machines.log_paths(&VmId::new(&owner, &shop(), &web()));
+        std::fs::create_dir_all(paths[0].parent().expect("a directory")).expect("made");
+        paths
+            .iter()
+            .for_each(|path| std::fs::write(path, b"").expect("written"));
+        Self { paths, next: 0 }
+    }
+
+    fn write(&mut self, text: &str) {
+        use std::io::Write;
+        let header = types::vm::LogRecord {
+            sequence: self.next,
+            time_ms: 1,
+            stream: types::vm::Stream::Stdout,
+            length: u32::try_from(text.len()).expect("short"),
+        };
+        self.next += 1;
+        let bytes = [&header.encode(), text.as_bytes()].concat();
+        let file = std::fs::OpenOptions::new()
+            .append(true)
+            .open(&self.paths[0]);
+        file.and_then(|mut file| file.write_all(&bytes))
+            .expect("written");
+    }
+}
+
+fn web() -> Name {
+    "web".parse().expect("a name")
+}
+
+type Stream<'a> = api::client::LogStream<'a>;
+
+async fn text(stream: &mut Stream<'_>) -> Option<String> {
+    let line = stream.next().await.expect("no error")?;
+    Some(String::from_utf8(line.data).expect("text"))
+}
+
+/// Follows the log while `state` is what the engine says, and does `then` with it.
+async fn following(
+    state: &std::cell::Cell<Option<State>>,
+    then: impl AsyncFnOnce(&mut Stream<'_>, &mut Output, watch::Sender<u64>),
+) {
+    locally(async {
+        let mut stage = Stage::new(true).await;
+        let mut output = Output::of(&stage);
+        output.write("before ");
+        let follow = async {
+            let (shop, web) = (shop(), web());
+            let stream = stage.client.logs(&shop, &web, true, None).await;
+            let mut stream = stream.expect("a stream");
+            assert_eq!(text(&mut stream).await.as_deref(), Some("before "));
+            then(&mut stream, &mut output, stage.changes).await;
+        };
+        tokio::select! {
+            () = play(&mut stage.requests, || state.get()) => {}
+            () = follow => {}
+            () = tokio::time::sleep(Duration::from_secs(20)) => panic!("the follower hangs"),
+        }
+    })
+    .await;
+}
+
+async fn turns(
+    state: &std::cell::Cell<Option<State>>,
+    to: Option<State>,
+    said: &watch::Sender<u64>,
+) {
+    state.set(to);
+    said.send_modify(|n| *n += 1);
+    // Others have their turn.
+    tokio::task::yield_now().await;
+}
+
+#[tokio::test]
+async fn who_follows_a_machine_that_has_ended_gets_its_output_and_the_end() {
+    let state = std::cell::Cell::new(Some(State::Exited));
+    following(&state, async |stream, _, _changes| {
+        assert_eq!(text(stream).await, None);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn who_follows_a_machine_gets_its_last_words_and_then_the_end() {
+    let state = std::cell::Cell::new(Some(State::Running));
+    following(&state, async |stream, output, changes| {
+        output.write("while ");
+        assert_eq!(text(stream).await.as_deref(), Some("while "));
+        output.write("last");
+        turns(&state, Some(State::Exited), &changes).await;
+        assert_eq!(text(stream).await.as_deref(), Some("last"));
+        assert_eq!(text(stream).await, None);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn who_follows_a_machine_that_is_deleted_gets_its_last_words_too() {
+    let state = std::cell::Cell::new(Some(State::Running));
+    following(&state, async |stream, output, changes| {
+        output.write("last");
+        let directory = output.paths[0].parent().expect("a directory");
+        std::fs::remove_dir_all(directory).expect("removed");
+        turns(&state, None, &changes).await;
+        assert_eq!(text(stream).await.as_deref(), Some("last"));
+        assert_eq!(text(stream).await, None);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_follower_stays_over_a_restart() {
+    let state = std::cell::Cell::new(Some(State::Running));
+    following(&state, async |stream, output, changes| {
+        for next in [State::Backoff, State::Starting, State::Running] {
+            turns(&state, Some(next), &changes).await;
+            output.write("again ");
+            assert_eq!(text(stream).await.as_deref(), Some("again "));
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn who_follows_a_machine_that_never_ran_gets_the_end_when_it_is_deleted() {
+    locally(async {
+        let mut stage = Stage::new(true).await;
+        let state = std::cell::Cell::new(Some(State::Pending));
+        let follow = async {
+            let (shop, web) = (shop(), web());
+            let stream = stage.client.logs(&shop, &web, true, None).await;
+            let mut stream = stream.expect("a stream");
+            turns(&state, None, &stage.changes).await;
+            assert_eq!(text(&mut stream).await, None);
+        };
+        tokio::select! {
+            () = play(&mut stage.requests, || state.get()) => {}
+            () = follow => {}
+            () = tokio::time::sleep(Duration::from_secs(20)) => panic!("the follower hangs"),
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_log_that_breaks_off_does_not_look_like_its_end() {
+    let state = std::cell::Cell::new(Some(State::Running));
+    following(&state, async |stream, _, changes| {
+        // The engine is gone.
+        drop(changes);
+        let error = stream.next().await.expect_err("an error");
+        assert!(matches!(error, ClientError::Broken { .. }), "{error:?}");
+    })
+    .await;
+}
+
+fn machine(deployment: &str, workload: &str) -> Drill {
+    Drill::Machine {
+        deployment: deployment.parse().expect("a name"),
+        workload: workload.parse().expect("a name"),
+    }
+}
+
+#[tokio::test]
+async fn a_drill_is_the_owners_and_names_what_is_there() {
+    locally(async {
+        let mut stage = Stage::new(true).await;
+        let drills = async {
+            let (client, stranger) = (&stage.client, &stage.stranger);
+            for drill in [Drill::Node {}, Drill::Chunks {}, machine("shop", "web")] {
+                assert_eq!(code(stranger.drill(&drill).await), RefusalCode::UnknownKey);
+            }
+            let killed = client.drill(&machine("shop", "web")).await;
+            assert_eq!(killed.expect("an answer").pid, 99);
+            let other = client.drill(&machine("shop", "db")).await;
+            assert_eq!(code(other), RefusalCode::NotFound);
+            let restarting = client.drill(&Drill::Chunks {}).await;
+            assert_eq!(code(restarting), RefusalCode::Conflict);
+        };
+        tokio::select! {
+            () = play(&mut stage.requests, || State::Running) => {}
+            () = drills => {}
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_drill_of_no_deployment_finds_nothing_to_kill() {
+    locally(async {
+        let mut stage = Stage::new(true).await;
+        let answer = async {
+            match stage.requests.recv().await {
+                Some(Request::Status { reply, .. }) => drop(reply.send(None)),
+                other => panic!("{other:?}"),
+            }
+        };
+        let drill = machine("moon", "web");
+        let (result, ()) = tokio::join!(stage.client.drill(&drill), answer);
+        assert_eq!(code(result), RefusalCode::NotFound);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_node_is_killed_after_its_answer_has_been_read() {
+    locally(async {
+        let mut stage = Stage::new(true).await;
+        let drilled = stage.client.drill(&Drill::Node {}).await;
+        assert_eq!(drilled.expect("an answer").pid, std::process::id());
+        match stage.requests.recv().await {
+            Some(Request::Drill { victim, .. }) => assert_eq!(victim, Victim::Node),
+            other => panic!("{other:?}"),
         }
     })
     .await;

@@ -57,6 +57,7 @@ impl Link {
                 | FromPid1::Spawned { .. }
                 | FromPid1::SpawnFailed { .. }
                 | FromPid1::Exited { .. }
+                | FromPid1::Drilled { .. }
                 | FromPid1::Stop { .. } => Vec::new(),
             };
             let packet = serde_json::to_vec(message)?;

@@ -6,6 +6,7 @@ mod agents;
 mod boot;
 mod crash;
 mod down;
+mod drills;
 mod jail;
 mod link;
 mod machines;

@@ -22,11 +22,12 @@ use types::VmId;
 use super::agents::{Agent, Role};
 use super::boot::{Booted, show};
 use super::down::{self, Act, Down};
+use super::drills::Drills;
 use super::jail;
 use super::link::{Heard, Link};
 use super::machines::{Machine, Machines, Output};
 use crate::console::Console;
-use crate::wire::{FDS_MAX, FromPid1, Limits, Mode, PACKET_MAX, Status, ToPid1};
+use crate::wire::{FDS_MAX, FromPid1, Limits, Mode, PACKET_MAX, Status, ToPid1, Victim};
 
 /// The node must have served its API once within this time of the boot, else the watchdog resets the
 /// machine: longer than any firmware, disk repair or DHCP takes.
@@ -43,6 +44,7 @@ pub(super) struct Supervisor {
     agents: [Agent; 2],
     link: Option<Link>,
     machines: Machines,
+    drills: Drills,
     down: Down,
     ready_once: bool,
     /// Where agents write what their logger does not catch.
@@ -81,6 +83,7 @@ impl Supervisor {
             agents: [Agent::new(Role::Chunks), Agent::new(Role::Node)],
             link: None,
             machines: Machines::default(),
+            drills: Drills::default(),
             down: Down::No,
             ready_once: false,
             output,
@@ -198,7 +201,13 @@ impl Supervisor {
     fn reap(&mut self) {
         loop {
             match sys::process::reap() {
-                Ok(Some((pid, ended))) => self.ended(pid, ended),
+                Ok(Some((pid, ended))) => {
+                    self.ended(pid, ended);
+                    if let Some(victim) = self.drills.ended(pid) {
+                        let pid = Some(pid);
+                        self.say(FromPid1::Drilled { victim, pid });
+                    }
+                }
                 Ok(None) => return,
                 Err(error) => {
                     log::error!("{}", sys::chain(&error));
@@ -355,6 +364,7 @@ impl Supervisor {
                     report(sys::signal::send(pidfd.as_fd(), signal));
                 }
             }
+            ToPid1::Drill { victim } => self.drill(victim),
             ToPid1::Forget { vm } => {
                 self.machines.forget(&vm);
             }
@@ -362,6 +372,41 @@ impl Supervisor {
                 let act = self.down.node_agrees(now(), mode);
                 self.act(act);
             }
+        }
+    }
+
+    /// What follows is what follows a crash, backoff and all: that bounds how often it can be done.
+    fn drill(&mut self, victim: Victim) {
+        let agent = |role| {
+            let agent = self.agents.iter().find(|a| a.role == role)?;
+            let child = agent.child.as_ref()?;
+            Some((child.pid, child.pidfd.as_fd()))
+        };
+        let found = match &victim {
+            Victim::Node => agent(Role::Node),
+            Victim::Chunks => agent(Role::Chunks),
+            Victim::Machine { vm } => self
+                .machines
+                .get(vm)
+                .and_then(|m| Some((m.pid, m.pidfd.as_ref()?.as_fd()))),
+        };
+        let killed =
+            found.and_then(
+                |(pid, pidfd)| match sys::signal::send(pidfd, Signal::SIGKILL as i32) {
+                    Ok(()) => Some(pid),
+                    Err(error) => {
+                        log::warn!("{}", sys::chain(&error));
+                        None
+                    }
+                },
+            );
+        match killed {
+            Some(pid) => {
+                self.console
+                    .line(&format!("sifr: drill: {victim} (process {pid}) is killed"));
+                self.drills.begin(pid, victim);
+            }
+            None => self.say(FromPid1::Drilled { victim, pid: None }),
         }
     }
 
