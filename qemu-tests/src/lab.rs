@@ -15,7 +15,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 use types::Bytes;
 
-use crate::PATIENCE;
+use crate::{Follower, PATIENCE};
 
 /// Port of the node that tests publish on, and that leads to [`Lab::web`].
 pub const WEB_PORT: u16 = 8080;
@@ -201,13 +201,23 @@ impl Lab {
 
     /// Removes a deployment, so that its share is free for the next.
     pub fn delete(&self, name: &str) -> Result<()> {
-        self.sifr(&["delete", name])?.must()?;
-        self.wait(name, "deleted")?.must().map(|_| ())
+        self.tell("delete", name, "deleted")
     }
 
     /// Everything the workload wrote so far.
     pub fn logs(&self, name: &str) -> Result<String> {
         Ok(self.sifr(&["logs", name])?.must()?.stdout)
+    }
+
+    /// Reads what the workload writes, while it writes it.
+    pub fn follow(&self, name: &str) -> Result<Follower> {
+        Follower::spawn(&self.sifr, &self.directory.path().join("home"), name)
+    }
+
+    /// Runs `sifr VERB NAME` and waits until it is so.
+    pub fn tell(&self, verb: &str, name: &str, until: &str) -> Result<()> {
+        self.sifr(&[verb, name])?.must()?;
+        self.wait(name, until)?.must().map(|_| ())
     }
 }
 

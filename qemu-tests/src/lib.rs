@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod bench;
+mod follower;
 pub mod http;
 mod lab;
 pub mod scan;
@@ -13,6 +14,7 @@ pub mod store;
 mod userland;
 pub mod wire;
 
+pub use follower::Follower;
 pub use lab::{Answer, Lab, Setup, WEB_PORT};
 pub use userland::{busybox, variant};
 

@@ -176,6 +176,89 @@ mod tests {
         lab().0.delete("who").expect("deleted");
     }
 
+    #[test]
+    fn the_writable_layer_survives_stop_start_and_restart_and_goes_with_delete() {
+        let (lab, _) = lab();
+        let count = "n=$(cat /runs); n=$((n+1)); echo $n >/runs; echo run $n; exec sleep 9999";
+        let again = || deploy("layer", &format!("command: [sh, -c, {count:?}]\n"));
+        again().must().expect("deployed");
+        let log = lab.follow("layer").expect("its log");
+        log.wait_for("run 1").expect("a first run");
+        lab.tell("stop", "layer", "stopped").expect("it stops");
+        let rest = log.to_end().expect("the log of a stopped machine ends");
+        assert_eq!(rest, "");
+        lab.tell("start", "layer", "running").expect("it starts");
+        let log = lab.follow("layer").expect("its log");
+        log.wait_for("run 2").expect("its file is there");
+        lab.tell("restart", "layer", "running").expect("it starts");
+        log.wait_for("run 3").expect("over a restart");
+        lab.delete("layer").expect("deleted");
+        again().must().expect("deployed");
+        let log = lab.follow("layer").expect("its log");
+        log.wait_for("run 1").expect("a new layer");
+        lab.delete("layer").expect("deleted");
+        let rest = log.to_end().expect("the log of a deleted machine ends");
+        assert_eq!(rest, "");
+    }
+
+    #[test]
+    fn who_follows_a_log_is_there_to_the_last_word_and_no_longer() {
+        let (lab, _) = lab();
+        let speak = "for i in 1 2 3; do echo word $i; sleep 1; done; exit 4";
+        let yaml = format!("restart: never\ncommand: [sh, -c, {speak:?}]\n");
+        deploy("speaks", &yaml).must().expect("deployed");
+        for when in ["from before its start", "after its end"] {
+            let log = lab.follow("speaks").expect("its log");
+            let text = log.to_end().expect("it ends with the machine");
+            assert_eq!(text, "word 1\nword 2\nword 3\n", "{when}");
+        }
+        lab.delete("speaks").expect("deleted");
+    }
+
+    #[test]
+    fn machines_of_a_network_reach_each_other_by_name() {
+        let (lab, flist) = lab();
+        // busybox's static wget cannot resolve names: the address is asked for first.
+        let ask = "of() { nslookup $1 | sed -n '/^Name/,$s/^Address: //p'; }; \
+                   for name in web web.pair web.pair.internal solo main.solo; do \
+                   until a=$(of $name); wget -q -O /tmp/page http://$a/; do sleep 1; done; \
+                   echo $name is $a; cat /tmp/page; done; nslookup nobody || echo nobody is nobody";
+        let machine = format!("image: {}, memory: 96Mi, disk: 64Mi", flist.display());
+        let yaml = format!(
+            "name: pair\nworkloads:\n  web: {{{machine}}}\n  ask: {{{machine}, restart: never, command: [sh, -c, {ask:?}]}}\n"
+        );
+        deploy("solo", "").must().expect("deployed");
+        lab.deploy(&yaml)
+            .expect("sifr runs")
+            .must()
+            .expect("deployed");
+        let text = lab.follow("pair/ask").expect("its log").to_end();
+        let text = text.expect("it ends");
+        let address = |name: &str, workload: &str| {
+            let status = lab.get(name).expect("its status");
+            status["workloads"][workload]["address"].clone()
+        };
+        let (web, solo) = (address("pair", "web"), address("solo", "main"));
+        for (name, address) in [
+            ("web", &web),
+            ("web.pair", &web),
+            ("web.pair.internal", &web),
+            ("solo", &solo),
+            ("main.solo", &solo),
+        ] {
+            let says = format!("{name} is {}", address.as_str().expect("an address"));
+            assert!(text.lines().any(|line| line == says), "{says}: {text}");
+        }
+        assert_eq!(
+            text.matches("It works, in a micro VM.").count(),
+            5,
+            "{text}"
+        );
+        assert!(text.contains("nobody is nobody"), "{text}");
+        lab.delete("pair").expect("deleted");
+        lab.delete("solo").expect("deleted");
+    }
+
     /// Deploys an image that the node gets from a web server alone, and reads its large file.
     fn read_from_afar(name: &str, seed: u32, damage: impl FnOnce(&Path)) -> String {
         let (lab, _) = lab();
