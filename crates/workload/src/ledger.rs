@@ -7,6 +7,9 @@
 //! the envelope's bytes. Records are only appended. A copy counts up to its first record that is torn
 //! or does not match its hash; the truth is the union of both copies. So whatever happens to one
 //! copy, nothing is lost that the other holds.
+//!
+//! Healing a copy may fail: the pool is full, or the disk takes no more. Then what should run is known
+//! all the same, and the copy is made again before the next statement is kept.
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
@@ -70,19 +73,27 @@ fn io_error(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> L
     }
 }
 
-/// Both copies, open for appending.
+/// Both copies.
 #[derive(Debug)]
 pub struct Ledger {
     copies: [Copy; 2],
-    /// Bytes of each copy: both hold the same.
-    length: u64,
+    /// What a copy that is [`State::Behind`] is to hold; empty while there is none.
+    truth: Vec<u8>,
     poisoned: bool,
 }
 
 #[derive(Debug)]
 struct Copy {
     directory: PathBuf,
-    file: File,
+    state: State,
+}
+
+#[derive(Debug)]
+enum State {
+    /// It holds every statement, in `length` bytes, and is open for appending.
+    Whole { file: File, length: u64 },
+    /// It does not, and could not be made to.
+    Behind,
 }
 
 /// What was found on opening.
@@ -103,15 +114,19 @@ struct Record {
 }
 
 /// One copy as it was found.
+#[derive(Debug, Default)]
 struct Found {
     bytes: Vec<u8>,
     records: Vec<Record>,
     problem: Option<Problem>,
 }
 
+#[derive(Debug)]
 enum Problem {
     /// There is no file.
     Missing,
+    /// The disk does not give it, or not to its end.
+    Unreadable(LedgerError),
     /// The last record is incomplete: a power cut while it was written. It was never acknowledged.
     Torn,
     /// Bytes have changed.
@@ -121,66 +136,57 @@ enum Problem {
 }
 
 impl Ledger {
-    /// Reads both copies and heals them. `verify` checks a signature and parses its statement; it is
-    /// called for every record.
+    /// Reads both copies and heals them as far as that can be done now. `verify` checks a signature and
+    /// parses its statement; it is called for every record.
     pub fn open(
         a: &Path,
         b: &Path,
         mut verify: impl FnMut(&[u8]) -> Result<Verified, String>,
     ) -> Result<Opened, LedgerError> {
-        let mut found = Vec::new();
-        for directory in [a, b] {
-            std::fs::create_dir_all(directory).map_err(io_error("create", directory))?;
-            found.push(read_copy(directory, &mut verify)?);
-        }
-        refuse_unverifiable([a, b], &found)?;
-        let problems = describe([a, b], &found);
+        let directories = [a, b];
+        let mut found = [read_copy(a, &mut verify)?, read_copy(b, &mut verify)?];
+        refuse_unverifiable(directories, &found)?;
+        refuse_unreadable(&mut found)?;
         let records = union(found.iter().flat_map(|f| f.records.iter()));
-        let length: usize = HEADER_BYTES + records.iter().map(record_bytes).sum::<usize>();
-        // Compaction and healing are the same act: write what is needed, in the same order, to both.
-        let kept = compacted(&records);
-        let kept_length = HEADER_BYTES + kept.iter().map(record_bytes).sum::<usize>();
-        let compact = length as u64 > COMPACT_BYTES && kept_length * 2 < length;
-        let same = found[0].bytes == found[1].bytes && found.iter().all(|f| f.problem.is_none());
-        if compact || !same {
-            let bytes = encode(if compact { &kept } else { &records });
-            for (directory, found) in [a, b].into_iter().zip(&found) {
-                if found.bytes != bytes {
-                    let damaged = matches!(found.problem, Some(Problem::Damaged | Problem::Torn));
-                    rewrite(directory, &bytes, damaged)?;
+        let wanted = wanted(&records, &found);
+        let mut problems = Vec::new();
+        let mut copies = Vec::new();
+        let new = found
+            .iter()
+            .all(|f| matches!(f.problem, Some(Problem::Missing)));
+        for (directory, found) in directories.into_iter().zip(&found) {
+            let healed = heal(directory, found, &wanted, &mut problems);
+            // Compacted or not, it means the same.
+            let spare = found.problem.is_none() && found.records.len() == records.len();
+            let state = match healed {
+                Ok(()) => whole(directory)?,
+                Err(error) if new => return Err(error),
+                Err(_) if spare => whole(directory)?,
+                Err(error) => {
+                    problems.push(behind(directory, &error));
+                    State::Behind
                 }
-            }
+            };
+            copies.push(Copy {
+                directory: directory.to_owned(),
+                state,
+            });
         }
-        let ledger = Self::append_to(a, b)?;
+        problems.splice(0..0, describe(directories, &found));
+        let [first, second] =
+            <[Copy; 2]>::try_from(copies).expect("one for each of two directories");
+        let copies = [first, second];
+        let any_behind = copies
+            .iter()
+            .any(|copy| matches!(copy.state, State::Behind));
         Ok(Opened {
-            ledger,
+            ledger: Self {
+                copies,
+                truth: if any_behind { wanted } else { Vec::new() },
+                poisoned: false,
+            },
             statements: records.into_iter().map(|record| record.verified).collect(),
             problems,
-        })
-    }
-
-    fn append_to(a: &Path, b: &Path) -> Result<Self, LedgerError> {
-        let open = |directory: &Path| {
-            let path = directory.join(FILE);
-            let file = OpenOptions::new()
-                .append(true)
-                .open(&path)
-                .map_err(io_error("open", &path))?;
-            Ok(Copy {
-                directory: directory.to_owned(),
-                file,
-            })
-        };
-        let copies = [open(a)?, open(b)?];
-        let length = copies[0]
-            .file
-            .metadata()
-            .map_err(io_error("stat", a))?
-            .len();
-        Ok(Self {
-            copies,
-            length,
-            poisoned: false,
         })
     }
 
@@ -191,9 +197,16 @@ impl Ledger {
         }
         let mut bytes = Vec::with_capacity(RECORD_HEADER_BYTES + envelope.len());
         encode_record(envelope, &mut bytes)?;
-        match self.write(&bytes) {
+        self.catch_up()?;
+        match self
+            .copies
+            .iter_mut()
+            .try_for_each(|copy| copy.append(&bytes))
+        {
             Ok(()) => {
-                self.length += bytes.len() as u64;
+                self.copies
+                    .iter_mut()
+                    .for_each(|copy| copy.keep(bytes.len()));
                 Ok(())
             }
             Err(error) => {
@@ -203,28 +216,129 @@ impl Ledger {
         }
     }
 
-    fn write(&mut self, bytes: &[u8]) -> Result<(), LedgerError> {
+    /// What could not be healed before must be whole before it is added to.
+    fn catch_up(&mut self) -> Result<(), LedgerError> {
         for copy in &mut self.copies {
-            copy.file
-                .write_all(bytes)
-                .map_err(io_error("append to", &copy.directory))?;
-            copy.file
-                .sync_data()
-                .map_err(io_error("sync", &copy.directory))?;
+            if matches!(copy.state, State::Behind) {
+                replace(&copy.directory, &self.truth)?;
+                copy.state = whole(&copy.directory)?;
+            }
         }
+        self.truth = Vec::new();
         Ok(())
     }
 
     /// After a failed append: half a record must not stand before the next one.
     fn take_back(&mut self) {
         for copy in &self.copies {
-            let cut = copy
-                .file
-                .set_len(self.length)
-                .and_then(|()| copy.file.sync_all());
-            self.poisoned |= cut.is_err();
+            self.poisoned |= copy.cut().is_err();
         }
     }
+}
+
+impl Copy {
+    fn append(&mut self, bytes: &[u8]) -> Result<(), LedgerError> {
+        let State::Whole { file, .. } = &mut self.state else {
+            // Not after `catch_up`; and if it were, nothing must be acknowledged.
+            return Err(LedgerError::Poisoned);
+        };
+        file.write_all(bytes)
+            .map_err(io_error("append to", &self.directory))?;
+        file.sync_data().map_err(io_error("sync", &self.directory))
+    }
+
+    /// What was appended last belongs to it.
+    fn keep(&mut self, bytes: usize) {
+        if let State::Whole { length, .. } = &mut self.state {
+            *length += bytes as u64;
+        }
+    }
+
+    /// Back to what belongs to it.
+    fn cut(&self) -> io::Result<()> {
+        match &self.state {
+            State::Whole { file, length } => file.set_len(*length).and_then(|()| file.sync_all()),
+            State::Behind => Ok(()),
+        }
+    }
+}
+
+/// Opens a copy that holds everything.
+fn whole(directory: &Path) -> Result<State, LedgerError> {
+    let path = directory.join(FILE);
+    let file = OpenOptions::new()
+        .append(true)
+        .open(&path)
+        .map_err(io_error("open", &path))?;
+    let length = file.metadata().map_err(io_error("stat", &path))?.len();
+    Ok(State::Whole { file, length })
+}
+
+/// The bytes that both copies are to hold. Compaction and healing are the same act: write what is
+/// needed, in the same order, to both. Nothing is written where both hold the same and it is not much.
+fn wanted(records: &[Record], found: &[Found; 2]) -> Vec<u8> {
+    let bytes_of =
+        |records: &[Record]| HEADER_BYTES + records.iter().map(record_bytes).sum::<usize>();
+    let kept = compacted(records);
+    let length = bytes_of(records);
+    if length as u64 > COMPACT_BYTES && bytes_of(&kept) * 2 < length {
+        return encode(&kept);
+    }
+    let same = found[0].bytes == found[1].bytes && found.iter().all(|f| f.problem.is_none());
+    if same {
+        found[0].bytes.clone()
+    } else {
+        encode(records)
+    }
+}
+
+/// Makes a copy hold `wanted`. What it was is kept aside where that can be done; where not, that is no
+/// reason to leave it damaged.
+fn heal(
+    directory: &Path,
+    found: &Found,
+    wanted: &[u8],
+    problems: &mut Vec<String>,
+) -> Result<(), LedgerError> {
+    let evidence = match &found.problem {
+        None if found.bytes == wanted => return Ok(()),
+        Some(Problem::Torn) if found.bytes.starts_with(wanted) => {
+            return cut_tail(directory, wanted);
+        }
+        Some(Problem::Damaged | Problem::Torn | Problem::Unreadable(_)) => true,
+        Some(Problem::Missing | Problem::Unverifiable { .. }) | None => false,
+    };
+    std::fs::create_dir_all(directory).map_err(io_error("create", directory))?;
+    if evidence && let Err(error) = set_aside(directory) {
+        problems.push(format!(
+            "what {} was could not be kept as {DAMAGED}: {error}",
+            directory.join(FILE).display()
+        ));
+    }
+    replace(directory, wanted)
+}
+
+/// Takes no room, so that it can be done on a full pool.
+fn cut_tail(directory: &Path, wanted: &[u8]) -> Result<(), LedgerError> {
+    let path = directory.join(FILE);
+    let file = OpenOptions::new()
+        .write(true)
+        .open(&path)
+        .map_err(io_error("open", &path))?;
+    file.set_len(wanted.len() as u64)
+        .and_then(|()| file.sync_all())
+        .map_err(io_error("cut", &path))
+}
+
+/// Keeps what a copy was under another name, without reading it and without taking room.
+fn set_aside(directory: &Path) -> io::Result<()> {
+    let (path, evidence) = (directory.join(FILE), directory.join(DAMAGED));
+    match std::fs::remove_file(&evidence) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    // The name stays until the healed copy takes it. What is no file can only be moved.
+    std::fs::hard_link(&path, &evidence).or_else(|_| std::fs::rename(&path, &evidence))
 }
 
 fn read_copy(
@@ -233,28 +347,44 @@ fn read_copy(
 ) -> Result<Found, LedgerError> {
     let path = directory.join(FILE);
     let mut bytes = Vec::new();
-    match File::open(&path) {
-        Ok(file) => {
-            file.take(FILE_MAX)
-                .read_to_end(&mut bytes)
-                .map_err(io_error("read", &path))?;
-        }
+    let unreadable = match File::open(&path) {
+        // What was read before an error counts, as far as its hashes agree.
+        Ok(file) => file
+            .take(FILE_MAX)
+            .read_to_end(&mut bytes)
+            .map_err(io_error("read", &path))
+            .err(),
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
             return Ok(Found {
-                bytes,
-                records: Vec::new(),
                 problem: Some(Problem::Missing),
+                ..Found::default()
             });
         }
-        Err(e) => return Err(io_error("open", &path)(e)),
+        Err(e) => Some(io_error("open", &path)(e)),
+    };
+    let mut found = understand(bytes, &path, verify)?;
+    // A record that is not accepted is no accident of the disk, and stays what is told.
+    if let Some(error) = unreadable
+        && !matches!(found.problem, Some(Problem::Unverifiable { .. }))
+    {
+        found.problem = Some(Problem::Unreadable(error));
     }
+    Ok(found)
+}
+
+fn understand(
+    bytes: Vec<u8>,
+    path: &Path,
+    verify: &mut impl FnMut(&[u8]) -> Result<Verified, String>,
+) -> Result<Found, LedgerError> {
+    let damaged = |bytes| Found {
+        bytes,
+        records: Vec::new(),
+        problem: Some(Problem::Damaged),
+    };
+    // A file comes to its name whole: no power cut leaves less than a header.
     if bytes.len() < HEADER_BYTES {
-        let problem = Some(Problem::Torn);
-        return Ok(Found {
-            bytes,
-            records: Vec::new(),
-            problem,
-        });
+        return Ok(damaged(bytes));
     }
     let (header, _) = bytes.split_at(HEADER_BYTES);
     let word = |at: usize| [header[at], header[at + 1], header[at + 2], header[at + 3]];
@@ -262,15 +392,11 @@ fn read_copy(
     let intact = word(12) == header_check(word(8));
     let format = u32::from_le_bytes(word(8));
     if header[..8] != MAGIC || !intact {
-        return Ok(Found {
-            bytes,
-            records: Vec::new(),
-            problem: Some(Problem::Damaged),
-        });
+        return Ok(damaged(bytes));
     }
     if format > FORMAT {
         return Err(LedgerError::Newer {
-            path,
+            path: path.to_owned(),
             found: format,
         });
     }
@@ -336,6 +462,38 @@ fn refuse_unverifiable(directories: [&Path; 2], found: &[Found]) -> Result<(), L
     Ok(())
 }
 
+/// A copy that cannot be read is replaced only where the other lacks nothing that was ever
+/// acknowledged: what cannot be read today may be read after the next boot.
+fn refuse_unreadable(found: &mut [Found; 2]) -> Result<(), LedgerError> {
+    let complete = |f: &Found| matches!(f.problem, None | Some(Problem::Torn));
+    if found.iter().any(complete) {
+        return Ok(());
+    }
+    for found in found {
+        found.problem = match found.problem.take() {
+            Some(Problem::Unreadable(error)) => return Err(error),
+            other => other,
+        };
+    }
+    Ok(())
+}
+
+fn behind(directory: &Path, error: &LedgerError) -> String {
+    format!(
+        "{} cannot be healed now: {}; it is tried again before the next statement is kept",
+        directory.join(FILE).display(),
+        told(error)
+    )
+}
+
+/// An error with its cause, for a sentence.
+fn told(error: &LedgerError) -> String {
+    match std::error::Error::source(error) {
+        Some(cause) => format!("{error}: {cause}"),
+        None => error.to_string(),
+    }
+}
+
 fn describe(directories: [&Path; 2], found: &[Found]) -> Vec<String> {
     let both_missing = found
         .iter()
@@ -347,16 +505,20 @@ fn describe(directories: [&Path; 2], found: &[Found]) -> Vec<String> {
         match &found.problem {
             Some(Problem::Missing) if !both_missing => {
                 out.push(format!(
-                    "{} was missing; it has been made anew from the other copy",
+                    "{} was missing; it is made anew from the other copy",
                     path.display()
                 ));
             }
+            Some(Problem::Unreadable(error)) => out.push(format!(
+                "{} after {kept} records; it is made anew from the other copy, the disk may be failing",
+                told(error)
+            )),
             Some(Problem::Damaged) => out.push(format!(
-                "{} was damaged after {kept} records; it has been healed and kept as {DAMAGED}",
+                "{} was damaged after {kept} records; it is healed, and was kept as {DAMAGED}",
                 path.display()
             )),
             Some(Problem::Torn) => out.push(format!(
-                "{} ended in the middle of a record after {kept} whole ones; the tail has been cut",
+                "{} ended in the middle of a record after {kept} whole ones; the tail is cut",
                 path.display()
             )),
             Some(Problem::Missing | Problem::Unverifiable { .. }) | None => {}
@@ -450,15 +612,13 @@ fn encode(records: &[Record]) -> Vec<u8> {
 }
 
 /// Replaces a copy by one rename: it is the old or the new at any moment.
-fn rewrite(directory: &Path, bytes: &[u8], damaged: bool) -> Result<(), LedgerError> {
+fn replace(directory: &Path, bytes: &[u8]) -> Result<(), LedgerError> {
     let (path, temporary) = (directory.join(FILE), directory.join(TEMPORARY));
     let mut file = File::create(&temporary).map_err(io_error("create", &temporary))?;
-    file.write_all(bytes)
-        .map_err(io_error("write", &temporary))?;
-    file.sync_all().map_err(io_error("sync", &temporary))?;
-    if damaged {
-        let evidence = directory.join(DAMAGED);
-        std::fs::copy(&path, &evidence).map_err(io_error("copy to", &evidence))?;
+    if let Err(error) = file.write_all(bytes).and_then(|()| file.sync_all()) {
+        // Half a copy would keep the room that the next try needs.
+        let _ = std::fs::remove_file(&temporary);
+        return Err(io_error("write", &temporary)(error));
     }
     std::fs::rename(&temporary, &path).map_err(io_error("rename to", &path))?;
     sync_directory(directory)?;

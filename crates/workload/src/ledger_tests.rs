@@ -175,6 +175,91 @@ fn a_damaged_copy_is_kept_aside() {
     assert_eq!(fs::read(place.b.join(DAMAGED)).expect("evidence"), bytes);
 }
 
+/// A directory in a file's place: reading it fails as a bad sector does.
+fn unreadable(path: &Path) {
+    fs::remove_file(path).expect("removed");
+    fs::create_dir(path).expect("in its place");
+}
+
+#[test]
+fn a_copy_that_cannot_be_read_is_made_anew_from_the_other_and_said() {
+    for copy in [0, 1] {
+        let place = Place::with_history();
+        let whole = place.bytes(copy);
+        unreadable(&place.file(copy));
+        let opened = place.open().expect("the other copy is good");
+        assert_eq!(opened.statements.len(), 3);
+        let said = opened.problems.join("\n");
+        assert!(
+            said.contains("read") && said.contains("failing"),
+            "copy {copy}: {said}"
+        );
+        assert_eq!(place.bytes(copy), whole);
+        assert!(place.open().expect("healed").problems.is_empty());
+    }
+}
+
+#[test]
+fn a_copy_in_a_directory_that_is_none_does_not_stop_the_ledger() {
+    let place = Place::with_history();
+    fs::remove_dir_all(&place.a).expect("a removal");
+    fs::write(&place.a, "not a directory").expect("a write");
+    let mut opened = place.open().expect("the other copy is good");
+    assert_eq!(opened.statements.len(), 3);
+    let said = opened.problems.join("\n");
+    assert!(said.contains("cannot be healed now"), "{said}");
+    // One copy is not two: nothing is acknowledged until the other can be written.
+    let next = envelope(4, Action::Stop);
+    opened.ledger.append(&next).expect_err("one copy");
+    fs::remove_file(&place.a).expect("a removal");
+    fs::create_dir(&place.a).expect("a directory");
+    opened.ledger.append(&next).expect("both copies");
+    assert_eq!(place.versions(), [1, 2, 3, 4]);
+}
+
+#[test]
+fn evidence_that_cannot_be_kept_does_not_stop_the_healing() {
+    let place = Place::with_history();
+    let whole = place.bytes(0);
+    let mut bytes = whole.clone();
+    bytes[HEADER_BYTES + 5] ^= 1;
+    place.set(1, &bytes);
+    fs::create_dir_all(place.b.join(DAMAGED).join("in the way")).expect("a directory");
+    let opened = place.open().expect("a ledger");
+    assert_eq!(opened.statements.len(), 3);
+    assert_eq!(place.bytes(1), whole);
+    let said = opened.problems.join("\n");
+    assert!(said.contains("could not be kept as"), "{said}");
+}
+
+#[test]
+fn a_copy_that_cannot_be_read_beside_one_that_lacks_something_changes_nothing() {
+    let spoil: [fn(&Place); 3] = [
+        |place| unreadable(&place.file(1)),
+        |place| fs::remove_file(place.file(1)).expect("removed"),
+        |place| {
+            let mut bytes = place.bytes(1);
+            bytes[HEADER_BYTES + 40] ^= 1;
+            place.set(1, &bytes);
+        },
+    ];
+    for (case, spoil) in spoil.into_iter().enumerate() {
+        let place = Place::with_history();
+        spoil(&place);
+        let other = fs::read(place.file(1)).ok();
+        unreadable(&place.file(0));
+        let error = place
+            .open()
+            .expect_err("statements may be in what cannot be read");
+        assert!(
+            matches!(error, LedgerError::Io { .. }),
+            "case {case}: {error}"
+        );
+        assert!(place.file(0).is_dir());
+        assert_eq!(fs::read(place.file(1)).ok(), other, "case {case}");
+    }
+}
+
 #[test]
 fn a_newer_format_is_refused_and_left_alone() {
     let place = Place::with_history();
@@ -204,7 +289,9 @@ fn a_failed_write_is_taken_back_and_not_acknowledged() {
     let whole = place.bytes(0);
     let mut ledger = place.open().expect("a ledger").ledger;
     // The second copy is a file that nobody can write to.
-    ledger.copies[1].file = File::open(place.file(1)).expect("a read-only file");
+    if let State::Whole { file, .. } = &mut ledger.copies[1].state {
+        *file = File::open(place.file(1)).expect("a read-only file");
+    }
     ledger
         .append(&envelope(4, Action::Stop))
         .expect_err("a write that fails");
