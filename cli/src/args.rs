@@ -74,7 +74,7 @@ pub(crate) enum Command {
         /// Go on as it writes more
         #[arg(short, long)]
         follow: bool,
-        /// Only the last records
+        /// Only the last lines
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(..=api::logs::TAIL_MAX))]
         tail: Option<u64>,
     },
@@ -202,6 +202,9 @@ pub(crate) struct Deploy {
     /// The node may forget it at a reboot: it runs from RAM
     #[arg(long)]
     pub(crate) accept_volatile: bool,
+    /// A workload that this version leaves out, to be deleted with its disk; repeat it
+    #[arg(long, value_name = "WORKLOAD")]
+    pub(crate) remove: Vec<Name>,
     /// Replaces the image's command
     #[arg(last = true, value_name = "COMMAND", conflicts_with = "file")]
     pub(crate) command: Vec<String>,

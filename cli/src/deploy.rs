@@ -41,14 +41,22 @@ type Images = BTreeMap<Digest, LocalImage>;
 
 pub(crate) async fn deploy(context: &Context, options: Deploy) -> anyhow::Result<()> {
     let accept_volatile = options.accept_volatile;
+    let remove = options.remove.clone();
     let mut images = Images::new();
     let (name, mut deployment) = wanted(options, &mut images)?;
     deployment.accept_volatile |= accept_volatile;
+    deployment.remove.extend(remove);
     deployment
         .check()
         .map_err(|error| Usage(error.to_string()))?;
     let (node, pin, client) = context.home.client(context.node.as_deref())?;
-    let version = next_version(&client, &name).await?;
+    let statement = Statement {
+        node: client.node(),
+        name: name.clone(),
+        version: next_version(&client, &name).await?,
+        action: Action::Deploy(deployment.clone()),
+    };
+    let envelope = sealed(context, &statement)?;
     let mut pushed = Pushed::default();
     for image in images.values() {
         let this = image
@@ -58,14 +66,8 @@ pub(crate) async fn deploy(context: &Context, options: Deploy) -> anyhow::Result
         pushed.pushed_bytes += this.pushed_bytes;
         pushed.image_bytes += this.image_bytes;
     }
-    let action = Action::Deploy(deployment.clone());
-    let statement = Statement {
-        node: client.node(),
-        name: name.clone(),
-        version,
-        action,
-    };
-    let ack = post(context, &client, &statement)
+    let ack = client
+        .post_statement(&envelope)
         .await
         .with_context(|| format!("cannot deploy {name}"))?;
     let report = Report {
@@ -90,8 +92,13 @@ pub(crate) async fn post(
     client: &Client,
     statement: &Statement,
 ) -> anyhow::Result<Ack> {
-    let envelope = Envelope::seal_statement(&context.home.key()?, statement);
+    let envelope = sealed(context, statement)?;
     Ok(client.post_statement(&envelope).await?)
+}
+
+fn sealed(context: &Context, statement: &Statement) -> anyhow::Result<Envelope> {
+    Ok(Envelope::seal_statement(&context.home.key()?, statement)
+        .map_err(|error| Usage(error.to_string()))?)
 }
 
 /// One more than what the node knows; a tombstone counts on, an unknown name begins with 1.
@@ -183,6 +190,7 @@ fn from_options(options: Deploy, images: &mut Images) -> anyhow::Result<(Name, D
         Deployment {
             accept_volatile: false,
             workloads,
+            remove: Default::default(),
         },
     ))
 }

@@ -15,7 +15,7 @@ use crate::args;
 pub(crate) const FILE_MAX: u64 = 1 << 20;
 
 /// Fields that stand beside `workloads` or beside the single machine.
-const TOP_FIELDS: [&str; 3] = ["name", "accept_volatile", "workloads"];
+const TOP_FIELDS: [&str; 4] = ["name", "accept_volatile", "workloads", "remove"];
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum SpecError {
@@ -53,6 +53,14 @@ pub(crate) fn parse(yaml: &str, resolve: Resolve<'_>) -> Result<Draft, SpecError
         Some(Value::Bool(accepted)) => accepted,
         Some(_) => return Err(at("accept_volatile", "write true or false")),
     };
+    let remove = match top.remove("remove") {
+        None => Default::default(),
+        Some(Value::Array(names)) => names
+            .iter()
+            .map(|name| label("remove", name))
+            .collect::<Result<_, _>>()?,
+        Some(_) => return Err(at("remove", "write a list of names, such as [db]")),
+    };
     let workloads = match top.remove("workloads") {
         Some(workloads) => object("workloads", workloads)?,
         None if top.contains_key("image") => Map::from_iter([(
@@ -73,6 +81,7 @@ pub(crate) fn parse(yaml: &str, resolve: Resolve<'_>) -> Result<Draft, SpecError
     let mut deployment = Deployment {
         accept_volatile,
         workloads: Default::default(),
+        remove,
     };
     for (key, value) in workloads {
         let name = label(&format!("workloads.{key}"), &Value::String(key.clone()))?;
@@ -319,6 +328,7 @@ mod tests {
             r#"
             name: shop
             accept_volatile: true
+            remove: [db]
             workloads:
               web:
                 image: store/a.flist
@@ -337,6 +347,8 @@ mod tests {
         .expect("a good file");
         assert_eq!(draft.name, Some("shop".parse().expect("a name")));
         assert!(draft.deployment.accept_volatile);
+        let removed: Vec<_> = draft.deployment.remove.iter().map(Name::as_str).collect();
+        assert_eq!(removed, ["db"]);
         let (name, machine) = draft.deployment.machines().next().expect("one machine");
         assert_eq!(name.as_str(), "web");
         assert_eq!(machine.image.flist, Digest([0xaa; 32]));
@@ -398,6 +410,7 @@ mod tests {
             ("", "the file: should have fields"),
             ("a: [", "is not YAML"),
             ("name: shop", "workloads: is missing"),
+            ("image: store/a.flist\nremove: db", "remove: write a list"),
             ("workloads: {}", "1 to 32 workloads, this one has 0"),
             (
                 "workloads: {Web: {image: store/a.flist}}",

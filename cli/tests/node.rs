@@ -150,6 +150,7 @@ mod tests {
             let previous = previous.unwrap_or(Deployment {
                 accept_volatile: true,
                 workloads: [].into(),
+                remove: [].into(),
             });
             let (desired, deployment) = match statement.action {
                 Action::Deploy(deployment) => (Desired::Running, deployment),
@@ -576,6 +577,8 @@ mod tests {
         bench.run(&["start", "shop"]).ends(0).says("version 3");
         bench.run(&["delete", "shop"]).ends(0).says("version 4");
         bench.run(&["wait", "shop", "--for", "deleted"]).ends(0);
+        bench.run(&["get"]).ends(0).says("no deployments of yours");
+        bench.run(&["get", "shop"]).ends(0).says("deleted");
         bench
             .run(&["stop", "shop"])
             .ends(1)
@@ -743,7 +746,7 @@ mod tests {
         bench
             .run(&["wait", "shop", "--timeout", "200ms"])
             .ends(5)
-            .says("shop/main starting");
+            .says("shop is not running after 200ms: shop/main starting");
         bench.node.state.lock().expect("no panic").machine = Some(State::Exited);
         let dead = bench
             .run(&["wait", "shop"])
@@ -751,7 +754,13 @@ mod tests {
             .says("exited (3)")
             .says("sifr logs shop");
         assert!(!dead.err.contains('\x1b'));
-        bench.run(&["wait", "shop", "--for", "exited"]).ends(0);
+        let ended = bench.run(&["wait", "shop", "--for", "exited"]).ends(0);
+        assert!(
+            ended
+                .out
+                .starts_with("shop/main exited (3): the program ended")
+        );
+        assert_eq!(ended.err, "", "once is enough");
     }
 
     #[test]

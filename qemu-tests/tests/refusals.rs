@@ -74,6 +74,10 @@ mod tests {
         wait(client(&owner()).deployment(&name)).expect("a status")
     }
 
+    fn sealed(key: &SecretKey, statement: &Statement) -> Envelope {
+        Envelope::seal_statement(key, statement).expect("it fits")
+    }
+
     /// Posts, expects a refusal, and that the deployment stands as before.
     fn refusal(key: &SecretKey, envelope: &Envelope) -> RefusalCode {
         let before = status();
@@ -95,11 +99,11 @@ mod tests {
     fn a_replayed_and_a_skipped_version() {
         let owner = owner();
         assert_eq!(
-            refusal(&owner, &Envelope::seal_statement(&owner, &stop(1))),
+            refusal(&owner, &sealed(&owner, &stop(1))),
             RefusalCode::Replayed
         );
         assert_eq!(
-            refusal(&owner, &Envelope::seal_statement(&owner, &stop(3))),
+            refusal(&owner, &sealed(&owner, &stop(3))),
             RefusalCode::Skipped
         );
     }
@@ -112,7 +116,7 @@ mod tests {
             ..stop(2)
         };
         assert_eq!(
-            refusal(&owner, &Envelope::seal_statement(&owner, &statement)),
+            refusal(&owner, &sealed(&owner, &statement)),
             RefusalCode::WrongNode
         );
     }
@@ -120,8 +124,8 @@ mod tests {
     #[test]
     fn a_signature_that_does_not_fit_the_bytes() {
         let owner = owner();
-        let mut envelope = Envelope::seal_statement(&owner, &stop(2));
-        envelope.payload = Envelope::seal_statement(&owner, &stop(9)).payload;
+        let mut envelope = sealed(&owner, &stop(2));
+        envelope.payload = sealed(&owner, &stop(9)).payload;
         assert_eq!(refusal(&owner, &envelope), RefusalCode::BadSignature);
     }
 
@@ -129,7 +133,7 @@ mod tests {
     fn a_statement_signed_by_a_stranger() {
         let stranger = SecretKey::from_seed([9; 32]);
         assert_eq!(
-            refusal(&owner(), &Envelope::seal_statement(&stranger, &stop(2))),
+            refusal(&owner(), &sealed(&stranger, &stop(2))),
             RefusalCode::UnknownKey
         );
     }
@@ -142,6 +146,14 @@ mod tests {
         let bytes = serde_json::to_vec(&json).expect("JSON");
         let envelope = Envelope::seal(&owner, types::deployment::PAYLOAD_TYPE, &bytes);
         assert_eq!(refusal(&owner, &envelope), RefusalCode::Malformed);
+    }
+
+    #[test]
+    fn an_envelope_that_is_too_large() {
+        let owner = owner();
+        let bytes = vec![b' '; api::envelope::ENVELOPE_MAX];
+        let envelope = Envelope::seal(&owner, types::deployment::PAYLOAD_TYPE, &bytes);
+        assert_eq!(refusal(&owner, &envelope), RefusalCode::TooLarge);
     }
 
     #[test]
@@ -198,7 +210,7 @@ mod tests {
     fn a_client_without_a_key_learns_nothing() {
         let curl = std::process::Command::new("curl")
             .args([
-                "-sk",
+                "-skS",
                 "--max-time",
                 "20",
                 &format!("https://127.0.0.1:{}/v1/node", lab().api),
@@ -206,6 +218,9 @@ mod tests {
             .output()
             .expect("curl");
         assert!(!curl.status.success() && curl.stdout.is_empty());
+        // It reached the node, and the node said why.
+        let said = String::from_utf8_lossy(&curl.stderr);
+        assert!(said.contains("certificate required"), "{said}");
     }
 
     #[test]

@@ -113,10 +113,15 @@ impl Envelope {
         }
     }
 
-    /// Writes a statement as JSON and signs it.
-    pub fn seal_statement(key: &SecretKey, statement: &Statement) -> Self {
+    /// Writes a statement as JSON and signs it. One that no node would read is an error at once, before
+    /// anything is sent for its sake.
+    pub fn seal_statement(key: &SecretKey, statement: &Statement) -> Result<Self, EnvelopeError> {
         let payload = serde_json::to_vec(statement).expect("a statement has only text keys");
-        Self::seal(key, PAYLOAD_TYPE, &payload)
+        let envelope = Self::seal(key, PAYLOAD_TYPE, &payload);
+        match envelope.to_json().len() {
+            bytes if bytes > ENVELOPE_MAX => Err(EnvelopeError::TooLarge(bytes)),
+            _ => Ok(envelope),
+        }
     }
 
     pub fn parse(json: &[u8]) -> Result<Self, EnvelopeError> {

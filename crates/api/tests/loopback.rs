@@ -234,7 +234,7 @@ mod tests {
             version: 4,
             action: Action::Stop,
         };
-        let envelope = Envelope::seal_statement(&owner_key(), &statement);
+        let envelope = Envelope::seal_statement(&owner_key(), &statement).expect("it fits");
         let ack = client
             .post_statement(&envelope)
             .await

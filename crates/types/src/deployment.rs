@@ -67,6 +67,11 @@ pub struct Deployment {
     #[serde(default)]
     pub accept_volatile: bool,
     pub workloads: BTreeMap<Name, Workload>,
+    /// Workloads of the version before that go now, with their disks. One that is neither here nor in
+    /// `workloads` makes the node refuse the statement: leaving out is not removing. Naming one that has
+    /// gone already is no error, so that a file can stay as it is.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub remove: BTreeSet<Name>,
 }
 
 /// The closed set of workload kinds. `volume` and `network` join when they are built.
@@ -166,6 +171,10 @@ pub enum SpecError {
         "workload {name}: {field} contains a NUL byte, an '=' in a variable's name, or is empty"
     )]
     Text { name: Name, field: &'static str },
+    #[error("a deployment removes at most {WORKLOADS_MAX} workloads at once, this one {0}")]
+    Removals(usize),
+    #[error("workload {0} stands in both workloads and remove: take it out of one of them")]
+    Contradiction(Name),
     #[error("port {0} of the node is published twice in this deployment")]
     PortTwice(u16),
     #[error("workload {name}: port {port} of the node is its own: choose another")]
@@ -197,6 +206,12 @@ impl Deployment {
         let count = self.workloads.len();
         if !(1..=WORKLOADS_MAX).contains(&count) {
             return Err(SpecError::Workloads(count));
+        }
+        if self.remove.len() > WORKLOADS_MAX {
+            return Err(SpecError::Removals(self.remove.len()));
+        }
+        if let Some(name) = self.remove.iter().find(|n| self.workloads.contains_key(n)) {
+            return Err(SpecError::Contradiction(name.clone()));
         }
         let mut published = BTreeSet::new();
         for (name, Workload::Machine(machine)) in &self.workloads {
@@ -392,6 +407,20 @@ mod tests {
             let error = with_machine(fields).expect_err(fields);
             assert!(error.contains(says), "{fields}: {error}");
         }
+    }
+
+    #[test]
+    fn a_workload_is_not_kept_and_removed_at_once() {
+        let (key, flist) = (PublicKey([1; 32]), Digest([2; 32]));
+        let with = |remove: &str| {
+            statement(&format!(
+                r#"{{"node":"{key}","name":"shop","version":1,"action":{{"deploy":{{"remove":[{remove}],"workloads":
+                   {{"web":{{"machine":{{"image":{{"flist":"{flist}"}}}}}}}}}}}}}}"#
+            ))
+        };
+        with(r#""db""#).expect("a valid statement");
+        let error = with(r#""db","web""#).expect_err("both");
+        assert!(error.contains("web stands in both"), "{error}");
     }
 
     #[test]

@@ -9,7 +9,7 @@ use types::{Cidr, VmId};
 
 /// The gateway is the first address of a subnet; .0 and .255 are nobody's.
 const FIRST: u32 = 2;
-const COUNT: u32 = 253;
+pub(crate) const COUNT: u32 = 253;
 /// Subnets are this long everywhere on a node.
 pub const PREFIX: u8 = 24;
 

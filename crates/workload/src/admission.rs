@@ -8,8 +8,9 @@ use std::collections::BTreeSet;
 use types::deployment::{Action, Deployment, Statement};
 use types::node::Capacity;
 use types::status::{Refusal, RefusalCode};
-use types::{Bytes, Digest, PublicKey, VmId};
+use types::{Bytes, Digest, Name, PublicKey, VmId};
 
+use crate::address;
 use crate::desired::{Desired, Key, Phase, Target, Verified};
 
 /// vCPUs promised per CPU of the node. Tenants' vCPUs mostly wait; four to one is where general
@@ -99,7 +100,9 @@ pub fn admit(
                 );
             }
             check_volatile(deployment, node)?;
+            check_left_out(&key, deployment, before)?;
             check_disks(&key, deployment, before)?;
+            check_addresses(&key, deployment, desired)?;
             check_ids(&key, deployment, desired)?;
             check_ports(&key, deployment, desired)?;
             check_capacity(&key, deployment, node, desired)?;
@@ -173,6 +176,49 @@ fn check_volatile(deployment: &Deployment, node: &Node) -> Result<(), Refusal> {
         RefusalCode::Volatile,
         "this node runs from memory and forgets everything at a reboot: give it a blank disk, or deploy with --accept-volatile"
             .to_owned(),
+    )
+}
+
+/// What the new version leaves out without saying `remove` would lose its disk by an oversight.
+fn check_left_out(
+    key: &Key,
+    deployment: &Deployment,
+    before: Option<&Target>,
+) -> Result<(), Refusal> {
+    let kept = |name: &Name| deployment.workloads.contains_key(name);
+    let left_out = before
+        .and_then(Target::deployment)
+        .into_iter()
+        .flat_map(|old| old.workloads.keys())
+        .find(|name| !kept(name) && !deployment.remove.contains(*name));
+    match left_out {
+        None => Ok(()),
+        Some(name) => refuse(
+            RefusalCode::Conflict,
+            format!(
+                "{} has a workload {name} that this version leaves out: name it under `remove` (or with --remove {name}) to delete it with its disk, or add it again",
+                key.name
+            ),
+        ),
+    }
+}
+
+/// All machines of a signer are in one network.
+fn check_addresses(key: &Key, deployment: &Deployment, desired: &Desired) -> Result<(), Refusal> {
+    let others = desired
+        .machines()
+        .filter(|(_, other, ..)| other.signer == key.signer && *other != key)
+        .count();
+    let wanted = deployment.machines().count();
+    let most = address::COUNT as usize;
+    if others + wanted <= most {
+        return Ok(());
+    }
+    refuse(
+        RefusalCode::OverCapacity,
+        format!(
+            "your network on this node has {most} addresses and {others} machines, {wanted} more do not fit: delete some or use another node"
+        ),
     )
 }
 
@@ -390,6 +436,64 @@ mod tests {
         assert_eq!(
             admit(v.clone(), &node(), &Desired::default(), present),
             Ok(Admitted(v))
+        );
+    }
+
+    fn with_workloads(names: &[&str], remove: &[&str]) -> Action {
+        let mut deployment = deployment(1);
+        let any = deployment.workloads.values().next().expect("one").clone();
+        let name = |n: &&str| n.parse::<Name>().expect("a valid name");
+        deployment.workloads = names.iter().map(|n| (name(n), any.clone())).collect();
+        deployment.remove = remove.iter().map(name).collect();
+        Action::Deploy(deployment)
+    }
+
+    #[test]
+    fn a_workload_that_is_left_out_keeps_its_disk_unless_its_removal_is_said() {
+        let desired = with(&[verified(1, with_workloads(&["db", "web"], &[]))]);
+        let forgotten = verified(2, with_workloads(&["web"], &[]));
+        let refusal = admit(forgotten, &node(), &desired, present).expect_err("db is left out");
+        assert_eq!(refusal.code, RefusalCode::Conflict);
+        assert!(refusal.message.contains("--remove db"), "{refusal:?}");
+        let said = verified(2, with_workloads(&["web"], &["db"]));
+        assert_eq!(code(said.clone(), &node(), &desired), None);
+        // The file need not change once it has gone.
+        let desired = with(&[verified(1, with_workloads(&["db", "web"], &[])), said]);
+        let again = verified(3, with_workloads(&["web"], &["db"]));
+        assert_eq!(code(again, &node(), &desired), None);
+    }
+
+    #[test]
+    fn what_was_deleted_is_not_left_out() {
+        let desired = with(&[
+            verified(1, with_workloads(&["db"], &[])),
+            verified(2, Action::Delete),
+        ]);
+        let other = verified(3, with_workloads(&["web"], &[]));
+        assert_eq!(code(other, &node(), &desired), None);
+    }
+
+    #[test]
+    fn a_machine_for_which_the_network_has_no_address_is_refused_and_not_promised() {
+        let large = Node {
+            capacity: Capacity {
+                cpus: 1000,
+                memory: Bytes::gib(1000),
+                disk: Bytes::gib(1000),
+                ..Capacity::default()
+            },
+            ..node()
+        };
+        let mut desired = Desired::default();
+        for n in 0..address::COUNT {
+            let v = named(&format!("n{n}"), verified(1, deploy(|_| ())));
+            assert_eq!(code(v.clone(), &large, &desired), None, "machine {n}");
+            desired.apply(&v);
+        }
+        let late = named("late", verified(1, deploy(|_| ())));
+        assert_eq!(
+            code(late, &large, &desired),
+            Some(RefusalCode::OverCapacity)
         );
     }
 

@@ -94,12 +94,15 @@ impl Reconciler {
         reconciler
     }
 
-    fn add_wanted(&mut self) {
+    /// Whether one was missing.
+    fn add_wanted(&mut self) -> bool {
+        let before = self.machines.len();
         for (vm, key, _, workload, _) in self.desired.machines() {
             self.machines
                 .entry(vm)
                 .or_insert_with(|| Machine::new(key.clone(), workload.clone(), None));
         }
+        self.machines.len() > before
     }
 
     /// A VM that pid1 has kept over a restart of the agent. `start_ms`: its program runs.
@@ -207,7 +210,12 @@ impl Reconciler {
         let mut rest = Vec::new();
         let ids: Vec<VmId> = self.machines.keys().cloned().collect();
         for vm in ids {
-            rest.extend(self.plan_machine(&vm, now, &mut plan.deadline));
+            let step = self.plan_machine(&vm, now, &mut plan.deadline);
+            if !self.machines.contains_key(&vm) && self.add_wanted() {
+                // Another deployment has taken over the id of the one that has just gone.
+                rest.extend(self.plan_machine(&vm, now, &mut plan.deadline));
+            }
+            rest.extend(step);
         }
         // The network first: a TAP that no rule names passes nothing.
         plan.steps
@@ -364,7 +372,18 @@ impl Reconciler {
     /// What the API says of a deployment; `None` where the name has never been used.
     pub fn status(&self, key: &Key, durable: bool) -> Option<DeploymentStatus> {
         let target = self.desired.get(key)?;
-        let workloads = self
+        // Until the id is free, a machine that waits for it is shown as one that has not begun.
+        let waiting = target
+            .deployment()
+            .into_iter()
+            .flat_map(|deployment| deployment.workloads.keys())
+            .map(|name| Machine::new(key.clone(), name.clone(), None));
+        let waiting = waiting.map(|machine| {
+            let intent = Intent::of(Some(target), &machine.workload, self.draining);
+            let status = machine.status(&intent, target.machine(&machine.workload));
+            (machine.workload, status)
+        });
+        let known = self
             .machines
             .values()
             .filter(|machine| machine.key == *key)
@@ -378,7 +397,7 @@ impl Reconciler {
             version: target.version,
             desired: target.desired(),
             durable,
-            workloads: workloads.collect(),
+            workloads: waiting.chain(known).collect(),
         })
     }
 }

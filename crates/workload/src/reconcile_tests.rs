@@ -11,6 +11,7 @@ use types::{Bytes, Digest};
 use super::*;
 use crate::admission::{self, ImagePresence};
 use crate::desired::Phase;
+use crate::desired::Verified;
 use crate::desired::tests::{any_action, deployment, verified};
 use crate::host::{End, launch_digest};
 
@@ -155,6 +156,13 @@ impl World {
     }
 
     fn say(&mut self, action: Action) {
+        let version = self.next_version();
+        assert!(self.ledger.iter().all(|a| a.verified().key() == self.key()));
+        self.say_verified(verified(version, action));
+    }
+
+    /// Refusals leave everything as it was.
+    fn say_verified(&mut self, v: Verified) {
         let node = admission::Node {
             key: verified(1, Action::Stop).statement.node,
             owner: Some(PublicKey([1; 32])),
@@ -166,7 +174,6 @@ impl World {
                 ..Capacity::default()
             },
         };
-        let v = verified(self.next_version(), action);
         let present = |_: &Digest| ImagePresence::Complete;
         if let Ok(admitted) = admission::admit(v, &node, self.reconciler.desired(), present) {
             self.reconciler.apply(&admitted);
@@ -353,6 +360,36 @@ fn an_update_restarts_only_what_differs() {
             .any(|s| s.starts_with("St") && s.contains("web-shop")),
         "{touched:?}"
     );
+}
+
+#[test]
+fn a_machine_whose_id_is_still_being_removed_waits_for_it_and_then_runs() {
+    // `a-b` of `c` and `b-c`'s `a` are one id.
+    let named = |name: &str, workload: &str, version: u64| {
+        let mut deployment = deployment(1);
+        let machine = deployment.workloads.pop_first().expect("one machine").1;
+        let workload = workload.parse().expect("a name");
+        deployment.workloads.insert(workload, machine);
+        let mut v = verified(version, Action::Deploy(deployment));
+        v.statement.name = name.parse().expect("a name");
+        v
+    };
+    let mut world = World::new();
+    let first = named("b-c", "a", 1);
+    let mut deleted = first.clone();
+    (deleted.statement.version, deleted.statement.action) = (2, Action::Delete);
+    let second = named("c", "a-b", 1);
+    let key = second.key();
+    world.say_verified(first);
+    world.settle();
+    world.say_verified(deleted);
+    world.say_verified(second);
+    let status = world.reconciler.status(&key, true).expect("a status");
+    assert_eq!(status.workloads.len(), 1, "it is shown while it waits");
+    world.settle();
+    let status = world.reconciler.status(&key, true).expect("a status");
+    let states: Vec<State> = status.workloads.values().map(|w| w.state).collect();
+    assert_eq!(states, [State::Running]);
 }
 
 #[test]
