@@ -24,7 +24,9 @@ pub(crate) async fn drill(context: &Context, target: DrillTarget) -> anyhow::Res
             let deployment = target.deployment;
             let workload = match target.workload {
                 Some(workload) => workload,
-                None => only_workload(&client, &deployment).await?,
+                None => only_workload(&client, &deployment)
+                    .await
+                    .with_context(|| format!("cannot drill {deployment}"))?,
             };
             Drill::Machine {
                 deployment,

@@ -102,14 +102,12 @@ fn advice(code: RefusalCode) -> Option<&'static str> {
         RefusalCode::MissingChunks => {
             Some("Give the .flist file in its store to --image, so that it is pushed.")
         }
-        RefusalCode::NotFound => Some("`sifr get` lists what is there."),
-        RefusalCode::PortTaken => {
-            Some("`sifr get` shows your ports in use; choose another with -p.")
-        }
+        RefusalCode::PortTaken => Some("`sifr get` shows which of its ports are in use."),
         RefusalCode::OverCapacity => Some("`sifr node info` shows what is free."),
         RefusalCode::Malformed
         | RefusalCode::BadSignature
         | RefusalCode::WrongNode
+        | RefusalCode::NotFound
         | RefusalCode::Conflict
         | RefusalCode::TooLarge
         | RefusalCode::TooSlow

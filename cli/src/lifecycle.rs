@@ -104,21 +104,27 @@ pub(crate) async fn get(context: &Context, name: Option<Name>) -> anyhow::Result
                 .deployment(&name)
                 .await
                 .with_context(|| format!("cannot get {name}"))?;
-            context
-                .screen
-                .show(&status, || statuses(std::slice::from_ref(&status)))
+            context.screen.show(&status, || statuses(&[&status]))
         }
         None => {
             let all = client
                 .deployments()
                 .await
                 .with_context(|| format!("cannot ask node {node}"))?;
-            context.screen.show(&all, || match all.as_slice() {
-                [] => format!("no deployments of yours on {node}: `sifr deploy` makes one"),
-                all => statuses(all),
+            context.screen.show(&all, || {
+                let living: Vec<_> = all.iter().filter(|status| !is_gone(status)).collect();
+                match living.as_slice() {
+                    [] => format!("no deployments of yours on {node}: `sifr deploy` makes one"),
+                    living => statuses(living),
+                }
             })
         }
     }
+}
+
+/// Only its version is left, so that it counts on.
+fn is_gone(status: &DeploymentStatus) -> bool {
+    status.desired == Desired::Deleted && status.workloads.is_empty()
 }
 
 pub(crate) async fn wait(
@@ -140,15 +146,22 @@ pub(crate) async fn wait(
         answer => answer.with_context(|| format!("cannot wait for {name}"))?,
     };
     match verdict {
-        Verdict::Met => context
-            .screen
-            .show(&status, || format!("{name} is {until}")),
+        Verdict::Met => context.screen.show(&status, || match until {
+            // With what.
+            Until::Exited => sketch(&status),
+            Until::Running | Until::Stopped | Until::Deleted => format!("{name} is {until}"),
+        }),
         Verdict::NotYet => {
-            let late = format!("{name} is not {until} after {limit:?}: {}", sketch(&status));
+            let late = format!(
+                "{name} {} after {limit:?}: {}",
+                not_yet(until),
+                sketch(&status)
+            );
             Err(TimedOut(late).into())
         }
         Verdict::Never => bail!(
-            "{name} will not be {until}: {}{}",
+            "{name} {}: {}{}",
+            never(until),
             sketch(&status),
             advice(&name, until, &status)
         ),
@@ -170,7 +183,9 @@ async fn outcome(
         let seen = |status: &DeploymentStatus| {
             patience.heard();
             let line = sketch(status);
-            if line != last && !context.screen.is_json() {
+            // What ends the wait is said as its result.
+            let on_the_way = until.judge(status) == Verdict::NotYet;
+            if on_the_way && line != last && !context.screen.is_json() {
                 context.screen.note(&line);
             }
             last = line;
@@ -190,6 +205,24 @@ async fn outcome(
 fn is_not_found(error: &anyhow::Error) -> bool {
     let refusal = error.downcast_ref().and_then(ClientError::refusal);
     refusal.is_some_and(|refusal| refusal.code == RefusalCode::NotFound)
+}
+
+fn not_yet(until: Until) -> &'static str {
+    match until {
+        Until::Running => "is not running",
+        Until::Stopped => "is not stopped",
+        Until::Exited => "has not exited",
+        Until::Deleted => "is not deleted",
+    }
+}
+
+fn never(until: Until) -> &'static str {
+    match until {
+        Until::Running => "will not run",
+        Until::Stopped => "will not stop",
+        Until::Exited => "will not exit",
+        Until::Deleted => "will not be deleted",
+    }
 }
 
 /// Why a wait is in vain and what changes that.
@@ -226,7 +259,9 @@ pub(crate) async fn logs(
     } = target;
     let workload = match workload {
         Some(workload) => workload,
-        None => only_workload(&client, &deployment).await?,
+        None => only_workload(&client, &deployment)
+            .await
+            .with_context(|| format!("cannot show the logs of {deployment}"))?,
     };
     let cannot = || format!("cannot show the logs of {deployment}/{workload}");
     let mut patience = Patience::new(context.screen);
@@ -234,10 +269,17 @@ pub(crate) async fn logs(
     loop {
         let lines = client.logs(&deployment, &workload, follow, begin).await;
         match copy(context, lines, &mut begin, &mut patience).await? {
-            Ok(()) => return Ok(()),
+            Ok(()) => break,
             Err(error) => patience.bear(error).await.with_context(cannot)?,
         }
     }
+    // Nothing at all: why, stands elsewhere.
+    if begin == Begin::Oldest && !context.screen.is_json() {
+        context.screen.note(&format!(
+            "{deployment}/{workload} has written nothing: `sifr get {deployment}` says how it is"
+        ));
+    }
+    Ok(())
 }
 
 /// Writes what comes. `begin` follows, so that nothing is written twice or left out when the rest has to be
@@ -278,14 +320,13 @@ fn write_line(context: &Context, line: &LogLine) -> io::Result<()> {
 }
 
 pub(crate) async fn only_workload(client: &Client, deployment: &Name) -> anyhow::Result<Name> {
-    let status = client
-        .deployment(deployment)
-        .await
-        .with_context(|| format!("cannot get {deployment}"))?;
+    let status = client.deployment(deployment).await?;
     let names: Vec<&Name> = status.workloads.keys().collect();
     match names.as_slice() {
         [only] => Ok((*only).clone()),
-        [] => bail!("{deployment} has no workloads: it has been deleted"),
+        [] => {
+            bail!("{deployment} has no workloads: it has been deleted, `sifr deploy` makes it anew")
+        }
         several => {
             let list = several
                 .iter()
@@ -300,7 +341,7 @@ pub(crate) async fn only_workload(client: &Client, deployment: &Name) -> anyhow:
     }
 }
 
-fn statuses(all: &[DeploymentStatus]) -> String {
+fn statuses(all: &[&DeploymentStatus]) -> String {
     let mut rows = Vec::new();
     for status in all {
         let head = |rest: [String; 6]| {
@@ -364,7 +405,7 @@ fn sketch(status: &DeploymentStatus) -> String {
         let message = workload
             .message
             .as_deref()
-            .map(|m| format!(" ({})", crate::screen::cell(m)))
+            .map(|m| format!(": {}", crate::screen::clean(m)))
             .unwrap_or_default();
         format!("{}/{name} {}{message}", status.name, state_text(workload))
     };
@@ -373,7 +414,7 @@ fn sketch(status: &DeploymentStatus) -> String {
         .iter()
         .map(part)
         .collect::<Vec<_>>()
-        .join(", ")
+        .join("; ")
 }
 
 fn state_text(workload: &WorkloadStatus) -> String {
@@ -439,7 +480,7 @@ mod tests {
 
     #[test]
     fn a_status_is_one_row_per_workload() {
-        let text = statuses(&[status(State::Running, None)]);
+        let text = statuses(&[&status(State::Running, None)]);
         let row = "shop  2        web       running  10.1.0.2  80:8080  3         -";
         assert_eq!(text.lines().nth(1), Some(row), "{text}");
         let deleted = DeploymentStatus {
@@ -447,7 +488,7 @@ mod tests {
             workloads: [].into(),
             ..status(State::Running, None)
         };
-        assert!(statuses(&[deleted]).contains("deleted"));
+        assert!(statuses(&[&deleted]).contains("deleted"));
     }
 
     #[test]

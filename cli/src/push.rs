@@ -109,11 +109,11 @@ impl LocalImage {
             pushed_bytes: sent.into_inner(),
             image_bytes: self.stored_bytes(),
         };
-        screen.note(&format!(
-            "pushed {} of {}",
-            mebibytes(pushed.pushed_bytes),
-            mebibytes(pushed.image_bytes)
-        ));
+        let whole = mebibytes(pushed.image_bytes);
+        screen.note(&match pushed.pushed_bytes {
+            0 => format!("pushed nothing: the node has the image ({whole})"),
+            bytes => format!("pushed {} of {whole}", mebibytes(bytes)),
+        });
         Ok(pushed)
     }
 

@@ -11,8 +11,10 @@ use serde_json::json;
 
 use crate::args::Output;
 
-/// Longest cell of a table, in characters; JSON has the whole.
+/// Longest cell of a table, in characters, but for the last of a row; JSON has the whole.
 const CELL_MAX: usize = 100;
+/// Longest text of a node: no flood.
+const TEXT_MAX: usize = 2000;
 /// Between two columns.
 const GAP: usize = 2;
 
@@ -112,7 +114,16 @@ pub(crate) fn table<const N: usize>(headings: [&str; N], rows: &[[String; N]]) -
     let headings = headings.map(str::to_owned);
     let rows: Vec<[String; N]> = std::iter::once(&headings)
         .chain(rows)
-        .map(|row| row.each_ref().map(|c| cell(c)))
+        .map(|row| {
+            let mut cells = row.each_ref().map(|c| cell(c));
+            // Nothing stands behind it that it would push away.
+            if let (Some(shown), Some(text)) =
+                (cells.last_mut(), row.last().filter(|t| !t.is_empty()))
+            {
+                *shown = clean(text);
+            }
+            cells
+        })
         .collect();
     let width = |column: usize| {
         rows.iter()
@@ -145,11 +156,16 @@ pub(crate) fn fields(fields: &[(&str, String)]) -> String {
 }
 
 /// Text that keeps its line and cannot move the cursor.
-pub(crate) fn cell(text: &str) -> String {
-    let clean: String = text
-        .chars()
+pub(crate) fn clean(text: &str) -> String {
+    text.chars()
         .map(|c| if c.is_control() { ' ' } else { c })
-        .collect();
+        .take(TEXT_MAX)
+        .collect()
+}
+
+/// The same, as long as a cell may be.
+pub(crate) fn cell(text: &str) -> String {
+    let clean = clean(text);
     if clean.chars().count() <= CELL_MAX {
         return if clean.is_empty() {
             "-".to_owned()
@@ -193,6 +209,13 @@ mod tests {
             fields(&[("a", "1".to_owned()), ("long", "2".to_owned())]),
             "a     1\nlong  2\n"
         );
+    }
+
+    #[test]
+    fn what_stands_last_in_a_row_is_not_cut() {
+        let long = "x".repeat(CELL_MAX + 50);
+        let text = table(["A", "B"], &[[long.clone(), long.clone()]]);
+        assert!(text.contains(&long) && text.contains('…'), "{text}");
     }
 
     #[test]

@@ -12,7 +12,7 @@ use types::vm::Stream;
 
 /// Longest JSON line: a record of 64 KiB in base64, and the fields around it.
 pub const LOG_LINE_MAX: usize = 128 << 10;
-/// Most records that `tail` can ask for.
+/// Most lines that `tail` can ask for.
 pub const TAIL_MAX: u64 = 100_000;
 
 /// With which record an answer begins.
@@ -20,7 +20,7 @@ pub const TAIL_MAX: u64 = 100_000;
 pub enum Begin {
     /// The oldest that is still there.
     Oldest,
-    /// So many before the end.
+    /// So many lines before the end; of the first record only what belongs to them.
     Tail(u64),
     /// The one with this `seq`: where a reader goes on whose connection broke.
     At(u64),

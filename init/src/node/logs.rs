@@ -15,6 +15,9 @@ use nix::errno::Errno;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use tokio::io::unix::AsyncFd;
 use types::vm::LogRecord;
+use workload::admission::LOG_FILE_MAX;
+
+use super::tail::{Place, Tail};
 
 /// Records of one batch: what is held in memory at a time is this many of at most 64 KiB.
 const BATCH_RECORDS: usize = 64;
@@ -31,6 +34,8 @@ pub(crate) struct Reader {
     offsets: [u64; 2],
     /// So have records up to this one.
     last: Option<u64>,
+    /// The tail begins within this record.
+    cut: Option<Place>,
 }
 
 /// A record's header and where it is.
@@ -58,16 +63,16 @@ impl Reader {
             files: [a, b],
             offsets: [0; 2],
             last: None,
+            cut: None,
         };
-        reader.last = match begin {
-            Begin::Oldest => None,
-            // Sequences count up by one, so the newest tells where the tail begins.
-            Begin::Tail(tail) => {
-                let newest = reader.newest(0)?.max(reader.newest(1)?);
-                newest.and_then(|newest| newest.checked_sub(tail))
-            }
-            Begin::At(seq) => seq.checked_sub(1),
-        };
+        match begin {
+            Begin::Oldest => {}
+            Begin::Tail(lines) => reader.cut = reader.tail(lines)?,
+            Begin::At(seq) => reader.last = seq.checked_sub(1),
+        }
+        if let Some(cut) = reader.cut {
+            reader.last = cut.sequence.checked_sub(1);
+        }
         Ok(Some(reader))
     }
 
@@ -87,13 +92,35 @@ impl Reader {
         Ok(false)
     }
 
-    fn newest(&self, file: usize) -> io::Result<Option<u64>> {
-        let mut newest = None;
+    /// Where the last lines begin; `None`: with the first.
+    fn tail(&self, lines: u64) -> io::Result<Option<Place>> {
+        let mut tail = Tail::new(lines);
+        let mut files = [(self.oldest(0)?, 0), (self.oldest(1)?, 1)];
+        files.sort_unstable();
+        for (_, file) in files {
+            let mut content = Vec::new();
+            let mut source = &self.files[file];
+            source.seek(SeekFrom::Start(0))?;
+            source.take(LOG_FILE_MAX.0).read_to_end(&mut content)?;
+            let mut rest = content.as_slice();
+            while let Some((header, after)) = rest.split_first_chunk()
+                && let Some(record) = LogRecord::decode(header)
+                && let Some((data, after)) = after.split_at_checked(record.length as usize)
+            {
+                tail.add(record.sequence, data);
+                rest = after;
+            }
+        }
+        Ok(tail.begin())
+    }
+
+    fn oldest(&self, file: usize) -> io::Result<Option<u64>> {
+        let mut oldest = None;
         self.scan(file, 0, &mut |found| {
-            newest = newest.max(Some(found.record.sequence));
-            true
+            oldest = Some(found.record.sequence);
+            false
         })?;
-        Ok(newest)
+        Ok(oldest)
     }
 
     /// Visits whole records from `offset` on, until `visit` says stop.
@@ -144,17 +171,31 @@ impl Reader {
                 (None, None) => break,
             };
             let Some(next) = queue.pop_front() else { break };
+            if Some(next.record.sequence) <= self.last {
+                self.offsets[next.file] = next.end();
+                continue;
+            }
             // The writer has begun this file anew, and so shall we.
-            let Some(line) = self.line(&next)? else { break };
-            bytes += line.data.len();
+            let Some(mut line) = self.line(&next)? else {
+                break;
+            };
             self.offsets[next.file] = next.end();
             self.last = Some(next.record.sequence);
+            if let Some(cut) = self.cut.take_if(|cut| cut.sequence == line.seq) {
+                line.data.drain(..cut.offset.min(line.data.len()));
+                if line.data.is_empty() {
+                    continue;
+                }
+            }
+            bytes += line.data.len();
             lines.push(line);
         }
         Ok(lines)
     }
 
-    /// The records of one file that have not been given: a batch of them at most.
+    /// The records of one file that have not been given: a batch of them at most. A VMM that its guest
+    /// has taken over may write any numbers; those that do not rise are passed over, so that none is
+    /// given twice.
     fn ahead(&mut self, file: usize) -> io::Result<VecDeque<Found>> {
         let length = self.files[file].metadata()?.len();
         if length < self.offsets[file] {
@@ -172,8 +213,10 @@ impl Reader {
 
     fn ahead_of(&mut self, file: usize, from: u64) -> io::Result<VecDeque<Found>> {
         let (mut found, mut bytes, mut given) = (VecDeque::new(), 0, from);
+        let mut newest = self.last;
         self.scan(file, from, &mut |f| {
-            if Some(f.record.sequence) > self.last {
+            if Some(f.record.sequence) > newest {
+                newest = Some(f.record.sequence);
                 bytes += f.record.length as usize;
                 found.push_back(f);
             } else if found.is_empty() {
@@ -350,14 +393,30 @@ mod tests {
             sequences(&mut log.reader(Begin::Oldest)),
             (0..203).collect::<Vec<_>>()
         );
-        assert_eq!(sequences(&mut log.reader(Begin::Tail(2))), [201, 202]);
-        assert_eq!(
-            sequences(&mut log.reader(Begin::Tail(0))),
-            Vec::<u64>::new()
-        );
-        assert_eq!(sequences(&mut log.reader(Begin::Tail(9999))).len(), 203);
         assert_eq!(sequences(&mut log.reader(Begin::At(201))), [201, 202]);
         assert_eq!(sequences(&mut log.reader(Begin::At(0))).len(), 203);
+    }
+
+    #[test]
+    fn a_tail_is_of_lines_over_both_files_and_goes_on_with_what_is_written_next() {
+        let mut log = Log::new();
+        log.write(1, b"one\ntwo\nthr");
+        log.write(0, b"ee\nfour\n");
+        let text = |reader: &mut Reader| {
+            let lines = reader.batch().expect("a batch").into_iter();
+            let data: Vec<u8> = lines.flat_map(|line| line.data).collect();
+            String::from_utf8(data).expect("text")
+        };
+        assert_eq!(text(&mut log.reader(Begin::Tail(1))), "four\n");
+        assert_eq!(text(&mut log.reader(Begin::Tail(2))), "three\nfour\n");
+        assert_eq!(
+            text(&mut log.reader(Begin::Tail(9))),
+            "one\ntwo\nthree\nfour\n"
+        );
+        let mut next = log.reader(Begin::Tail(0));
+        assert_eq!(text(&mut next), "");
+        log.write(0, b"five\n");
+        assert_eq!(text(&mut next), "five\n");
     }
 
     #[test]
@@ -398,6 +457,20 @@ mod tests {
         log.append(0, &[0xff; 40]);
         log.write(1, b"b");
         assert_eq!(sequences(&mut log.reader(Begin::Oldest)), [0, 1]);
+    }
+
+    #[test]
+    fn records_whose_numbers_do_not_rise_are_passed_over_and_none_comes_twice() {
+        let mut log = Log::new();
+        for (file, sequence) in [(0, 100), (0, 50), (0, 5), (0, 101), (1, 100), (1, 102)] {
+            log.sequence = sequence;
+            log.write(file, b"x");
+        }
+        // Not whole, so that the beginning is looked at again.
+        log.append(0, &[0; 7]);
+        let mut reader = log.reader(Begin::Oldest);
+        assert_eq!(sequences(&mut reader), [100, 101, 102]);
+        assert_eq!(sequences(&mut reader), Vec::<u64>::new());
     }
 
     #[test]
@@ -447,7 +520,7 @@ mod tests {
             length: 0,
         };
         log.append(0, &header.encode());
-        assert_eq!(sequences(&mut log.reader(Begin::Tail(1))), [u64::MAX]);
+        assert_eq!(sequences(&mut log.reader(Begin::At(u64::MAX))), [u64::MAX]);
         let all = sequences(&mut log.reader(Begin::Oldest));
         assert_eq!(all[..2], [u64::MAX - 1, u64::MAX]);
     }

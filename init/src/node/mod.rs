@@ -19,6 +19,7 @@ mod prepare;
 mod remains;
 mod runspec;
 mod server;
+mod tail;
 mod uplink;
 
 use std::process::ExitCode;
