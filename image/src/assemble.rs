@@ -84,11 +84,14 @@ struct SourceLine {
 
 /// Builds what is missing or changed and writes `dist/`.
 pub fn build(paths: &Paths, owner: Option<PublicKey>) -> Result<Image> {
+    let _lock = paths::lock(&paths.target())?;
     let host = kernel::kernel(paths, Kind::Host)?;
     let guest = kernel::kernel(paths, Kind::Guest)?;
     let xfsprogs = xfsprogs::xfsprogs(paths)?;
     let programs = programs::build(paths)?;
     let licences = licences::licences(paths, &host.source, &xfsprogs)?;
+    let packed_licences =
+        zstd::bulk::compress(licences.as_bytes(), ZSTD_LEVEL).context("compress the licences")?;
     let guest_init = paths::read(&programs.guest)?;
     let guest_initramfs = tree::guest(&guest_init)?.encode();
     let guest_kernel = guest
@@ -101,7 +104,7 @@ pub fn build(paths: &Paths, owner: Option<PublicKey>) -> Result<Image> {
         guest_initramfs: &guest_initramfs,
         mkfs: &paths::read(&xfsprogs.mkfs)?,
         repair: &paths::read(&xfsprogs.repair)?,
-        licences: licences.as_bytes(),
+        licences: &packed_licences,
         owner,
     };
     let archive = node.archive()?;
@@ -114,6 +117,7 @@ pub fn build(paths: &Paths, owner: Option<PublicKey>) -> Result<Image> {
         &image.dist.join("boot.ipxe"),
         boot_script(owner.as_ref()).as_bytes(),
     )?;
+    replace(&image.dist.join("licences"), licences.as_bytes())?;
     install(&programs.cli, &image.cli)?;
     let build = programs::identity(paths).to_string();
     let manifest = manifest(build, &image, &archive, &[&host.source, &xfsprogs.source])?;

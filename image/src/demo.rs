@@ -97,6 +97,7 @@ impl Steps {
 
 /// Stops the node that [`demo`] left running.
 pub fn stop(paths: &Paths) -> Result<()> {
+    let _lock = paths::lock(&paths.run)?;
     let place = Place::new(paths);
     let stopped = qemu::stop(&place.monitor)?;
     for file in [&place.monitor, &place.pid] {
@@ -122,6 +123,7 @@ pub fn demo(paths: &Paths) -> Result<()> {
         "{} is too long for a socket: clone into a directory nearer to the root",
         place.monitor.display()
     );
+    let _lock = paths::lock(&paths.run)?;
     paths::create(&place.home)?;
     let mut steps = Steps::default();
     steps.run("packages", setup::setup)?;

@@ -13,13 +13,17 @@ use crate::fragment::Config;
 use crate::lock::{self, Source};
 use crate::paths::{self, Paths};
 use crate::progress::Progress;
-use crate::{command, digest, elf};
+use crate::{command, digest, elf, space};
 
 /// What Debian's package installs.
 const TARBALL: &str = "/usr/src/linux-source-6.12.tar.xz";
 const PACKAGE: &str = "linux-source-6.12";
 /// Part of the cache key: count up when the steps below change what comes out.
 const RECIPE: &str = "1";
+/// In a source tree that is complete.
+const UNPACKED: &str = ".unpacked";
+/// Free space that the source and the objects of both kernels take: 1.5 GiB and 0.8 GiB, and a reserve.
+const BUILD_BYTES: u64 = 4 << 30;
 /// Level of the compressed guest kernel: the highest that needs no more memory to unpack.
 pub(crate) const ZSTD_LEVEL: i32 = 19;
 
@@ -73,6 +77,7 @@ pub fn kernel(paths: &Paths, kind: Kind) -> Result<Kernel> {
     let directory = paths.cache.join(format!("kernels/{}-{key}", kind.name()));
     if !directory.is_dir() {
         let _lock = paths::lock(&paths.cache)?;
+        space::ensure(&paths.cache, BUILD_BYTES)?;
         paths::appear(&directory, |draft| {
             let tree = unpack(paths, &source)?;
             let built = build(paths, kind, &tree, &wish)?;
@@ -97,7 +102,18 @@ pub fn kernel(paths: &Paths, kind: Kind) -> Result<Kernel> {
 
 /// The source tree, unpacked: its licences are quoted in the image.
 pub(crate) fn tree(paths: &Paths) -> Result<PathBuf> {
-    unpack(paths, &source(paths)?)
+    let source = source(paths)?;
+    let tree = place(paths, &source);
+    if tree.join(UNPACKED).is_file() {
+        return Ok(tree);
+    }
+    let _lock = paths::lock(&paths.cache)?;
+    unpack(paths, &source)
+}
+
+fn place(paths: &Paths, source: &Source) -> PathBuf {
+    let name = format!("linux-{}", &source.sha256[..16]);
+    paths.cache.join("src").join(name)
 }
 
 fn wish(paths: &Paths, kind: Kind) -> Result<Config> {
@@ -147,11 +163,8 @@ fn compiler() -> Result<String> {
 }
 
 fn unpack(paths: &Paths, source: &Source) -> Result<PathBuf> {
-    let tree = paths
-        .cache
-        .join("src")
-        .join(format!("linux-{}", &source.sha256[..16]));
-    let marker = tree.join(".unpacked");
+    let tree = place(paths, source);
+    let marker = tree.join(UNPACKED);
     if !marker.is_file() {
         paths::create(&tree)?;
         let mut progress = Progress::new("unpack kernel source", 90_000);

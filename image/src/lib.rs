@@ -25,5 +25,6 @@ mod command;
 mod digest;
 mod licences;
 mod progress;
+mod space;
 mod tree;
 mod userland;

@@ -4,7 +4,7 @@
 //! Refuses: nothing. A package that Debian has since updated is a warning, because security fixes
 //! must get in without a commit.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use crate::command;
 use crate::paths::{self, Paths};
@@ -22,6 +22,17 @@ pub(crate) fn installed_version(package: &str) -> Result<String> {
     let mut query = command::clean("dpkg-query");
     let version = command::output(query.args(["--show", "--showformat=${Version}", package]))?;
     Ok(version.trim().to_owned())
+}
+
+/// Debian's source package of an installed package, as `name version`.
+pub(crate) fn source_package(package: &str) -> Result<String> {
+    let format = "--showformat=${source:Package} ${source:Version}";
+    command::output(command::clean("dpkg-query").args(["--show", format, package]))
+}
+
+pub(crate) fn name_and_version(text: &str) -> Result<(&str, &str)> {
+    let pair = text.trim().split_once(' ');
+    pair.with_context(|| format!("{text:?} is not a name and a version"))
 }
 
 /// Says so when `found` is not what the lock file names.

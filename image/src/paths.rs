@@ -97,23 +97,31 @@ pub(crate) fn entries(directory: &Path) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// Keeps other processes from building in the cache until it is dropped. Waits its turn.
-pub(crate) fn lock(cache: &Path) -> Result<File> {
-    create(cache)?;
-    let path = cache.join("lock");
+/// Keeps other processes from building in a directory until it is dropped. Waits its turn.
+pub(crate) fn lock(directory: &Path) -> Result<File> {
+    create(directory)?;
+    let path = directory.join("lock");
     let take = || format!("lock {}", path.display());
     let file = File::create(&path).with_context(take)?;
     match file.try_lock() {
         Ok(()) => return Ok(file),
-        Err(TryLockError::WouldBlock) => eprintln!("waiting for another build to end ..."),
+        Err(TryLockError::WouldBlock) => {
+            eprintln!(
+                "waiting for another process to leave {} ...",
+                directory.display()
+            );
+        }
         Err(TryLockError::Error(error)) => return Err(error).with_context(take),
     }
     file.lock().with_context(take)?;
     Ok(file)
 }
 
+/// Beginning of the names of directories that are being filled.
+const DRAFT: &str = ".draft-";
+
 /// Makes `directory` appear whole or not at all: `fill` works on a neighbour that is renamed last.
-/// What another process finished in the meantime stays.
+/// The caller holds the lock, so that drafts of others are those of processes that were killed.
 pub(crate) fn appear(directory: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     if directory.is_dir() {
         return Ok(());
@@ -122,8 +130,14 @@ pub(crate) fn appear(directory: &Path, fill: impl FnOnce(&Path) -> Result<()>) -
         .parent()
         .context("a cache directory has a parent")?;
     create(parent)?;
+    for path in entries(parent)? {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if name.starts_with(DRAFT) {
+            fs::remove_dir_all(&path).with_context(|| format!("remove {}", path.display()))?;
+        }
+    }
     let draft = tempfile::Builder::new()
-        .prefix(".draft-")
+        .prefix(DRAFT)
         .tempdir_in(parent)
         .with_context(|| format!("make a directory in {}", parent.display()))?;
     fill(draft.path())?;
@@ -134,5 +148,23 @@ pub(crate) fn appear(directory: &Path, fill: impl FnOnce(&Path) -> Result<()>) -
         }
         Err(_) if directory.is_dir() => Ok(()),
         Err(error) => Err(error).with_context(|| format!("put {} in place", directory.display())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_appears_whole_or_not_at_all_and_killed_drafts_go() {
+        let cache = tempfile::tempdir().expect("a directory");
+        let (killed, wanted) = (cache.path().join(".draft-x"), cache.path().join("wanted"));
+        create(&killed).expect("made");
+        appear(&wanted, |_| anyhow::bail!("broken")).expect_err("it breaks");
+        assert!(!killed.exists() && entries(cache.path()).expect("readable").is_empty());
+        appear(&wanted, |draft| write(&draft.join("file"), "1")).expect("filled");
+        appear(&wanted, |_| anyhow::bail!("not called again")).expect("it is there");
+        assert_eq!(text(&wanted.join("file")).expect("readable"), "1");
+        assert_eq!(entries(cache.path()).expect("readable"), [wanted]);
     }
 }

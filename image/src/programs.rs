@@ -14,6 +14,9 @@ use crate::command;
 use crate::paths::Paths;
 use crate::setup::TARGET;
 
+/// Packages whose programs are in the image.
+pub(crate) const IN_IMAGE: [&str; 3] = ["init", "guest", "vmm"];
+
 /// Where each program was put.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Programs {
@@ -28,7 +31,7 @@ pub struct Programs {
 pub fn build(paths: &Paths) -> Result<Programs> {
     // The command line is built apart: cargo would otherwise give the programs of the image every
     // feature that the command line's dependencies turn on.
-    for packages in [&["init", "guest", "vmm"][..], &["cli"][..]] {
+    for packages in [&IN_IMAGE[..], &["cli"][..]] {
         let mut cargo = cargo(paths)?;
         cargo.args([
             "build",

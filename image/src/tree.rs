@@ -20,7 +20,7 @@ pub(crate) const GUEST_INITRAMFS: &str = "/lib/sifr/guest/initramfs.cpio";
 pub(crate) const MKFS: &str = "/sbin/mkfs.xfs";
 pub(crate) const REPAIR: &str = "/sbin/xfs_repair";
 pub(crate) const OWNER: &str = "/etc/sifr/owner.pub";
-pub(crate) const LICENCES: &str = "/etc/sifr/licences";
+pub(crate) const LICENCES: &str = "/etc/sifr/licences.zst";
 
 /// The bytes of each file of the node.
 #[derive(Debug, Clone)]
@@ -31,6 +31,7 @@ pub(crate) struct Node<'a> {
     pub(crate) guest_initramfs: &'a [u8],
     pub(crate) mkfs: &'a [u8],
     pub(crate) repair: &'a [u8],
+    /// Compressed: no program on the node reads them, and files of the image stay in memory.
     pub(crate) licences: &'a [u8],
     /// Built in where the image has one owner.
     pub(crate) owner: Option<PublicKey>,
@@ -112,7 +113,7 @@ pub(crate) mod tests {
     fn the_node_has_the_files_of_the_contract_and_no_other() {
         let archive = NODE.archive().expect("plain paths");
         let paths: Vec<_> = archive.entries().map(|(path, _)| path).collect();
-        let expected = "/bin /bin/sifr-vmm /dev /dev/console /dev/null /etc /etc/sifr /etc/sifr/licences /init /lib \
+        let expected = "/bin /bin/sifr-vmm /dev /dev/console /dev/null /etc /etc/sifr /etc/sifr/licences.zst /init /lib \
              /lib/sifr /lib/sifr/guest /lib/sifr/guest/initramfs.cpio /lib/sifr/guest/vmlinux.zst \
              /pool /proc /run /sbin /sbin/mkfs.xfs /sbin/xfs_repair /sys";
         assert_eq!(paths.join(" "), expected);

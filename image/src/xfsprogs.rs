@@ -16,7 +16,17 @@ use crate::{apt, command, digest, elf};
 
 const PACKAGE: &str = "xfsprogs";
 /// Part of the cache key: count up when the steps below change what comes out.
-const RECIPE: &str = "1";
+const RECIPE: &str = "2";
+/// Packages of static libraries that are linked in.
+const LIBRARIES: [&str; 5] = [
+    "libblkid-dev",
+    "libc6-dev",
+    "libinih-dev",
+    "liburcu-dev",
+    "uuid-dev",
+];
+/// In the cache: a file for each library, named `<source package>=<version>`, with its copyright.
+const LINKED: &str = "linked";
 /// Lines that the build prints, for the progress bar.
 const LINES_ESTIMATE: u64 = 600;
 
@@ -28,6 +38,16 @@ pub struct Xfsprogs {
     /// Debian's copyright file: every licence in the package.
     pub licence: PathBuf,
     pub source: Source,
+    /// What is linked into them.
+    pub libraries: Vec<Library>,
+}
+
+/// A Debian source package whose code is inside a program of another.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Library {
+    pub name: String,
+    pub version: String,
+    pub copyright: PathBuf,
 }
 
 /// Gives the programs from the cache, or builds them.
@@ -45,15 +65,19 @@ pub fn xfsprogs(paths: &Paths) -> Result<Xfsprogs> {
     };
     lock::compare(paths, &source)?;
     let compiler = command::output(command::clean("gcc").arg("--version"))?;
-    let libc = lock::installed_version("libc6-dev")?;
-    let key = digest::key(&[RECIPE, &source.sha256, &compiler, &libc]);
+    let linked = LIBRARIES
+        .map(lock::source_package)
+        .into_iter()
+        .collect::<Result<Vec<_>>>()?;
+    let key = digest::key(&[RECIPE, &source.sha256, &compiler, &linked.join("\n")]);
     let directory = paths.cache.join(format!("xfsprogs/{key}"));
     if !directory.is_dir() {
         let _lock = paths::lock(&paths.cache)?;
         paths::appear(&directory, |draft| {
             let tree = tree(&home)?;
             build(&tree)?;
-            keep(&tree, draft)
+            keep(&tree, draft)?;
+            keep_copyrights(&linked, &draft.join(LINKED))
         })?;
     }
     let [mkfs, repair, licence] =
@@ -63,7 +87,22 @@ pub fn xfsprogs(paths: &Paths) -> Result<Xfsprogs> {
         repair,
         licence,
         source,
+        libraries: libraries(&directory.join(LINKED))?,
     })
+}
+
+fn libraries(directory: &Path) -> Result<Vec<Library>> {
+    let library = |copyright: PathBuf| {
+        let file = copyright.file_name()?.to_str()?;
+        let (name, version) = file.split_once('=')?;
+        Some(Library {
+            name: name.to_owned(),
+            version: version.to_owned(),
+            copyright,
+        })
+    };
+    let found = paths::entries(directory)?.into_iter();
+    Ok(found.filter_map(library).collect())
 }
 
 fn description(home: &Path) -> Result<Option<PathBuf>> {
@@ -118,6 +157,11 @@ fn fetch(home: &Path) -> Result<()> {
 
 fn build(tree: &Path) -> Result<()> {
     let mut progress = Progress::new("build xfsprogs", LINES_ESTIMATE);
+    // make knows nothing of the libraries: what was linked with older ones would stay.
+    if tree.join("include/builddefs").is_file() {
+        let mut clean = command::clean("make");
+        command::output(clean.current_dir(tree).arg("distclean"))?;
+    }
     let prefix_map = format!("-g0 -O2 -ffile-prefix-map={}=.", tree.display());
     let mut configure = command::clean("./configure");
     configure.current_dir(tree).args([
@@ -157,9 +201,33 @@ fn keep(tree: &Path, draft: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Two packages of one source have the same copyright.
+fn keep_copyrights(linked: &[String], directory: &Path) -> Result<()> {
+    for (package, source) in LIBRARIES.iter().zip(linked) {
+        let (name, version) = lock::name_and_version(source)?;
+        let copyright = Path::new("/usr/share/doc").join(package).join("copyright");
+        let file = directory.join(format!("{name}={version}"));
+        paths::write(&file, paths::read(&copyright)?)?;
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn libraries_are_read_back_as_they_were_kept() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let file = directory.path().join("util-linux=2.38.1-5+deb12u3");
+        fs::write(&file, "text").expect("write");
+        let expected = Library {
+            name: "util-linux".to_owned(),
+            version: "2.38.1-5+deb12u3".to_owned(),
+            copyright: file,
+        };
+        assert_eq!(libraries(directory.path()).expect("readable"), [expected]);
+    }
 
     #[test]
     fn the_version_is_the_signed_one() {
