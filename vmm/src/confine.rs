@@ -36,11 +36,13 @@ struct Call {
     argument: Option<Argument>,
 }
 
-/// `argument & mask == value`.
+/// `argument & mask == value`, of the lower 32 bits: the kernel takes no more of the arguments we look at,
+/// and what stands above them is the C library's (musl's `ioctl` has a signed request, so that one with
+/// the highest bit set arrives with all the upper bits set).
 struct Argument {
     index: u8,
-    mask: u64,
-    value: u64,
+    mask: u32,
+    value: u32,
 }
 
 const fn any(number: libc::c_long) -> Call {
@@ -50,12 +52,12 @@ const fn any(number: libc::c_long) -> Call {
     }
 }
 
-const fn with(number: libc::c_long, index: u8, value: u64) -> Call {
+const fn with(number: libc::c_long, index: u8, value: u32) -> Call {
     Call {
         number,
         argument: Some(Argument {
             index,
-            mask: u64::MAX,
+            mask: u32::MAX,
             value,
         }),
     }
@@ -63,7 +65,7 @@ const fn with(number: libc::c_long, index: u8, value: u64) -> Call {
 
 /// Memory calls whose protection argument asks for no execution.
 const fn not_executable(number: libc::c_long) -> Call {
-    let mask = libc::PROT_EXEC as u64;
+    let mask = libc::PROT_EXEC.cast_unsigned();
     Call {
         number,
         argument: Some(Argument {
@@ -75,37 +77,37 @@ const fn not_executable(number: libc::c_long) -> Call {
 }
 
 /// KVM_RUN of `VcpuFd::run`.
-const KVM_RUN: u64 = 0xae80;
+const KVM_RUN: u32 = 0xae80;
 /// TUNSETOFFLOAD of `Net::activate`.
-pub(crate) const TUNSETOFFLOAD: u64 = 0x4004_54d0;
+pub(crate) const TUNSETOFFLOAD: u32 = 0x4004_54d0;
 
 /// Every thread: the allocator, locks, messages, its own end.
 const COMMON: &[Call] = &[
-    any(libc::SYS_brk),                                     // allocator
-    not_executable(libc::SYS_mmap),                         // allocator
-    not_executable(libc::SYS_mprotect),                     // allocator
-    any(libc::SYS_mremap),                                  // allocator
-    any(libc::SYS_munmap),                                  // allocator; stack of an ended thread
-    with(libc::SYS_madvise, 2, libc::MADV_DONTNEED as u64), // allocator
-    with(libc::SYS_madvise, 2, libc::MADV_FREE as u64),     // allocator
-    any(libc::SYS_futex),                                   // Mutex, Barrier, join
-    any(libc::SYS_sched_yield),                             // Mutex under contention
-    any(libc::SYS_read),                                    // EventFd::read
-    any(libc::SYS_write),                                   // EventFd::write, eprintln
-    any(libc::SYS_writev),                                  // eprintln on musl; Net; log records
-    any(libc::SYS_close),                                   // drop of descriptors at the end
+    any(libc::SYS_brk),                                              // allocator
+    not_executable(libc::SYS_mmap),                                  // allocator
+    not_executable(libc::SYS_mprotect),                              // allocator
+    any(libc::SYS_mremap),                                           // allocator
+    any(libc::SYS_munmap), // allocator; stack of an ended thread
+    with(libc::SYS_madvise, 2, libc::MADV_DONTNEED.cast_unsigned()), // allocator
+    with(libc::SYS_madvise, 2, libc::MADV_FREE.cast_unsigned()), // allocator
+    any(libc::SYS_futex),  // Mutex, Barrier, join
+    any(libc::SYS_sched_yield), // Mutex under contention
+    any(libc::SYS_read),   // EventFd::read
+    any(libc::SYS_write),  // EventFd::write, eprintln
+    any(libc::SYS_writev), // eprintln on musl; Net; log records
+    any(libc::SYS_close),  // drop of descriptors at the end
     any(libc::SYS_clock_gettime), // time of a log record where the vDSO has no clock
     any(libc::SYS_restart_syscall), // any wait, continued after a stop signal
     any(libc::SYS_rt_sigprocmask), // end of a thread; abort
-    any(libc::SYS_rt_sigreturn),  // end of a signal handler of std (stack overflow)
-    any(libc::SYS_sigaltstack),   // end of a thread
-    any(libc::SYS_gettid),        // abort after a panic
-    any(libc::SYS_getpid),        // abort after a panic
-    any(libc::SYS_tgkill),        // abort after a panic
-    any(libc::SYS_tkill),         // abort after a panic, musl
-    any(libc::SYS_rt_sigaction),  // abort after a panic
-    any(libc::SYS_exit),          // end of a thread
-    any(libc::SYS_exit_group),    // end of main
+    any(libc::SYS_rt_sigreturn), // end of a signal handler of std (stack overflow)
+    any(libc::SYS_sigaltstack), // end of a thread
+    any(libc::SYS_gettid), // abort after a panic
+    any(libc::SYS_getpid), // abort after a panic
+    any(libc::SYS_tgkill), // abort after a panic
+    any(libc::SYS_tkill),  // abort after a panic, musl
+    any(libc::SYS_rt_sigaction), // abort after a panic
+    any(libc::SYS_exit),   // end of a thread
+    any(libc::SYS_exit_group), // end of main
     any(libc::SYS_set_robust_list), // end of a thread, musl
 ];
 
@@ -124,7 +126,7 @@ const VCPU: &[Call] = &[
 ];
 
 /// KVM_GET_REGS.
-const KVM_GET_REGS: u64 = 0x8090_ae81;
+const KVM_GET_REGS: u32 = 0x8090_ae81;
 
 const BLK: &[Call] = &[
     any(libc::SYS_poll),      // event::run
@@ -158,8 +160,9 @@ pub(crate) fn filter(kind: Kind) -> Result<BpfProgram, ConfineError> {
     for call in calls(kind) {
         let entry = rules.entry(call.number).or_default();
         if let Some(Argument { index, mask, value }) = call.argument {
-            let operator = SeccompCmpOp::MaskedEq(mask);
-            let condition = SeccompCondition::new(index, SeccompCmpArgLen::Qword, operator, value);
+            let operator = SeccompCmpOp::MaskedEq(mask.into());
+            let (length, value) = (SeccompCmpArgLen::Dword, value.into());
+            let condition = SeccompCondition::new(index, length, operator, value);
             let rule = condition.and_then(|c| SeccompRule::new(vec![c]));
             entry.push(rule.map_err(ConfineError::Build)?);
         }

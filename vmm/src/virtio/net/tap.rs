@@ -65,7 +65,7 @@ impl Tap {
         if self.is_fake {
             return Ok(());
         }
-        let (request, argument) = (TUNSETOFFLOAD, libc::c_ulong::from(offloads));
+        let (request, argument) = (u64::from(TUNSETOFFLOAD), libc::c_ulong::from(offloads));
         let request = libc::Ioctl::try_from(request).expect("31 bits");
         // SAFETY: TUNSETOFFLOAD takes its argument by value and touches no memory of ours.
         match unsafe { libc::ioctl(self.file.as_raw_fd(), request, argument) } {
