@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod disk;
+mod marker;
 pub mod plan;
 pub mod pool;
 pub mod probe;

@@ -1,6 +1,6 @@
 //! The pool: made on a blank disk, mounted, or replaced by memory.
 //!
-//! Owns: the partition, the file system on it, the mount, and `pool.json`.
+//! Owns: the partition, the file system on it, and the mount.
 //! Refuses: choosing the disk ([`crate::plan`] does), and `mkfs` on a pool that has been in use.
 //!
 //! A power cut at any line heals. The table is written entries first, headers next, MBR last, and
@@ -15,18 +15,15 @@ use std::process::Command;
 
 use gpt::GptConfig;
 use gpt::disk::LogicalBlockSize;
-use serde::{Deserialize, Serialize};
 use types::PublicKey;
 
 use crate::disk::Disk;
+use crate::marker;
 use crate::plan::Choice;
 use crate::probe::{POOL_TYPE, partition_name};
 
 /// Version of the pool's directory layout.
 pub const FORMAT: u32 = 1;
-const MARKER: &str = "pool.json";
-/// What a power cut may leave of the marker ([`sys::fs::write_atomic`]).
-const MARKER_UNFINISHED: &str = "pool.json.new";
 const MKFS: &str = "/sbin/mkfs.xfs";
 const REPAIR: &str = "/sbin/xfs_repair";
 /// Partition boundaries: 1 MiB suits every disk's erase and physical block.
@@ -78,6 +75,14 @@ pub enum PoolError {
         "{path} is not the description of a pool of format {FORMAT}: boot the image that made it"
     )]
     Format { path: PathBuf },
+    #[error(
+        "the two descriptions of the pool in {path} contradict each other: boot the image that made it, nothing has been changed"
+    )]
+    Contradiction { path: PathBuf },
+    #[error(
+        "the file system in {path} holds files and no description of a pool: nothing has been changed"
+    )]
+    Unmarked { path: PathBuf },
     #[error("find out what is mounted on {path}")]
     Mounts {
         path: PathBuf,
@@ -87,16 +92,6 @@ pub enum PoolError {
     Random { source: sys::error::Error },
     #[error("the pool {device} belongs to the owner {owner}: it is left alone")]
     Owner { device: String, owner: PublicKey },
-}
-
-/// The content of `pool.json`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Marker {
-    format: u32,
-    /// 32 random hexadecimal digits: tells pools apart in reports.
-    id: String,
-    owner: PublicKey,
 }
 
 /// The mounted pool.
@@ -109,6 +104,8 @@ pub struct Pool {
     pub disk: Option<String>,
     /// What a person should know: made just now, repaired, or why it is in memory.
     pub remark: Option<String>,
+    /// What is wrong with it, although it can be used.
+    pub problems: Vec<String>,
 }
 
 /// Carries out a choice. Called again after a restart of the node agent it finds its own mount, keeps
@@ -130,7 +127,7 @@ pub fn open(
         (Some(mounted), Some(owner)) => adopt(&mounted.source, disks, owner, mountpoint),
         (None, Some(owner)) => carry_out(choice, disks, owner, mountpoint),
         (Some(_), None) => Err(PoolError::Format {
-            path: mountpoint.join(MARKER),
+            path: mountpoint.to_owned(),
         }),
         (None, None) => memory("no owner key", mountpoint),
     };
@@ -147,31 +144,32 @@ fn carry_out(
     owner: &PublicKey,
     mountpoint: &Path,
 ) -> Result<Pool, PoolError> {
-    let on_disk = |disk: &Disk, remark: Option<String>| Pool {
+    let on_disk = |disk: &Disk, remark: Option<String>, problems: Vec<String>| Pool {
         mountpoint: mountpoint.to_owned(),
         durable: true,
         disk: Some(disk.name.clone()),
         remark,
+        problems,
     };
     match choice {
         Choice::Use { disk, partition } => {
             let disk = &disks[*disk];
             let remark = mount(&disk.partition_device(*partition), mountpoint)?;
-            mark(disk, owner, mountpoint)?;
-            Ok(on_disk(disk, remark))
+            let problems = mark(disk, owner, mountpoint)?;
+            Ok(on_disk(disk, remark, problems))
         }
         Choice::Finish { disk, partition } => {
             let disk = &disks[*disk];
-            finish(disk, *partition, owner, mountpoint)?;
+            let problems = finish(disk, *partition, owner, mountpoint)?;
             let remark = "its making had been cut short and was done again";
-            Ok(on_disk(disk, Some(remark.to_owned())))
+            Ok(on_disk(disk, Some(remark.to_owned()), problems))
         }
         Choice::Provision { disk } => {
             let disk = &disks[*disk];
             let partition = partition(disk, owner)?;
-            finish(disk, partition, owner, mountpoint)?;
+            let problems = finish(disk, partition, owner, mountpoint)?;
             let remark = format!("made on the blank disk {}", disk.name);
-            Ok(on_disk(disk, Some(remark)))
+            Ok(on_disk(disk, Some(remark), problems))
         }
         Choice::Memory { why } => memory(why, mountpoint),
     }
@@ -186,12 +184,12 @@ fn adopt(
 ) -> Result<Pool, PoolError> {
     let found = disks.iter().find(|d| d.has_partition(Path::new(source)));
     let name = found.map_or(source, |d| d.name.as_str());
-    check_marker(name, owner, mountpoint)?;
     Ok(Pool {
         mountpoint: mountpoint.to_owned(),
         durable: true,
         disk: Some(name.to_owned()),
         remark: None,
+        problems: check_marker(name, owner, mountpoint)?.mend(),
     })
 }
 
@@ -208,6 +206,7 @@ fn in_memory(mountpoint: &Path, why: &str) -> Pool {
         durable: false,
         disk: None,
         remark: Some(why.to_owned()),
+        problems: Vec::new(),
     }
 }
 
@@ -275,38 +274,31 @@ fn write_table<D: gpt::DiskDevice>(
 }
 
 /// From the empty partition to a pool in use. Each step may be repeated.
-fn finish(disk: &Disk, number: u32, owner: &PublicKey, mountpoint: &Path) -> Result<(), PoolError> {
+fn finish(
+    disk: &Disk,
+    number: u32,
+    owner: &PublicKey,
+    mountpoint: &Path,
+) -> Result<Vec<String>, PoolError> {
     let device = disk.partition_device(number);
     run(MKFS, &["-q", "-f", "-m", "reflink=1"], &device)?;
     mount(&device, mountpoint)?;
     mark(disk, owner, mountpoint)
 }
 
-/// Writes `pool.json` into a pool that holds nothing yet, and checks it in any other.
-fn mark(disk: &Disk, owner: &PublicKey, mountpoint: &Path) -> Result<(), PoolError> {
-    let path = mountpoint.join(MARKER);
-    let unreadable = |source| PoolError::Unreadable {
-        path: path.clone(),
-        source,
-    };
-    let names = std::fs::read_dir(mountpoint)
-        .and_then(|d| {
-            d.map(|e| e.map(|e| e.file_name()))
-                .collect::<io::Result<Vec<_>>>()
-        })
-        .map_err(unreadable)?;
-    if !names.iter().all(|name| name == MARKER_UNFINISHED) {
-        return check_marker(&disk.name, owner, mountpoint);
+/// Describes a pool that holds nothing yet, and checks the description of any other. Says what was wrong
+/// with that.
+fn mark(disk: &Disk, owner: &PublicKey, mountpoint: &Path) -> Result<Vec<String>, PoolError> {
+    if let Some(found) = marker::find(&disk.name, owner, mountpoint)? {
+        return Ok(found.mend());
     }
-    let mut id = [0; 16];
-    sys::random::fill(&mut id).map_err(|source| PoolError::Random { source })?;
-    let marker = Marker {
-        format: FORMAT,
-        id: id.iter().map(|b| format!("{b:02x}")).collect(),
-        owner: *owner,
-    };
-    let json = serde_json::to_vec_pretty(&marker).expect("a marker has no unserialisable part");
-    sys::fs::write_atomic(&path, &json, 0o600).map_err(|source| PoolError::Marker { path, source })
+    if !marker::is_empty(mountpoint)? {
+        return Err(PoolError::Unmarked {
+            path: mountpoint.to_owned(),
+        });
+    }
+    marker::make(owner, mountpoint)?;
+    Ok(Vec::new())
 }
 
 fn open_disk(disk: &Disk) -> Result<File, PoolError> {
@@ -340,20 +332,14 @@ fn mount(device: &Path, mountpoint: &Path) -> Result<Option<String>, PoolError> 
     }
 }
 
-fn check_marker(disk: &str, owner: &PublicKey, mountpoint: &Path) -> Result<(), PoolError> {
-    let path = mountpoint.join(MARKER);
-    let bytes = std::fs::read(&path).map_err(|source| PoolError::Unreadable {
-        path: path.clone(),
-        source,
-    })?;
-    match serde_json::from_slice::<Marker>(&bytes) {
-        Ok(marker) if marker.format == FORMAT && marker.owner == *owner => Ok(()),
-        Ok(marker) if marker.format == FORMAT => Err(PoolError::Owner {
-            device: disk.to_owned(),
-            owner: marker.owner,
-        }),
-        Ok(_) | Err(_) => Err(PoolError::Format { path }),
-    }
+pub(crate) fn check_marker(
+    disk: &str,
+    owner: &PublicKey,
+    mountpoint: &Path,
+) -> Result<marker::Found, PoolError> {
+    marker::find(disk, owner, mountpoint)?.ok_or_else(|| PoolError::Unmarked {
+        path: mountpoint.to_owned(),
+    })
 }
 
 /// Runs one of the two helpers by its absolute path, with no shell between.
@@ -497,7 +483,7 @@ mod tests {
     #[test]
     fn an_empty_file_system_is_marked_and_a_full_one_is_checked() {
         let pool = tempfile::tempdir().expect("a directory");
-        std::fs::write(pool.path().join(MARKER_UNFINISHED), "{").expect("a torn marker");
+        std::fs::write(pool.path().join("pool.json.new"), "{").expect("a torn marker");
         mark(&disk(512), &OWNER, pool.path()).expect("marked");
         mark(&disk(512), &OWNER, pool.path()).expect("checked");
         let other = mark(&disk(512), &PublicKey([1; 32]), pool.path());
@@ -505,6 +491,7 @@ mod tests {
         let foreign = tempfile::tempdir().expect("a directory");
         std::fs::write(foreign.path().join("photos"), "").expect("a file");
         let refused = mark(&disk(512), &OWNER, foreign.path());
-        assert!(matches!(refused, Err(PoolError::Unreadable { .. })));
+        assert!(matches!(refused, Err(PoolError::Unmarked { .. })));
+        assert!(!foreign.path().join("pool.json").exists());
     }
 }

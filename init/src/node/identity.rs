@@ -1,7 +1,8 @@
 //! The node's identity: an ed25519 seed, made once, kept in two copies.
 //!
 //! Owns: the two files below `identity/` and how one heals the other.
-//! Refuses: making a new identity while any trace of an old one is there.
+//! Refuses: making a new identity while any trace of an old one is there, and to be stopped by a bad copy
+//! while the other is good.
 
 use std::fs;
 use std::io;
@@ -32,28 +33,66 @@ pub(crate) enum IdentityError {
 enum Copy {
     Absent,
     Damaged,
+    /// The disk does not give it.
+    Unreadable(IdentityError),
     Good([u8; 32]),
 }
 
-/// The seed in `pool`, made now if there is none. Both copies are whole and on disk when this returns.
-pub(crate) fn load_or_make(pool: &Path) -> Result<[u8; 32], IdentityError> {
+/// The identity in `pool`.
+#[derive(Debug)]
+pub(crate) struct Identity {
+    pub(crate) seed: [u8; 32],
+    /// What was wrong with a copy, and whether that has been mended.
+    pub(crate) problems: Vec<String>,
+}
+
+/// The identity in `pool`, made now if there is none: then both copies are on disk when this returns.
+/// Of an old one a bad copy is mended where it can be.
+pub(crate) fn load_or_make(pool: &Path) -> Result<Identity, IdentityError> {
     let paths = ["a", "b"].map(|copy| pool.join("identity").join(copy));
-    let [first, second] = [read(&paths[0])?, read(&paths[1])?];
-    let seed = match (&first, &second) {
-        (Copy::Good(seed), _) | (_, Copy::Good(seed)) => *seed,
-        (Copy::Absent, Copy::Absent) => draw()?,
-        (Copy::Damaged, Copy::Absent | Copy::Damaged) | (Copy::Absent, Copy::Damaged) => {
+    let copies = [read(&paths[0]), read(&paths[1])];
+    let seed = match copies {
+        [Copy::Good(seed), _] | [_, Copy::Good(seed)] => seed,
+        [Copy::Absent, Copy::Absent] => {
+            let seed = draw()?;
+            paths.iter().try_for_each(|path| write(path, &seed))?;
+            return Ok(Identity {
+                seed,
+                problems: Vec::new(),
+            });
+        }
+        [Copy::Unreadable(error), _] | [_, Copy::Unreadable(error)] => return Err(error),
+        [Copy::Damaged, Copy::Absent | Copy::Damaged] | [Copy::Absent, Copy::Damaged] => {
             return Err(IdentityError::Damaged {
                 path: pool.join("identity"),
             });
         }
     };
-    for (path, copy) in paths.iter().zip([first, second]) {
-        if !matches!(copy, Copy::Good(held) if held == seed) {
-            write(path, &seed)?;
-        }
-    }
-    Ok(seed)
+    let bad = paths.iter().zip(&copies);
+    let problems = bad.filter_map(|(path, copy)| mend(path, copy, &seed));
+    Ok(Identity {
+        seed,
+        problems: problems.collect(),
+    })
+}
+
+/// Writes a copy that is not what it should be. Says what was wrong with it and what came of that.
+fn mend(path: &Path, copy: &Copy, seed: &[u8; 32]) -> Option<String> {
+    let what = match copy {
+        Copy::Good(held) if held == seed => return None,
+        Copy::Good(_) => "is another identity".to_owned(),
+        Copy::Absent => "was missing".to_owned(),
+        Copy::Damaged => "was damaged".to_owned(),
+        Copy::Unreadable(error) => format!("cannot be read ({})", sys::error::chain(error)),
+    };
+    let done = match write(path, seed) {
+        Ok(()) => "it has been made anew from the other copy".to_owned(),
+        Err(error) => format!(
+            "it cannot be made anew: {}; the other copy is good",
+            sys::error::chain(&error)
+        ),
+    };
+    Some(format!("the identity {} {what}: {done}", path.display()))
 }
 
 fn draw() -> Result<[u8; 32], IdentityError> {
@@ -62,28 +101,28 @@ fn draw() -> Result<[u8; 32], IdentityError> {
     Ok(seed)
 }
 
-fn read(path: &Path) -> Result<Copy, IdentityError> {
+fn read(path: &Path) -> Copy {
     let bytes = match fs::read(path) {
         Ok(bytes) => bytes,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Copy::Absent),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Copy::Absent,
         Err(source) => {
-            return Err(IdentityError::Read {
+            return Copy::Unreadable(IdentityError::Read {
                 path: path.to_owned(),
                 source,
             });
         }
     };
     let Ok(bytes): Result<[u8; FILE_BYTES], _> = bytes.try_into() else {
-        return Ok(Copy::Damaged);
+        return Copy::Damaged;
     };
     let (body, sum) = bytes.split_at(40);
     let whole = body.starts_with(MAGIC) && blake3::hash(body).as_bytes() == sum;
     let seed = body[8..].try_into().expect("40 bytes less 8 are 32");
-    Ok(if whole {
+    if whole {
         Copy::Good(seed)
     } else {
         Copy::Damaged
-    })
+    }
 }
 
 fn write(path: &Path, seed: &[u8; 32]) -> Result<(), IdentityError> {
@@ -101,19 +140,54 @@ fn write(path: &Path, seed: &[u8; 32]) -> Result<(), IdentityError> {
 mod tests {
     use super::*;
 
+    fn seed_in(pool: &Path) -> [u8; 32] {
+        load_or_make(pool).expect("an identity").seed
+    }
+
     #[test]
     fn an_identity_is_made_once() {
         let pool = tempfile::tempdir().expect("a directory");
-        let seed = load_or_make(pool.path()).expect("an identity");
-        assert_eq!(load_or_make(pool.path()).expect("the identity"), seed);
+        let seed = seed_in(pool.path());
+        assert_eq!(seed_in(pool.path()), seed);
         let other = tempfile::tempdir().expect("a directory");
-        assert_ne!(load_or_make(other.path()).expect("another identity"), seed);
+        assert_ne!(seed_in(other.path()), seed);
+    }
+
+    #[test]
+    fn a_copy_that_cannot_be_read_does_not_stop_the_node_and_is_said() {
+        for bad in ["a", "b"] {
+            let pool = tempfile::tempdir().expect("a directory");
+            let seed = seed_in(pool.path());
+            // A directory in its place: reading it fails as a bad sector does.
+            let path = pool.path().join("identity").join(bad);
+            fs::remove_file(&path).expect("removed");
+            fs::create_dir(&path).expect("in its place");
+            let found = load_or_make(pool.path()).expect("the other copy is good");
+            assert_eq!(found.seed, seed);
+            assert!(
+                found.problems.len() == 1 && found.problems[0].contains("cannot be read"),
+                "{:?}",
+                found.problems
+            );
+            fs::remove_dir(&path).expect("removed");
+            seed_in(pool.path());
+            assert!(path.is_file());
+        }
+    }
+
+    #[test]
+    fn a_copy_that_cannot_be_read_beside_none_makes_no_new_identity() {
+        let pool = tempfile::tempdir().expect("a directory");
+        fs::create_dir_all(pool.path().join("identity/a")).expect("in its place");
+        let error = load_or_make(pool.path()).expect_err("a trace of an identity");
+        assert!(matches!(error, IdentityError::Read { .. }), "{error}");
+        assert!(!pool.path().join("identity/b").exists());
     }
 
     #[test]
     fn either_copy_heals_the_other() {
         let pool = tempfile::tempdir().expect("a directory");
-        let seed = load_or_make(pool.path()).expect("an identity");
+        let seed = seed_in(pool.path());
         let copies = ["a", "b"].map(|c| pool.path().join("identity").join(c));
         for (damage, witness) in [(0, 1), (1, 0)] {
             for content in [None, Some(b"torn".as_slice())] {
@@ -121,7 +195,7 @@ mod tests {
                     None => fs::remove_file(&copies[damage]).expect("removed"),
                     Some(bytes) => fs::write(&copies[damage], bytes).expect("written"),
                 }
-                assert_eq!(load_or_make(pool.path()).expect("the identity"), seed);
+                assert_eq!(seed_in(pool.path()), seed);
                 assert_eq!(
                     fs::read(&copies[damage]).ok(),
                     fs::read(&copies[witness]).ok()

@@ -118,7 +118,8 @@ async fn provision() -> anyhow::Result<Engine> {
     let owner = owner(&boot, options.owner);
     let disks = boot.must("disks", || disks(owner.as_ref()))?;
     let pool = boot.must("pool", || pool(&disks, owner.as_ref()))?;
-    let (seed, key) = boot.must("identity", || identity(&pool))?;
+    let mut problems = pool.problems.clone();
+    let (seed, key) = boot.must("identity", || identity(&pool, &mut problems))?;
     let floor = boot.must("clock", || Ok((clock::start(&pool.mountpoint)?, None)))?;
     let kvm_problem = boot.must("kvm", || {
         let problem = machine::kvm_problem();
@@ -148,7 +149,7 @@ async fn provision() -> anyhow::Result<Engine> {
         links: Vec::new(),
         disks: report(&disks, &pool, owner.as_ref()),
         boot: Vec::new(),
-        last_error: last_error(&options),
+        last_error: last_error(&options, &problems),
     });
     let uplink = network(&mut boot, &options, &pool, floor, &info).await?;
     let context = NodeContext {
@@ -201,10 +202,14 @@ fn owner(boot: &Boot, from_cmdline: Option<PublicKey>) -> Option<PublicKey> {
     }
 }
 
-/// The first thing a person should know: how the last boot ended, or which option could not be read.
-fn last_error(options: &Options) -> Option<String> {
-    let panic = crate::pid1::last_panic_headline();
-    panic.or_else(|| options.errors.first().cloned())
+/// The first thing a person should know: what is wrong with the pool, how the last boot ended, or which
+/// option could not be read. The console has them all.
+fn last_error(options: &Options, problems: &[String]) -> Option<String> {
+    problems.iter().for_each(|problem| log::error!("{problem}"));
+    let problem = problems.first().cloned();
+    problem
+        .or_else(crate::pid1::last_panic_headline)
+        .or_else(|| options.errors.first().cloned())
 }
 
 type Found = (Disk, Content);
@@ -265,8 +270,10 @@ fn pool(found: &[Found], owner: Option<&PublicKey>) -> Done<Pool> {
     Ok((pool, Some(text)))
 }
 
-fn identity(pool: &Pool) -> Done<([u8; 32], PublicKey)> {
-    let seed = identity::load_or_make(&pool.mountpoint)?;
+fn identity(pool: &Pool, problems: &mut Vec<String>) -> Done<([u8; 32], PublicKey)> {
+    let identity = identity::load_or_make(&pool.mountpoint)?;
+    problems.extend(identity.problems);
+    let seed = identity.seed;
     let key = api::sign::SecretKey::from_seed(seed).public();
     Ok(((seed, key), Some(key.to_string())))
 }
