@@ -15,6 +15,7 @@ use types::vm::FromVmm;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::event::{Served, Source, wait_writable};
+use crate::report::Reports;
 
 /// Packets that lines of the guest may fill; of 8 KiB at most, this bounds memory to 256 KiB.
 const LINES_MAX: usize = 32;
@@ -29,6 +30,7 @@ pub(crate) struct Outbox {
     queue: Mutex<Queue>,
     /// Signalled when a packet was queued by another thread.
     wake: EventFd,
+    reports: Reports,
 }
 
 #[derive(Debug, Default)]
@@ -48,6 +50,7 @@ impl Outbox {
             socket,
             queue,
             wake: EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?,
+            reports: Reports::default(),
         })
     }
 
@@ -75,7 +78,9 @@ impl Outbox {
             return;
         }
         if queue.packets.len() >= PACKETS_MAX {
-            eprintln!("control socket is full and nobody reads it: dropped {message:?}");
+            self.reports.say(format_args!(
+                "control socket is full and nobody reads it: dropped {message:?}"
+            ));
             return;
         }
         queue.packets.push_back(packet);
@@ -98,7 +103,7 @@ impl Outbox {
                 Err(Errno::EAGAIN | Errno::ENOBUFS) => return,
                 Err(error) => {
                     if error != Errno::EPIPE {
-                        eprintln!("control socket: {error}");
+                        self.reports.say(format_args!("control socket: {error}"));
                     }
                     queue.closed = true;
                     queue.packets.clear();

@@ -20,6 +20,7 @@ mod hv;
 mod log;
 mod machine;
 mod memory;
+mod report;
 mod virtio;
 
 use std::error::Error;
@@ -70,7 +71,7 @@ pub fn main() -> ExitCode {
     match machine.run(started) {
         Ok(StopReason::GuestReset) => ExitCode::SUCCESS,
         Ok(StopReason::Fault { message }) => {
-            eprintln!("sifr-vmm: {message}");
+            report::line(&format!("sifr-vmm: {message}"));
             ExitCode::from(FAULT)
         }
         Err(error) => bad_setup(&error),
@@ -84,6 +85,6 @@ fn bad_setup(error: &dyn Error) -> ExitCode {
         text.push_str(&format!(": {inner}"));
         source = inner.source();
     }
-    eprintln!("sifr-vmm: {text}");
+    report::line(&format!("sifr-vmm: {text}"));
     ExitCode::from(BAD_SETUP)
 }

@@ -1,7 +1,7 @@
 //! The log of a workload: two files used in turn, records appended.
 //!
 //! Owns: sequence numbers, which go on over restarts, and rotation. Refuses: to stop the workload. A
-//! record that the disk does not take is lost, and said so once on stderr.
+//! record that the disk does not take is lost, and said so on stderr: once until it takes one again.
 
 use std::fs::File;
 use std::io::{self, IoSlice, Write};
@@ -9,6 +9,8 @@ use std::os::unix::fs::FileExt;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use types::vm::{LogRecord, Stream};
+
+use crate::report::Reports;
 
 /// Read at a time while looking for the last record.
 const SCAN_BYTES: usize = 64 << 10;
@@ -23,8 +25,9 @@ pub(crate) struct Log {
     current: usize,
     max_bytes: u64,
     next: u64,
-    /// Records were lost, and it was said.
+    /// The last record was lost, and it was said.
     lost: bool,
+    reports: Reports,
 }
 
 /// What a file holds.
@@ -51,15 +54,18 @@ impl Log {
             max_bytes: max_bytes.max(FILE_BYTES_MIN),
             next,
             lost: false,
+            reports: Reports::default(),
         })
     }
 
     /// Appends a record of at most `LogRecord::LENGTH_MAX` bytes.
     pub(crate) fn append(&mut self, stream: Stream, bytes: &[u8]) {
-        if let Err(error) = self.try_append(stream, bytes, SystemTime::now())
-            && !std::mem::replace(&mut self.lost, true)
-        {
-            eprintln!("log record {} is lost: {error}", self.next);
+        let appended = self.try_append(stream, bytes, SystemTime::now());
+        let was_lost = std::mem::replace(&mut self.lost, appended.is_err());
+        if let (Err(error), false) = (appended, was_lost) {
+            let next = self.next;
+            self.reports
+                .say(format_args!("log record {next} is lost: {error}"));
         }
         // A number that was not written shows a reader that something is missing.
         self.next = self.next.wrapping_add(1);
@@ -214,6 +220,26 @@ mod tests {
         assert_eq!(files.sequences(), [vec![2], vec![3, 4]]);
         log.append(Stream::Stdout, &half);
         assert_eq!(files.sequences(), [vec![5], vec![3, 4]]);
+    }
+
+    #[test]
+    fn a_record_that_is_lost_leaves_a_gap_and_each_loss_after_a_success_is_said_again() {
+        let files = Files::new();
+        let mut log = files.log();
+        log.append(Stream::Stdout, b"one");
+        let mut full = || {
+            let full = File::options().append(true).open("/dev/full");
+            std::mem::replace(&mut log.files[0], full.expect("opens"))
+        };
+        let good = full();
+        for _ in 0..2 {
+            log.append(Stream::Stdout, b"lost");
+            assert!(log.lost);
+        }
+        log.files[0] = good;
+        log.append(Stream::Stdout, b"four");
+        assert!(!log.lost);
+        assert_eq!(files.sequences()[0], [0, 3]);
     }
 
     #[test]

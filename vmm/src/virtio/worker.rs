@@ -4,7 +4,6 @@
 //! driver broke the rules. The worker does its I/O with the lock held: a register access in the middle
 //! of it waits, which only a driver that resets a busy device ever does.
 
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use vmm_sys_util::eventfd::EventFd;
@@ -16,9 +15,7 @@ use super::{Device, Ready, Turn};
 use crate::bus::MmioDevice;
 use crate::event::{Served, Source};
 use crate::memory::GuestRam;
-
-/// Most lines on stderr about one device: a guest can break and reset it for ever.
-const REPORTS_MAX: u32 = 8;
+use crate::report::Reports;
 
 pub(crate) struct Slot<D> {
     core: Mutex<Core<D>>,
@@ -28,7 +25,7 @@ pub(crate) struct Slot<D> {
     kick: EventFd,
     /// One per queue; KVM signals them.
     doorbells: Vec<EventFd>,
-    reports: AtomicU32,
+    reports: Reports,
 }
 
 struct Core<D> {
@@ -51,7 +48,7 @@ impl<D: Device> Slot<D> {
             interrupt: Interrupt::new(event()?),
             kick: event()?,
             doorbells,
-            reports: AtomicU32::new(0),
+            reports: Reports::default(),
         })
     }
 
@@ -64,11 +61,10 @@ impl<D: Device> Slot<D> {
     fn broken(&self, core: &mut Core<D>, reason: &Violation) {
         core.registers.break_down();
         self.interrupt.raise(CONFIGURATION);
-        let count = self.reports.fetch_add(1, Ordering::Relaxed);
-        // A fuzzer makes a thousand devices a second and reads none of it.
-        if count < REPORTS_MAX && !cfg!(feature = "fuzz") {
-            eprintln!("device {} stopped until its reset: {reason}", D::ID);
-        }
+        let id = D::ID;
+        self.reports.say(format_args!(
+            "device {id} stopped until its reset: {reason}"
+        ));
     }
 
     fn turn(&self, ready: Ready) {

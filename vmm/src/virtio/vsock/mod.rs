@@ -23,6 +23,7 @@ use super::{Device, Ready, Turn};
 use crate::control::Outbox;
 use crate::event::Source;
 use crate::log::Log;
+use crate::report::Reports;
 
 const QUEUE_SIZE: u16 = 128;
 /// To the guest, from the guest, events.
@@ -55,6 +56,8 @@ pub(crate) struct Vsock {
     resets: VecDeque<(u32, u32)>,
     /// Who spoke last, so that all get their turn.
     last: Option<Key>,
+    /// Of connections that broke the contract: a guest can make them without end.
+    reports: Reports,
 }
 
 impl Vsock {
@@ -69,6 +72,7 @@ impl Vsock {
             connections: BTreeMap::new(),
             resets: VecDeque::new(),
             last: None,
+            reports: Reports::default(),
         }
     }
 
@@ -143,7 +147,7 @@ impl Vsock {
                         connection.forward(u32::try_from(taken).expect("within the buffer"))
                     }
                     Err(error) => {
-                        eprintln!("{error}: connection reset");
+                        self.reports.say(format_args!("{error}: connection reset"));
                         over.push(*key);
                         continue;
                     }

@@ -13,6 +13,7 @@ use types::vm::{FromVmm, LogRecord, Stream, ToVmm};
 
 use crate::control::Outbox;
 use crate::log::Log;
+use crate::report::Reports;
 
 /// Longest message of the node: a signal number with its names around it, with much room.
 const MESSAGE_MAX: usize = 4096;
@@ -78,6 +79,7 @@ pub(crate) struct Host {
     /// A message of the node that waits for the guest to connect or to read.
     pending: Option<Vec<u8>>,
     log: Option<Log>,
+    reports: Reports,
 }
 
 impl Host {
@@ -91,6 +93,7 @@ impl Host {
             control,
             pending: None,
             log,
+            reports: Reports::default(),
         }
     }
 
@@ -156,12 +159,15 @@ impl Host {
                         return Some(line);
                     }
                     // The node is ours, but may be newer: what we do not know we cannot do.
-                    Err(error) => eprintln!("message of the node is unknown: {error}"),
+                    Err(error) => self
+                        .reports
+                        .say(format_args!("message of the node is unknown: {error}")),
                 },
                 Err(Errno::EINTR) => {}
                 Err(Errno::EAGAIN) => return None,
                 Err(error) => {
-                    eprintln!("read the control socket: {error}");
+                    self.reports
+                        .say(format_args!("read the control socket: {error}"));
                     self.control = None;
                 }
             }
