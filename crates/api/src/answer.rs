@@ -89,8 +89,24 @@ impl Answer {
 
     pub fn refuse(refusal: &Refusal) -> Self {
         let json = serde_json::to_vec(refusal).expect("a refusal has only text keys");
-        // After these, unread bytes of the request's body are still on their way.
-        let close = matches!(refusal.code, RefusalCode::TooLarge | RefusalCode::TooSlow);
+        let close = match refusal.code {
+            // Unread bytes of the request's body are still on their way.
+            RefusalCode::TooLarge | RefusalCode::TooSlow => true,
+            // Strangers, and those who do not speak our language, get no place for longer than one answer.
+            RefusalCode::UnknownKey | RefusalCode::NoOwner | RefusalCode::Malformed => true,
+            RefusalCode::BadSignature
+            | RefusalCode::WrongNode
+            | RefusalCode::Replayed
+            | RefusalCode::Skipped
+            | RefusalCode::NotFound
+            | RefusalCode::OverCapacity
+            | RefusalCode::PortTaken
+            | RefusalCode::Conflict
+            | RefusalCode::MissingChunks
+            | RefusalCode::Volatile
+            | RefusalCode::Restarting
+            | RefusalCode::Internal => false,
+        };
         Self {
             close,
             ..Self::whole(http_status(refusal.code), JSON, json)

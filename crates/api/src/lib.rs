@@ -12,6 +12,7 @@ pub mod envelope;
 pub mod logs;
 mod patience;
 pub mod route;
+mod seats;
 pub mod server;
 pub mod sign;
 pub mod tls;

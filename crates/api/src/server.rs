@@ -5,11 +5,10 @@
 //! Refuses: slow handshakes, headers and bodies, oversized bodies, too many connections, and peers that
 //! do not read their answers. Never looks into a body.
 
-use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::future::Future;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -31,6 +30,7 @@ use types::status::{Refusal, RefusalCode};
 use crate::answer::Answer;
 use crate::patience::Patient;
 use crate::route::Route;
+use crate::seats::{Seat, Seats};
 use crate::tls;
 
 /// What a peer may cost the node.
@@ -51,7 +51,8 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// Chosen for a client behind a poor line; a stranger can hold 32 sockets for 10 seconds at a time.
+    /// Chosen for a client behind a poor line. Strangers may hold sockets until somebody else needs them:
+    /// see [`crate::seats`].
     pub const NODE: Self = Self {
         handshake: Duration::from_secs(10),
         header: Duration::from_secs(10),
@@ -98,6 +99,8 @@ pub enum ConnectionError {
         #[source]
         source: io::Error,
     },
+    #[error("the connection of {address} made room for another")]
+    MadeRoom { address: SocketAddr },
     #[error("the peer {address} showed no ed25519 key")]
     NoKey { address: SocketAddr },
     #[error("the connection with {address} broke")]
@@ -192,26 +195,33 @@ pub async fn serve<H: Handler>(
     limits: Limits,
 ) {
     let mut connections = FuturesUnordered::new();
-    let mut addresses: BTreeMap<IpAddr, usize> = BTreeMap::new();
+    let mut seats = Seats::new(limits.connections, limits.connections_per_address);
     loop {
         tokio::select! {
-            Some((ip, result)) = connections.next(), if !connections.is_empty() => {
-                release(&mut addresses, ip);
+            Some((seat, result)) = connections.next(), if !connections.is_empty() => {
+                seats.leave(&seat);
                 // The peer has been told where it can be told; nobody else can act on it.
                 if let Err::<(), ConnectionError>(error) = result {
                     log::debug!("{error}");
                 }
             }
-            accepted = accept(&listener), if connections.len() < limits.connections => match accepted {
-                Ok((stream, address)) if admit(&mut addresses, address.ip(), &limits) => {
-                    // A small answer should not wait for an acknowledgement (best effort).
-                    let _ = stream.set_nodelay(true);
-                    let tls = Arc::clone(&tls);
-                    connections.push(async move {
-                        (address.ip(), serve_connection(stream, address, tls, handler, limits).await)
-                    });
-                }
-                Ok((_, address)) => log::debug!("too many connections from {address}"),
+            accepted = accept(&listener) => match accepted {
+                Ok((stream, address)) => match seats.take(address.ip()) {
+                    Some(seat) => {
+                        // A small answer should not wait for an acknowledgement (best effort).
+                        let _ = stream.set_nodelay(true);
+                        let tls = Arc::clone(&tls);
+                        connections.push(async move {
+                            let served = serve_seated(stream, address, tls, handler, limits, &seat);
+                            let result = tokio::select! {
+                                result = served => result,
+                                () = seat.given_up() => Err(ConnectionError::MadeRoom { address }),
+                            };
+                            (seat, result)
+                        });
+                    }
+                    None => log::debug!("too many connections: {address} is turned away"),
+                },
                 Err(error) => log::warn!("cannot accept a connection: {error}"),
             },
         }
@@ -227,22 +237,6 @@ async fn accept(listener: &TcpListener) -> io::Result<(TcpStream, SocketAddr)> {
     accepted
 }
 
-fn admit(addresses: &mut BTreeMap<IpAddr, usize>, ip: IpAddr, limits: &Limits) -> bool {
-    let held = addresses.entry(ip).or_default();
-    let admitted = *held < limits.connections_per_address;
-    *held += usize::from(admitted);
-    admitted
-}
-
-fn release(addresses: &mut BTreeMap<IpAddr, usize>, ip: IpAddr) {
-    if let Some(held) = addresses.get_mut(&ip) {
-        *held -= 1;
-        if *held == 0 {
-            addresses.remove(&ip);
-        }
-    }
-}
-
 /// Serves one accepted connection to its end.
 pub async fn serve_connection<S, H>(
     stream: S,
@@ -250,6 +244,21 @@ pub async fn serve_connection<S, H>(
     tls: Arc<ServerConfig>,
     handler: &H,
     limits: Limits,
+) -> Result<(), ConnectionError>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+    H: Handler,
+{
+    serve_seated(stream, address, tls, handler, limits, &Seat::default()).await
+}
+
+async fn serve_seated<S, H>(
+    stream: S,
+    address: SocketAddr,
+    tls: Arc<ServerConfig>,
+    handler: &H,
+    limits: Limits,
+    seat: &Seat,
 ) -> Result<(), ConnectionError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
@@ -268,7 +277,7 @@ where
     let service = service_fn(|request| {
         let over = &over;
         Box::pin(async move {
-            let mut answer = respond(handler, peer, request, limits).await;
+            let mut answer = respond(handler, peer, request, limits, seat).await;
             if let Some(last) = answer.take_over() {
                 // A connection has one last answer.
                 let _ = over.set(last);
@@ -343,6 +352,7 @@ async fn respond<H: Handler>(
     peer: PublicKey,
     request: Request<Incoming>,
     limits: Limits,
+    seat: &Seat,
 ) -> Answer {
     let (head, incoming) = request.into_parts();
     let target = head
@@ -351,6 +361,7 @@ async fn respond<H: Handler>(
         .map_or("/", |target| target.as_str());
     let admitted = Route::parse(&head.method, target).and_then(|route| {
         handler.authorise(&peer, &route)?;
+        seat.trust();
         let max = route.body_max();
         if incoming.size_hint().lower() > max {
             Err(too_large(max))

@@ -167,12 +167,16 @@ mod tests {
     };
 
     async fn start() -> (SocketAddr, Arc<Fake>) {
+        start_with(LIMITS).await
+    }
+
+    async fn start_with(limits: Limits) -> (SocketAddr, Arc<Fake>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
         let tls = api::tls::server_config(&node_key()).expect("a configuration");
         let fake = Arc::new(Fake::default());
         let handler = Arc::clone(&fake);
-        tokio::spawn(async move { api::server::serve(listener, tls, &*handler, LIMITS).await });
+        tokio::spawn(async move { api::server::serve(listener, tls, &*handler, limits).await });
         (address, fake)
     }
 
@@ -592,6 +596,30 @@ mod tests {
             assert!(tries < 100, "the places never came back");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
+    }
+
+    #[tokio::test]
+    async fn strangers_who_hold_every_place_do_not_keep_the_owner_out() {
+        let limits = Limits {
+            handshake: Duration::from_secs(60),
+            connections: 6,
+            connections_per_address: 3,
+            ..LIMITS
+        };
+        let (address, _) = start_with(limits).await;
+        let mut strangers = Vec::new();
+        for n in 0..6 {
+            let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
+            let from = SocketAddr::from(([127, 0, 0, 2 + n / 3], 0));
+            socket.bind(from).expect("a loopback address");
+            strangers.push(socket.connect(address).await.expect("connects"));
+        }
+        client(address, &owner_key())
+            .dmesg()
+            .await
+            .expect("an answer");
+        // The first to come was the first to go.
+        assert_eq!(read_to_end(&mut strangers[0]).await, "");
     }
 
     #[tokio::test]
