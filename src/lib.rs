@@ -1,10 +1,11 @@
 //! Build identity: which Sifr this is.
 //!
-//! Owns: [`IDENTITY`], stamped by `build.rs`.
+//! Owns: [`IDENTITY`], stamped by `build.rs`, and its text.
 //! Refuses: everything else, so that any binary can depend on it.
 #![forbid(unsafe_code)]
 
 use std::fmt;
+use std::sync::LazyLock;
 
 /// Version, commit and kernel configuration of a build.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,6 +26,12 @@ pub const IDENTITY: Identity = Identity {
     dirty: matches!(env!("SIFR_TREE").as_bytes(), b"dirty"),
     kernel_config: env!("SIFR_KERNEL_CONFIG"),
 };
+
+/// [`IDENTITY`] without the name, for command lines that put their program's before it.
+pub fn version() -> &'static str {
+    static TEXT: LazyLock<String> = LazyLock::new(|| IDENTITY.to_string());
+    TEXT.trim_start_matches("sifr ")
+}
 
 impl fmt::Display for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -66,6 +73,11 @@ mod tests {
             dirty.to_string(),
             "sifr 1.2.3 (9a08c2a with changes, kernel config 1f2e3d4c)"
         );
+    }
+
+    #[test]
+    fn a_program_puts_its_own_name_before_the_version() {
+        assert_eq!(format!("sifr {}", version()), IDENTITY.to_string());
     }
 
     #[test]

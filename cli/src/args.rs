@@ -17,6 +17,7 @@ const TIMEOUT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 #[derive(Debug, Parser)]
 #[command(
     name = "sifr",
+    version = sifr::version(),
     about = "Runs container images in micro VMs on machines that have no login",
     disable_help_subcommand = true,
     after_help = "Exit status: 0 done, 1 failed, 2 wrong usage, 3 refused by the node, \

@@ -866,6 +866,8 @@ mod tests {
             .run(&["version"])
             .ends(0)
             .says(&sifr::IDENTITY.to_string());
+        let short = bench.run(&["--version"]).ends(0);
+        assert_eq!(short.out.trim_end(), sifr::IDENTITY.to_string());
         assert_eq!(
             bench.run(&["version", "--output", "json"]).json()["version"],
             sifr::IDENTITY.version

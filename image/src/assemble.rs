@@ -45,6 +45,16 @@ impl Image {
         Ok(image)
     }
 
+    /// The identity that the image's programs show, from its manifest.
+    pub fn identity(&self) -> Result<String> {
+        let file = self.dist.join("manifest.json");
+        let read = || format!("read {}", file.display());
+        let manifest: serde_json::Value =
+            serde_json::from_slice(&paths::read(&file)?).with_context(read)?;
+        let build = manifest["build"].as_str().with_context(read)?;
+        Ok(build.to_owned())
+    }
+
     fn at(paths: &Paths) -> Self {
         Self {
             dist: paths.dist.clone(),

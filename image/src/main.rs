@@ -15,7 +15,7 @@ use types::PublicKey;
 #[derive(Debug, Parser)]
 #[command(
     name = "sifr-image",
-    version,
+    version = sifr::version(),
     about = "Builds, boots and tests the Sifr image"
 )]
 struct Arguments {

@@ -4,11 +4,14 @@
 #![forbid(unsafe_code)]
 
 use anyhow::Result;
+use image::assemble::Image;
 use image::paths::Paths;
 use qemu_tests::bench::{measure, table};
 
 fn main() -> Result<()> {
-    let rows = measure::all(&Paths::find()?)?;
+    let paths = Paths::find()?;
+    let rows = measure::all(&paths)?;
+    println!("{}", Image::find(&paths)?.identity()?);
     print!("{}", table::table(&rows));
     Ok(())
 }
