@@ -120,7 +120,7 @@ async fn provision() -> anyhow::Result<Engine> {
     let pool = boot.must("pool", || pool(&disks, owner.as_ref()))?;
     let mut problems = pool.problems.clone();
     let (seed, key) = boot.must("identity", || identity(&pool, &mut problems))?;
-    let floor = boot.must("clock", || Ok((clock::start(&pool.mountpoint)?, None)))?;
+    let start = boot.must("clock", || Ok((clock::start(&pool.mountpoint)?, None)))?;
     let kvm_problem = boot.must("kvm", || {
         let problem = machine::kvm_problem();
         Ok((
@@ -151,7 +151,7 @@ async fn provision() -> anyhow::Result<Engine> {
         boot: Vec::new(),
         last_error: last_error(&options, &problems),
     });
-    let uplink = network(&mut boot, &options, &pool, floor, &info).await?;
+    let uplink = network(&mut boot, &options, &pool, start, &info).await?;
     let context = NodeContext {
         seed,
         key,
@@ -297,7 +297,7 @@ async fn network(
     boot: &mut Boot,
     options: &Options,
     pool: &Pool,
-    floor: Duration,
+    start: clock::Start,
     info: &watch::Sender<NodeInfo>,
 ) -> anyhow::Result<watch::Receiver<Uplink>> {
     let (uplink_tx, uplink) = watch::channel(Uplink::default());
@@ -321,8 +321,8 @@ async fn network(
     })?;
     tokio::task::spawn_local(uplinks.run());
     let synchronised = info.clone();
-    let (place, floor): (PathBuf, _) = (pool.mountpoint.clone(), floor);
-    tokio::task::spawn_local(clock::keep(place, floor, servers, move || {
+    let place: PathBuf = pool.mountpoint.clone();
+    tokio::task::spawn_local(clock::keep(place, start, servers, move || {
         synchronised.send_if_modified(|i| !std::mem::replace(&mut i.clock.synchronised, true));
     }));
     let mut first = uplink.clone();
