@@ -91,6 +91,17 @@ pub fn punch_hole(file: impl AsFd, offset: u64, length: u64) -> io::Result<()> {
     Ok(())
 }
 
+/// Gives the file's first `length` bytes room on the disk, whatever its length is and stays. Where the file
+/// system cannot promise that, nothing is promised and that is no error.
+pub fn reserve(file: &File, length: u64) -> io::Result<()> {
+    let length = i64::try_from(length).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+    let flags = FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    match nix::fcntl::fallocate(file, flags, 0, length) {
+        Err(nix::errno::Errno::EOPNOTSUPP) => Ok(()),
+        other => Ok(other?),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -114,6 +125,17 @@ mod tests {
         file.read_exact_at(&mut byte, 0).expect("read");
         assert_eq!(&byte, b"abc");
         assert!(file.write_at(b"x", 0).is_err() && file.set_len(1).is_err());
+    }
+
+    #[test]
+    fn what_is_reserved_takes_room_and_no_length() {
+        use std::os::unix::fs::MetadataExt;
+        let file = tempfile::tempfile().expect("a file");
+        file.write_all_at(b"abc", 0).expect("write");
+        reserve(&file, 1 << 20).expect("room");
+        let metadata = file.metadata().expect("metadata");
+        assert_eq!(metadata.len(), 3);
+        assert!(metadata.blocks() * 512 >= 1 << 20);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The ledger: every accepted statement exactly as it was signed, in two copies.
 //!
-//! Owns: the files' format, their order of writing, and how two copies become one truth again.
+//! Owns: the order of writing, and how two copies become one truth again.
 //! Refuses: a format from the future, and to acknowledge what is not synced in both copies.
 //!
 //! A file is a header (magic, format version) and records: length (u32 LE), BLAKE3 of the envelope,
@@ -10,25 +10,38 @@
 //!
 //! Healing a copy may fail: the pool is full, or the disk takes no more. Then what should run is known
 //! all the same, and the copy is made again before the next statement is kept.
+//!
+//! Behind its end each copy holds blocks of the disk in reserve. A deployment must leave them there; a stop
+//! or a deletion may use them, so that a full pool can be emptied.
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+
+use types::deployment::Action;
 
 use crate::desired::{Key, Verified, needed};
 
-const MAGIC: [u8; 8] = *b"SIFRLDGR";
-/// Format written, and the newest that is read.
-const FORMAT: u32 = 1;
-const HEADER_BYTES: usize = 16;
-const RECORD_HEADER_BYTES: usize = 4 + 32;
+mod file;
+
+use file::{
+    FORMAT, Found, HEADER_BYTES, Problem, RECORD_HEADER_BYTES, Record, encode, encode_record,
+    read_copy, record_bytes,
+};
+
 /// Longest envelope: 32 workloads with full arguments, as base64 in JSON, need 6 MiB.
 pub const ENVELOPE_MAX: usize = 8 << 20;
 /// Files below this are not compacted: reading them takes milliseconds.
 const COMPACT_BYTES: u64 = 4 << 20;
-/// Largest file that is read: compaction keeps an honest one far below.
-const FILE_MAX: u64 = 1 << 30;
+/// Longest file, written and read: a node of 1 GiB can hold both copies in memory while it boots.
+const FILE_MAX: u64 = 128 << 20;
+/// What leads to more running may fill this part. A stop or deletion is shorter than the deployment that
+/// it ends: whatever stands in one half can be ended in the other.
+const ORDINARY_MAX: u64 = FILE_MAX / 2;
+/// Room on the disk that each copy keeps behind its end: a stop or deletion takes less than 1 KiB, and so
+/// every machine that a node has a slot for (4096) can be ended on a full pool.
+const RESERVE_BYTES: u64 = 4 << 20;
 
 const FILE: &str = "ledger";
 const TEMPORARY: &str = "ledger.new";
@@ -62,6 +75,67 @@ pub enum LedgerError {
         "an earlier write failed and could not be taken back: restart the node to read the ledger again"
     )]
     Poisoned,
+    #[error(
+        "the pool has no room for more than stops and deletions: stop and delete what is not needed, then try again"
+    )]
+    Full(#[source] io::Error),
+    #[error(
+        "the ledger has {0} bytes, which leaves room for stops and deletions alone: delete what is not needed, then try again"
+    )]
+    Long(u64),
+    #[error(
+        "{path} is longer than {FILE_MAX} bytes, which no build writes: nothing has been changed"
+    )]
+    TooLong { path: PathBuf },
+}
+
+impl LedgerError {
+    /// Whether there was no room, and there will be once something has been deleted.
+    pub fn is_full(&self) -> bool {
+        match self {
+            Self::Full(_) | Self::Long(_) => true,
+            Self::Io { source, .. } => is_full(source),
+            Self::Newer { .. }
+            | Self::Unverifiable { .. }
+            | Self::TooLarge(_)
+            | Self::TooLong { .. }
+            | Self::Poisoned => false,
+        }
+    }
+}
+
+fn is_full(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+    )
+}
+
+/// Gives a file this many bytes of room on its disk without changing its length. The host knows how.
+pub type Reserve = fn(&File, u64) -> io::Result<()>;
+
+/// Which room a statement may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Claim {
+    Ordinary,
+    /// What is kept back, too: the statement makes room or lets go.
+    Reserve,
+}
+
+impl Claim {
+    pub fn of(action: &Action) -> Self {
+        match action {
+            Action::Deploy(_) | Action::Start | Action::Restart => Self::Ordinary,
+            Action::Stop | Action::Delete => Self::Reserve,
+        }
+    }
+
+    fn length_max(self) -> u64 {
+        match self {
+            Self::Ordinary => ORDINARY_MAX,
+            Self::Reserve => FILE_MAX,
+        }
+    }
 }
 
 fn io_error(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> LedgerError {
@@ -79,6 +153,9 @@ pub struct Ledger {
     copies: [Copy; 2],
     /// What a copy that is [`State::Behind`] is to hold; empty while there is none.
     truth: Vec<u8>,
+    reserve: Reserve,
+    /// Length at which it is read again, to see what can be left out.
+    compact_at: u64,
     poisoned: bool,
 }
 
@@ -106,41 +183,13 @@ pub struct Opened {
     pub problems: Vec<String>,
 }
 
-/// One envelope with what it says.
-#[derive(Debug, Clone)]
-struct Record {
-    envelope: Vec<u8>,
-    verified: Verified,
-}
-
-/// One copy as it was found.
-#[derive(Debug, Default)]
-struct Found {
-    bytes: Vec<u8>,
-    records: Vec<Record>,
-    problem: Option<Problem>,
-}
-
-#[derive(Debug)]
-enum Problem {
-    /// There is no file.
-    Missing,
-    /// The disk does not give it, or not to its end.
-    Unreadable(LedgerError),
-    /// The last record is incomplete: a power cut while it was written. It was never acknowledged.
-    Torn,
-    /// Bytes have changed.
-    Damaged,
-    /// The hash matches, `verify` does not agree.
-    Unverifiable { index: usize, reason: String },
-}
-
 impl Ledger {
     /// Reads both copies and heals them as far as that can be done now. `verify` checks a signature and
-    /// parses its statement; it is called for every record.
+    /// parses its statement; it is called for every record. After an error nothing has been changed.
     pub fn open(
         a: &Path,
         b: &Path,
+        reserve: Reserve,
         mut verify: impl FnMut(&[u8]) -> Result<Verified, String>,
     ) -> Result<Opened, LedgerError> {
         let directories = [a, b];
@@ -149,60 +198,65 @@ impl Ledger {
         refuse_unreadable(&mut found)?;
         let records = union(found.iter().flat_map(|f| f.records.iter()));
         let wanted = wanted(&records, &found);
-        let mut problems = Vec::new();
-        let mut copies = Vec::new();
-        let new = found
-            .iter()
-            .all(|f| matches!(f.problem, Some(Problem::Missing)));
-        for (directory, found) in directories.into_iter().zip(&found) {
-            let healed = heal(directory, found, &wanted, &mut problems);
+        let mut problems = describe(directories, &found);
+        let copies = [0, 1].map(|at| {
+            let (directory, found) = (directories[at], &found[at]);
             // Compacted or not, it means the same.
             let spare = found.problem.is_none() && found.records.len() == records.len();
-            let state = match healed {
-                Ok(()) => whole(directory)?,
-                Err(error) if new => return Err(error),
-                Err(_) if spare => whole(directory)?,
-                Err(error) => {
+            let healed = heal(directory, found, &wanted, &mut problems);
+            let state = healed
+                .or_else(|error| if spare { Ok(()) } else { Err(error) })
+                .and_then(|()| whole(directory));
+            Copy {
+                directory: directory.to_owned(),
+                state: state.unwrap_or_else(|error| {
                     problems.push(behind(directory, &error));
                     State::Behind
-                }
-            };
-            copies.push(Copy {
-                directory: directory.to_owned(),
-                state,
-            });
+                }),
+            }
+        });
+        let mut ledger = Self {
+            copies,
+            truth: Vec::new(),
+            reserve,
+            compact_at: 0,
+            poisoned: false,
+        };
+        if ledger.copies.iter().any(Copy::is_behind) {
+            ledger.truth = wanted;
         }
-        problems.splice(0..0, describe(directories, &found));
-        let [first, second] =
-            <[Copy; 2]>::try_from(copies).expect("one for each of two directories");
-        let copies = [first, second];
-        let any_behind = copies
-            .iter()
-            .any(|copy| matches!(copy.state, State::Behind));
+        ledger.compact_at = COMPACT_BYTES.max(2 * ledger.length());
+        if let Err(error) = ledger.reserve(0) {
+            problems.push(told(&error));
+        }
         Ok(Opened {
-            ledger: Self {
-                copies,
-                truth: if any_behind { wanted } else { Vec::new() },
-                poisoned: false,
-            },
+            ledger,
             statements: records.into_iter().map(|record| record.verified).collect(),
             problems,
         })
     }
 
-    /// Writes the envelope to both copies and syncs them. When this returns `Ok`, it survives.
-    pub fn append(&mut self, envelope: &[u8]) -> Result<(), LedgerError> {
+    /// Writes the envelope to both copies and syncs them. When this returns `Ok`, it survives. `verify` is
+    /// that of [`Ledger::open`]: now and then the ledger is read again and compacted.
+    pub fn append(
+        &mut self,
+        envelope: &[u8],
+        claim: Claim,
+        verify: impl FnMut(&[u8]) -> Result<Verified, String>,
+    ) -> Result<(), LedgerError> {
         if self.poisoned {
             return Err(LedgerError::Poisoned);
         }
         let mut bytes = Vec::with_capacity(RECORD_HEADER_BYTES + envelope.len());
         encode_record(envelope, &mut bytes)?;
         self.catch_up()?;
-        match self
-            .copies
-            .iter_mut()
-            .try_for_each(|copy| copy.append(&bytes))
-        {
+        self.stay_short(bytes.len() as u64, claim, verify)?;
+        match (self.reserve(bytes.len() as u64), claim) {
+            (Ok(()), _) | (Err(_), Claim::Reserve) => {}
+            (Err(error), Claim::Ordinary) => return Err(error),
+        }
+        let mut copies = self.copies.iter_mut();
+        match copies.try_for_each(|copy| copy.append(&bytes)) {
             Ok(()) => {
                 self.copies
                     .iter_mut()
@@ -216,10 +270,51 @@ impl Ledger {
         }
     }
 
+    /// Of the longer copy: one may be compacted and the other not.
+    fn length(&self) -> u64 {
+        self.copies.iter().map(Copy::length).max().unwrap_or(0)
+    }
+
+    /// Compacts where there is much to leave out, and refuses what would be too much even so.
+    fn stay_short(
+        &mut self,
+        more: u64,
+        claim: Claim,
+        verify: impl FnMut(&[u8]) -> Result<Verified, String>,
+    ) -> Result<(), LedgerError> {
+        let limit = claim.length_max();
+        if self.length() > self.compact_at || self.length() + more > limit {
+            let [a, b] = &self.copies;
+            let again = Self::open(&a.directory, &b.directory, self.reserve, verify)?;
+            *self = again.ledger;
+            self.catch_up()?;
+        }
+        if self.length() + more > limit {
+            return Err(LedgerError::Long(self.length()));
+        }
+        Ok(())
+    }
+
+    /// Keeps room for `more` bytes, and the reserve behind them.
+    fn reserve(&self, more: u64) -> Result<(), LedgerError> {
+        for copy in &self.copies {
+            if let State::Whole { file, length } = &copy.state {
+                (self.reserve)(file, length + more + RESERVE_BYTES).map_err(|source| {
+                    if is_full(&source) {
+                        LedgerError::Full(source)
+                    } else {
+                        io_error("keep room for", &copy.directory)(source)
+                    }
+                })?;
+            }
+        }
+        Ok(())
+    }
+
     /// What could not be healed before must be whole before it is added to.
     fn catch_up(&mut self) -> Result<(), LedgerError> {
         for copy in &mut self.copies {
-            if matches!(copy.state, State::Behind) {
+            if copy.is_behind() {
                 replace(&copy.directory, &self.truth)?;
                 copy.state = whole(&copy.directory)?;
             }
@@ -233,10 +328,23 @@ impl Ledger {
         for copy in &self.copies {
             self.poisoned |= copy.cut().is_err();
         }
+        // A cut gives the reserve back. Where it cannot be had again, the next statement is told.
+        let _ = self.reserve(0);
     }
 }
 
 impl Copy {
+    fn is_behind(&self) -> bool {
+        matches!(self.state, State::Behind)
+    }
+
+    fn length(&self) -> u64 {
+        match self.state {
+            State::Whole { length, .. } => length,
+            State::Behind => 0,
+        }
+    }
+
     fn append(&mut self, bytes: &[u8]) -> Result<(), LedgerError> {
         let State::Whole { file, .. } = &mut self.state else {
             // Not after `catch_up`; and if it were, nothing must be acknowledged.
@@ -339,112 +447,6 @@ fn set_aside(directory: &Path) -> io::Result<()> {
     }
     // The name stays until the healed copy takes it. What is no file can only be moved.
     std::fs::hard_link(&path, &evidence).or_else(|_| std::fs::rename(&path, &evidence))
-}
-
-fn read_copy(
-    directory: &Path,
-    verify: &mut impl FnMut(&[u8]) -> Result<Verified, String>,
-) -> Result<Found, LedgerError> {
-    let path = directory.join(FILE);
-    let mut bytes = Vec::new();
-    let unreadable = match File::open(&path) {
-        // What was read before an error counts, as far as its hashes agree.
-        Ok(file) => file
-            .take(FILE_MAX)
-            .read_to_end(&mut bytes)
-            .map_err(io_error("read", &path))
-            .err(),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => {
-            return Ok(Found {
-                problem: Some(Problem::Missing),
-                ..Found::default()
-            });
-        }
-        Err(e) => Some(io_error("open", &path)(e)),
-    };
-    let mut found = understand(bytes, &path, verify)?;
-    // A record that is not accepted is no accident of the disk, and stays what is told.
-    if let Some(error) = unreadable
-        && !matches!(found.problem, Some(Problem::Unverifiable { .. }))
-    {
-        found.problem = Some(Problem::Unreadable(error));
-    }
-    Ok(found)
-}
-
-fn understand(
-    bytes: Vec<u8>,
-    path: &Path,
-    verify: &mut impl FnMut(&[u8]) -> Result<Verified, String>,
-) -> Result<Found, LedgerError> {
-    let damaged = |bytes| Found {
-        bytes,
-        records: Vec::new(),
-        problem: Some(Problem::Damaged),
-    };
-    // A file comes to its name whole: no power cut leaves less than a header.
-    if bytes.len() < HEADER_BYTES {
-        return Ok(damaged(bytes));
-    }
-    let (header, _) = bytes.split_at(HEADER_BYTES);
-    let word = |at: usize| [header[at], header[at + 1], header[at + 2], header[at + 3]];
-    // A version counts only under its own checksum: a flipped bit is damage, not a future.
-    let intact = word(12) == header_check(word(8));
-    let format = u32::from_le_bytes(word(8));
-    if header[..8] != MAGIC || !intact {
-        return Ok(damaged(bytes));
-    }
-    if format > FORMAT {
-        return Err(LedgerError::Newer {
-            path: path.to_owned(),
-            found: format,
-        });
-    }
-    let (records, problem) = read_records(&bytes[HEADER_BYTES..], verify);
-    Ok(Found {
-        bytes,
-        records,
-        problem,
-    })
-}
-
-fn read_records(
-    mut rest: &[u8],
-    verify: &mut impl FnMut(&[u8]) -> Result<Verified, String>,
-) -> (Vec<Record>, Option<Problem>) {
-    let mut records = Vec::new();
-    while !rest.is_empty() {
-        let Some((length, tail)) = rest.split_first_chunk::<4>() else {
-            return (records, Some(Problem::Torn));
-        };
-        let Ok(length) = usize::try_from(u32::from_le_bytes(*length)) else {
-            return (records, Some(Problem::Damaged));
-        };
-        if length > ENVELOPE_MAX {
-            return (records, Some(Problem::Damaged));
-        }
-        let Some((hash, tail)) = tail.split_first_chunk::<32>() else {
-            return (records, Some(Problem::Torn));
-        };
-        let Some((envelope, tail)) = tail.split_at_checked(length) else {
-            return (records, Some(Problem::Torn));
-        };
-        if blake3::hash(envelope) != *hash {
-            return (records, Some(Problem::Damaged));
-        }
-        match verify(envelope) {
-            Ok(verified) => records.push(Record {
-                envelope: envelope.to_vec(),
-                verified,
-            }),
-            Err(reason) => {
-                let index = records.len();
-                return (records, Some(Problem::Unverifiable { index, reason }));
-            }
-        }
-        rest = tail;
-    }
-    (records, None)
 }
 
 /// A record that is whole and yet not accepted is no accident: nothing is healed over it.
@@ -569,44 +571,6 @@ fn compacted(records: &[Record]) -> Vec<Record> {
                 .into_iter()
                 .map(|at| records[at].clone()),
         );
-    }
-    out
-}
-
-fn record_bytes(record: &Record) -> usize {
-    RECORD_HEADER_BYTES + record.envelope.len()
-}
-
-fn header_check(format: [u8; 4]) -> [u8; 4] {
-    let hash = blake3::hash(&format);
-    let [a, b, c, d, ..] = *hash.as_bytes();
-    [a, b, c, d]
-}
-
-fn header() -> [u8; HEADER_BYTES] {
-    let mut out = [0; HEADER_BYTES];
-    out[..8].copy_from_slice(&MAGIC);
-    out[8..12].copy_from_slice(&FORMAT.to_le_bytes());
-    out[12..].copy_from_slice(&header_check(FORMAT.to_le_bytes()));
-    out
-}
-
-fn encode_record(envelope: &[u8], out: &mut Vec<u8>) -> Result<(), LedgerError> {
-    let length = u32::try_from(envelope.len())
-        .ok()
-        .filter(|_| envelope.len() <= ENVELOPE_MAX);
-    let length = length.ok_or(LedgerError::TooLarge(envelope.len()))?;
-    out.extend_from_slice(&length.to_le_bytes());
-    out.extend_from_slice(blake3::hash(envelope).as_bytes());
-    out.extend_from_slice(envelope);
-    Ok(())
-}
-
-fn encode(records: &[Record]) -> Vec<u8> {
-    let mut out = header().to_vec();
-    for record in records {
-        encode_record(&record.envelope, &mut out)
-            .expect("a record that was read is within the limit");
     }
     out
 }

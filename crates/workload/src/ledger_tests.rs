@@ -1,10 +1,11 @@
 //! Fault injection on the ledger: cuts at every byte, flipped bits, lost files, failed writes.
 
+use std::cell::Cell;
 use std::fs;
 
-use types::deployment::Action;
 use types::{Digest, PublicKey};
 
+use super::file::header_check;
 use super::*;
 use crate::desired::tests::{deployment, verified};
 
@@ -31,6 +32,22 @@ fn history() -> Vec<Vec<u8>> {
     ]
 }
 
+thread_local! {
+    /// Whether the disk of this test has no room left.
+    static FULL: Cell<bool> = const { Cell::new(false) };
+}
+
+fn reserve(_: &File, _: u64) -> io::Result<()> {
+    if FULL.get() {
+        return Err(io::ErrorKind::StorageFull.into());
+    }
+    Ok(())
+}
+
+fn append(ledger: &mut Ledger, envelope: &[u8]) -> Result<(), LedgerError> {
+    ledger.append(envelope, Claim::Ordinary, verify)
+}
+
 struct Place {
     _root: tempfile::TempDir,
     a: PathBuf,
@@ -55,13 +72,13 @@ impl Place {
         let place = Self::new();
         let mut ledger = place.open().expect("an empty ledger").ledger;
         for envelope in history() {
-            ledger.append(&envelope).expect("an append");
+            append(&mut ledger, &envelope).expect("an append");
         }
         place
     }
 
     fn open(&self) -> Result<Opened, LedgerError> {
-        Ledger::open(&self.a, &self.b, verify)
+        Ledger::open(&self.a, &self.b, reserve, verify)
     }
 
     fn versions(&self) -> Vec<u64> {
@@ -210,10 +227,10 @@ fn a_copy_in_a_directory_that_is_none_does_not_stop_the_ledger() {
     assert!(said.contains("cannot be healed now"), "{said}");
     // One copy is not two: nothing is acknowledged until the other can be written.
     let next = envelope(4, Action::Stop);
-    opened.ledger.append(&next).expect_err("one copy");
+    append(&mut opened.ledger, &next).expect_err("one copy");
     fs::remove_file(&place.a).expect("a removal");
     fs::create_dir(&place.a).expect("a directory");
-    opened.ledger.append(&next).expect("both copies");
+    append(&mut opened.ledger, &next).expect("both copies");
     assert_eq!(place.versions(), [1, 2, 3, 4]);
 }
 
@@ -277,8 +294,10 @@ fn a_newer_format_is_refused_and_left_alone() {
 fn a_whole_record_that_is_not_accepted_stops_everything_and_changes_nothing() {
     let place = Place::with_history();
     let before = (place.bytes(0), place.bytes(1));
-    let error = Ledger::open(&place.a, &place.b, |_| Err("bad signature".to_owned()))
-        .expect_err("records that do not verify");
+    let error = Ledger::open(&place.a, &place.b, reserve, |_| {
+        Err("bad signature".to_owned())
+    })
+    .expect_err("records that do not verify");
     assert!(matches!(error, LedgerError::Unverifiable { index: 0, .. }));
     assert_eq!((place.bytes(0), place.bytes(1)), before);
 }
@@ -292,11 +311,12 @@ fn a_failed_write_is_taken_back_and_not_acknowledged() {
     if let State::Whole { file, .. } = &mut ledger.copies[1].state {
         *file = File::open(place.file(1)).expect("a read-only file");
     }
-    ledger
-        .append(&envelope(4, Action::Stop))
-        .expect_err("a write that fails");
+    append(&mut ledger, &envelope(4, Action::Stop)).expect_err("a write that fails");
     assert_eq!(place.bytes(0), whole, "the first copy is as before");
-    assert!(matches!(ledger.append(b"{}"), Err(LedgerError::Poisoned)));
+    assert!(matches!(
+        append(&mut ledger, b"{}"),
+        Err(LedgerError::Poisoned)
+    ));
     assert_eq!(place.versions(), [1, 2, 3]);
 }
 
@@ -305,7 +325,7 @@ fn an_envelope_over_the_limit_is_refused_before_it_is_written() {
     let place = Place::with_history();
     let mut ledger = place.open().expect("a ledger").ledger;
     assert!(matches!(
-        ledger.append(&vec![0; ENVELOPE_MAX + 1]),
+        append(&mut ledger, &vec![0; ENVELOPE_MAX + 1]),
         Err(LedgerError::TooLarge(_))
     ));
     assert_eq!(place.versions(), [1, 2, 3]);
@@ -320,15 +340,14 @@ fn a_large_ledger_is_compacted_and_means_the_same() {
         machine.command = Some(vec!["x".repeat(100_000)]);
     }
     let mut ledger = place.open().expect("an empty ledger").ledger;
+    ledger.compact_at = u64::MAX;
     for version in 1..60 {
         let action = if version == 59 {
             Action::Stop
         } else {
             Action::Deploy(big.clone())
         };
-        ledger
-            .append(&envelope(version, action))
-            .expect("an append");
+        append(&mut ledger, &envelope(version, action)).expect("an append");
     }
     let fold = |statements: &[Verified]| {
         let mut desired = crate::desired::Desired::default();
@@ -341,4 +360,85 @@ fn a_large_ledger_is_compacted_and_means_the_same() {
     assert_eq!(fold(&place.open().expect("a ledger").statements), before);
     // A crash between the two renames: one copy compacted, one not.
     assert_eq!(place.versions(), [58, 59]);
+}
+
+#[test]
+fn on_a_full_pool_stops_and_deletions_are_kept_and_nothing_else() {
+    let place = Place::with_history();
+    FULL.set(true);
+    let mut opened = place.open().expect("a full pool is no reason not to open");
+    assert!(
+        opened.problems[0].contains("stops and deletions"),
+        "{:?}",
+        opened.problems
+    );
+    let mut say = |version, action: Action| {
+        let claim = Claim::of(&action);
+        opened
+            .ledger
+            .append(&envelope(version, action), claim, verify)
+    };
+    let refused = say(4, Action::Restart).expect_err("it would take the reserve");
+    assert!(refused.is_full(), "{refused}");
+    say(4, Action::Stop).expect("a stop");
+    say(5, Action::Delete).expect("a deletion");
+    let refused = say(6, Action::Deploy(deployment(1))).expect_err("still full");
+    assert!(refused.is_full(), "{refused}");
+    FULL.set(false);
+    say(6, Action::Deploy(deployment(1))).expect("room again");
+    assert_eq!(place.versions(), [1, 2, 3, 4, 5, 6]);
+}
+
+/// A deployment with arguments of this length, in a test's envelope.
+fn large(name: &str, version: u64, bytes: usize) -> Vec<u8> {
+    let mut big = deployment(1);
+    for machine in big.workloads.values_mut() {
+        let types::deployment::Workload::Machine(machine) = machine;
+        machine.command = Some(vec!["x".repeat(bytes)]);
+    }
+    of(name, version, Action::Deploy(big))
+}
+
+fn of(name: &str, version: u64, action: Action) -> Vec<u8> {
+    let mut statement = verified(version, action).statement;
+    statement.name = name.parse().expect("a valid name");
+    serde_json::to_vec(&statement).expect("statements serialise")
+}
+
+#[test]
+fn a_ledger_that_grows_is_compacted_while_it_is_open() {
+    let place = Place::new();
+    let mut ledger = place.open().expect("an empty ledger").ledger;
+    let mut longest = 0;
+    for version in 1..200 {
+        append(&mut ledger, &large("shop", version, 100_000)).expect("an append");
+        longest = longest.max(ledger.length());
+    }
+    assert!(longest < COMPACT_BYTES + 200_000, "{longest} bytes");
+    assert_eq!(place.versions().last(), Some(&199));
+}
+
+#[test]
+fn a_ledger_that_cannot_be_shorter_takes_stops_and_deletions_alone() {
+    const EACH: usize = 6 << 20;
+    let place = Place::new();
+    let mut ledger = place.open().expect("an empty ledger").ledger;
+    let names: Vec<String> = (0..20).map(|n| format!("n{n}")).collect();
+    let mut deployed = 0;
+    let refused = names.iter().find_map(|name| {
+        let result = append(&mut ledger, &large(name, 1, EACH));
+        deployed += usize::from(result.is_ok());
+        result.err()
+    });
+    let refused = refused.expect("it is not endless");
+    assert!(matches!(refused, LedgerError::Long(_)) && refused.is_full());
+    assert_eq!(deployed as u64, ORDINARY_MAX / EACH as u64);
+    for name in &names[..deployed / 2 + 1] {
+        let deletion = of(name, 2, Action::Delete);
+        ledger
+            .append(&deletion, Claim::Reserve, verify)
+            .expect("a deletion");
+    }
+    append(&mut ledger, &large("late", 1, EACH)).expect("room again");
+    assert!(ledger.length() < ORDINARY_MAX);
 }

@@ -20,7 +20,7 @@ use types::{Digest, PublicKey};
 use workload::admission::{self, ImagePresence, admit};
 use workload::desired::{Desired, Key, Verified};
 use workload::host::{Event, Host};
-use workload::ledger::Ledger;
+use workload::ledger::{Claim, Ledger, LedgerError};
 use workload::reconcile::{Reconciler, reconcile};
 
 use super::context::NodeContext;
@@ -111,7 +111,7 @@ fn verify(envelope: &[u8], owner: Option<PublicKey>) -> Result<Verified, Refusal
 fn read_ledger(context: &NodeContext) -> (Result<Ledger, String>, Desired) {
     let owner = context.owner;
     let copies = ["a", "b"].map(|copy| context.pool.join("ledger").join(copy));
-    let opened = Ledger::open(&copies[0], &copies[1], |envelope| {
+    let opened = Ledger::open(&copies[0], &copies[1], sys::fs::reserve, |envelope| {
         verify(envelope, owner).map_err(|refusal| refusal.message)
     });
     let show = |error: &String| {
@@ -235,14 +235,7 @@ impl Engine {
                         desired.get(key)?.machine(workload)?.image.store.clone()
                     };
                     match self.host.adopt(vm.clone(), slot, &tag, status, fds, store) {
-                        Ok(adopted) => self.reconciler.adopt(
-                            adopted.vm,
-                            adopted.tag.key(),
-                            adopted.tag.workload,
-                            adopted.tag.launch,
-                            adopted.start_ms,
-                            now(),
-                        ),
+                        Ok(survivor) => self.reconciler.adopt(survivor, now()),
                         // Not one of this version: it runs on, and nobody can speak to it.
                         Err(error) => log::error!("take over {vm}: {error:#}"),
                     }
@@ -447,13 +440,12 @@ impl Engine {
                 "the node's ledger is not readable, so nothing is accepted: {why}"
             ))
         })?;
-        ledger.append(envelope).map_err(|error| {
-            log::error!("{}", sys::error::chain(&error));
-            internal(format!(
-                "the statement was not kept: {}",
-                sys::error::chain(&error)
-            ))
-        })?;
+        let claim = Claim::of(&admitted.verified().statement.action);
+        let owner = self.owner;
+        let again = |kept: &[u8]| verify(kept, owner).map_err(|refusal| refusal.message);
+        ledger
+            .append(envelope, claim, again)
+            .map_err(|error| not_kept(&error))?;
         self.reconciler.apply(&admitted);
         self.dirty = true;
         let Verified {
@@ -476,6 +468,19 @@ impl Engine {
                 .and_then(|machine| self.host.progress(&machine.image.flist));
         }
         Some(status)
+    }
+}
+
+fn not_kept(error: &LedgerError) -> Refusal {
+    let why = sys::error::chain(error);
+    log::error!("{why}");
+    let code = match error {
+        error if error.is_full() => RefusalCode::OverCapacity,
+        _ => RefusalCode::Internal,
+    };
+    Refusal {
+        code,
+        message: format!("the statement was not kept: {why}"),
     }
 }
 
