@@ -4,7 +4,6 @@
 //! them. Refuses: deciding what should run.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::io;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::Instant;
@@ -21,6 +20,7 @@ use workload::desired::Key;
 use workload::host::{End, Event, Host, Places, Start, Step};
 
 use super::context::Uplink;
+use super::conversation;
 use super::network::{self, Forwarders};
 use super::packets::Packets;
 use super::prepare::{self, Means, Prepared};
@@ -37,6 +37,9 @@ const WEIGHT_PER_CPU: u64 = 100;
 /// Longest text of a guest or VMM that is shown.
 const TEXT_MAX: usize = 512;
 const SIGKILL: i32 = 9;
+/// What the owner reads where a VM was ended for what it said.
+const MISBEHAVED: &str = "the machine's VMM said again and again what none says, and was ended: its guest may have \
+                          taken it over; deploy an image that you trust";
 
 /// What tasks tell the loop.
 pub(crate) enum Message {
@@ -57,6 +60,11 @@ pub(crate) enum Message {
         vm: VmId,
         attempt: u64,
         message: FromVmm,
+    },
+    /// It has broken the contract too often; nothing more of it is heard.
+    Misbehaved {
+        vm: VmId,
+        attempt: u64,
     },
     ControlClosed {
         vm: VmId,
@@ -198,7 +206,8 @@ impl NodeHost {
     ) {
         self.attempts += 1;
         let (attempt, control) = (self.attempts, Rc::new(control));
-        let reader = read_control(vm.clone(), attempt, control.clone(), self.messages.clone());
+        let reader =
+            conversation::listen(vm.clone(), attempt, control.clone(), self.messages.clone());
         let held = Vm {
             attempt,
             slot,
@@ -272,6 +281,14 @@ impl NodeHost {
                 attempt,
                 message,
             } => self.hear_vmm(vm, attempt, message),
+            Message::Misbehaved { vm, attempt } => {
+                if let Some(held) = self.vms.get_mut(&vm).filter(|held| held.attempt == attempt) {
+                    log::error!("{vm} has broken its VMM's contract too often: it is ended");
+                    held.remains.trouble = Some(MISBEHAVED.to_owned());
+                    held.remains.save(&vm);
+                    self.kill(&vm);
+                }
+            }
             Message::ControlClosed { vm, attempt } => {
                 if let Some(held) = self.vms.get_mut(&vm).filter(|held| held.attempt == attempt) {
                     held.control_closed = true;
@@ -569,42 +586,6 @@ impl Work {
             () = self.cancel.notified() => Err("the start was abandoned".to_owned()),
         }
     }
-}
-
-async fn read_control(
-    vm: VmId,
-    attempt: u64,
-    control: Rc<Packets>,
-    messages: mpsc::Sender<Message>,
-) {
-    loop {
-        // Both are safe to drop.
-        let received = tokio::select! {
-            received = control.receive::<FromVmm>() => received,
-            Err(error) = control.serve() => Err(error),
-        };
-        let message = match received {
-            Ok(Some((message, _))) => message,
-            Ok(None) => break,
-            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-                log::warn!("{vm} says what no VMM says: {error}");
-                continue;
-            }
-            Err(error) => {
-                log::info!("the control socket of {vm} broke: {error}");
-                break;
-            }
-        };
-        let message = Message::FromVmm {
-            vm: vm.clone(),
-            attempt,
-            message,
-        };
-        if messages.send(message).await.is_err() {
-            return;
-        }
-    }
-    let _ = messages.send(Message::ControlClosed { vm, attempt }).await;
 }
 
 /// A guest's words, safe to print: short, and without control characters.

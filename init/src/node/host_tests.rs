@@ -279,6 +279,41 @@ async fn a_vm_that_pid1_cannot_start_gives_its_slot_back() {
 }
 
 #[tokio::test]
+async fn a_vmm_that_talks_nonsense_without_pause_starves_nobody_and_is_ended() {
+    locally(async {
+        let (mut stage, vm) = (Stage::new(None), vm("babble"));
+        let vmm = stage.adopt(&vm, 0, None);
+        sys::socket::set_nonblocking(&vmm).expect("non-blocking");
+        while sys::socket::send(vmm.as_fd(), b"{\"dance\":1}", &[]).is_ok() {}
+        stage.settle().await;
+        let (said, _) = stage
+            .pid1
+            .receive::<ToPid1>()
+            .await
+            .expect("packet")
+            .expect("open");
+        let signal = SIGKILL;
+        assert_eq!(
+            said,
+            ToPid1::Kill {
+                vm: vm.clone(),
+                signal
+            }
+        );
+        stage.host.hear_pid1(FromPid1::Exited {
+            vm: vm.clone(),
+            status: Status::Signal(signal),
+        });
+        let Event::Ended { end, .. } = stage.event().await else {
+            panic!("no end")
+        };
+        assert_eq!(end.message.as_deref(), Some(MISBEHAVED));
+        stage.host.begin(Step::Settle { vm, record: None });
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn nonsense_from_a_vmm_ends_nothing_and_a_guests_words_are_made_printable() {
     locally(async {
         let (mut stage, vm) = (Stage::new(None), vm("nonsense"));

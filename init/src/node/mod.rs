@@ -4,6 +4,7 @@
 
 mod clock;
 mod context;
+mod conversation;
 mod drills;
 mod engine;
 mod host;

@@ -15,39 +15,63 @@ use crate::wire::{FromPid1, SLOTS_MAX, Status};
 
 /// Output of a VMM that is kept: its last words, not its history.
 const OUTPUT_MAX: usize = 2048;
+/// Read of one VMM in one turn: all that its pipe holds. One that writes without pause gets no more of pid1
+/// than its turn.
+const TURN_MAX: usize = 64 << 10;
+/// Read of one VMM in its life: a hundred times what all its parts may say. One that writes more is not
+/// as we made it.
+const LIFE_MAX: usize = 1 << 20;
 
 /// What a VMM has written to standard output and error.
 #[derive(Debug, Default)]
 pub(super) struct Output {
-    /// The read end; gone when the VMM has closed the other.
+    /// The read end; gone when the VMM has closed the other, or has written too much.
     pub(super) pipe: Option<File>,
     tail: Vec<u8>,
+    /// Bytes read so far.
+    total: usize,
+}
+
+/// Whether a VMM may write on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Heard {
+    Fine,
+    /// It has just written more than it may ever: its pipe is closed now.
+    TooMuch,
 }
 
 impl Output {
     pub(super) fn new(pipe: File) -> Self {
         Self {
             pipe: Some(pipe),
-            tail: Vec::new(),
+            ..Self::default()
         }
     }
 
-    /// Reads what is there, without waiting.
-    pub(super) fn read(&mut self) {
+    /// Reads what is there, without waiting, as far as a turn goes.
+    pub(super) fn read(&mut self) -> Heard {
         let mut buffer = [0; OUTPUT_MAX];
-        while let Some(pipe) = &mut self.pipe {
-            match pipe.read(&mut buffer) {
+        let mut left = TURN_MAX;
+        while let (Some(pipe), 1..) = (&mut self.pipe, left) {
+            let most = left.min(buffer.len());
+            match pipe.read(&mut buffer[..most]) {
                 Ok(0) => self.pipe = None,
                 Ok(length) => {
                     self.tail.extend_from_slice(&buffer[..length]);
                     let surplus = self.tail.len().saturating_sub(OUTPUT_MAX);
                     self.tail.drain(..surplus);
+                    (left, self.total) = (left - length, self.total + length);
+                    if self.total > LIFE_MAX {
+                        self.pipe = None;
+                        return Heard::TooMuch;
+                    }
                 }
                 Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
-                Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => return,
+                Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => break,
                 Err(_) => self.pipe = None,
             }
         }
+        Heard::Fine
     }
 
     pub(super) fn text(&self) -> String {
@@ -115,8 +139,16 @@ impl Machines {
         self.0.values().filter_map(|m| m.output.pipe.as_ref())
     }
 
+    /// One turn for each.
     pub(super) fn read_outputs(&mut self) {
-        self.0.values_mut().for_each(|m| m.output.read());
+        for (vm, machine) in &mut self.0 {
+            match machine.output.read() {
+                Heard::Fine => {}
+                Heard::TooMuch => log::warn!(
+                    "the VMM of {vm} has written {LIFE_MAX} bytes: it is listened to no longer"
+                ),
+            }
+        }
     }
 
     /// What a new node is told about each VM. Its kept descriptors go beside.
@@ -214,8 +246,29 @@ mod tests {
             .and_then(|()| writer.write_all(b"the end\n"))
             .expect("write");
         drop(writer);
-        output.read();
+        assert_eq!(output.read(), Heard::Fine);
         let text = output.text();
         assert!(text.ends_with("xthe end") && text.len() < OUTPUT_MAX && output.pipe.is_none());
+    }
+
+    #[test]
+    fn a_vmm_that_writes_without_pause_gets_one_pipe_a_turn_and_is_cut_off_in_the_end() {
+        let (reader, mut writer) = std::io::pipe().expect("a pipe");
+        let reader = OwnedFd::from(reader);
+        sys::socket::set_nonblocking(&reader).expect("non-blocking");
+        let mut output = Output::new(File::from(reader));
+        // Ends when nobody reads any more: tests ignore SIGPIPE, as a VMM does.
+        let vmm = std::thread::spawn(move || while writer.write_all(&[b'x'; 4096]).is_ok() {});
+        let mut turns = 0;
+        while output.pipe.is_some() {
+            let before = output.total;
+            let heard = output.read();
+            assert!(output.total - before <= TURN_MAX, "a turn has an end");
+            assert_eq!(heard == Heard::TooMuch, output.pipe.is_none());
+            turns += 1;
+        }
+        assert!(turns > LIFE_MAX / TURN_MAX, "{turns}");
+        assert_eq!(output.read(), Heard::Fine, "it is said once");
+        vmm.join().expect("it ends");
     }
 }

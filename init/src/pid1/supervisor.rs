@@ -242,6 +242,7 @@ impl Supervisor {
         let Some((vm, machine)) = self.machines.ended(pid, status) else {
             return;
         };
+        // The last turn: whatever its pipe still holds.
         machine.output.read();
         let (vm, text) = (vm.clone(), machine.output.text());
         if !text.is_empty() {

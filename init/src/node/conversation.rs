@@ -1,0 +1,184 @@
+//! What a VMM says in its life, and how much of it is heard.
+//!
+//! Owns: reading a control socket, and the bounds on what comes from it: a VMM speaks for a guest, and may
+//! have been taken over by one.
+//! Refuses: understanding (`host` does). One that breaks the contract again and again is to be ended.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::rc::Rc;
+
+use tokio::sync::mpsc;
+use types::VmId;
+use types::guest::FromGuest;
+use types::vm::FromVmm;
+
+use super::host::Message;
+use super::packets::Packets;
+
+/// Packets taken before others get their turn.
+const PACKETS_PER_TURN: usize = 32;
+/// Packets outside the contract in one life. A few show a mistake of ours in the node's log, more an
+/// attacker's patience.
+const BREACHES_MAX: u32 = 8;
+/// Failed chunks that are passed on in one life. The owner knows by then, and hears it of the chunk
+/// daemon too.
+const CHUNK_REPORTS_MAX: u32 = 256;
+
+/// What is said at most once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Once {
+    Running,
+    Started,
+    SetupFailed,
+    Exited,
+    Stopped,
+}
+
+/// What becomes of a packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    Pass,
+    /// Enough of this has been heard.
+    Drop,
+    /// Outside the contract.
+    Breach,
+    /// Outside the contract, once too often.
+    Over,
+}
+
+/// The life of one VMM as far as it was heard, pure.
+#[derive(Debug, Default)]
+struct Conversation {
+    said: BTreeSet<Once>,
+    chunks: u32,
+    breaches: u32,
+}
+
+impl Conversation {
+    fn judge(&mut self, message: &FromVmm) -> Verdict {
+        let once = match message {
+            FromVmm::Running { .. } => Once::Running,
+            FromVmm::Guest(FromGuest::Started { .. }) => Once::Started,
+            FromVmm::Guest(FromGuest::SetupFailed { .. }) => Once::SetupFailed,
+            FromVmm::Guest(FromGuest::Exited { .. }) => Once::Exited,
+            FromVmm::Stopped { .. } => Once::Stopped,
+            FromVmm::ChunkFailed { .. } if self.chunks < CHUNK_REPORTS_MAX => {
+                self.chunks += 1;
+                return Verdict::Pass;
+            }
+            FromVmm::ChunkFailed { .. } => return Verdict::Drop,
+        };
+        if self.said.insert(once) {
+            Verdict::Pass
+        } else {
+            self.breach()
+        }
+    }
+
+    fn breach(&mut self) -> Verdict {
+        self.breaches += 1;
+        if self.breaches < BREACHES_MAX {
+            Verdict::Breach
+        } else {
+            Verdict::Over
+        }
+    }
+}
+
+/// Passes on what a VMM says until its socket is closed, or it has broken the contract too often.
+pub(crate) async fn listen(
+    vm: VmId,
+    attempt: u64,
+    control: Rc<Packets>,
+    messages: mpsc::Sender<Message>,
+) {
+    let mut conversation = Conversation::default();
+    for turn in 1usize.. {
+        if turn.is_multiple_of(PACKETS_PER_TURN) {
+            tokio::task::yield_now().await;
+        }
+        // Both are safe to drop.
+        let received = tokio::select! {
+            received = control.receive::<FromVmm>() => received,
+            Err(error) = control.serve() => Err(error),
+        };
+        let (verdict, heard) = match received {
+            Ok(Some((message, _))) => (conversation.judge(&message), Ok(message)),
+            Ok(None) => break,
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                (conversation.breach(), Err(error))
+            }
+            Err(error) => {
+                log::info!("the control socket of {vm} broke: {error}");
+                break;
+            }
+        };
+        let message = match (verdict, heard) {
+            (Verdict::Pass, Ok(message)) => Message::FromVmm {
+                vm: vm.clone(),
+                attempt,
+                message,
+            },
+            (Verdict::Over, _) => {
+                let vm = vm.clone();
+                Message::Misbehaved { vm, attempt }
+            }
+            (Verdict::Breach, Ok(message)) => {
+                log::warn!("{vm} says twice what is said once: {message:?}");
+                continue;
+            }
+            (Verdict::Breach, Err(error)) => {
+                log::warn!("{vm} says what no VMM says: {error}");
+                continue;
+            }
+            (Verdict::Drop | Verdict::Pass, _) => continue,
+        };
+        // Fails only when the loop has ended.
+        if messages.send(message).await.is_err() {
+            return;
+        }
+        if verdict == Verdict::Over {
+            break;
+        }
+    }
+    let _ = messages.send(Message::ControlClosed { vm, attempt }).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RUNNING: FromVmm = FromVmm::Running { setup_us: 1 };
+
+    #[test]
+    fn what_is_said_once_counts_against_a_vmm_that_says_it_again() {
+        let mut conversation = Conversation::default();
+        let started = FromVmm::Guest(FromGuest::Started {
+            pid: 2,
+            uptime_ms: 5,
+        });
+        assert_eq!(conversation.judge(&RUNNING), Verdict::Pass);
+        assert_eq!(conversation.judge(&started), Verdict::Pass);
+        let verdicts: Vec<_> = (0..BREACHES_MAX)
+            .map(|_| conversation.judge(&started))
+            .collect();
+        let (last, before) = verdicts.split_last().expect("some");
+        assert!(before.iter().all(|v| *v == Verdict::Breach));
+        assert_eq!(*last, Verdict::Over);
+    }
+
+    #[test]
+    fn failed_chunks_are_heard_so_often_and_are_no_breach() {
+        let mut conversation = Conversation::default();
+        let failed = |chunk| FromVmm::ChunkFailed {
+            disk: "image".to_owned(),
+            chunk,
+        };
+        for chunk in 0..CHUNK_REPORTS_MAX {
+            assert_eq!(conversation.judge(&failed(chunk)), Verdict::Pass);
+        }
+        assert_eq!(conversation.judge(&failed(0)), Verdict::Drop);
+        assert_eq!(conversation.judge(&RUNNING), Verdict::Pass);
+    }
+}
