@@ -3,7 +3,7 @@
 IMAGE := cargo run --quiet --package image --bin sifr-image --
 ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: help setup image run stop test bench repro deny clean
+.PHONY: help setup image run stop test bench fuzz repro deny clean
 
 help:      ## this list
 	@sed -n 's/^\([a-z]*\): .*## /make \1 - /p; s/^\([a-z]*\):  *## /make \1 - /p' Makefile
@@ -27,6 +27,9 @@ test: setup ## every test, up to those on the booted image
 
 bench: image ## measure the image against its targets
 	@cargo run --quiet --package qemu-tests --bin bench
+
+fuzz:      ## hostile bytes for every reader of them; FUZZ_SECONDS for each (60), FUZZ_JOBS, TARGETS="flist-tar …"
+	@cargo run --quiet --package fuzz -- $(TARGETS)
 
 repro:     ## build twice in different places and compare
 	@$(IMAGE) repro

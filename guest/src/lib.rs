@@ -16,6 +16,8 @@ mod control;
 mod device;
 mod end;
 mod error;
+#[cfg(any(test, feature = "fuzz"))]
+pub mod fuzz;
 mod life;
 mod link;
 mod mounts;

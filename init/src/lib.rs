@@ -6,6 +6,8 @@
 mod chunks;
 mod cmdline;
 mod console;
+#[cfg(any(test, feature = "fuzz"))]
+pub mod fuzz;
 mod node;
 mod phase;
 mod pid1;

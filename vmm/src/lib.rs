@@ -14,7 +14,7 @@ mod cpu;
 mod device;
 mod event;
 mod fds;
-#[cfg(feature = "fuzz")]
+#[cfg(any(test, feature = "fuzz"))]
 pub mod fuzz;
 mod hv;
 mod log;

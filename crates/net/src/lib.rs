@@ -12,6 +12,8 @@ pub mod dhcp;
 pub mod dns;
 mod error;
 pub mod firewall;
+#[cfg(any(test, feature = "fuzz"))]
+pub mod fuzz;
 pub mod link;
 pub mod namespace;
 mod netlink;

@@ -5,6 +5,8 @@
 #![forbid(unsafe_code)]
 
 pub mod disk;
+#[cfg(any(test, feature = "fuzz"))]
+pub mod fuzz;
 mod marker;
 pub mod plan;
 pub mod pool;

@@ -240,7 +240,7 @@ fn partition(disk: &Disk, owner: &PublicKey) -> Result<u32, PoolError> {
 }
 
 /// Writes a table with one partition over the whole disk; both headers come after the entries.
-fn write_table<D: gpt::DiskDevice>(
+pub(crate) fn write_table<D: gpt::DiskDevice>(
     device: D,
     disk: &Disk,
     owner: &PublicKey,

@@ -7,6 +7,8 @@
 
 mod daemon;
 mod disk;
+#[cfg(any(test, feature = "fuzz"))]
+pub(crate) mod fuzz;
 mod job;
 mod link;
 mod queue;

@@ -163,7 +163,7 @@ fn layer_name(record: &Record) -> String {
     )
 }
 
-fn read_record(path: &Path) -> anyhow::Result<Option<Record>> {
+pub(crate) fn read_record(path: &Path) -> anyhow::Result<Option<Record>> {
     let file = match File::open(path) {
         Ok(file) => file,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),

@@ -7,6 +7,8 @@ mod context;
 mod conversation;
 mod drills;
 mod engine;
+#[cfg(any(test, feature = "fuzz"))]
+pub(crate) mod fuzz;
 mod host;
 mod identity;
 mod images;

@@ -4,6 +4,8 @@
 //! Refuses: setting what it was given; that is `link::plan` with `link::uplinks`.
 
 mod client;
+#[cfg(any(test, feature = "fuzz"))]
+pub(crate) mod fuzz;
 mod packet;
 
 use std::io;

@@ -4,6 +4,8 @@
 //! Refuses: resolving or caching; what a guest sends beyond one well-formed question; to ask the world for
 //! a name that could only be a machine's ([`Names::find`]).
 
+#[cfg(any(test, feature = "fuzz"))]
+pub(crate) mod fuzz;
 mod message;
 
 use std::collections::BTreeMap;

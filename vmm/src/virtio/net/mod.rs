@@ -76,7 +76,7 @@ impl Net {
     }
 
     /// On any descriptor of packets.
-    #[cfg(feature = "fuzz")]
+    #[cfg(any(test, feature = "fuzz"))]
     pub(crate) fn fake(packets: File, mac: Mac, mtu: u16) -> Result<Self, NetError> {
         Self::on(Tap::fake(packets), mac, mtu)
     }

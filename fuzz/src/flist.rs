@@ -1,0 +1,393 @@
+//! Images: the `.flist` file, chunks, the map and packets of the chunk daemon, and what people pack.
+//!
+//! Owns: that what packs is read again, whole, and that what is read adds up.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Cursor, Write};
+
+use ::flist::chunk::{Chunk, Encoding};
+use ::flist::format::Flist;
+use ::flist::map::{Extent, Table};
+use ::flist::oci;
+use ::flist::pack::{Packed, Source, pack};
+use ::flist::store::ChunkSink;
+use ::flist::wire::{FromNode, FromVmm, ToNode, ToVmm};
+use ::flist::{BLOCK, DISK_BYTES_MAX};
+use ::types::Digest;
+use ::types::flist::ImageConfig;
+
+use crate::Target;
+use crate::choices::{Choices, Made};
+use crate::files::{directory, file};
+
+pub(crate) const TARGETS: [Target; 7] = [
+    Target {
+        name: "flist-chunk",
+        bytes_max: 4096,
+        run: chunk,
+        seeds: chunks,
+    },
+    Target {
+        name: "flist-format",
+        bytes_max: 4096,
+        run: format,
+        seeds: flists,
+    },
+    Target {
+        name: "flist-layers",
+        bytes_max: 8192,
+        run: layers,
+        seeds: layered,
+    },
+    Target {
+        name: "flist-map",
+        bytes_max: 1024,
+        run: map,
+        seeds: maps,
+    },
+    Target {
+        name: "flist-oci",
+        bytes_max: 8192,
+        run: image,
+        seeds: images,
+    },
+    Target {
+        name: "flist-tar",
+        bytes_max: 8192,
+        run: tar,
+        seeds: tars,
+    },
+    Target {
+        name: "flist-wire",
+        bytes_max: 1024,
+        run: packet,
+        seeds: packets,
+    },
+];
+
+/// More metadata than this is unpacked by tests of its own, not a thousand times a second.
+const METADATA_BYTES_MAX: u64 = 4 << 20;
+
+fn format(input: &[u8]) {
+    let mut file = Cursor::new(input);
+    let Ok(flist) = Flist::read(&mut file) else {
+        return;
+    };
+    let disk = flist.disk_bytes();
+    assert!(disk <= DISK_BYTES_MAX && disk.is_multiple_of(BLOCK));
+    assert!(flist.metadata_bytes() <= disk);
+    let mut free_from = flist.metadata_bytes();
+    for chunk in flist.chunks() {
+        assert!(chunk.extent.start() >= free_from && chunk.extent.end() <= disk);
+        assert!(u64::from(chunk.stored_bytes) <= chunk.extent.bytes());
+        free_from = chunk.extent.end();
+    }
+    if flist.metadata_bytes() <= METADATA_BYTES_MAX {
+        let mut out = Vec::new();
+        if flist.copy_metadata(&mut file, &mut out).is_ok() {
+            assert_eq!(out.len() as u64, flist.metadata_bytes());
+        }
+        assert!(out.len() as u64 <= flist.metadata_bytes());
+    }
+}
+
+fn flists() -> Vec<Vec<u8>> {
+    let config = ImageConfig {
+        cmd: vec!["/a".to_owned()],
+        ..ImageConfig::default()
+    };
+    tars()
+        .iter()
+        .map(|tar| packed(Source::Tar(&file(tar)), &config).0.flist)
+        .collect()
+}
+
+/// Stored bytes that have their name's hash, as a hostile packer makes them.
+fn chunk(input: &[u8]) {
+    let mut choices = Choices(input);
+    let (blocks, encoding) = (choices.u16(), choices.u8());
+    let stored = choices.rest();
+    let chunk = Chunk {
+        extent: Extent {
+            start_block: 1,
+            blocks: blocks.into(),
+        },
+        stored_bytes: u32::try_from(stored.len()).expect("an input is short"),
+        encoding: if encoding & 1 == 0 {
+            Encoding::Plain
+        } else {
+            Encoding::Zstd
+        },
+        plain: Digest([0; 32]),
+        stored: Digest(blake3::hash(stored).into()),
+    };
+    assert!(chunk.open(stored).is_err(), "bytes without their hash");
+}
+
+fn chunks() -> Vec<Vec<u8>> {
+    let plain = [7; 8192];
+    let zstd = zstd::bulk::compress(&plain, 3).expect("memory");
+    vec![
+        Made::default().u16(2).u8(1).raw(&zstd).0,
+        Made::default().u16(1).u8(0).raw(&plain[..3000]).0,
+    ]
+}
+
+fn map(input: &[u8]) {
+    let Ok(table) = Table::decode(input) else {
+        return;
+    };
+    assert!(table.map_bytes() <= input.len());
+    assert_eq!(Table::decode(&table.encode()), Ok(table.clone()));
+    let end = table.disk_bytes();
+    assert_eq!(table.chunks_of(0..end), 0..table.chunks().len());
+    for (index, chunk) in table.chunks().iter().enumerate() {
+        assert_eq!(
+            table.chunks_of(chunk.start()..chunk.end()),
+            index..index + 1
+        );
+    }
+}
+
+pub(crate) fn maps() -> Vec<Vec<u8>> {
+    let extents = [(1, 2), (3, 256), (300, 1)].map(|(start_block, blocks)| Extent {
+        start_block,
+        blocks,
+    });
+    let table = Table::new(400 * BLOCK, extents.to_vec()).expect("in order");
+    let empty = Table::new(BLOCK, Vec::new()).expect("in order");
+    vec![table.encode(), empty.encode()]
+}
+
+fn packet(input: &[u8]) {
+    if let Ok(packet) = FromVmm::decode(input) {
+        assert_eq!(packet.encode(), input);
+    }
+    if let Ok(packet) = ToVmm::decode(input) {
+        assert_eq!(packet.encode(), input);
+    }
+    if let Ok(message) = serde_json::from_slice::<FromNode>(input) {
+        let json = serde_json::to_vec(&message).expect("plain data");
+        assert_eq!(
+            serde_json::from_slice::<FromNode>(&json).ok(),
+            Some(message)
+        );
+    }
+    if let Ok(message) = serde_json::from_slice::<ToNode>(input) {
+        let json = serde_json::to_vec(&message).expect("plain data");
+        assert_eq!(serde_json::from_slice::<ToNode>(&json).ok(), Some(message));
+    }
+}
+
+fn packets() -> Vec<Vec<u8>> {
+    let flist = Digest([1; 32]);
+    let json = |message: &FromNode| serde_json::to_vec(message).expect("plain data");
+    let answer = |message: &ToNode| serde_json::to_vec(message).expect("plain data");
+    vec![
+        FromVmm::Want(7).encode().to_vec(),
+        ToVmm::Ready(7).encode().to_vec(),
+        ToVmm::Hello.encode().to_vec(),
+        json(&FromNode::Open {
+            flist,
+            store: Some("http://a/".to_owned()),
+            pin: true,
+        }),
+        json(&FromNode::Close { flist }),
+        answer(&ToNode::Progress {
+            flist,
+            present: 1,
+            total: 2,
+        }),
+        answer(&ToNode::OpenFailed {
+            flist,
+            error: "e".to_owned(),
+        }),
+    ]
+}
+
+/// Keeps what it is given.
+#[derive(Default)]
+struct Chunks(BTreeMap<Digest, Vec<u8>>);
+
+impl ChunkSink for Chunks {
+    fn put(&mut self, stored: &Digest, bytes: &[u8]) -> io::Result<()> {
+        self.0.insert(*stored, bytes.to_vec());
+        Ok(())
+    }
+}
+
+/// More content than this is not packed here: zeros are quickly said and slowly written.
+const CONTENT_BYTES_MAX: u64 = 64 << 20;
+
+fn packed(source: Source<'_>, config: &ImageConfig) -> (Packed, Chunks) {
+    let mut chunks = Chunks::default();
+    let packed = pack(source, config, &mut chunks, &mut |_| {}).expect("a good source");
+    (packed, chunks)
+}
+
+/// What packs is an flist whose chunks are all there and open.
+fn packs(source: Source<'_>, config: &ImageConfig) {
+    let mut chunks = Chunks::default();
+    let mut total = 0;
+    let Ok(packed) = pack(source, config, &mut chunks, &mut |progress| {
+        total = progress.total_bytes;
+        assert!(progress.done_bytes <= total);
+    }) else {
+        return;
+    };
+    assert_eq!(packed.stats.content_bytes, total);
+    let mut file = Cursor::new(&packed.flist);
+    let flist = Flist::read(&mut file).expect("what is packed is read");
+    assert_eq!(flist.config(), config);
+    for chunk in flist.chunks() {
+        chunk
+            .open(&chunks.0[&chunk.stored])
+            .expect("what is packed opens");
+    }
+    if flist.metadata_bytes() <= METADATA_BYTES_MAX {
+        flist
+            .copy_metadata(&mut file, &mut io::sink())
+            .expect("what is packed unpacks");
+    }
+}
+
+fn tar(input: &[u8]) {
+    packs(Source::Tar(&file(input)), &ImageConfig::default());
+}
+
+/// A tar archive of regular files.
+fn plain(files: &[(&str, &[u8])]) -> Vec<u8> {
+    let mut builder = ::tar::Builder::new(Vec::new());
+    for (name, content) in files {
+        let mut header = ::tar::Header::new_gnu();
+        header.set_size(content.len() as u64);
+        header.set_mode(0o644);
+        builder
+            .append_data(&mut header, name, *content)
+            .expect("memory");
+    }
+    builder.into_inner().expect("memory")
+}
+
+/// One entry of any type.
+fn entry(name: &str, kind: ::tar::EntryType, link: &str) -> Vec<u8> {
+    let mut builder = ::tar::Builder::new(Vec::new());
+    let mut header = ::tar::Header::new_gnu();
+    header.set_entry_type(kind);
+    header.set_size(0);
+    header.set_mode(0o755);
+    if !link.is_empty() {
+        header.set_link_name(link).expect("short");
+    }
+    header.set_device_major(1).expect("a GNU header");
+    header.set_device_minor(3).expect("a GNU header");
+    builder
+        .append_data(&mut header, name, io::empty())
+        .expect("memory");
+    // Without the two blocks that end an archive: more entries may follow.
+    let mut whole = builder.into_inner().expect("memory");
+    whole.truncate(whole.len() - 1024);
+    whole
+}
+
+fn pax(name: &str, extensions: &[(&str, &[u8])], content: &[u8]) -> Vec<u8> {
+    let mut builder = ::tar::Builder::new(Vec::new());
+    builder
+        .append_pax_extensions(extensions.iter().copied())
+        .expect("memory");
+    let mut header = ::tar::Header::new_ustar();
+    header.set_size(content.len() as u64);
+    header.set_mode(0o644);
+    builder
+        .append_data(&mut header, name, content)
+        .expect("memory");
+    builder.into_inner().expect("memory")
+}
+
+fn tars() -> Vec<Vec<u8>> {
+    use ::tar::EntryType;
+    let tree = [
+        entry("d/", EntryType::Directory, ""),
+        entry("d/s", EntryType::Symlink, "../f"),
+        entry("null", EntryType::Char, ""),
+        entry("pipe", EntryType::Fifo, ""),
+        plain(&[("f", b"content"), ("d/g", &[7; 600])]),
+    ]
+    .concat();
+    let mut map = b"2\n0\n512\n4096\n512\n".to_vec();
+    map.resize(512, 0);
+    map.resize(512 + 1024, 0xaa);
+    let sparse: [(&str, &[u8]); 4] = [
+        ("GNU.sparse.major", b"1"),
+        ("GNU.sparse.minor", b"0"),
+        ("GNU.sparse.name", b"sparse"),
+        ("GNU.sparse.realsize", b"8192"),
+    ];
+    let attributes: [(&str, &[u8]); 2] = [("SCHILY.xattr.user.a", b"b"), ("mtime", b"7.5")];
+    let mut linked = plain(&[("f", b"content")]);
+    linked.truncate(linked.len() - 1024);
+    linked.extend(entry("hard", EntryType::Link, "f"));
+    vec![
+        tree,
+        pax("x", &sparse, &map),
+        pax("x", &attributes, b"content"),
+        linked,
+        plain(&[(&format!("{}/long", "n".repeat(120)), b"name")]),
+    ]
+}
+
+fn layers(input: &[u8]) {
+    let mut choices = Choices(input);
+    let lower = file(choices.long());
+    let upper = file(choices.rest());
+    packs(Source::Layers(&[lower, upper]), &ImageConfig::default());
+}
+
+fn layered() -> Vec<Vec<u8>> {
+    let lower = plain(&[("etc/a", b"1"), ("etc/b", b"2"), ("opt/c", b"3")]);
+    let upper = plain(&[("etc/.wh.a", b""), ("opt/.wh..wh..opq", b""), ("d", b"4")]);
+    vec![Made::default().long(&lower).raw(&upper).0]
+}
+
+fn image(input: &[u8]) {
+    let spool = directory();
+    let Ok(Some(image)) = oci::open_archive(&file(input), spool.path()) else {
+        return;
+    };
+    let length = |layer: &File| layer.metadata().map_or(0, |m| m.len());
+    if image.layers.iter().map(length).sum::<u64>() <= CONTENT_BYTES_MAX {
+        packs(Source::Layers(&image.layers), &image.config);
+    }
+}
+
+const CONFIG: &str =
+    r#"{"os":"linux","architecture":"amd64","config":{"Cmd":["/a"],"Env":["A=b"],"Labels":null}}"#;
+
+fn images() -> Vec<Vec<u8>> {
+    let layer = plain(&[("a", b"new")]);
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    gzip.write_all(&layer).expect("memory");
+    let gzip = gzip.finish().expect("memory");
+    let zstd = zstd::bulk::compress(&layer, 3).expect("memory");
+    let docker = plain(&[
+        ("1/layer.tar", &gzip),
+        ("c.json", CONFIG.as_bytes()),
+        (
+            "manifest.json",
+            br#"[{"Config":"c.json","RepoTags":["a:1"],"Layers":["1/layer.tar"]}]"#,
+        ),
+    ]);
+    let manifest =
+        br#"{"schemaVersion":2,"config":{"digest":"sha256:cc"},"layers":[{"digest":"sha256:1a"}]}"#;
+    let index = br#"{"manifests":[{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":"sha256:ee",
+        "platform":{"os":"linux","architecture":"amd64"}}]}"#;
+    let oci = plain(&[
+        ("oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#),
+        ("index.json", index),
+        ("blobs/sha256/ee", manifest),
+        ("blobs/sha256/cc", CONFIG.as_bytes()),
+        ("blobs/sha256/1a", &zstd),
+    ]);
+    vec![docker, oci]
+}

@@ -1,0 +1,189 @@
+//! What a pool, an image, a deployment or a boot loader says to the node.
+
+use std::fs;
+
+use ::types::deployment::Machine;
+use ::types::flist::ImageConfig;
+use ::types::vm::{LogRecord, Stream};
+use ::types::{Digest, PublicKey};
+use api::Begin;
+use init::fuzz;
+
+use crate::Target;
+use crate::choices::{Choices, Made};
+use crate::files::directory;
+
+pub(crate) const TARGETS: [Target; 6] = [
+    Target {
+        name: "init-cmdline",
+        bytes_max: 512,
+        run: command_line,
+        seeds: || {
+            let owner = PublicKey([1; 32]);
+            let line = format!("quiet sifr.owner={owner} sifr.ntp=10.0.0.1:123 sifr.panic=halt");
+            vec![line.into_bytes()]
+        },
+    },
+    Target {
+        name: "init-log",
+        bytes_max: 2048,
+        run: log,
+        seeds: logs,
+    },
+    Target {
+        name: "init-record",
+        bytes_max: 1024,
+        run: record,
+        seeds: records,
+    },
+    Target {
+        name: "init-run-spec",
+        bytes_max: 2048,
+        run: run_spec,
+        seeds: images,
+    },
+    Target {
+        name: "init-store-url",
+        bytes_max: 256,
+        run: |input| {
+            if let Ok(url) = std::str::from_utf8(input) {
+                assert!(!fuzz::store(url) || url.starts_with("http://"));
+            }
+        },
+        seeds: || {
+            vec![
+                b"http://a.example:80/b/".to_vec(),
+                b"http://[fd00::1]".to_vec(),
+            ]
+        },
+    },
+    Target {
+        name: "init-wire",
+        bytes_max: 512,
+        run: wire,
+        seeds: || {
+            let spawn = r#"{"spawn":{"vm":"web","slot":1,"child":2,"limits":{"memory_bytes":1,"pids":2,"cpu_weight":3},
+                "tag":"t"}}"#;
+            vec![
+                spawn.into(),
+                br#"{"kill":{"vm":"web","signal":9}}"#.to_vec(),
+                b"\"ready\"".to_vec(),
+            ]
+        },
+    },
+];
+
+fn command_line(input: &[u8]) {
+    let Ok(text) = std::str::from_utf8(input) else {
+        return;
+    };
+    let (owner, _) = fuzz::command_line(text);
+    if let Some(owner) = owner {
+        assert!(text.contains(&owner.to_string()), "an owner nobody named");
+    }
+}
+
+fn wire(input: &[u8]) {
+    if let Some(written) = fuzz::to_pid1(input) {
+        assert_eq!(fuzz::to_pid1(&written), Some(written));
+    }
+}
+
+/// Whatever the files hold, reading ends, and no record comes twice.
+fn log(input: &[u8]) {
+    let mut choices = Choices(input);
+    let begin = match choices.u8() & 3 {
+        0 => Begin::Tail(choices.u64()),
+        1 => Begin::At(choices.u64()),
+        _ => Begin::Oldest,
+    };
+    let pool = directory();
+    let paths = ["a", "b"].map(|name| pool.path().join(name));
+    let a = choices.long();
+    for (path, content) in paths.iter().zip([a, choices.rest()]) {
+        fs::write(path, content).expect("memory");
+    }
+    let lines = fuzz::log(&paths, begin);
+    assert!(lines.windows(2).all(|w| w[0].seq < w[1].seq), "in order");
+    let bytes: usize = lines
+        .iter()
+        .map(|line| line.data.len() + LogRecord::HEADER_BYTES)
+        .sum();
+    assert!(bytes <= input.len(), "more than there is");
+}
+
+fn logs() -> Vec<Vec<u8>> {
+    let records = |range: std::ops::Range<u64>| -> Vec<u8> {
+        range
+            .flat_map(|sequence| {
+                let record = LogRecord {
+                    sequence,
+                    time_ms: 7,
+                    stream: Stream::Stderr,
+                    length: 4,
+                };
+                [&record.encode()[..], b"line"].concat()
+            })
+            .collect()
+    };
+    let made = |begin: Made| begin.long(&records(1..5)).raw(&records(5..9)).0;
+    vec![
+        made(Made::default().u8(0).u64(3)),
+        made(Made::default().u8(1).u64(6)),
+        made(Made::default().u8(2)),
+    ]
+}
+
+/// A machine's record on a pool.
+fn record(input: &[u8]) {
+    let pool = directory();
+    let path = pool.path().join("machine.json");
+    fs::write(&path, input).expect("memory");
+    assert!(!fuzz::record(&path) || serde_json::from_slice::<serde_json::Value>(input).is_ok());
+}
+
+fn records() -> Vec<Vec<u8>> {
+    let record = format!(
+        r#"{{"signer":"{}","deployment":"shop","workload":"web","incarnation":0,"image":"{}","disk":"64Mi",
+        "address":"10.130.1.2","finished":null}}"#,
+        PublicKey([1; 32]),
+        Digest([2; 32])
+    );
+    vec![record.into_bytes()]
+}
+
+fn run_spec(input: &[u8]) {
+    let mut choices = Choices(input);
+    let image = choices.long();
+    let Ok(image) = serde_json::from_slice::<ImageConfig>(image) else {
+        return;
+    };
+    let Ok(machine) = serde_json::from_slice::<Machine>(choices.rest()) else {
+        return;
+    };
+    let Some(spec) = fuzz::run_spec(&image, &machine) else {
+        return;
+    };
+    assert!(spec.argv.first().is_some_and(|program| !program.is_empty()));
+    assert!(spec.workdir.starts_with('/'));
+    assert!((1..=64).contains(&spec.stop_signal));
+    assert!(spec.env.iter().all(|entry| entry.contains('=')));
+    for (name, value) in &machine.env {
+        let entry = format!("{name}={value}");
+        assert!(
+            spec.env.contains(&entry),
+            "{name} is not what was asked for"
+        );
+    }
+}
+
+fn images() -> Vec<Vec<u8>> {
+    let image = br#"{"Entrypoint":["/a"],"Cmd":["b"],"Env":["A=b","C=d"],"User":"u","WorkingDir":"/w","StopSignal":"SIGRTMIN+3"}"#;
+    let digest = Digest([1; 32]);
+    let machine =
+        format!(r#"{{"image":{{"flist":"{digest}"}},"command":["c"],"env":{{"A":"x","N":"y"}}}}"#);
+    let bare = format!(r#"{{"image":{{"flist":"{digest}"}}}}"#);
+    [machine, bare]
+        .map(|machine| Made::default().long(image).raw(machine.as_bytes()).0)
+        .to_vec()
+}

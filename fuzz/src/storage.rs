@@ -1,0 +1,113 @@
+//! Disks that somebody plugs in.
+//!
+//! Owns: that nothing is called blank that is not, and that a pool's mark is the owner's or refused.
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+
+use ::storage::probe::{Content, Stage, owner_mark, probe};
+use ::types::PublicKey;
+
+use crate::Target;
+use crate::choices::{Choices, Made};
+use crate::files::{directory, file};
+
+pub(crate) const TARGETS: [Target; 2] = [
+    Target {
+        name: "storage-marker",
+        bytes_max: 512,
+        run: marker,
+        seeds: || {
+            let marker = |owner| {
+                format!(r#"{{"format":1,"id":"00","owner":"{}"}}"#, PublicKey(owner)).into_bytes()
+            };
+            vec![marker([7; 32]), marker([8; 32])]
+        },
+    },
+    Target {
+        name: "storage-probe",
+        bytes_max: 4096,
+        run: disk,
+        seeds: disks,
+    },
+];
+
+const OWNER: PublicKey = PublicKey([7; 32]);
+/// Size of the disk: both edges are all of it.
+const DISK_BYTES: u64 = 4 << 20;
+
+fn marker(input: &[u8]) {
+    let pool = directory();
+    fs::write(pool.path().join("pool.json"), input).expect("memory");
+    let is_ours = ::storage::fuzz::is_ours(pool.path(), &OWNER);
+    let named = input
+        .windows(OWNER.to_string().len())
+        .any(|w| w == OWNER.to_string().as_bytes());
+    assert!(!is_ours || named, "another owner's pool");
+}
+
+/// Pieces of a disk: offset in sectors of 512 bytes from the start (the high bit: from the end), then bytes.
+fn disk(input: &[u8]) {
+    let mut choices = Choices(input);
+    let block = if choices.u8() & 1 == 0 { 512 } else { 4096 };
+    let disk = file(&[]);
+    disk.set_len(DISK_BYTES).expect("memory");
+    let mut written = false;
+    while !choices.is_empty() {
+        let place = choices.u16();
+        let sector = u64::from(place & 0x7fff) % (DISK_BYTES / 512);
+        let at = if place & 0x8000 == 0 {
+            sector * 512
+        } else {
+            DISK_BYTES - 512 - sector * 512
+        };
+        let bytes = choices.long();
+        let room = usize::try_from(DISK_BYTES - at).expect("small");
+        let bytes = &bytes[..bytes.len().min(room)];
+        disk.write_all_at(bytes, at).expect("memory");
+        written |= bytes.iter().any(|b| *b != 0);
+    }
+    let content = probe(&disk, DISK_BYTES, block).expect("files can be read");
+    assert!(!content.describe(Some(&OWNER)).is_empty());
+    match content {
+        Content::Foreign(_) | Content::Pool { .. } => assert!(written, "zeros are blank"),
+        // A beginning of ours may hold more than zeros; it has no MBR or no partition in it.
+        Content::Blank => {}
+    }
+}
+
+/// A disk as the pool's provisioning leaves it.
+fn disks() -> Vec<Vec<u8>> {
+    let disk = file(&[]);
+    disk.set_len(DISK_BYTES).expect("memory");
+    ::storage::fuzz::make_table(&disk, DISK_BYTES, &OWNER);
+    let found = probe(&disk, DISK_BYTES, 512).expect("files can be read");
+    let expected = Content::Pool {
+        owner: owner_mark(&OWNER),
+        stage: Stage::Made,
+        partition: 1,
+    };
+    assert_eq!(found, expected, "the seed is a pool");
+    let mut made = Made::default().u8(0);
+    let mut early = Made::default().u8(0);
+    let sectors = u16::try_from(DISK_BYTES / 512).expect("small");
+    for sector in 0..sectors {
+        let mut bytes = [0; 512];
+        let at = u64::from(sector) * 512;
+        disk.read_exact_at(&mut bytes, at).expect("memory");
+        if bytes.iter().any(|b| *b != 0) {
+            made = made.u16(sector).long(&bytes);
+            // Cut short before the MBR, which comes last.
+            if sector > 0 {
+                early = early.u16(sector).long(&bytes);
+            }
+        }
+    }
+    let xfs = Made::default().u8(0).u16(0).long(b"XFSB").0;
+    let raid = Made::default()
+        .u8(0)
+        .u16(0x8000 | 15)
+        .long(b"\xfc\x4e\x2b\xa9")
+        .0;
+    vec![made.0, early.0, xfs, raid]
+}
