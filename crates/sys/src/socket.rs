@@ -88,6 +88,25 @@ pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Option<R
     Ok(Some(Received { length, fds }))
 }
 
+/// The next packet's bytes, which stays where it is; descriptors with it are left alone. `None` when the
+/// other end is closed. `InvalidData` where it does not fit: [`receive`] drops it.
+pub fn peek(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Option<usize>> {
+    // Gives the packet's whole length, however much of it fits.
+    let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_TRUNC;
+    loop {
+        match nix::sys::socket::recv(socket.as_raw_fd(), buffer, flags) {
+            Ok(0) => return Ok(None),
+            Ok(length) if length > buffer.len() => {
+                let error = format!("a packet of {length} bytes, at most {} fit", buffer.len());
+                return Err(io::Error::new(io::ErrorKind::InvalidData, error));
+            }
+            Ok(length) => return Ok(Some(length)),
+            Err(nix::errno::Errno::EINTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+}
+
 /// Reads and writes fail with `WouldBlock` instead of waiting.
 pub fn set_nonblocking(fd: impl AsFd) -> io::Result<()> {
     use nix::fcntl::{FcntlArg, OFlag};
@@ -140,6 +159,22 @@ mod tests {
             .expect("a packet");
         assert_eq!((&buffer[..two.length], two.fds.len()), (&b"two"[..], 0));
         assert!(receive(b.as_fd(), &mut buffer).expect("receive").is_none());
+    }
+
+    #[test]
+    fn a_packet_that_was_looked_at_is_still_there_with_its_descriptors() {
+        let (a, b) = pair().expect("a pair");
+        send(a.as_fd(), b"one", &[a.as_fd()]).expect("send");
+        let mut buffer = [0; 16];
+        for _ in 0..2 {
+            assert_eq!(peek(b.as_fd(), &mut buffer).expect("peek"), Some(3));
+        }
+        let error = peek(b.as_fd(), &mut buffer[..2]).expect_err("too long");
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+        let one = receive(b.as_fd(), &mut buffer).expect("receive");
+        assert_eq!(one.expect("a packet").fds.len(), 1);
+        drop(a);
+        assert_eq!(peek(b.as_fd(), &mut buffer).expect("peek"), None);
     }
 
     #[test]

@@ -94,6 +94,21 @@ pub struct Start {
     /// To be on the pool before the VM runs.
     pub record: Record,
     pub machine: Machine,
+    /// How often it was started again before this, since the node's boot.
+    pub restarts: u64,
+}
+
+/// A VM from before the agent's own restart.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Survivor {
+    pub vm: VmId,
+    pub key: Key,
+    pub workload: Name,
+    pub launch: Launch,
+    /// As in its [`Start`].
+    pub restarts: u64,
+    /// `None`: its program has not said that it runs.
+    pub start_ms: Option<u64>,
 }
 
 /// A machine's place in the network.

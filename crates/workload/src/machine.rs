@@ -10,7 +10,7 @@ use types::deployment::{Machine as Spec, RestartPolicy};
 use types::status::{Exit, State, WorkloadStatus};
 
 use crate::desired::{Key, Phase, Target};
-use crate::host::{End, Finished, Launch, Layer, OnPool, Record, launch_digest};
+use crate::host::{End, Finished, Launch, Layer, OnPool, Record, Survivor, launch_digest};
 
 /// First pause after a failure, doubled with each further one. No jitter: one node's machines do not
 /// press on anything together.
@@ -163,14 +163,19 @@ impl Machine {
         }
     }
 
-    /// A VM from before the agent's restart.
-    pub(crate) fn adopt(&mut self, launch: Launch, start_ms: Option<u64>, now: u64) {
-        self.starts = 1;
-        self.start_ms = start_ms;
-        self.activity = match start_ms {
+    pub(crate) fn adopt(&mut self, survivor: &Survivor, now: u64) {
+        let launch = survivor.launch;
+        self.starts = survivor.restarts.saturating_add(1);
+        self.start_ms = survivor.start_ms;
+        self.activity = match survivor.start_ms {
             Some(_) => Activity::Running { launch, since: now },
             None => Activity::Starting { launch, since: now },
         };
+    }
+
+    /// Starts that have begun since the node's boot.
+    pub(crate) fn starts(&self) -> u64 {
+        self.starts
     }
 
     pub(crate) fn has_vm(&self) -> bool {

@@ -15,7 +15,9 @@ use types::{Cidr, Name, PublicKey, VmId};
 use crate::address;
 use crate::admission::Admitted;
 use crate::desired::{Desired, Key};
-use crate::host::{Event, Host, Launch, Layer, OnPool, Placed, Places, Record, Start, Step};
+use crate::host::{
+    Event, Host, Launch, Layer, OnPool, Placed, Places, Record, Start, Step, Survivor,
+};
 use crate::machine::{Action, BACKOFF_MAX_MS, Intent, Machine};
 
 /// Gives a signer who has no machines yet a subnet that touches none of these.
@@ -106,20 +108,12 @@ impl Reconciler {
     }
 
     /// A VM that pid1 has kept over a restart of the agent. `start_ms`: its program runs.
-    pub fn adopt(
-        &mut self,
-        vm: VmId,
-        key: Key,
-        workload: Name,
-        launch: Launch,
-        start_ms: Option<u64>,
-        now: u64,
-    ) {
+    pub fn adopt(&mut self, survivor: Survivor, now: u64) {
         let machine = self
             .machines
-            .entry(vm)
-            .or_insert_with(|| Machine::new(key, workload, None));
-        machine.adopt(launch, start_ms, now);
+            .entry(survivor.vm.clone())
+            .or_insert_with(|| Machine::new(survivor.key.clone(), survivor.workload.clone(), None));
+        machine.adopt(&survivor, now);
     }
 
     /// A statement that is in the ledger.
@@ -305,6 +299,7 @@ impl Reconciler {
             layer,
             record,
             machine: spec.clone(),
+            restarts: machine.starts(),
         })
     }
 

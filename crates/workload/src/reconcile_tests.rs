@@ -20,6 +20,8 @@ use crate::host::{End, launch_digest};
 struct Fake {
     pool: BTreeMap<VmId, Record>,
     vms: BTreeMap<VmId, Launch>,
+    /// What pid1 keeps with each VM: its count of restarts.
+    restarts: BTreeMap<VmId, u64>,
     /// Whether the program in each VM runs.
     running: BTreeSet<VmId>,
     places: Option<Places>,
@@ -80,6 +82,7 @@ impl Host for Fake {
                 self.pool.insert(vm.clone(), start.record.clone());
                 self.events.push_back(Event::Layered { vm: vm.clone() });
                 self.vms.insert(vm.clone(), start.launch);
+                self.restarts.insert(vm.clone(), start.restarts);
                 if self.fails() {
                     self.end(&vm, Some(1));
                 } else {
@@ -224,9 +227,15 @@ impl World {
         for (vm, launch) in &self.host.vms {
             let record = &self.host.pool[vm];
             let start_ms = self.host.running.contains(vm).then_some(5);
-            let (key, workload) = (record.key(), record.workload.clone());
-            self.reconciler
-                .adopt(vm.clone(), key, workload, *launch, start_ms, self.now);
+            let survivor = Survivor {
+                vm: vm.clone(),
+                key: record.key(),
+                workload: record.workload.clone(),
+                launch: *launch,
+                restarts: self.host.restarts[vm],
+                start_ms,
+            };
+            self.reconciler.adopt(survivor, self.now);
         }
     }
 
@@ -487,6 +496,23 @@ fn a_long_run_forgets_earlier_failures() {
             .values()
             .all(|w| w.message.as_deref().is_some_and(|m| m.contains("status 1")))
     );
+}
+
+#[test]
+fn restarts_are_counted_on_by_the_next_agent() {
+    let mut world = World::new();
+    world.say(with_policy(RestartPolicy::Always));
+    world.settle();
+    let vm = world.vm();
+    let restarts = |world: &World| world.status().workloads.values().next().map(|w| w.restarts);
+    for count in 1..4 {
+        world.host.end(&vm, None);
+        world.settle();
+        world.pass(BACKOFF_MAX_MS);
+        world.restart_agent();
+        world.settle();
+        assert_eq!(restarts(&world), Some(count));
+    }
 }
 
 #[test]

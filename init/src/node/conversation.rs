@@ -5,10 +5,9 @@
 //! Refuses: understanding (`host` does). One that breaks the contract again and again is to be ended.
 
 use std::collections::BTreeSet;
-use std::io;
 use std::rc::Rc;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use types::VmId;
 use types::guest::FromGuest;
 use types::vm::FromVmm;
@@ -86,7 +85,9 @@ impl Conversation {
     }
 }
 
-/// Passes on what a VMM says until its socket is closed, or it has broken the contract too often.
+/// Passes on what a VMM says until its socket is closed, or it has broken the contract too often. A packet is
+/// taken from the socket only when it has been noted: pid1 keeps the socket, and if this agent dies first, the
+/// next one finds the packet there. Each may be heard twice that way, by two agents.
 pub(crate) async fn listen(
     vm: VmId,
     attempt: u64,
@@ -99,46 +100,47 @@ pub(crate) async fn listen(
             tokio::task::yield_now().await;
         }
         // Both are safe to drop.
-        let received = tokio::select! {
-            received = control.receive::<FromVmm>() => received,
+        let seen = tokio::select! {
+            seen = control.peek::<FromVmm>() => seen,
             Err(error) = control.serve() => Err(error),
         };
-        let (verdict, heard) = match received {
-            Ok(Some((message, _))) => (conversation.judge(&message), Ok(message)),
+        let (verdict, heard) = match seen {
+            Ok(Some(Ok(message))) => (conversation.judge(&message), Ok(message)),
+            Ok(Some(Err(error))) => (conversation.breach(), Err(error)),
             Ok(None) => break,
-            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-                (conversation.breach(), Err(error))
-            }
             Err(error) => {
                 log::info!("the control socket of {vm} broke: {error}");
                 break;
             }
         };
-        let message = match (verdict, heard) {
-            (Verdict::Pass, Ok(message)) => Message::FromVmm {
-                vm: vm.clone(),
-                attempt,
-                message,
-            },
+        match (verdict, heard) {
+            (Verdict::Pass, Ok(message)) => {
+                let (noted, is_noted) = oneshot::channel();
+                let message = Message::FromVmm {
+                    vm: vm.clone(),
+                    attempt,
+                    message,
+                    noted,
+                };
+                // Fails only when the loop has ended.
+                if messages.send(message).await.is_err() {
+                    return;
+                }
+                let _ = is_noted.await;
+            }
             (Verdict::Over, _) => {
                 let vm = vm.clone();
-                Message::Misbehaved { vm, attempt }
+                let _ = messages.send(Message::Misbehaved { vm, attempt }).await;
+                break;
             }
             (Verdict::Breach, Ok(message)) => {
                 log::warn!("{vm} says twice what is said once: {message:?}");
-                continue;
             }
-            (Verdict::Breach, Err(error)) => {
-                log::warn!("{vm} says what no VMM says: {error}");
-                continue;
-            }
-            (Verdict::Drop | Verdict::Pass, _) => continue,
-        };
-        // Fails only when the loop has ended.
-        if messages.send(message).await.is_err() {
-            return;
+            (Verdict::Breach, Err(error)) => log::warn!("{vm} says what no VMM says: {error}"),
+            (Verdict::Drop | Verdict::Pass, _) => {}
         }
-        if verdict == Verdict::Over {
+        if let Err(error) = control.skip() {
+            log::info!("the control socket of {vm} broke: {error}");
             break;
         }
     }

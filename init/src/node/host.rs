@@ -4,12 +4,13 @@
 //! them. Refuses: deciding what should run.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::convert::Infallible;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::Instant;
 
 use anyhow::Context;
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use types::guest::{FromGuest, ToGuest};
 use types::status::Exit;
@@ -17,7 +18,7 @@ use types::vm::{CONTROL_PACKET_MAX, FromVmm, StopReason, ToVmm};
 use types::{Digest, VmId};
 use workload::admission::memory_of;
 use workload::desired::Key;
-use workload::host::{End, Event, Host, Places, Start, Step};
+use workload::host::{End, Event, Host, Places, Start, Step, Survivor};
 
 use super::context::Uplink;
 use super::conversation;
@@ -60,6 +61,8 @@ pub(crate) enum Message {
         vm: VmId,
         attempt: u64,
         message: FromVmm,
+        /// Dropped when the message has been noted. Nothing is ever sent.
+        noted: oneshot::Sender<Infallible>,
     },
     /// It has broken the contract too often; nothing more of it is heard.
     Misbehaved {
@@ -112,13 +115,6 @@ pub(crate) struct NodeHost {
     attempts: u64,
     messages: mpsc::Sender<Message>,
     events: VecDeque<Event>,
-}
-
-/// A VM that was found running, for the reconciler.
-pub(crate) struct Adopted {
-    pub(crate) vm: VmId,
-    pub(crate) tag: Tag,
-    pub(crate) start_ms: Option<u64>,
 }
 
 impl NodeHost {
@@ -175,7 +171,7 @@ impl NodeHost {
         status: Option<Status>,
         fds: Vec<OwnedFd>,
         store: impl FnOnce(&Key, &types::Name) -> Option<String>,
-    ) -> anyhow::Result<Adopted> {
+    ) -> anyhow::Result<Survivor> {
         let tag: Tag = serde_json::from_str(tag).context("read the tag of a VM")?;
         let mut fds = fds.into_iter();
         let (Some(control), Some(chunks)) = (fds.next(), fds.next()) else {
@@ -192,7 +188,14 @@ impl NodeHost {
         if let Some(held) = self.vms.get_mut(&vm) {
             held.status = status;
         }
-        Ok(Adopted { vm, tag, start_ms })
+        Ok(Survivor {
+            vm,
+            key: tag.key(),
+            workload: tag.workload,
+            launch: tag.launch,
+            restarts: tag.restarts,
+            start_ms,
+        })
     }
 
     fn hold(
@@ -280,7 +283,11 @@ impl NodeHost {
                 vm,
                 attempt,
                 message,
-            } => self.hear_vmm(vm, attempt, message),
+                noted,
+            } => {
+                self.hear_vmm(vm, attempt, message);
+                drop(noted);
+            }
             Message::Misbehaved { vm, attempt } => {
                 if let Some(held) = self.vms.get_mut(&vm).filter(|held| held.attempt == attempt) {
                     log::error!("{vm} has broken its VMM's contract too often: it is ended");
@@ -543,6 +550,7 @@ impl Tag {
             workload: start.record.workload.clone(),
             launch: start.launch,
             flist: start.record.image,
+            restarts: start.restarts,
         }
     }
 }

@@ -69,14 +69,24 @@ impl Stage {
     /// A VM from before. Gives its VMM's end of the control socket.
     fn adopt(&mut self, vm: &VmId, slot: u16, status: Option<Status>) -> OwnedFd {
         let (control, vmm) = sys::socket::pair().expect("a pair");
+        self.take_over(vm, slot, control, status);
+        vmm
+    }
+
+    fn take_over(
+        &mut self,
+        vm: &VmId,
+        slot: u16,
+        control: OwnedFd,
+        status: Option<Status>,
+    ) -> Survivor {
         let (chunks, _) = sys::socket::pair().expect("a pair");
         let tag = serde_json::to_string(&Tag::new(&start())).expect("JSON");
         let fds = vec![control, chunks];
         let adopted = self
             .host
             .adopt(vm.clone(), slot, &tag, status, fds, |_, _| None);
-        adopted.expect("adopted");
-        vmm
+        adopted.expect("adopted")
     }
 }
 
@@ -98,6 +108,7 @@ fn start() -> Start {
             finished: None,
         },
         machine: machine.expect("a machine"),
+        restarts: 4,
     }
 }
 
@@ -212,6 +223,31 @@ async fn what_a_guest_said_to_an_earlier_agent_is_remembered() {
             record: None,
         });
         assert_eq!(Remains::load(&vm), Remains::default());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_exit_that_a_dying_agent_has_not_noted_is_heard_by_the_next() {
+    locally(async {
+        let vm = vm("unheard");
+        let mut before = Stage::new(None);
+        let (control, vmm) = sys::socket::pair().expect("a pair");
+        let kept = control.try_clone().expect("pid1's copy");
+        before.take_over(&vm, 0, control, None);
+        say(&vmm, &exited(7));
+        drop(vmm);
+        // The loop dies with this in its hands.
+        let _heard = before.messages.recv().await.expect("a message");
+        drop(before);
+        let mut after = Stage::new(None);
+        let survivor = after.take_over(&vm, 0, kept, Some(Status::Code(0)));
+        assert_eq!(survivor.restarts, 4);
+        let Event::Ended { end, .. } = after.event().await else {
+            panic!("no end")
+        };
+        assert_eq!(end.exit.map(|e| e.code), Some(7));
+        after.host.begin(Step::Settle { vm, record: None });
     })
     .await;
 }

@@ -218,6 +218,7 @@ mod tests {
                 finished: None,
             },
             machine: machine.expect("a machine"),
+            restarts: 0,
         }
     }
 

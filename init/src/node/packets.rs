@@ -94,6 +94,34 @@ impl Packets {
         }
     }
 
+    /// The next packet, left where it is: [`Packets::skip`] takes it. `None` when the peer is gone; the inner
+    /// error where it is not a `T`. Safe to drop.
+    pub(crate) async fn peek<T: DeserializeOwned>(&self) -> io::Result<Option<io::Result<T>>> {
+        loop {
+            let mut ready = self.socket.readable().await?;
+            let mut buffer = vec![0; self.longest];
+            return match sys::socket::peek(self.socket.get_ref().as_fd(), &mut buffer) {
+                Ok(None) => Ok(None),
+                Ok(Some(length)) => Ok(Some(parse(&buffer[..length]))),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    ready.clear_ready();
+                    continue;
+                }
+                Err(e) if e.kind() == io::ErrorKind::InvalidData => Ok(Some(Err(e))),
+                Err(e) => Err(e),
+            };
+        }
+    }
+
+    /// Drops the packet that was peeked at, and descriptors that came with it.
+    pub(crate) fn skip(&self) -> io::Result<()> {
+        let mut buffer = vec![0; self.longest];
+        match sys::socket::receive(self.socket.get_ref().as_fd(), &mut buffer) {
+            Err(e) if e.kind() != io::ErrorKind::InvalidData => Err(e),
+            _ => Ok(()),
+        }
+    }
+
     /// The next packet; `None` when the peer is gone; `InvalidData` where it is not a `T`. Safe to drop: nothing is taken before it is given.
     pub(crate) async fn receive<T: DeserializeOwned>(
         &self,
@@ -105,8 +133,7 @@ impl Packets {
             match received {
                 Ok(None) => return Ok(None),
                 Ok(Some(received)) => {
-                    let message = serde_json::from_slice(&buffer[..received.length])
-                        .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?;
+                    let message = parse(&buffer[..received.length])?;
                     return Ok(Some((message, received.fds)));
                 }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => ready.clear_ready(),
@@ -114,6 +141,10 @@ impl Packets {
             }
         }
     }
+}
+
+fn parse<T: DeserializeOwned>(packet: &[u8]) -> io::Result<T> {
+    serde_json::from_slice(packet).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))
 }
 
 #[cfg(test)]

@@ -21,6 +21,7 @@ pub(crate) struct Tag {
     pub(crate) workload: Name,
     pub(crate) launch: Launch,
     pub(crate) flist: Digest,
+    pub(crate) restarts: u64,
 }
 
 impl Tag {
