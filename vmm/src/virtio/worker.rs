@@ -12,7 +12,7 @@ use super::interrupt::{CONFIGURATION, Interrupt};
 use super::ring::{Ring, Violation};
 use super::transport::mmio::{self, Effect, Registers};
 use super::{Device, Ready, Turn};
-use crate::bus::MmioDevice;
+use crate::bus::{ABSENT, MmioDevice};
 use crate::event::{Served, Source};
 use crate::memory::GuestRam;
 use crate::report::Reports;
@@ -144,9 +144,11 @@ impl<D: Device> MmioDevice for Slot<D> {
             mmio::INTERRUPT_STATUS => self.interrupt.status(),
             _ => self.lock().registers.read(offset),
         };
-        // Registers are read as words (section 4.2.2.2).
-        if let Ok(word) = <&mut [u8; 4]>::try_from(data) {
-            *word = value.to_le_bytes();
+        // Registers are read as words (section 4.2.2.2). Anything else reads as nothing would: what stood in
+        // the buffer is of an earlier exit.
+        match <&mut [u8; 4]>::try_from(&mut *data) {
+            Ok(word) => *word = value.to_le_bytes(),
+            Err(_) => data.fill(ABSENT),
         }
     }
 
@@ -206,5 +208,28 @@ impl<D: Device> Served for Slot<D> {
     fn stop(&self) {
         self.turn(Ready::ALL);
         self.lock().device.stop();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use vm_memory::GuestAddress;
+
+    use super::*;
+    use crate::virtio::rng::Rng;
+
+    #[test]
+    fn a_register_is_read_as_a_word_and_by_any_other_size_as_all_ones() {
+        let ram = GuestRam::from_ranges(&[(GuestAddress(0), 0x1000)]).expect("maps");
+        let slot = Slot::new(Rng, &Arc::new(ram)).expect("event counters");
+        let read = |size: usize| {
+            let mut data = vec![0x5a; size];
+            slot.read(mmio::MAGIC, &mut data);
+            data
+        };
+        assert_eq!(read(4), b"virt");
+        for size in [1, 2, 8] {
+            assert_eq!(read(size), vec![ABSENT; size]);
+        }
     }
 }

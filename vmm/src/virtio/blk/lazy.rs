@@ -14,7 +14,7 @@ enum Want {
     Sent,
 }
 
-/// Bounded by what 256 parked requests can touch.
+/// Bounded by what the parked requests of one ring can touch.
 #[derive(Debug, Default)]
 pub(crate) struct Wants(BTreeMap<u32, Want>);
 

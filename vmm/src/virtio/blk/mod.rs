@@ -7,6 +7,7 @@ mod disk;
 mod lazy;
 mod request;
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -65,6 +66,8 @@ struct Chunks {
     wants: Wants,
     /// Both the daemon and the node are gone for good.
     closed: bool,
+    /// Chunks whose failure the node knows of. A guest reads one as often as it likes.
+    reported: BTreeSet<u32>,
 }
 
 #[derive(Debug)]
@@ -77,7 +80,7 @@ pub(crate) struct Blk {
     /// The driver sends no flush: every write is one.
     write_through: bool,
     chunks: Option<Chunks>,
-    /// Reads that wait for chunks; the ring bounds them.
+    /// Reads that wait for chunks: no more than the ring has entries.
     parked: Vec<Request>,
     outbox: Arc<Outbox>,
 }
@@ -123,6 +126,7 @@ impl Blk {
                     socket,
                     wants: Wants::default(),
                     closed: false,
+                    reported: BTreeSet::new(),
                 })
             }
         };
@@ -140,7 +144,7 @@ impl Blk {
     }
 
     /// Does a request whose content is there.
-    fn execute(&self, ram: &GuestRam, request: &Request) -> (Outcome, u64) {
+    fn execute(&mut self, ram: &GuestRam, request: &Request) -> (Outcome, u64) {
         let operation = match &request.operation {
             Ok(operation) => operation,
             Err(outcome) => return (*outcome, 0),
@@ -181,6 +185,10 @@ impl Blk {
                 let (outcome, filled) = self.execute(ring.ram(), &request);
                 Self::answer(ring, &request, outcome, filled)
             }
+            // A driver offers an entry again only when it has got it back.
+            Missing::Wanted if self.parked.len() >= ring.size() => Err(Violation::Request(
+                "more reads at once than the ring has entries",
+            )),
             Missing::Wanted => {
                 self.parked.push(request);
                 Ok(())
@@ -241,6 +249,7 @@ impl Blk {
                         Ok(News::Nothing) | Err(_) => continue,
                         Ok(News::Ready(chunk)) if chunks.map.present(chunk as usize) => {
                             ready = true;
+                            chunks.reported.remove(&chunk);
                             continue;
                         }
                         Ok(News::Ready(chunk) | News::Failed(chunk)) => {
@@ -259,7 +268,7 @@ impl Blk {
             turn = Turn::Done;
             break;
         }
-        for chunk in &failed {
+        for chunk in failed.iter().filter(|c| chunks.reported.insert(**c)) {
             self.outbox.post(&FromVmm::ChunkFailed {
                 disk: self.serial.clone(),
                 chunk: *chunk,

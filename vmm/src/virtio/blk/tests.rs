@@ -308,6 +308,57 @@ fn a_failed_chunk_fails_its_readers_only_and_the_next_read_asks_again() {
 }
 
 #[test]
+fn a_driver_that_offers_more_reads_than_its_ring_holds_is_stopped() {
+    let (mut lazy, mut driver) = (LazyDisk::new(), Driver::new(&[16]));
+    let waits = request(&mut driver, 0, VIRTIO_BLK_T_IN, sector(0), &[(DATA, 512)]);
+    let mut turns = 0;
+    // The same entry again and again, though it has not come back.
+    while driver.turn(&mut lazy.blk).is_ok() {
+        driver.offer_head(0, waits);
+        turns += 1;
+        assert!(lazy.blk.parked.len() <= 16);
+    }
+    assert_eq!(turns, 16);
+}
+
+#[test]
+fn the_node_hears_once_of_each_failed_chunk_however_often_it_is_read() {
+    let (mut lazy, mut driver) = (LazyDisk::new(), Driver::new(&[16]));
+    let (node, ours) = socketpair(
+        AddressFamily::Unix,
+        SockType::SeqPacket,
+        None,
+        SockFlag::SOCK_CLOEXEC,
+    )
+    .expect("sockets");
+    lazy.blk.outbox = Arc::new(Outbox::new(Some(Arc::new(ours))).expect("makes"));
+    let mut fail = |chunk: u64| {
+        request(
+            &mut driver,
+            0,
+            VIRTIO_BLK_T_IN,
+            sector(chunk),
+            &[(DATA, 512)],
+        );
+        let _ = driver.turn(&mut lazy.blk).expect("rules kept");
+        lazy.say(ToVmm::Failed(u32::try_from(chunk).expect("small")));
+        let _ = driver.turn(&mut lazy.blk).expect("rules kept");
+        assert_eq!(status(&driver, 0), Outcome::IoError.byte());
+    };
+    [0, 0, 1, 0].into_iter().for_each(&mut fail);
+    let mut packet = [0; 512];
+    let mut heard: Vec<FromVmm> = Vec::new();
+    while let Ok(length) = recv(node.as_raw_fd(), &mut packet, MsgFlags::MSG_DONTWAIT) {
+        heard.push(serde_json::from_slice(&packet[..length]).expect("a message"));
+    }
+    let failed = |chunk| FromVmm::ChunkFailed {
+        disk: "image".to_owned(),
+        chunk,
+    };
+    assert_eq!(heard, [failed(0), failed(1)]);
+}
+
+#[test]
 fn a_new_daemon_hears_everything_that_is_outstanding() {
     let (mut lazy, mut driver) = (LazyDisk::new(), Driver::new(&[16]));
     for (place, chunk) in [(0, 1), (1, 2)] {

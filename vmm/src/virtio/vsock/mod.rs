@@ -34,7 +34,7 @@ const FROM_GUEST: usize = 1;
 const CONNECTIONS_MAX: usize = 16;
 /// Resets that wait for room in the guest. When so many wait, nothing more is taken from it.
 const RESETS_MAX: usize = 64;
-/// Packets from the guest in one turn.
+/// Packets in one turn, in each direction.
 const PACKETS_PER_TURN: usize = 128;
 /// Bytes for the guest that may wait in a connection before the node's next message is read.
 const UNSENT_MAX: usize = 4096;
@@ -261,21 +261,25 @@ impl Vsock {
         Ok(Turn::Again)
     }
 
-    fn transmit(&mut self, ring: &mut Ring<'_>) -> Result<(), Violation> {
+    /// Fills buffers of the guest. Returns whether there may be more to say.
+    fn transmit(&mut self, ring: &mut Ring<'_>) -> Result<Turn, Violation> {
         ring.disarm()?;
-        loop {
+        for _ in 0..PACKETS_PER_TURN {
             if !self.wants_to_speak() {
-                break;
+                ring.notify()?;
+                return Ok(Turn::Done);
             }
             let Some(chain) = ring.pop()? else {
                 if ring.arm()? {
                     continue;
                 }
-                break;
+                ring.notify()?;
+                return Ok(Turn::Done);
             };
             let room = usize::try_from(chain.writable.bytes()).unwrap_or(usize::MAX);
-            let room = room.checked_sub(HEADER_BYTES);
-            let room = room.ok_or(Violation::Request("vsock buffer without room for a header"))?;
+            // Without room for data there is no end of what must be said.
+            let room = room.checked_sub(HEADER_BYTES).filter(|room| *room > 0);
+            let room = room.ok_or(Violation::Request("vsock buffer without room for a packet"))?;
             let room = room.min(BUFFER_BYTES as usize);
             let written = self.speak(room).map(|(header, data)| {
                 let packet = [&header.encode()[..], &data].concat();
@@ -284,7 +288,8 @@ impl Vsock {
             let written = u32::try_from(written.unwrap_or(0)).expect("64 KiB and a header");
             ring.complete(chain.head, written)?;
         }
-        ring.notify()
+        ring.notify()?;
+        Ok(Turn::Again)
     }
 }
 
@@ -351,7 +356,7 @@ impl Device for Vsock {
         let turn = self.receive(&mut rings[FROM_GUEST])?;
         self.advance();
         let stalled = self.resets.len() >= RESETS_MAX;
-        self.transmit(&mut rings[TO_GUEST])?;
+        let turn = turn.and(self.transmit(&mut rings[TO_GUEST])?);
         let resumed = stalled && self.resets.len() < RESETS_MAX;
         Ok(if resumed { Turn::Again } else { turn })
     }

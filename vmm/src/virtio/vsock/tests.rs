@@ -317,6 +317,33 @@ fn lengths_that_lie_are_violations() {
 }
 
 #[test]
+fn a_buffer_without_room_for_data_is_a_violation() {
+    for length in [10, 44] {
+        let (mut driver, outbox) = (Driver::new(&[128, 128, 16]), Outbox::new(None));
+        let mut device = Vsock::new(&Arc::new(outbox.expect("makes")), None, None);
+        driver.write(DATA, &Guest::header(99, op::REQUEST).encode());
+        driver.offer(FROM_GUEST, &[(DATA, 44)], &[]);
+        driver.offer(TO_GUEST, &[], &[(DATA + 0x1000, length)]);
+        assert!(driver.turn(&mut device).is_err(), "{length}");
+    }
+}
+
+#[test]
+fn what_is_said_in_one_turn_is_bounded_and_the_rest_comes_in_the_next() {
+    let (mut driver, outbox) = (Driver::new(&[256, 128, 16]), Outbox::new(None));
+    let mut device = Vsock::new(&Arc::new(outbox.expect("makes")), None, None);
+    let resets = u32::try_from(PACKETS_PER_TURN).expect("small") + 10;
+    device.resets.extend((0..resets).map(|port| (99, port)));
+    for place in 0..200 {
+        driver.offer(TO_GUEST, &[], &[(DATA + place * 0x1000, 0x1000)]);
+    }
+    assert_eq!(driver.turn(&mut device).expect("rules kept"), Turn::Again);
+    assert_eq!(driver.used(TO_GUEST).len(), PACKETS_PER_TURN);
+    assert_eq!(driver.turn(&mut device).expect("rules kept"), Turn::Done);
+    assert_eq!(driver.used(TO_GUEST).len(), 10);
+}
+
+#[test]
 fn a_guest_that_takes_no_packets_makes_no_queue_grow() {
     let mut driver = Driver::new(&[128, 128, 16]);
     let outbox = Arc::new(Outbox::new(None).expect("makes"));
