@@ -74,6 +74,17 @@ fn failed<'a>(doing: &'static str, path: &'a Path) -> impl Fn(io::Error) -> Cach
     }
 }
 
+/// What an image takes of the cache's disk, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Footprint {
+    /// The flist, and each stored chunk once.
+    pub stored: u64,
+    /// Of these, what is not there yet.
+    pub missing: u64,
+    /// The image file with every chunk in its place.
+    pub placed: u64,
+}
+
 /// Paths only: cheap to clone, holds nothing open.
 #[derive(Debug, Clone)]
 pub struct Cache {
@@ -158,6 +169,23 @@ impl Cache {
             .collect()
     }
 
+    /// What the image takes when all of it is there.
+    pub fn footprint(&self, flist: &Flist) -> Footprint {
+        let mut seen = HashSet::new();
+        let mut footprint = Footprint {
+            stored: flist.file_bytes(),
+            missing: 0,
+            placed: flist.placed_bytes(),
+        };
+        for chunk in flist.chunks().iter().filter(|c| seen.insert(c.stored)) {
+            footprint.stored += u64::from(chunk.stored_bytes);
+            if !self.has(chunk) {
+                footprint.missing += u64::from(chunk.stored_bytes);
+            }
+        }
+        footprint
+    }
+
     /// A chunk's plain bytes, both hashes verified. What does not hash to its name is removed.
     pub fn plain(&self, chunk: &Chunk) -> Result<Vec<u8>, CacheError> {
         let path = self.chunk_path(&chunk.stored);
@@ -201,6 +229,15 @@ impl Cache {
             .write(true)
             .open(&path)
             .map_err(failed("open", &path))
+    }
+
+    /// The image files that are there.
+    pub fn images(&self) -> Vec<Digest> {
+        let names = list(&self.root.join("images")).unwrap_or_default();
+        let digest = |path: &PathBuf| {
+            Digest::from_hex(path.file_name()?.to_str()?.strip_suffix(".img")?).ok()
+        };
+        names.iter().filter_map(digest).collect()
     }
 
     /// Removes the image file; who has it open keeps it.
@@ -419,6 +456,38 @@ mod tests {
             let (flist, _) = w.cache.flist(&w.packed.digest).expect("there");
             assert_eq!(w.cache.missing(&flist), missing[index + 1..]);
         }
+    }
+
+    #[test]
+    fn a_footprint_is_what_the_image_comes_to_take() {
+        use std::os::unix::fs::{FileExt, MetadataExt};
+        let w = world();
+        let missing = w
+            .cache
+            .put_flist(w.packed.digest, &w.packed.flist)
+            .expect("valid");
+        let (flist, _) = w.cache.flist(&w.packed.digest).expect("there");
+        let before = w.cache.footprint(&flist);
+        let mut stored = w.packed.flist.len() as u64;
+        for digest in &missing {
+            let bytes = w.store.read_chunk(digest).expect("there");
+            stored += bytes.len() as u64;
+            w.cache.put_chunk(*digest, &bytes).expect("valid");
+        }
+        assert_eq!(before.stored, stored);
+        assert_eq!(before.missing, stored - w.packed.flist.len() as u64);
+        assert_eq!(w.cache.footprint(&flist).missing, 0);
+        let (_, image) = w.cache.create_image(&w.packed.digest).expect("made");
+        for chunk in flist.chunks() {
+            let plain = w.cache.plain(chunk).expect("intact");
+            image
+                .write_all_at(&plain, chunk.extent.start())
+                .expect("write");
+        }
+        image.sync_all().expect("sync");
+        let taken = image.metadata().expect("stat").blocks() * 512;
+        // Zeros within the metadata area may be left out.
+        assert!(taken <= before.placed && before.placed <= flist.disk_bytes());
     }
 
     #[test]

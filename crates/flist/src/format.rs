@@ -143,6 +143,18 @@ impl Flist {
         self.metadata_bytes
     }
 
+    /// Length of the `.flist` file.
+    pub fn file_bytes(&self) -> u64 {
+        let table = (self.chunks.len() * ENTRY_BYTES) as u64;
+        self.metadata_at + self.metadata_stored + table
+    }
+
+    /// What the disk takes where it lies as a sparse file, once every chunk is in its place.
+    pub fn placed_bytes(&self) -> u64 {
+        let chunks = self.chunks.iter().map(|c| c.extent.bytes());
+        self.metadata_bytes + chunks.sum::<u64>()
+    }
+
     /// Writes the metadata area, the first [`Flist::metadata_bytes`] of the disk. Memory and output are
     /// bounded whatever the file says.
     pub fn copy_metadata<F: Read + Seek, W: Write>(

@@ -9,11 +9,13 @@
 mod archive;
 pub mod cache;
 pub mod chunk;
+mod compressed;
 mod content;
 pub mod erofs;
 pub mod format;
 #[cfg(test)]
 mod image_tests;
+pub mod input;
 pub mod map;
 pub mod materialise;
 pub mod oci;

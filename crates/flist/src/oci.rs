@@ -1,10 +1,11 @@
-//! Image archives: what `docker save`, `podman save` and `skopeo copy oci-archive:` write.
+//! Container images on this machine: what `docker save`, `podman save`, `skopeo copy oci-archive:` and
+//! `oci:` write.
 //!
-//! Owns: finding the image's configuration and layers in the archive, choosing linux/amd64, and
-//! unpacking compressed layers into unnamed temporary files.
-//! Refuses: archives of several images, other platforms, and layers that unpack without end. SHA-256
-//! digests are not compared: who may change the archive may change them as well, and the flist's own
-//! digest is what a deployment is signed with.
+//! Owns: finding the image's configuration and layers in an archive or a layout, choosing linux/amd64,
+//! and unpacking layers into unnamed temporary files.
+//! Refuses: several images in one, other platforms, and layers that unpack without end. SHA-256 digests
+//! are not compared: who may change the archive may change them as well, and the flist's own digest is
+//! what a deployment is signed with.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -16,7 +17,7 @@ use serde::Deserialize;
 use tar::{Archive, EntryType};
 use types::flist::ImageConfig;
 
-use crate::DISK_BYTES_MAX;
+use crate::compressed;
 
 /// Longest manifest, index or configuration.
 const JSON_BYTES_MAX: u64 = 4 << 20;
@@ -26,28 +27,25 @@ const LAYERS_MAX: usize = 512;
 const DEPTH_MAX: usize = 4;
 /// Indexes on one level: an archive of one image has one.
 const INDEXES_MAX: usize = 16;
-/// Window of zstd layers (log2): what `zstd --ultra` may ask for without `--long`.
-const ZSTD_WINDOW_LOG: u32 = 27;
-
 #[derive(Debug, thiserror::Error)]
 pub enum OciError {
-    #[error("image archive cannot be read")]
+    #[error("image cannot be read")]
     Read(#[source] io::Error),
-    #[error("image archive does not have {0:?}, which its manifest names")]
+    #[error("image does not have {0:?}, which its manifest names")]
     Missing(String),
-    #[error("{name:?} in the image archive is not valid")]
+    #[error("{name:?} in the image is not valid")]
     Json {
         name: String,
         #[source]
         source: serde_json::Error,
     },
-    #[error("{0:?} in the image archive is too long")]
+    #[error("{0:?} in the image is too long")]
     Large(String),
-    #[error("image archive holds {0} images for linux/amd64: save exactly one")]
+    #[error("this holds {0} images for linux/amd64: save exactly one")]
     Images(usize),
     #[error("image is for {os}/{architecture}, and this node runs linux/amd64: save that platform")]
     Platform { os: String, architecture: String },
-    #[error("image archive names {0:?}, which is no digest")]
+    #[error("image names {0:?}, which is no digest")]
     Digest(String),
     #[error("layer {name:?} cannot be unpacked")]
     Layer {
@@ -57,9 +55,21 @@ pub enum OciError {
     },
 }
 
+/// Which form an image came in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// A tar with `manifest.json`: `docker save`, `podman save`, `skopeo copy docker-archive:`.
+    DockerArchive,
+    /// A tar with `oci-layout`: `skopeo copy oci-archive:`, `buildah push oci-archive:`.
+    OciArchive,
+    /// A directory with `oci-layout`: `skopeo copy oci:`, `umoci`.
+    OciLayout,
+}
+
 /// An image to pack: its layers are for [`crate::pack::Source::Layers`].
 #[derive(Debug)]
 pub struct Image {
+    pub form: Form,
     pub config: ImageConfig,
     /// Uncompressed tar archives, the lowest first.
     pub layers: Vec<File>,
@@ -68,44 +78,78 @@ pub struct Image {
 /// Opens an image archive. `None`: the tar is none, so it is a file tree itself. Layers are unpacked into
 /// unnamed files in `spool`, which needs room for them.
 pub fn open_archive(file: &File, spool: &Path) -> Result<Option<Image>, OciError> {
-    let archive = Members::read(file)?;
-    let (config, layers) = if archive.members.contains_key("manifest.json") {
-        docker(&archive)?
-    } else if archive.members.contains_key("oci-layout") {
-        let manifest = oci_manifest(&archive)?;
-        let layers = manifest
-            .layers
-            .iter()
-            .map(Descriptor::path)
-            .collect::<Result<Vec<_>, _>>()?;
-        (manifest.config.path()?, layers)
-    } else {
-        return Ok(None);
-    };
+    let members = Members::read(file)?;
+    if let Some(manifests) = members.docker_manifests()? {
+        return docker(&members, manifests, spool).map(Some);
+    }
+    if members.contains("oci-layout") {
+        return oci(Form::OciArchive, &members, spool).map(Some);
+    }
+    Ok(None)
+}
+
+/// Opens a directory that is an OCI image layout (see [`is_layout`]).
+pub fn open_layout(directory: &Path, spool: &Path) -> Result<Image, OciError> {
+    oci(Form::OciLayout, &Members::Layout(directory), spool)
+}
+
+/// Whether a directory says that it is an OCI image layout, and has what one needs.
+pub fn is_layout(directory: &Path) -> bool {
+    directory.join("oci-layout").is_file()
+        && directory.join("index.json").is_file()
+        && directory.join("blobs").is_dir()
+}
+
+fn docker(
+    members: &Members<'_>,
+    manifests: Vec<DockerManifest>,
+    spool: &Path,
+) -> Result<Image, OciError> {
+    let count = manifests.len();
+    let one = <[DockerManifest; 1]>::try_from(manifests).map_err(|_| OciError::Images(count))?;
+    let [DockerManifest { config, layers }] = one;
+    let layers = layers.unwrap_or_default();
+    image(Form::DockerArchive, members, &config, &layers, spool)
+}
+
+fn oci(form: Form, members: &Members<'_>, spool: &Path) -> Result<Image, OciError> {
+    let manifest = oci_manifest(members)?;
+    let layers = manifest
+        .layers
+        .iter()
+        .map(Descriptor::path)
+        .collect::<Result<Vec<_>, _>>()?;
+    image(form, members, &manifest.config.path()?, &layers, spool)
+}
+
+fn image(
+    form: Form,
+    members: &Members<'_>,
+    config: &str,
+    layers: &[String],
+    spool: &Path,
+) -> Result<Image, OciError> {
     if layers.len() > LAYERS_MAX {
         return Err(OciError::Large("manifest".to_owned()));
     }
-    let config = archive.config(&config)?;
+    let config = members.config(config)?;
     let layers = layers
         .iter()
-        .map(|name| archive.layer(name, spool))
+        .map(|name| members.layer(name, spool))
         .collect::<Result<_, _>>()?;
-    Ok(Some(Image { config, layers }))
+    Ok(Image {
+        form,
+        config,
+        layers,
+    })
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct DockerManifest {
     config: String,
-    layers: Vec<String>,
-}
-
-fn docker(archive: &Members<'_>) -> Result<(String, Vec<String>), OciError> {
-    let manifests: Vec<DockerManifest> = archive.json("manifest.json")?;
-    let count = manifests.len();
-    let one = <[DockerManifest; 1]>::try_from(manifests).map_err(|_| OciError::Images(count))?;
-    let [DockerManifest { config, layers }] = one;
-    Ok((config, layers))
+    /// `null` where an image has none.
+    layers: Option<Vec<String>>,
 }
 
 #[derive(Deserialize)]
@@ -163,13 +207,13 @@ impl Descriptor {
 }
 
 /// The one manifest for linux/amd64 below `index.json`.
-fn oci_manifest(archive: &Members<'_>) -> Result<Manifest, OciError> {
+fn oci_manifest(members: &Members<'_>) -> Result<Manifest, OciError> {
     let mut indexes = vec!["index.json".to_owned()];
     let mut found = Vec::new();
     for _ in 0..DEPTH_MAX {
         let mut next = Vec::new();
         for name in indexes {
-            let index: Index = archive.json(&name)?;
+            let index: Index = members.json(&name)?;
             for descriptor in index.manifests.iter().filter(|d| d.may_be_ours()) {
                 let list = if descriptor.is_index() {
                     &mut next
@@ -191,7 +235,7 @@ fn oci_manifest(archive: &Members<'_>) -> Result<Manifest, OciError> {
     found.dedup();
     let count = found.len();
     let [one] = <[String; 1]>::try_from(found).map_err(|_| OciError::Images(count))?;
-    archive.json(&one)
+    members.json(&one)
 }
 
 /// The parts of an image configuration that matter here.
@@ -213,10 +257,15 @@ enum Member {
     Link(String),
 }
 
-/// What is where in the outer archive.
-struct Members<'a> {
-    file: &'a File,
-    members: BTreeMap<String, Member>,
+/// The named parts of an image.
+enum Members<'a> {
+    /// What is where in a tar.
+    Archive {
+        file: &'a File,
+        members: BTreeMap<String, Member>,
+    },
+    /// Files below a directory.
+    Layout(&'a Path),
 }
 
 impl<'a> Members<'a> {
@@ -247,18 +296,59 @@ impl<'a> Members<'a> {
             };
             members.insert(path, member);
         }
-        Ok(Self { file, members })
+        Ok(Self::Archive { file, members })
     }
 
-    fn open(&self, name: &str) -> Result<Section<'a>, OciError> {
+    fn contains(&self, name: &str) -> bool {
+        self.open(name).is_ok()
+    }
+
+    /// What a Docker archive says it holds. `None`: it is none. A tree may well have a file
+    /// `manifest.json` of its own, so it counts only with the two fields of every such archive.
+    fn docker_manifests(&self) -> Result<Option<Vec<DockerManifest>>, OciError> {
+        const NAME: &str = "manifest.json";
+        if !self.contains(NAME) {
+            return Ok(None);
+        }
+        let has_both = |image: &serde_json::Value| {
+            image.get("Config").is_some() && image.get("Layers").is_some()
+        };
+        match self.json::<Vec<serde_json::Value>>(NAME) {
+            Ok(images) if !images.is_empty() && images.iter().all(has_both) => {
+                self.json(NAME).map(Some)
+            }
+            Ok(_) | Err(_) => Ok(None),
+        }
+    }
+
+    fn open(&self, name: &str) -> Result<Section, OciError> {
         let missing = || OciError::Missing(name.to_owned());
-        let mut member = self.members.get(&normal(name)).ok_or_else(missing)?;
+        let (file, members) = match self {
+            Self::Archive { file, members } => (file, members),
+            Self::Layout(directory) => {
+                let file =
+                    File::open(directory.join(normal(name))).map_err(|e| match e.kind() {
+                        io::ErrorKind::NotFound => missing(),
+                        _ => OciError::Read(e),
+                    })?;
+                let metadata = file.metadata().map_err(OciError::Read)?;
+                if !metadata.is_file() {
+                    return Err(missing());
+                }
+                return Ok(Section {
+                    file,
+                    at: 0,
+                    end: metadata.len(),
+                });
+            }
+        };
+        let mut member = members.get(&normal(name)).ok_or_else(missing)?;
         if let Member::Link(target) = member {
-            member = self.members.get(target).ok_or_else(missing)?;
+            member = members.get(target).ok_or_else(missing)?;
         }
         match member {
             Member::At { offset, bytes } => Ok(Section {
-                file: self.file,
+                file: file.try_clone().map_err(OciError::Read)?,
                 at: *offset,
                 end: offset.saturating_add(*bytes),
             }),
@@ -305,30 +395,8 @@ impl<'a> Members<'a> {
             name: name.to_owned(),
             source,
         };
-        let section = self.open(name)?;
-        let mut start = [0; 4];
-        let known = section
-            .file
-            .read_at(&mut start, section.at)
-            .map_err(failed)?;
-        let section = BufReader::new(section);
-        let mut layer: Box<dyn Read + '_> = match &start[..known] {
-            [0x1f, 0x8b, ..] => Box::new(flate2::bufread::MultiGzDecoder::new(section)),
-            [0x28, 0xb5, 0x2f, 0xfd] => {
-                let mut decoder =
-                    zstd::stream::read::Decoder::with_buffer(section).map_err(failed)?;
-                decoder.window_log_max(ZSTD_WINDOW_LOG).map_err(failed)?;
-                Box::new(decoder)
-            }
-            _ => Box::new(section),
-        };
-        let mut out = tempfile::tempfile_in(spool).map_err(failed)?;
-        let copied =
-            io::copy(&mut layer.by_ref().take(DISK_BYTES_MAX), &mut out).map_err(failed)?;
-        if copied == DISK_BYTES_MAX {
-            return Err(OciError::Large(name.to_owned()));
-        }
-        Ok(out)
+        let unpacked = compressed::unpack(self.open(name)?, spool).map_err(failed)?;
+        unpacked.ok_or_else(|| OciError::Large(name.to_owned()))
     }
 }
 
@@ -348,13 +416,13 @@ fn normal(path: &str) -> String {
 }
 
 /// A piece of the archive.
-struct Section<'a> {
-    file: &'a File,
+struct Section {
+    file: File,
     at: u64,
     end: u64,
 }
 
-impl Read for Section<'_> {
+impl Read for Section {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let left = usize::try_from(self.end - self.at).unwrap_or(usize::MAX);
         let most = buffer.len().min(left);
@@ -469,7 +537,23 @@ mod tests {
 
     #[test]
     fn a_tar_of_files_is_no_image_archive() {
-        assert!(open(&tar(&[("bin/app", b"x")])).expect("valid").is_none());
+        for own in [
+            br#"{"name":"a web app"}"#.as_slice(),
+            br#"[{"Config":1}]"#,
+            b"[]",
+            b"not JSON",
+        ] {
+            let tree = tar(&[("bin/app", b"x"), ("manifest.json", own)]);
+            assert!(open(&tree).expect("valid").is_none());
+        }
+    }
+
+    #[test]
+    fn an_image_without_layers_is_one() {
+        let manifest = br#"[{"Config":"c","RepoTags":null,"Layers":null}]"#;
+        let archive = tar(&[("manifest.json", manifest), ("c", CONFIG.as_bytes())]);
+        let image = open(&archive).expect("valid").expect("an image");
+        assert!(image.layers.is_empty());
     }
 
     #[test]

@@ -1,0 +1,370 @@
+//! What a person hands over as an image: told by its content, never by its name.
+//!
+//! Owns: directories, tar archives (plain, gzip, zstd), Docker archives, OCI archives and OCI layouts.
+//! Refuses: everything else, with what it is and what to do about it.
+
+use std::fs::{self, File};
+use std::io::{self, Read, Seek};
+use std::path::{Path, PathBuf};
+
+use types::flist::ImageConfig;
+
+use crate::compressed::{self, Compression};
+use crate::oci::{self, Form, Image, OciError};
+use crate::pack::Source;
+use crate::{DISK_BYTES_MAX, format};
+
+const TAR_BLOCK: usize = 512;
+/// The file of skopeo's `dir:` transport, which has layers and no names for them.
+const DIR_TRANSPORT: &[u8] = b"Directory Transport Version:";
+
+#[derive(Debug, thiserror::Error)]
+pub enum InputError {
+    #[error("{path} cannot be read")]
+    Read {
+        path: String,
+        #[source]
+        source: io::Error,
+    },
+    #[error("{0} is a packed image already: deploy it as it is")]
+    Flist(String),
+    #[error(
+        "{path} is neither a directory nor a tar archive (plain, gzip or zstd), \
+         nor an image that `docker save` or `skopeo copy oci-archive:` wrote: it is {what}"
+    )]
+    Unknown { path: String, what: String },
+    #[error(
+        "{path} is a directory that `skopeo copy dir:` wrote: use `oci-archive:` instead of `dir:`"
+    )]
+    DirTransport { path: String },
+    #[error("{path} is not packed")]
+    Image {
+        path: String,
+        #[source]
+        source: OciError,
+    },
+    #[error("{path} unpacks to more than {DISK_BYTES_MAX} bytes")]
+    Large { path: String },
+}
+
+/// Something that can be packed.
+#[derive(Debug)]
+pub enum Input {
+    /// A file tree on this machine.
+    Directory(PathBuf),
+    /// A file tree in an uncompressed tar; compressed ones were unpacked.
+    Tar(File),
+    /// A container image with its own configuration.
+    Image(Image),
+}
+
+impl Input {
+    /// Looks what `path` is. What has to be unpacked goes into unnamed files in `spool`.
+    pub fn open(path: &Path, spool: &Path) -> Result<Self, InputError> {
+        let shown = || path.display().to_string();
+        let read = |source| InputError::Read {
+            path: shown(),
+            source,
+        };
+        let image = |source| InputError::Image {
+            path: shown(),
+            source,
+        };
+        if fs::metadata(path).map_err(read)?.is_dir() {
+            if oci::is_layout(path) {
+                return oci::open_layout(path, spool)
+                    .map(Self::Image)
+                    .map_err(image);
+            }
+            if begins(&path.join("version"), DIR_TRANSPORT) && path.join("manifest.json").is_file()
+            {
+                return Err(InputError::DirTransport { path: shown() });
+            }
+            return Ok(Self::Directory(path.to_owned()));
+        }
+        let file = File::open(path).map_err(read)?;
+        let file = match Compression::of(&start(&file).map_err(read)?) {
+            Compression::None => file,
+            Compression::Gzip | Compression::Zstd | Compression::Other(_) => {
+                let unpacked = compressed::unpack(&file, spool).map_err(read)?;
+                unpacked.ok_or_else(|| InputError::Large { path: shown() })?
+            }
+        };
+        let start = start(&file).map_err(read)?;
+        if start.starts_with(&format::MAGIC) {
+            return Err(InputError::Flist(shown()));
+        }
+        if !is_tar(&start) {
+            let what = guess(&start).to_owned();
+            return Err(InputError::Unknown {
+                path: shown(),
+                what,
+            });
+        }
+        let opened = oci::open_archive(&file, spool).map_err(image)?;
+        Ok(opened.map_or_else(|| Self::Tar(file), Self::Image))
+    }
+
+    /// For [`crate::pack::pack`].
+    pub fn source(&self) -> Source<'_> {
+        match self {
+            Self::Directory(path) => Source::Directory(path),
+            Self::Tar(file) => Source::Tar(file),
+            Self::Image(image) => Source::Layers(&image.layers),
+        }
+    }
+
+    /// What the image itself says about running it; a bare file tree says nothing.
+    pub fn config(&self) -> ImageConfig {
+        match self {
+            Self::Directory(_) | Self::Tar(_) => ImageConfig::default(),
+            Self::Image(image) => image.config.clone(),
+        }
+    }
+
+    /// For people.
+    pub fn describe(&self) -> &'static str {
+        match self {
+            Self::Directory(_) => "directory",
+            Self::Tar(_) => "tar archive",
+            Self::Image(image) => match image.form {
+                Form::DockerArchive => "Docker archive",
+                Form::OciArchive => "OCI archive",
+                Form::OciLayout => "OCI layout",
+            },
+        }
+    }
+}
+
+fn begins(path: &Path, with: &[u8]) -> bool {
+    let file = File::open(path)
+        .ok()
+        .filter(|f| f.metadata().is_ok_and(|m| m.is_file()));
+    file.and_then(|file| start(&file).ok())
+        .is_some_and(|start| start.starts_with(with))
+}
+
+/// The first block, or what there is of it.
+fn start(mut file: &File) -> io::Result<Vec<u8>> {
+    let mut start = Vec::with_capacity(TAR_BLOCK);
+    file.rewind()?;
+    file.take(TAR_BLOCK as u64).read_to_end(&mut start)?;
+    file.rewind()?;
+    Ok(start)
+}
+
+/// Whether a file that begins so is a tar: its first header has a right checksum (POSIX ustar, and all
+/// before it), or it is the empty archive.
+fn is_tar(start: &[u8]) -> bool {
+    let Ok(block) = <&[u8; TAR_BLOCK]>::try_from(start) else {
+        return false;
+    };
+    if block.iter().all(|b| *b == 0) {
+        return true;
+    }
+    let text = block[148..156].iter().map(|b| char::from(*b));
+    let text: String = text.collect();
+    let Ok(said) = i64::from_str_radix(text.trim_matches(['\0', ' ']), 8) else {
+        return false;
+    };
+    // Old writers summed signed bytes.
+    let field = 148..156;
+    let bytes = || {
+        (0..)
+            .zip(block)
+            .map(|(at, b)| if field.contains(&at) { b' ' } else { *b })
+    };
+    let unsigned: i64 = bytes().map(i64::from).sum();
+    let signed: i64 = bytes().map(|b| i64::from(b.cast_signed())).sum();
+    said == unsigned || said == signed
+}
+
+fn guess(start: &[u8]) -> &'static str {
+    match start {
+        [] => "empty",
+        [0x7f, b'E', b'L', b'F', ..] => "a program",
+        [b'P', b'K', 3, 4, ..] => "a zip archive",
+        [b'Q', b'F', b'I', 0xfb, ..] => "a qcow2 disk image",
+        [b'h', b's', b'q', b's', ..] => "a squashfs image",
+        _ => "something else",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pack::pack;
+    use crate::store::NoStore;
+    use std::io::Write;
+    use tempfile::TempDir;
+    use types::Digest;
+
+    const CONFIG: &[u8] =
+        br#"{"os":"linux","architecture":"amd64","config":{"Cmd":["/bin/app"],"User":"web"}}"#;
+
+    fn tar(files: &[(&str, &[u8])]) -> Vec<u8> {
+        let mut builder = tar::Builder::new(Vec::new());
+        for (name, content) in files {
+            let mut header = tar::Header::new_gnu();
+            header.set_size(content.len() as u64);
+            header.set_mode(0o644);
+            builder
+                .append_data(&mut header, name, *content)
+                .expect("memory");
+        }
+        builder.into_inner().expect("memory")
+    }
+
+    fn gzip(bytes: &[u8]) -> Vec<u8> {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        encoder.write_all(bytes).expect("memory");
+        encoder.finish().expect("memory")
+    }
+
+    fn zstd(bytes: &[u8]) -> Vec<u8> {
+        zstd::encode_all(bytes, 1).expect("memory")
+    }
+
+    /// Names that say nothing: only content counts.
+    fn written(work: &TempDir, bytes: &[u8]) -> PathBuf {
+        let path = work.path().join("input");
+        fs::write(&path, bytes).expect("write");
+        path
+    }
+
+    fn open(bytes: &[u8]) -> Result<Input, InputError> {
+        let work = TempDir::new().expect("temp");
+        Input::open(&written(&work, bytes), work.path())
+    }
+
+    fn digest(input: &Input) -> Digest {
+        let packed = pack(
+            input.source(),
+            &ImageConfig::default(),
+            &mut NoStore,
+            &mut |_| {},
+        );
+        packed.expect("packs").digest
+    }
+
+    /// The members of an OCI layout with one layer.
+    fn layout(layer: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
+        let index = br#"{"manifests":[{"mediaType":"application/vnd.oci.image.manifest.v1+json",
+            "digest":"sha256:ee"}]}"#;
+        let manifest = br#"{"config":{"digest":"sha256:cc"},"layers":[{"digest":"sha256:1a"}]}"#;
+        vec![
+            ("oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#.to_vec()),
+            ("index.json", index.to_vec()),
+            ("blobs/sha256/ee", manifest.to_vec()),
+            ("blobs/sha256/cc", CONFIG.to_vec()),
+            ("blobs/sha256/1a", layer.to_vec()),
+        ]
+    }
+
+    fn tar_of(members: &[(&'static str, Vec<u8>)]) -> Vec<u8> {
+        let members: Vec<_> = members.iter().map(|(n, c)| (*n, c.as_slice())).collect();
+        tar(&members)
+    }
+
+    #[test]
+    fn every_form_of_one_tree_is_recognised_and_packs_to_one_digest() {
+        let tree = tar(&[("bin/app", b"program"), ("etc/app", b"settings")]);
+        let manifest = br#"[{"Config":"c","RepoTags":["a:1"],"Layers":["l"]}]"#;
+        let docker = tar(&[
+            ("c", CONFIG),
+            ("l", &tree),
+            ("manifest.json", manifest.as_slice()),
+        ]);
+        let both = {
+            let mut members = layout(&gzip(&tree));
+            // Docker 25 and later: an OCI layout that is a Docker archive as well.
+            let docker = br#"[{"Config":"blobs/sha256/cc","RepoTags":["a:1"],"Layers":["blobs/sha256/1a"]}]"#;
+            members.push(("manifest.json", docker.to_vec()));
+            tar_of(&members)
+        };
+        let oci = tar_of(&layout(&zstd(&tree)));
+        let expected = digest(&open(&tree).expect("a tar"));
+        for (bytes, what) in [
+            (tree.clone(), "tar archive"),
+            (gzip(&tree), "tar archive"),
+            (zstd(&tree), "tar archive"),
+            (docker.clone(), "Docker archive"),
+            (gzip(&docker), "Docker archive"),
+            (both, "Docker archive"),
+            (oci.clone(), "OCI archive"),
+            (zstd(&oci), "OCI archive"),
+        ] {
+            let input = open(&bytes).expect(what);
+            assert_eq!(input.describe(), what);
+            assert_eq!(digest(&input), expected, "{what}");
+            let is_image = what != "tar archive";
+            assert_eq!(input.config().cmd.is_empty(), !is_image);
+            assert_eq!(input.config().user, if is_image { "web" } else { "" });
+        }
+    }
+
+    #[test]
+    fn a_layout_is_an_image_and_any_other_directory_is_a_tree() {
+        let work = TempDir::new().expect("temp");
+        let root = work.path().join("image");
+        let tree = tar(&[("bin/app", b"program")]);
+        fs::create_dir_all(root.join("blobs/sha256")).expect("directory");
+        for (name, content) in layout(&gzip(&tree)) {
+            fs::write(root.join(name), content).expect("write");
+        }
+        let input = Input::open(&root, work.path()).expect("a layout");
+        assert_eq!(input.describe(), "OCI layout");
+        assert_eq!(digest(&input), digest(&open(&tree).expect("a tar")));
+        fs::remove_file(root.join("blobs/sha256/1a")).expect("removed");
+        let error = Input::open(&root, work.path()).expect_err("a layer is missing");
+        let source = std::error::Error::source(&error)
+            .expect("a cause")
+            .to_string();
+        assert!(source.contains("blobs/sha256/1a"), "{source}");
+        fs::remove_file(root.join("index.json")).expect("removed");
+        let input = Input::open(&root, work.path()).expect("a directory");
+        assert_eq!(input.describe(), "directory");
+        fs::write(root.join("version"), b"Directory Transport Version: 1.1\n").expect("write");
+        fs::write(root.join("manifest.json"), b"{}").expect("write");
+        let error = Input::open(&root, work.path()).expect_err("the dir: transport");
+        assert!(error.to_string().contains("oci-archive:"), "{error}");
+    }
+
+    #[test]
+    fn what_is_no_image_is_refused_with_what_it_is() {
+        let cut = gzip(&tar(&[("f", &[7; 40_000])]));
+        for (bytes, says) in [
+            (b"".to_vec(), "it is empty"),
+            (b"\x7fELF".repeat(300), "it is a program"),
+            (b"PK\x03\x04".repeat(300), "it is a zip archive"),
+            (b"QFI\xfb".repeat(300), "it is a qcow2 disk image"),
+            (b"hello, world\n".repeat(99), "it is something else"),
+            (gzip(b"hello, world"), "it is something else"),
+            (b"\xfd7zXZ\0".repeat(99), "with xz: use gzip"),
+            (b"BZh9".repeat(99), "with bzip2: use gzip"),
+            (b"SIFRFLS1".repeat(99), "deploy it as it is"),
+            (cut[..cut.len() / 2].to_vec(), "cannot be read"),
+        ] {
+            let error = open(&bytes).expect_err(says);
+            let cause =
+                std::error::Error::source(&error).map_or_else(String::new, |e| e.to_string());
+            let text = format!("{error}: {cause}");
+            assert!(text.contains(says), "{text:?} does not say {says:?}");
+        }
+    }
+
+    #[test]
+    fn old_tars_without_a_magic_and_empty_ones_are_tars() {
+        let mut old = tar::Header::new_old();
+        old.set_path("f").expect("short");
+        old.set_size(0);
+        old.set_mode(0o644);
+        old.set_cksum();
+        let mut bytes = old.as_bytes().to_vec();
+        bytes.resize(1536, 0);
+        assert_eq!(open(&bytes).expect("a tar").describe(), "tar archive");
+        assert_eq!(open(&[0; 1024]).expect("a tar").describe(), "tar archive");
+        bytes[0] ^= 1;
+        assert!(open(&bytes).is_err());
+    }
+}
