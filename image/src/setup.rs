@@ -10,6 +10,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 
 use crate::command;
+use crate::progress::Progress;
 
 /// Package and reason.
 const PACKAGES: &[(&str, &str)] = &[
@@ -21,6 +22,7 @@ const PACKAGES: &[(&str, &str)] = &[
         "the content of test container images; never in ours",
     ),
     ("ca-certificates", "package downloads"),
+    ("curl", "tests speak to the API with it"),
     ("dpkg-dev", "unpacks Debian source packages"),
     ("e2fsprogs", "tests check written ext4 file systems with it"),
     ("erofs-utils", "tests compare packed images with it"),
@@ -28,6 +30,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("gettext", "xfsprogs' build"),
     ("git", "the commit in the build identity"),
     ("ipxe-qemu", "network boot ROMs for QEMU"),
+    ("iproute2", "tests make network namespaces with it"),
     ("libblkid-dev", "xfsprogs: disk geometry"),
     ("libelf-dev", "the kernel's objtool"),
     ("libinih-dev", "xfsprogs: configuration files"),
@@ -35,10 +38,12 @@ const PACKAGES: &[(&str, &str)] = &[
     ("liburcu-dev", "xfsprogs: concurrent lists"),
     ("linux-source-6.12", "source of both kernels"),
     ("mmdebstrap", "the Debian user land of the demonstration"),
+    ("mount", "tests mount packed images"),
     ("musl-tools", "C compiler for static programs"),
     ("nftables", "tests compare firewall rules with it"),
     ("ovmf", "UEFI firmware for QEMU"),
     ("qemu-system-x86", "boots the image"),
+    ("uidmap", "lets mmdebstrap work without root"),
     ("uuid-dev", "xfsprogs: identifiers"),
     ("xfsprogs", "tests check pools with xfs_db"),
     ("xz-utils", "unpacks the kernel source"),
@@ -48,25 +53,47 @@ const PACKAGES: &[(&str, &str)] = &[
 /// The target all programs in the image are built for.
 pub(crate) const TARGET: &str = "x86_64-unknown-linux-musl";
 
+/// Lines that dpkg prints about each package it installs, for the progress bar.
+const LINES_A_PACKAGE: u64 = 4;
+/// How long another apt may keep us waiting: fresh machines update themselves first.
+const APT_LOCK_TIMEOUT: &str = "DPkg::Lock::Timeout=600";
+
 /// Installs what is missing. Says nothing and asks for no rights when nothing is.
 pub fn setup() -> Result<()> {
     let wanted: Vec<_> = PACKAGES.iter().map(|(package, _)| *package).collect();
     let missing = missing(&wanted, &installed()?);
     if !missing.is_empty() {
-        eprintln!("installing {}", missing.join(" "));
-        command::output(privileged("apt-get")?.args(["-qq", "update"]))
-            .context("refresh the package lists")?;
-        let mut install = privileged("apt-get")?;
-        install
-            .args(["-qq", "--yes", "--no-install-recommends", "install"])
-            .args(&missing);
-        command::output(&mut install).context("install the missing packages")?;
+        install(&missing)?;
     }
     if !rust_target_installed()? {
         eprintln!("adding the Rust target {TARGET}");
         command::output(command::clean("rustup").args(["target", "add", TARGET]))
             .with_context(|| format!("add the Rust target {TARGET}: is rustup installed?"))?;
     }
+    Ok(())
+}
+
+fn install(packages: &[&str]) -> Result<()> {
+    eprintln!("installing {}", packages.join(" "));
+    let what = ["--yes", "--no-install-recommends", "install"];
+    let options = ["-qq", "-o", APT_LOCK_TIMEOUT];
+    command::output(privileged("apt-get")?.args(options).arg("update"))
+        .context("refresh the package lists: is the network up?")?;
+    let mut plan = command::clean("apt-get");
+    plan.arg("--simulate").args(what).args(packages);
+    let plan = command::output(&mut plan).context(
+        "find the missing packages: Debian 13 has them all, Debian 12 with its security archive",
+    )?;
+    let count = plan
+        .lines()
+        .filter(|line| line.starts_with("Inst "))
+        .count();
+    let lines = u64::try_from(count)?.saturating_mul(LINES_A_PACKAGE);
+    let mut progress = Progress::new(&format!("install {count} packages"), lines);
+    let mut install = privileged("apt-get")?;
+    install.args(options).args(what).args(packages);
+    command::lines(&mut install, |_| progress.step()).context("install the missing packages")?;
+    progress.finish();
     Ok(())
 }
 
@@ -96,16 +123,22 @@ fn rust_target_installed() -> Result<bool> {
     Ok(fs::read_dir(library.trim()).is_ok_and(|mut entries| entries.next().is_some()))
 }
 
-/// A command as root: directly, or through sudo.
-pub(crate) fn privileged(program: &str) -> Result<Command> {
+/// A command as root that asks no questions: directly, or through sudo.
+fn privileged(program: &str) -> Result<Command> {
     let uid = fs::metadata("/proc/self")
         .context("read our own user id")?
         .uid();
-    let mut command = command::clean(if uid == 0 { program } else { "sudo" });
-    if uid != 0 {
-        command.arg(program);
+    // sudo passes no environment on, so that the variable is set behind it.
+    let quiet = ["env", "DEBIAN_FRONTEND=noninteractive", program];
+    if uid == 0 {
+        let mut command = command::clean(quiet[0]);
+        command.args(&quiet[1..]);
+        return Ok(command);
     }
-    command.env("DEBIAN_FRONTEND", "noninteractive");
+    let sudo = command::output(command::clean("sudo").arg("--version"));
+    sudo.context("packages are missing: run 'make setup' as root once, or install sudo")?;
+    let mut command = command::clean("sudo");
+    command.args(quiet);
     Ok(command)
 }
 
