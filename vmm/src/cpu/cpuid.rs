@@ -14,6 +14,7 @@ const AMD_CORES: u32 = 0x8000_0008;
 const AMD_CACHES: u32 = 0x8000_001d;
 const AMD_TOPOLOGY: u32 = 0x8000_001e;
 const AMD_SVM: u32 = 0x8000_000a;
+const AMD_PERFORMANCE: u32 = 0x8000_0022;
 const AMD_TOPOLOGY_V2: u32 = 0x8000_0026;
 
 const ECX_VMX: u32 = 1 << 5;
@@ -23,7 +24,8 @@ const ECX_HYPERVISOR: u32 = 1 << 31;
 const EDX_HTT: u32 = 1 << 28;
 const AMD_ECX_CMP_LEGACY: u32 = 1 << 1;
 const AMD_ECX_SVM: u32 = 1 << 2;
-const AMD_ECX_PERFCTR: u32 = 1 << 23 | 1 << 24;
+/// Counters of the core, of the northbridge and of the last-level cache.
+const AMD_ECX_PERFCTR: u32 = 1 << 23 | 1 << 24 | 1 << 28;
 
 /// Types of level in leaves 0xb and 0x1f.
 const LEVEL_THREAD: u32 = 1;
@@ -74,7 +76,7 @@ fn adjust(leaf: &mut kvm_cpuid_entry2, id: u32, count: u32) {
             let sharers = if level >= 3 { count } else { 1 };
             leaf.eax = leaf.eax & 0x3fff | (sharers - 1) << 14;
         }
-        PERFORMANCE | AMD_SVM => {
+        PERFORMANCE | AMD_PERFORMANCE | AMD_SVM => {
             (leaf.eax, leaf.ebx, leaf.ecx, leaf.edx) = (0, 0, 0, 0);
         }
         AMD_FEATURES => {
@@ -144,6 +146,24 @@ mod tests {
         let guest = leaves(&host, 0, 1);
         assert_eq!(find(&guest, 1, 0).ecx, ECX_TSC_DEADLINE | ECX_HYPERVISOR);
         assert_eq!(find(&guest, AMD_FEATURES, 0).ecx, 0);
+    }
+
+    #[test]
+    fn a_guest_is_told_of_no_performance_counters() {
+        let host = [
+            leaf(1, 0, 0, ECX_PDCM, 0),
+            leaf(PERFORMANCE, 0x0730_0404, 0, 0, 0x603),
+            leaf(AMD_FEATURES, 0, 0, u32::MAX, 0),
+            leaf(AMD_PERFORMANCE, 1, 6, 0, 0),
+        ];
+        let guest = leaves(&host, 0, 1);
+        assert_eq!(find(&guest, 1, 0).ecx & ECX_PDCM, 0);
+        let counters = 1 << 23 | 1 << 24 | 1 << 28;
+        assert_eq!(find(&guest, AMD_FEATURES, 0).ecx & counters, 0);
+        for function in [PERFORMANCE, AMD_PERFORMANCE] {
+            let leaf = find(&guest, function, 0);
+            assert_eq!((leaf.eax, leaf.ebx, leaf.ecx, leaf.edx), (0, 0, 0, 0));
+        }
     }
 
     #[test]
