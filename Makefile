@@ -6,14 +6,14 @@ ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 .PHONY: help setup image run stop test bench fuzz repro deny clean
 
 help:      ## this list
-	@sed -n 's/^\([a-z]*\): .*## /make \1 - /p; s/^\([a-z]*\):  *## /make \1 - /p' Makefile
+	@sed -n 's/^\([a-z]*\): .*## /make \1 - /p' Makefile
 
 setup:     ## install what this machine lacks
-	@command -v cargo >/dev/null || { echo "install Rust with rustup first" >&2; exit 1; }
+	@command -v cargo >/dev/null || { echo "Rust is missing: install it as https://rustup.rs says, then run this again" >&2; exit 1; }
 	@command -v cc >/dev/null || { $(ROOT) apt-get -qq update && $(ROOT) apt-get -qq -y install build-essential; }
 	@$(IMAGE) setup
 
-image: setup ## build dist/: kernel, initramfs, iPXE script, manifest
+image: setup ## build dist/ (kernel, initramfs, iPXE script, manifest, licences) and target/sifr
 	@$(IMAGE) build
 
 run: setup ## boot a node in QEMU and run a web server on it
@@ -39,4 +39,5 @@ deny:      ## ask for known faults of the crates we use (needs cargo-deny and th
 	@cargo deny --workspace check
 
 clean:     ## remove what was built here; kernels stay in the cache
+	@! kill -0 "$$(cat run/node.pid 2>/dev/null)" 2>/dev/null || { echo "a node is running: 'make stop' first" >&2; exit 1; }
 	rm -rf dist run target
