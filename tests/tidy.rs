@@ -27,6 +27,16 @@ pub(crate) struct Text {
     pub(crate) text: String,
 }
 
+#[cfg(test)]
+impl Text {
+    pub(crate) fn new(path: &str, text: &str) -> Self {
+        Self {
+            path: path.to_owned(),
+            text: text.to_owned(),
+        }
+    }
+}
+
 pub(crate) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }

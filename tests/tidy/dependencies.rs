@@ -66,29 +66,22 @@ fn name(line: &str) -> &str {
 mod tests {
     use super::*;
 
-    fn file(path: &str, text: &str) -> Text {
-        Text {
-            path: path.to_owned(),
-            text: text.to_owned(),
-        }
-    }
-
     #[test]
     fn a_dependency_without_a_reason_is_found() {
         let table = "[workspace.dependencies]\n# Data.\nnet = { path = \"net\" }\n\
                      serde = \"1\" # structures\nlog = \"0.4\"\n";
-        let complaints = reasons(&file("Cargo.toml", table));
+        let complaints = reasons(&Text::new("Cargo.toml", table));
         assert_eq!(complaints.len(), 1, "{complaints:?}");
         assert!(complaints[0].contains("log"));
     }
 
     #[test]
     fn a_dependency_that_no_member_has_is_found() {
-        let root = file(
+        let root = Text::new(
             "Cargo.toml",
             "[workspace.dependencies]\nlog = \"0.4\"\nserde-x = \"1\"\ntar = \"1\"\n",
         );
-        let member = file(
+        let member = Text::new(
             "a/Cargo.toml",
             "[dependencies]\nlog.workspace = true\n[dev-dependencies]\ntar = { workspace = true }\n",
         );
@@ -101,22 +94,22 @@ mod tests {
 
     #[test]
     fn a_dependency_that_only_a_comment_names_is_found() {
-        let manifest = file(
+        let manifest = Text::new(
             "a/Cargo.toml",
             "[dependencies]\nhttp-body.workspace = true\nlog.workspace = true\n",
         );
         let sources = [
-            file("a/src/lib.rs", "// log\nuse http_body::Body;\n"),
-            file("b/src/lib.rs", "use log::warn;\n"),
+            Text::new("a/src/lib.rs", "// log\nuse http_body::Body;\n"),
+            Text::new("b/src/lib.rs", "use log::warn;\n"),
         ];
         assert_eq!(
             unnamed(&manifest, &sources),
             ["a/Cargo.toml: nothing names log: take it out"]
         );
-        let root = file(
+        let root = Text::new(
             "Cargo.toml",
             "[build-dependencies]\nsha2.workspace = true\n",
         );
-        assert!(unnamed(&root, &[file("build.rs", "use sha2::Sha256;")]).is_empty());
+        assert!(unnamed(&root, &[Text::new("build.rs", "use sha2::Sha256;")]).is_empty());
     }
 }

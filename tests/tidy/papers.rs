@@ -180,10 +180,7 @@ mod tests {
     use super::*;
 
     fn file(text: &str) -> Text {
-        Text {
-            path: "x".to_owned(),
-            text: text.to_owned(),
-        }
+        Text::new("x", text)
     }
 
     #[test]

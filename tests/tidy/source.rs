@@ -267,34 +267,27 @@ fn plain(path: &Path) -> String {
 mod tests {
     use super::*;
 
-    fn file(path: &str, text: &str) -> Text {
-        Text {
-            path: path.to_owned(),
-            text: text.to_owned(),
-        }
-    }
-
     #[test]
     fn a_file_without_header_is_found() {
-        assert_eq!(header(&file("a.rs", "use std::fs;\n")).len(), 1);
-        assert!(header(&file("a.rs", "//! A thing.\n")).is_empty());
+        assert_eq!(header(&Text::new("a.rs", "use std::fs;\n")).len(), 1);
+        assert!(header(&Text::new("a.rs", "//! A thing.\n")).is_empty());
     }
 
     #[test]
     fn a_long_file_is_found_and_its_tests_do_not_count() {
         let long = "const A: u8 = 0;\n".repeat(801);
-        assert_eq!(lengths(&file("a.rs", &long)).len(), 1);
+        assert_eq!(lengths(&Text::new("a.rs", &long)).len(), 1);
         let tested = format!(
             "{}#[cfg(test)]\nmod tests {{\n{}}}\n",
             &long[..799 * 17],
             long
         );
         assert!(
-            lengths(&file("a.rs", &tested)).is_empty(),
+            lengths(&Text::new("a.rs", &tested)).is_empty(),
             "{:?}",
-            lengths(&file("a.rs", &tested))
+            lengths(&Text::new("a.rs", &tested))
         );
-        assert!(lengths(&file("a/tests/b.rs", &long)).is_empty());
+        assert!(lengths(&Text::new("a/tests/b.rs", &long)).is_empty());
     }
 
     #[test]
@@ -302,26 +295,26 @@ mod tests {
         let body = "    call(\"}\"); // }\n".repeat(69);
         let long = format!("pub fn f(x: [u8; 3]) {{\n{body}}}\n");
         assert_eq!(
-            lengths(&file("a.rs", &long)),
+            lengths(&Text::new("a.rs", &long)),
             ["a.rs:1: a function of 71 lines, at most 70"]
         );
         let short = format!(
             "trait T {{ fn g(&self); }}\nconst F: fn(u8) = h;\n{}",
             long.replacen("    call(\"}\"); // }\n", "", 1)
         );
-        assert!(lengths(&file("a.rs", &short)).is_empty());
+        assert!(lengths(&Text::new("a.rs", &short)).is_empty());
     }
 
     #[test]
     fn unsafe_outside_its_two_places_is_found_in_code_only() {
         let text = "//! unsafe\n#![forbid(unsafe_code)]\nfn f() { unsafe { g() } }\n";
         assert_eq!(
-            unsafe_code(&file("init/src/a.rs", text)),
+            unsafe_code(&Text::new("init/src/a.rs", text)),
             ["init/src/a.rs:3: unsafe belongs in crates/sys or vmm"]
         );
-        assert!(unsafe_code(&file("vmm/src/a.rs", text)).is_empty());
+        assert!(unsafe_code(&Text::new("vmm/src/a.rs", text)).is_empty());
         assert_eq!(
-            unsafe_code(&file("cli/src/main.rs", "fn main() {}")).len(),
+            unsafe_code(&Text::new("cli/src/main.rs", "fn main() {}")).len(),
             1
         );
     }
@@ -329,22 +322,22 @@ mod tests {
     #[test]
     fn leftovers_are_found() {
         let text = "fn f() { todo!() }\nfn g() { dbg!(1); }\n// todo!\nfn unimplemented() {}\n";
-        assert_eq!(leftovers(&file("a.rs", text)).len(), 2);
+        assert_eq!(leftovers(&Text::new("a.rs", text)).len(), 2);
     }
 
     #[test]
     fn a_file_that_nobody_compiles_is_found() {
         let files = [
-            file(
+            Text::new(
                 "src/lib.rs",
                 "mod a;\npub(crate) mod b;\n#[path = \"odd_tests.rs\"]\nmod c;\n",
             ),
-            file("src/a.rs", "pub mod deep;\n"),
-            file("src/a/deep.rs", ""),
-            file("src/b/mod.rs", "mod leaf;\n"),
-            file("src/b/leaf.rs", ""),
-            file("src/odd_tests.rs", ""),
-            file("src/lost.rs", ""),
+            Text::new("src/a.rs", "pub mod deep;\n"),
+            Text::new("src/a/deep.rs", ""),
+            Text::new("src/b/mod.rs", "mod leaf;\n"),
+            Text::new("src/b/leaf.rs", ""),
+            Text::new("src/odd_tests.rs", ""),
+            Text::new("src/lost.rs", ""),
         ];
         let complaints = unreachable(&files, &["src/lib.rs".to_owned()]);
         assert_eq!(complaints.len(), 1, "{complaints:?}");

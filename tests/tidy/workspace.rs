@@ -269,12 +269,7 @@ mod tests {
         let fine = "[package]\nversion.workspace = true\nedition.workspace = true\nrust-version.workspace = true\n\
             license.workspace = true\npublish.workspace = true\n[dependencies]\nlibc.workspace = true\n\
             nix = { workspace = true }\n[lints]\nworkspace = true\n";
-        let complaints = |text: &str| {
-            manifest(&Text {
-                path: "a/Cargo.toml".to_owned(),
-                text: text.to_owned(),
-            })
-        };
+        let complaints = |text: &str| manifest(&Text::new("a/Cargo.toml", text));
         assert!(complaints(fine).is_empty(), "{:?}", complaints(fine));
         assert_eq!(
             complaints(&fine.replace("[lints]\nworkspace = true\n", "")).len(),
