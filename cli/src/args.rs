@@ -136,7 +136,7 @@ pub(crate) enum NodeCommand {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum FlistCommand {
-    /// Pack a directory or an uncompressed tar archive
+    /// Pack a container image, a tar archive or a directory
     Pack(Pack),
     /// Show what is in a .flist file
     Show { file: PathBuf },
@@ -144,11 +144,12 @@ pub(crate) enum FlistCommand {
 
 #[derive(Debug, Args)]
 pub(crate) struct Pack {
+    /// What `docker save` wrote, an OCI archive or layout, a tar archive (gzip and zstd too), a directory
     pub(crate) source: PathBuf,
     /// Directory that gets the .flist file and the chunks
     #[arg(short = 'o', long, value_name = "DIR")]
     pub(crate) store: PathBuf,
-    /// Program to run; repeat it for its arguments
+    /// Program to run, instead of the image's and its arguments; repeat it for arguments
     #[arg(long, value_name = "ARG", allow_hyphen_values = true)]
     pub(crate) entrypoint: Vec<String>,
     /// Arguments that a deployment may replace; repeat it
@@ -158,11 +159,11 @@ pub(crate) struct Pack {
     #[arg(long, value_name = "NAME=VALUE", value_parser = variable)]
     pub(crate) env: Vec<(String, String)>,
     /// User, or user:group, by name or number
-    #[arg(long, default_value = "")]
-    pub(crate) user: String,
+    #[arg(long)]
+    pub(crate) user: Option<String>,
     /// Working directory
-    #[arg(long, value_name = "DIR", default_value = "")]
-    pub(crate) workdir: String,
+    #[arg(long, value_name = "DIR")]
+    pub(crate) workdir: Option<String>,
 }
 
 #[derive(Debug, Args)]
@@ -170,7 +171,8 @@ pub(crate) struct Deploy {
     /// YAML file, - for standard input
     #[arg(conflicts_with = "image")]
     pub(crate) file: Option<PathBuf>,
-    /// Instead of a file: a .flist file, or the digest of an flist that the node has
+    /// Instead of a file: a .flist file, an image to pack (as in `flist pack`), or the digest of an
+    /// flist that the node has
     #[arg(long, requires = "name")]
     pub(crate) image: Option<String>,
     /// The deployment's name

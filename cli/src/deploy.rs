@@ -3,10 +3,9 @@
 //! Owns: the order, and that nothing is sent before the whole deployment is known to be well formed.
 //! Refuses: to post a statement twice, and to pick a version that it has not asked the node for.
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::Context as _;
 use api::{Client, ClientError, Envelope};
@@ -19,7 +18,8 @@ use crate::Context;
 use crate::args::Deploy;
 use crate::failure::Usage;
 use crate::home::Pin;
-use crate::push::{LocalImage, Pushed};
+use crate::push::{Images, Pushed};
+use crate::screen::Screen;
 use crate::spec::{self, Draft};
 
 /// Defaults of a machine from options, the same as `types::deployment` gives a file.
@@ -36,20 +36,19 @@ struct Report<'a> {
     pushed: Pushed,
 }
 
-/// Images that lie on this machine, by digest.
-type Images = BTreeMap<Digest, LocalImage>;
-
 pub(crate) async fn deploy(context: &Context, options: Deploy) -> anyhow::Result<()> {
     let accept_volatile = options.accept_volatile;
     let remove = options.remove.clone();
-    let mut images = Images::new();
-    let (name, mut deployment) = wanted(options, &mut images)?;
+    // Before an image is packed, which takes its time.
+    let (node, pin, client) = context.home.client(context.node.as_deref())?;
+    let mut images = Images::default();
+    let (name, mut deployment) = wanted(options, &mut images, &context.screen)?;
     deployment.accept_volatile |= accept_volatile;
     deployment.remove.extend(remove);
     deployment
         .check()
         .map_err(|error| Usage(error.to_string()))?;
-    let (node, pin, client) = context.home.client(context.node.as_deref())?;
+    has_programs(&deployment, &images)?;
     let statement = Statement {
         node: client.node(),
         name: name.clone(),
@@ -58,7 +57,7 @@ pub(crate) async fn deploy(context: &Context, options: Deploy) -> anyhow::Result
     };
     let envelope = sealed(context, &statement)?;
     let mut pushed = Pushed::default();
-    for image in images.values() {
+    for image in images.iter() {
         let this = image
             .push(&client, &context.screen)
             .await
@@ -110,16 +109,20 @@ async fn next_version(client: &Client, name: &Name) -> anyhow::Result<u64> {
     }
 }
 
-fn wanted(options: Deploy, images: &mut Images) -> anyhow::Result<(Name, Deployment)> {
+fn wanted(
+    options: Deploy,
+    images: &mut Images,
+    screen: &Screen,
+) -> anyhow::Result<(Name, Deployment)> {
     let Some(file) = &options.file else {
-        return from_options(options, images);
+        return from_options(options, images, screen);
     };
     let base = if file == Path::new("-") {
         Path::new("")
     } else {
         file.parent().unwrap_or(Path::new(""))
     };
-    let mut resolve = |path: &str| resolve(&base.join(path), images);
+    let mut resolve = |path: &str| resolve(&base.join(path), images, screen);
     let Draft { name, deployment } = spec::parse(&read(file)?, &mut resolve)
         .map_err(|error| Usage(format!("{}: {error}", file.display())))?;
     let name = options.name.or(name).ok_or_else(|| {
@@ -154,18 +157,21 @@ fn read(file: &Path) -> anyhow::Result<String> {
     Ok(text)
 }
 
-fn resolve(path: &Path, images: &mut Images) -> Result<Digest, String> {
-    let image = LocalImage::open(path).map_err(|error| format!("{error:#}"))?;
-    let digest = image.digest;
-    images.insert(digest, image);
-    Ok(digest)
+fn resolve(path: &Path, images: &mut Images, screen: &Screen) -> Result<Digest, String> {
+    images
+        .find(path, screen)
+        .map_err(|error| format!("{error:#}"))
 }
 
-fn from_options(options: Deploy, images: &mut Images) -> anyhow::Result<(Name, Deployment)> {
+fn from_options(
+    options: Deploy,
+    images: &mut Images,
+    screen: &Screen,
+) -> anyhow::Result<(Name, Deployment)> {
     let (Some(image), Some(name)) = (options.image, options.name) else {
         return Err(Usage("give a file, or --image with --name".to_owned()).into());
     };
-    let mut resolve = |path: &str| resolve(&PathBuf::from(path), images);
+    let mut resolve = |path: &str| resolve(Path::new(path), images, screen);
     let flist = spec::image_digest(&image, &mut resolve).map_err(Usage)?;
     let machine = Machine {
         image: Image {
@@ -193,6 +199,26 @@ fn from_options(options: Deploy, images: &mut Images) -> anyhow::Result<(Name, D
             remove: Default::default(),
         },
     ))
+}
+
+/// A node could only say so after all has been pushed.
+fn has_programs(deployment: &Deployment, images: &Images) -> Result<(), Usage> {
+    for (workload, machine) in deployment.machines() {
+        let given = |words: &Option<Vec<String>>| words.as_ref().is_some_and(|w| !w.is_empty());
+        let Some(image) = images.get(&machine.image.flist) else {
+            continue;
+        };
+        let config = image.flist.config();
+        let of_image =
+            !config.entrypoint.is_empty() || machine.command.is_none() && !config.cmd.is_empty();
+        if !given(&machine.entrypoint) && !given(&machine.command) && !of_image {
+            return Err(Usage(format!(
+                "workload {workload}: its image names no program: give one after --, as `command` in the file, \
+                 or with `sifr flist pack --entrypoint`"
+            )));
+        }
+    }
+    Ok(())
 }
 
 fn acknowledged(ack: &Ack, node: &Name, deployment: &Deployment, pin: &Pin) -> String {
@@ -251,7 +277,9 @@ mod tests {
         let crate::args::Command::Deploy(options) = cli.expect("parses").command else {
             panic!("a deploy")
         };
-        let (name, deployment) = from_options(*options, &mut Images::new()).expect("is complete");
+        let screen = Screen::new(crate::args::Output::Table);
+        let (name, deployment) =
+            from_options(*options, &mut Images::default(), &screen).expect("is complete");
         assert_eq!((Some(name), deployment), (draft.name, draft.deployment));
     }
 

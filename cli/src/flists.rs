@@ -1,19 +1,16 @@
 //! `sifr flist`: packing images and looking into them.
 //!
-//! Owns: the image configuration that options make. Refuses: the format itself (`flist` has it).
-
-use std::fs::{self, File};
+//! Owns: what the two commands show. Refuses: packing (`pack` has it) and the format (`flist` has it).
 
 use anyhow::Context as _;
-use flist::pack::{Packed, Source};
+use flist::pack::Packed;
 use flist::store::DirStore;
 use serde_json::json;
-use types::flist::ImageConfig;
 
 use crate::Context;
 use crate::args::{FlistCommand, Pack};
-use crate::failure::Usage;
-use crate::push::{LocalImage, show_packing};
+use crate::pack::Changes;
+use crate::push::LocalImage;
 use crate::screen::{Screen, fields, mebibytes};
 
 pub(crate) fn flist(context: &Context, command: FlistCommand) -> anyhow::Result<()> {
@@ -24,33 +21,11 @@ pub(crate) fn flist(context: &Context, command: FlistCommand) -> anyhow::Result<
 }
 
 fn pack(screen: &Screen, options: &Pack) -> anyhow::Result<()> {
-    let config = config(options)?;
-    let source_path = &options.source;
-    let cannot = || format!("cannot read {}", source_path.display());
-    let is_directory = fs::metadata(source_path).with_context(cannot)?.is_dir();
-    let archive;
-    let source = if is_directory {
-        Source::Directory(source_path)
-    } else {
-        archive = File::open(source_path).with_context(cannot)?;
-        Source::Tar(&archive)
-    };
-    let cannot_write = || format!("cannot write the store {}", options.store.display());
-    let mut store = DirStore::open(&options.store).with_context(cannot_write)?;
-    // The total is known with the first report.
-    let meter = screen.meter("packing", 1);
-    let packed = flist::pack::pack(source, &config, &mut store, &mut |progress| {
-        show_packing(&meter, progress)
-    });
-    meter.done();
-    let Packed {
-        flist,
-        digest,
-        stats,
-    } = packed.with_context(|| format!("cannot pack {}", source_path.display()))?;
-    store
-        .put_flist(&digest, &flist)
-        .with_context(cannot_write)?;
+    let changes = Changes::read(options)?;
+    let mut store = DirStore::open(&options.store)
+        .with_context(|| format!("cannot write the store {}", options.store.display()))?;
+    let Packed { digest, stats, .. } =
+        crate::pack::pack(screen, &options.source, &changes, &mut store)?;
     let path = store.flist_path(&digest);
     let value = json!({
         "digest": digest,
@@ -61,49 +36,7 @@ fn pack(screen: &Screen, options: &Pack) -> anyhow::Result<()> {
         "stored_bytes": stats.stored_bytes,
         "xattrs_dropped": stats.xattrs_dropped,
     });
-    screen.note(&format!(
-        "packed {} files, {} into {} in {} chunks",
-        stats.files,
-        mebibytes(stats.content_bytes),
-        mebibytes(stats.stored_bytes),
-        stats.chunks
-    ));
-    if stats.xattrs_dropped != 0 {
-        screen.note(&format!(
-            "left out {} extended attributes that the image cannot hold",
-            stats.xattrs_dropped
-        ));
-    }
     screen.show(&value, || path.display().to_string())
-}
-
-fn config(options: &Pack) -> Result<ImageConfig, Usage> {
-    let text = options
-        .entrypoint
-        .iter()
-        .chain(&options.cmd)
-        .chain([&options.user, &options.workdir]);
-    if text.into_iter().any(|text| text.contains('\0')) {
-        return Err(Usage("arguments cannot contain NUL bytes".to_owned()));
-    }
-    if !options.workdir.is_empty() && !options.workdir.starts_with('/') {
-        return Err(Usage(format!(
-            "the working directory {:?} does not begin with /",
-            options.workdir
-        )));
-    }
-    Ok(ImageConfig {
-        entrypoint: options.entrypoint.clone(),
-        cmd: options.cmd.clone(),
-        env: options
-            .env
-            .iter()
-            .map(|(name, value)| format!("{name}={value}"))
-            .collect(),
-        user: options.user.clone(),
-        working_dir: options.workdir.clone(),
-        stop_signal: String::new(),
-    })
 }
 
 fn show(screen: &Screen, image: &LocalImage) -> anyhow::Result<()> {

@@ -12,6 +12,7 @@ mod flists;
 mod home;
 mod lifecycle;
 mod nodes;
+mod pack;
 mod patience;
 mod push;
 mod screen;

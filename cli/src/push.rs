@@ -1,23 +1,27 @@
 //! From a packed store to the node: the flist, then the chunks that the node lacks.
 //!
-//! Owns: reading a `.flist` file beside its `chunks` directory, and the progress that is shown.
+//! Owns: reading a `.flist` file beside its `chunks` directory, packing what is none yet into a store that
+//! ends with the command, and the progress that is shown.
 //! Refuses: to send a chunk whose bytes are not what its flist says.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::io::Cursor;
+use std::fs::{self, File};
+use std::io::{self, Cursor, Read};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Context as _, anyhow, bail};
 use api::Client;
 use flist::chunk::Chunk;
-use flist::format::{FLIST_BYTES_MAX, Flist, digest_of};
+use flist::format::{FLIST_BYTES_MAX, Flist, MAGIC, digest_of};
 use flist::store::DirStore;
 use serde::Serialize;
+use tempfile::TempDir;
 use types::Digest;
 
-use crate::screen::{Meter, Screen, mebibytes};
+use crate::failure::Usage;
+use crate::pack::{self, Changes};
+use crate::screen::{Screen, mebibytes};
 
 /// An image in a store on this machine.
 #[derive(Debug)]
@@ -26,6 +30,37 @@ pub(crate) struct LocalImage {
     pub(crate) flist: Flist,
     file: Vec<u8>,
     path: PathBuf,
+    /// The store, where it was made for this command.
+    _store: Option<TempDir>,
+}
+
+/// Images that lie on this machine and that a deployment names.
+#[derive(Debug, Default)]
+pub(crate) struct Images {
+    by_path: BTreeMap<PathBuf, Digest>,
+    by_digest: BTreeMap<Digest, LocalImage>,
+}
+
+impl Images {
+    /// The digest of what is at `path`; what is not packed yet is packed now.
+    pub(crate) fn find(&mut self, path: &Path, screen: &Screen) -> anyhow::Result<Digest> {
+        if let Some(digest) = self.by_path.get(path) {
+            return Ok(*digest);
+        }
+        let image = LocalImage::find(path, screen)?;
+        let digest = image.digest;
+        self.by_path.insert(path.to_owned(), digest);
+        self.by_digest.insert(digest, image);
+        Ok(digest)
+    }
+
+    pub(crate) fn get(&self, digest: &Digest) -> Option<&LocalImage> {
+        self.by_digest.get(digest)
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &LocalImage> {
+        self.by_digest.values()
+    }
 }
 
 /// What went over the wire.
@@ -37,6 +72,39 @@ pub(crate) struct Pushed {
 }
 
 impl LocalImage {
+    fn find(path: &Path, screen: &Screen) -> anyhow::Result<Self> {
+        let path_error = |error: io::Error| {
+            match error.kind() {
+            io::ErrorKind::NotFound => Usage(format!(
+                "image {:?} is no file here and no digest such as blake3:…; of an image in a registry: \
+                 skopeo copy docker://NAME oci-archive:image.tar",
+                path.display().to_string()
+            ))
+            .into(),
+            _ => anyhow::Error::from(error).context(format!("cannot read {}", path.display())),
+        }
+        };
+        let metadata = fs::metadata(path).map_err(path_error)?;
+        let mut start = [0; MAGIC.len()];
+        let is_flist = metadata.is_file()
+            && File::open(path)
+                .and_then(|mut f| f.read_exact(&mut start))
+                .is_ok()
+            && start == MAGIC;
+        // So that a damaged one is called that.
+        if is_flist || path.extension().is_some_and(|e| e == "flist") {
+            return Self::open(path);
+        }
+        let directory = tempfile::tempdir().context("cannot make a temporary directory")?;
+        let mut store = DirStore::open(directory.path()).context("cannot make a store")?;
+        let packed = pack::pack(screen, path, &Changes::default(), &mut store)?;
+        let image = Self::open(&store.flist_path(&packed.digest))?;
+        Ok(Self {
+            _store: Some(directory),
+            ..image
+        })
+    }
+
     pub(crate) fn open(path: &Path) -> anyhow::Result<Self> {
         let cannot = || format!("cannot read the flist {}", path.display());
         let length = fs::metadata(path).with_context(cannot)?.len();
@@ -54,6 +122,7 @@ impl LocalImage {
             flist,
             file,
             path: path.to_owned(),
+            _store: None,
         })
     }
 
@@ -147,10 +216,4 @@ fn load(store: &DirStore, chunk: &Chunk) -> anyhow::Result<Vec<u8>> {
         )
     })?;
     Ok(stored)
-}
-
-/// Progress of packing goes through the same meter.
-pub(crate) fn show_packing(meter: &Meter, progress: flist::pack::Progress) {
-    meter.set_total(progress.total_bytes);
-    meter.set(progress.done_bytes);
 }

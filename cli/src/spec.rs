@@ -160,7 +160,7 @@ fn image(
         _ => {
             return Err(at(
                 place,
-                "write a .flist file or a digest such as blake3:…",
+                "write an image's file or a digest such as blake3:…",
             ));
         }
     };
@@ -172,7 +172,7 @@ fn image(
     let Some(Value::String(flist)) = fields.get("flist") else {
         return Err(at(
             place,
-            "needs flist: a .flist file or a digest such as blake3:…",
+            "needs flist: an image's file or a digest such as blake3:…",
         ));
     };
     let digest = image_digest(flist, resolve).map_err(|problem| at(place, &problem))?;
@@ -187,13 +187,7 @@ pub(crate) fn image_digest(text: &str, resolve: Resolve<'_>) -> Result<Digest, S
             .parse()
             .map_err(|error: types::id::IdError| error.to_string());
     }
-    if text.ends_with(".flist") {
-        return resolve(text);
-    }
-    Err(format!(
-        "image {text:?} is neither a .flist file nor a digest such as blake3:…: pack it with `sifr flist pack` \
-         and give the file that it names"
-    ))
+    resolve(text)
 }
 
 fn ports(place: &str, value: Value) -> Result<Value, SpecError> {
@@ -436,7 +430,7 @@ mod tests {
             ),
             (
                 "image: shop:dev",
-                "workloads.main.image: image \"shop:dev\" is neither",
+                "workloads.main.image: shop:dev cannot be read",
             ),
             (
                 "image: store/b.flist",
@@ -446,7 +440,7 @@ mod tests {
                 "image: blake3:12",
                 "workloads.main.image: digest \"blake3:12\"",
             ),
-            ("image: 7", "workloads.main.image: write a .flist file"),
+            ("image: 7", "workloads.main.image: write an image's file"),
             (
                 "image: {flist: store/a.flist, store: http://a}\nstore: http://b",
                 "store is given twice",

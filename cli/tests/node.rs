@@ -630,6 +630,110 @@ mod tests {
         );
     }
 
+    fn tar(files: &[(&str, &[u8])]) -> Vec<u8> {
+        let mut builder = tar::Builder::new(Vec::new());
+        for (name, content) in files {
+            let mut header = tar::Header::new_gnu();
+            header.set_size(content.len() as u64);
+            header.set_mode(0o755);
+            builder
+                .append_data(&mut header, name, *content)
+                .expect("memory");
+        }
+        builder.into_inner().expect("memory")
+    }
+
+    /// What `docker save` writes, as far as it matters.
+    fn docker_archive(program: &[u8]) -> Vec<u8> {
+        let config = br#"{"os":"linux","architecture":"amd64","config":{"Entrypoint":["/bin/app"],
+            "Cmd":["serve"],"Env":["PATH=/bin","MODE=slow"],"User":"web","WorkingDir":"/srv"}}"#;
+        let manifest = br#"[{"Config":"c.json","RepoTags":["app:1"],"Layers":["l/layer.tar"]}]"#;
+        let layer = tar(&[("bin/app", program)]);
+        tar(&[
+            ("c.json", config),
+            ("l/layer.tar", &layer),
+            ("manifest.json", manifest),
+        ])
+    }
+
+    #[test]
+    fn an_image_is_packed_with_its_own_configuration_and_what_options_change() {
+        let bench = Bench::new(true);
+        fs::write(bench.path("app"), docker_archive(b"program")).expect("a file");
+        let packed = bench
+            .run(&["flist", "pack", "app", "-o", "store"])
+            .ends(0)
+            .says("app (Docker archive): 1 files");
+        let shown = bench.run(&["flist", "show", packed.out.trim_end()]).ends(0);
+        for says in ["/bin/app", "serve", "PATH=/bin MODE=slow", "web", "/srv"] {
+            assert!(shown.out.contains(says), "{says} in {}", shown.out);
+        }
+        let changed = bench
+            .run(&[
+                "flist",
+                "pack",
+                "app",
+                "-o",
+                "store",
+                "--cmd",
+                "check",
+                "--env",
+                "MODE=fast",
+                "--user",
+                "0",
+            ])
+            .ends(0);
+        let file = changed.out.trim_end();
+        let shown = bench
+            .run(&["flist", "show", file, "--output", "json"])
+            .ends(0)
+            .json();
+        let expected = serde_json::json!({"Entrypoint": ["/bin/app"], "Cmd": ["check"],
+            "Env": ["PATH=/bin", "MODE=fast"], "User": "0", "WorkingDir": "/srv"});
+        assert_eq!(shown["config"], expected);
+        let flist = ["flist", "pack", file, "-o", "store"];
+        bench.run(&flist).ends(1).says("deploy it as it is");
+        fs::write(bench.path("page.html"), "<html>".repeat(200)).expect("a file");
+        let page = ["flist", "pack", "page.html", "-o", "store"];
+        bench.run(&page).ends(1).says("docker save");
+    }
+
+    #[test]
+    fn an_archive_given_to_deploy_is_packed_on_the_way_and_pushed_once() {
+        let bench = Bench::with_node(true);
+        fs::write(bench.path("app.tar"), docker_archive(b"program")).expect("a file");
+        let deploy = [
+            "deploy", "--image", "app.tar", "--name", "shop", "--output", "json",
+        ];
+        let ran = bench.run(&deploy).ends(0);
+        assert!(
+            ran.err.contains("packed app.tar (Docker archive)"),
+            "{}",
+            ran.err
+        );
+        assert!(ran.json()["pushed_bytes"].as_u64() > Some(0));
+        assert_eq!(bench.run(&deploy).ends(0).json()["pushed_bytes"], 0);
+        // Named twice in a file, it is packed once; a directory is packed as well.
+        fs::create_dir_all(bench.path("tree/bin")).expect("a directory");
+        fs::write(bench.path("tree/bin/app"), b"program").expect("a file");
+        let yaml = "name: pair\nworkloads:\n  a: {image: app.tar}\n  b: {image: app.tar}\n  \
+                    c: {image: tree, command: [/bin/app]}\n";
+        fs::write(bench.path("pair.yaml"), yaml).expect("a file");
+        let ran = bench.run(&["deploy", "pair.yaml"]).ends(0);
+        assert_eq!(ran.err.matches("packed app.tar").count(), 1, "{}", ran.err);
+        assert!(ran.err.contains("packed tree (directory)"), "{}", ran.err);
+    }
+
+    #[test]
+    fn an_image_without_a_program_is_not_pushed() {
+        let bench = Bench::with_node(true);
+        fs::write(bench.path("tree.tar"), tar(&[("bin/app", b"program")])).expect("a file");
+        let bare = ["deploy", "--image", "tree.tar", "--name", "shop"];
+        bench.run(&bare).ends(2).says("names no program");
+        let command = [&bare[..], &["--", "/bin/app"]].concat();
+        bench.run(&command).ends(0).says("shop version 1");
+    }
+
     #[test]
     fn wrong_input_is_status_2_and_names_the_place() {
         let bench = Bench::with_node(true);
@@ -640,7 +744,7 @@ mod tests {
             .run(&["deploy", "bad.yaml"])
             .ends(2)
             .says("bad.yaml: workloads.main.image")
-            .says("sifr flist pack");
+            .says("skopeo copy docker://NAME oci-archive:image.tar");
         bench
             .run(&["deploy", "missing.yaml"])
             .ends(1)
