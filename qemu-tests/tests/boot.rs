@@ -70,6 +70,35 @@ mod tests {
     }
 
     #[test]
+    fn a_machine_on_a_node_in_memory_may_fill_its_disk() {
+        let setup = Setup {
+            disk: false,
+            ..Setup::default()
+        };
+        let lab = Lab::with(&setup, |_| Ok(())).expect("a node");
+        let flist = qemu_tests::busybox(lab.command(), lab.directory()).expect("an image");
+        // More than the machine's memory and all that its VMM may take beside it.
+        let fill = "dd if=/dev/zero of=/fill bs=1M; sync; echo filled $(busybox wc -c </fill)";
+        lab.deploy(&format!(
+            "name: fill\nimage: {}\nmemory: 96Mi\ndisk: 128Mi\naccept_volatile: true\nrestart: never\n\
+             command: [sh, -c, {fill:?}]\n",
+            flist.display()
+        ))
+        .expect("sifr runs")
+        .must()
+        .expect("deployed");
+        lab.wait("fill", "exited").expect("sifr runs");
+        let status = lab.get("fill").expect("its status").to_string();
+        assert!(status.contains("\"code\":0"), "{status}");
+        let text = lab.logs("fill").expect("its output");
+        let filled = text.lines().find_map(|line| line.strip_prefix("filled "));
+        let bytes: u64 = filled.and_then(|n| n.parse().ok()).unwrap_or_default();
+        assert!(bytes > 104 << 20, "{text}");
+        // Only the pages of the guest and of its files are in its group: the node is as well as before.
+        lab.delete("fill").expect("deleted");
+    }
+
+    #[test]
     fn a_foreign_disk_is_never_touched() {
         let foreign = |machine: &mut Machine| {
             let file = &machine.disks[0].file;

@@ -18,7 +18,8 @@ use crate::desired::{Desired, Key, Phase, Target, Verified};
 pub const CPU_OVERCOMMIT: u64 = 4;
 /// What a VMM and its cgroup's kernel structures take whatever the guest's size.
 const VMM_FIXED: Bytes = Bytes::mib(8);
-/// Page tables of guest memory: 8 bytes a 4 KiB page, once for the VMM and once for the guest.
+/// Page tables of guest memory: 8 bytes a 4 KiB page, once for the VMM and once for the guest. The index of
+/// a file in memory takes no more of its pages.
 const PAGE_TABLES_DIVISOR: u64 = 256;
 /// Two log files of [`LOG_FILE_MAX`] each.
 const LOG_FILES: u64 = 2;
@@ -35,6 +36,37 @@ pub fn memory_of(guest: Bytes) -> Bytes {
 /// Space of the pool that one machine may come to use.
 pub fn disk_of(upper: Bytes) -> Bytes {
     Bytes(upper.0 + LOG_FILES * LOG_FILE_MAX.0)
+}
+
+/// Where a node keeps what its machines write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Storage {
+    Disk,
+    /// The node runs from RAM: the pool is memory that tenants cannot have for their machines.
+    Memory,
+}
+
+impl Storage {
+    /// Whether anything of it is there after a reboot.
+    pub fn is_durable(self) -> bool {
+        match self {
+            Self::Disk => true,
+            Self::Memory => false,
+        }
+    }
+}
+
+/// Memory that one machine's VMM may come to hold. In a pool in memory, what it writes is among that: the
+/// kernel charges a page to who touches it first, and could give none back.
+pub fn memory_limit(machine: &types::deployment::Machine, storage: Storage) -> Bytes {
+    let own = memory_of(machine.memory);
+    match storage {
+        Storage::Disk => own,
+        Storage::Memory => {
+            let files = disk_of(machine.disk).0;
+            Bytes(own.0 + files + files / PAGE_TABLES_DIVISOR)
+        }
+    }
 }
 
 /// What is known of the node.
@@ -667,6 +699,18 @@ mod tests {
             Some(RefusalCode::Volatile)
         );
         assert_eq!(code(v(true), &volatile, &Desired::default()), None);
+    }
+
+    #[test]
+    fn a_machine_whose_disk_is_memory_may_fill_it() {
+        let Action::Deploy(deployment) = deploy(|m| m.disk = Bytes::mib(512)) else {
+            unreachable!("as made")
+        };
+        let (_, machine) = deployment.machines().next().expect("a machine");
+        let on_disk = memory_limit(machine, Storage::Disk);
+        assert_eq!(on_disk, memory_of(machine.memory));
+        let in_memory = memory_limit(machine, Storage::Memory);
+        assert!(in_memory.0 > on_disk.0 + disk_of(machine.disk).0);
     }
 
     #[test]

@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use tokio::sync::watch;
 use types::node::{Capacity, NodeInfo};
 use types::{Bytes, Cidr, PublicKey};
+use workload::admission::Storage;
 
 /// Share of the machine's memory that stays with the node: host kernel, its page cache for images,
 /// the three roles of init. A sixteenth grows with the page structures of large machines.
@@ -21,12 +22,17 @@ pub(crate) const MEMORY_RESERVED_MIN: Bytes = Bytes::mib(160);
 /// is what makes a start from this disk possible at all. In percent of the pool.
 pub(crate) const DISK_RESERVED_PERCENT: u64 = 20;
 
-/// What tenants may use in all of a machine with these totals.
-pub(crate) fn tenant_capacity(cpus: u64, memory: Bytes, pool: Bytes) -> Capacity {
+/// What tenants may use in all of a machine with these totals. Nothing is promised twice: a pool in memory
+/// may fill up with images, and what is in it is lost to machines.
+pub(crate) fn tenant_capacity(cpus: u64, memory: Bytes, storage: Storage, pool: Bytes) -> Capacity {
     let reserved = (memory.0 / MEMORY_RESERVED_DIVISOR).max(MEMORY_RESERVED_MIN.0);
+    let taken = match storage {
+        Storage::Disk => 0,
+        Storage::Memory => pool.0,
+    };
     Capacity {
         cpus,
-        memory: Bytes(memory.0.saturating_sub(reserved)),
+        memory: Bytes(memory.0.saturating_sub(reserved).saturating_sub(taken)),
         disk: Bytes(pool.0 / 100 * (100 - DISK_RESERVED_PERCENT)),
         ..Capacity::default()
     }
@@ -52,8 +58,7 @@ pub(crate) struct NodeContext {
     pub(crate) key: PublicKey,
     /// `None`: every request is refused.
     pub(crate) owner: Option<PublicKey>,
-    /// False where the pool is in memory.
-    pub(crate) durable: bool,
+    pub(crate) storage: Storage,
     /// Mounted, with its directories not yet made: the engine makes those it uses.
     pub(crate) pool: PathBuf,
     /// Why no VM can run; `None` where KVM works.
@@ -75,7 +80,7 @@ impl fmt::Debug for NodeContext {
         f.debug_struct("NodeContext")
             .field("key", &self.key)
             .field("owner", &self.owner)
-            .field("durable", &self.durable)
+            .field("storage", &self.storage)
             .finish_non_exhaustive()
     }
 }
@@ -86,14 +91,21 @@ mod tests {
 
     #[test]
     fn the_node_keeps_its_own_share_before_tenants_get_any() {
-        let small = tenant_capacity(1, Bytes::mib(256), Bytes::gib(1));
+        let on_disk = |cpus, memory, pool| tenant_capacity(cpus, memory, Storage::Disk, pool);
+        let small = on_disk(1, Bytes::mib(256), Bytes::gib(1));
         assert_eq!(small.memory, Bytes::mib(96));
-        let large = tenant_capacity(64, Bytes::gib(512), Bytes::gib(1000));
+        let large = on_disk(64, Bytes::gib(512), Bytes::gib(1000));
         assert_eq!(large.memory, Bytes::gib(480));
         assert!(large.disk > Bytes::gib(799) && large.disk <= Bytes::gib(800));
-        assert_eq!(
-            tenant_capacity(1, Bytes::mib(64), Bytes(0)).memory,
-            Bytes(0)
-        );
+        assert_eq!(on_disk(1, Bytes::mib(64), Bytes(0)).memory, Bytes(0));
+    }
+
+    #[test]
+    fn a_node_that_runs_from_memory_promises_no_byte_of_it_twice() {
+        let (memory, pool) = (Bytes::mib(960), Bytes::mib(384));
+        let all = tenant_capacity(1, memory, Storage::Memory, pool);
+        assert_eq!(all.memory, Bytes::mib(960 - 160 - 384));
+        assert!(all.memory.0 + pool.0 + MEMORY_RESERVED_MIN.0 <= memory.0);
+        assert!(all.disk.0 <= pool.0);
     }
 }

@@ -172,13 +172,14 @@ impl Engine {
             networks,
             kvm_problem: context.kvm_problem,
             kernel: OnceCell::new(),
+            storage: context.storage,
         };
         let (host, messages) =
             NodeHost::new(means, networks_tx, pid1.clone(), context.uplink.clone());
         let mut engine = Self {
             key: context.key,
             owner,
-            durable: context.durable,
+            durable: context.storage.is_durable(),
             total: context.capacity,
             info: context.info,
             uplink: context.uplink,

@@ -16,7 +16,7 @@ use types::guest::{FromGuest, ToGuest};
 use types::status::Exit;
 use types::vm::{CONTROL_PACKET_MAX, FromVmm, StopReason, ToVmm};
 use types::{Digest, VmId};
-use workload::admission::memory_of;
+use workload::admission::memory_limit;
 use workload::desired::Key;
 use workload::host::{End, Event, Host, Places, Start, Step, Survivor};
 
@@ -430,7 +430,7 @@ impl NodeHost {
             slot,
             child: child.len(),
             limits: Limits {
-                memory_bytes: memory_of(start.machine.memory).0,
+                memory_bytes: memory_limit(&start.machine, self.means.storage).0,
                 pids: cpus + VMM_THREADS,
                 cpu_weight: cpus * WEIGHT_PER_CPU,
             },

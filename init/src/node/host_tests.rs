@@ -6,6 +6,7 @@ use std::os::fd::AsFd;
 use tokio::task::LocalSet;
 use types::PublicKey;
 use types::vm::Exits;
+use workload::admission::{Storage, memory_limit};
 use workload::host::{Launch, Layer, Record};
 
 use super::super::images::Images;
@@ -31,6 +32,7 @@ impl Stage {
             networks,
             kvm_problem: kvm_problem.map(str::to_owned),
             kernel: std::cell::OnceCell::new(),
+            storage: Storage::Memory,
         };
         let (ours, theirs) = sys::socket::pair().expect("a pair");
         let packets = |fd| Packets::new(fd, crate::wire::PACKET_MAX).expect("packets");
@@ -305,7 +307,8 @@ async fn a_vm_that_pid1_cannot_start_gives_its_slot_back() {
             panic!("{said:?}")
         };
         assert_eq!((slot, fds.len()), (1, 2), "slot 0 is taken, two descriptors are kept");
-        assert!(limits.memory_bytes > 256 << 20);
+        let most = memory_limit(&start().machine, Storage::Memory);
+        assert_eq!(limits.memory_bytes, most.0, "its disk is memory");
         let error = "no memory".to_owned();
         stage.host.hear_pid1(FromPid1::SpawnFailed { vm: start().vm, error });
         assert!(matches!(stage.event().await, Event::StartFailed { message, .. } if message.contains("no memory")));

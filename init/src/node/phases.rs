@@ -20,6 +20,7 @@ use storage::probe::{self, Content};
 use tokio::sync::watch;
 use types::node::{Clock, NodeInfo, Phase};
 use types::{Bytes, PublicKey};
+use workload::admission::Storage;
 
 use super::context::{NodeContext, Uplink, tenant_capacity};
 use super::engine::Engine;
@@ -128,11 +129,13 @@ async fn provision() -> anyhow::Result<Engine> {
             Some(problem.unwrap_or_else(|| "available".to_owned())),
         ))
     })?;
-    let capacity = tenant_capacity(
-        machine::cpus(),
-        machine::memory(),
-        machine::size_of(&pool.mountpoint),
-    );
+    let storage = if pool.durable {
+        Storage::Disk
+    } else {
+        Storage::Memory
+    };
+    let size = machine::size_of(&pool.mountpoint);
+    let capacity = tenant_capacity(machine::cpus(), machine::memory(), storage, size);
     let (info, _) = watch::channel(NodeInfo {
         key,
         owner,
@@ -156,7 +159,7 @@ async fn provision() -> anyhow::Result<Engine> {
         seed,
         key,
         owner,
-        durable: pool.durable,
+        storage,
         pool: pool.mountpoint.clone(),
         kvm_problem,
         capacity,

@@ -16,7 +16,7 @@ use types::guest::{Link, RUN_SPEC_PATH};
 use types::vm::{Disk, Fd, Lazy, Log, Net, SPEC_FD, VmSpec};
 use types::{Cidr, cpio};
 use workload::address::PREFIX;
-use workload::admission::LOG_FILE_MAX;
+use workload::admission::{LOG_FILE_MAX, Storage};
 use workload::host::Start;
 
 use super::images::{Image, Images};
@@ -39,6 +39,7 @@ pub(crate) struct Means {
     pub(crate) kvm_problem: Option<String>,
     /// The guest kernel in memory, once a first VM has needed it.
     pub(crate) kernel: OnceCell<OwnedFd>,
+    pub(crate) storage: Storage,
 }
 
 /// A VM ready to be spawned.

@@ -41,7 +41,7 @@ fn context(pool: &Path, owner: Option<PublicKey>, seed: [u8; 32]) -> NodeContext
         seed,
         key,
         owner,
-        durable: true,
+        storage: workload::admission::Storage::Disk,
         pool: pool.to_owned(),
         kvm_problem: None,
         capacity: Capacity::default(),
