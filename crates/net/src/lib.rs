@@ -1,7 +1,6 @@
 //! The node's network: links, addresses, routes, DHCP, time, tenant networks, firewall, DNS.
 //!
-//! Owns: netlink in both its dialects (routes and nf_tables), and every protocol the node itself
-//! speaks below HTTP.
+//! Owns: what is asked of the kernel by netlink, and every protocol the node itself speaks below HTTP.
 //! Refuses: deciding what a deployment may do. Tenant networks and published ports are given.
 //!
 //! Starts no async runtime: the async functions run on the caller's. The one thread it starts is in
@@ -16,9 +15,10 @@ pub mod firewall;
 pub mod fuzz;
 pub mod link;
 pub mod namespace;
-mod netlink;
 pub mod network;
 mod ready;
+#[cfg(test)]
+mod scratch;
 pub mod time;
 
 pub use error::Error;

@@ -154,17 +154,24 @@ pub(crate) fn sysctl_if_present(key: &str, value: &str) -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::link;
+    use crate::scratch::Scratch;
+
+    fn inode(namespace: impl AsFd) -> u64 {
+        nix::sys::stat::fstat(namespace).expect("a status").st_ino
+    }
+
+    fn current() -> u64 {
+        inode(File::open("/proc/thread-self/ns/net").expect("this thread's namespace"))
+    }
 
     #[test]
     fn a_namespace_is_made_once_and_found_again() {
-        let name = "sifr-test-names";
-        remove(name).expect("removed");
-        let inode = |fd: &OwnedFd| nix::sys::stat::fstat(fd).expect("a status").st_ino;
+        let scratch = Scratch::new("names");
+        let name = &scratch.name("one");
         let first = ensure(name).expect("a namespace; it needs root");
         let second = ensure(name).expect("the same namespace");
         assert_eq!(inode(&first), inode(&second));
-        assert!(list().expect("a list").contains(&name.to_owned()));
+        assert!(list().expect("a list").contains(name));
         remove(name).expect("removed");
         remove(name).expect("nothing to remove");
         assert!(open(name).expect("no error").is_none());
@@ -172,15 +179,13 @@ mod tests {
 
     #[test]
     fn the_caller_stays_where_it_is() {
-        let name = "sifr-test-caller";
-        let namespace = ensure(name).expect("a namespace; it needs root");
-        let links = |handle: &link::Handle| handle.observe().expect("links").links.len();
-        let before = links(&link::Handle::open().expect("a socket"));
-        let inside = within(&namespace, link::Handle::open).expect("a socket inside");
-        assert!(before > 1, "this machine has more than its loopback link");
-        assert_ne!(links(&inside), before);
-        assert_eq!(links(&link::Handle::open().expect("a socket")), before);
-        remove(name).expect("removed");
+        let scratch = Scratch::new("caller");
+        let namespace = ensure(&scratch.name("other")).expect("a namespace; it needs root");
+        let before = current();
+        let inside = within(&namespace, || Ok(current())).expect("entered");
+        assert_eq!(inside, inode(&namespace));
+        assert_ne!(inside, before);
+        assert_eq!(current(), before);
     }
 
     #[test]

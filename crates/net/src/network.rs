@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use types::{Cidr, Mac};
 
-use crate::link::{self, Create, Desired, DesiredRoute, Handle, Step, plan};
+use crate::link::{Create, Desired, DesiredRoute, Handle, Step, plan};
 use crate::namespace::{self, sysctl, sysctl_if_present, within};
 use crate::{Error, dns};
 
@@ -135,29 +135,30 @@ pub fn guest_mac(address: Ipv4Addr) -> Mac {
     Mac([0x02, 0x00, a, b, c, d])
 }
 
-/// Makes the network what `network` says, whatever stood before.
-pub fn ensure(network: &Network) -> Result<(), Error> {
+/// Makes the network what `network` says, whatever stood before. Within a tokio runtime.
+pub async fn ensure(network: &Network) -> Result<(), Error> {
     let namespace = Arc::new(namespace::ensure(&network.name)?);
     within(&namespace, || settings(INSIDE))?;
-    let (host, inner) = (Handle::open()?, within(&namespace, Handle::open)?);
-    let (outside, inside) = (host.observe()?, inner.observe()?);
+    let (mut host, mut inner) = (Handle::open()?, Handle::open_in(&namespace)?);
+    let (outside, inside) = (host.observe().await?, inner.observe().await?);
     // A pair is whole or made again: one end alone belongs to a namespace that is gone.
     let link = network.host_link();
     if outside.link(&link).is_some() != inside.link(WAN).is_some() {
-        let delete =
-            |handle: &Handle, observed: &link::Observed, link: &str| match observed.link(link) {
-                Some(_) => handle.apply(&[Step::Delete {
-                    link: link.to_owned(),
-                }]),
-                None => Ok(()),
-            };
-        delete(&host, &outside, &link)?;
-        delete(&inner, &inside, WAN)?;
+        delete(&mut host, &link).await?;
+        delete(&mut inner, WAN).await?;
     }
-    host.apply(&plan(&[network.outside(&namespace)], &host.observe()?))?;
-    inner.apply(&plan(&network.inside(), &inner.observe()?))?;
+    let outside = plan(&[network.outside(&namespace)], &host.observe().await?);
+    host.apply(&outside).await?;
+    let inside = plan(&network.inside(), &inner.observe().await?);
+    inner.apply(&inside).await?;
     sysctl_if_present(&format!("ipv6/conf/{link}/disable_ipv6"), "1")?;
     sysctl("ipv4/ip_forward", "1")
+}
+
+/// No error if there is none.
+async fn delete(handle: &mut Handle, link: &str) -> Result<(), Error> {
+    let link = link.to_owned();
+    handle.apply(&[Step::Delete { link }]).await
 }
 
 /// Settings of a tenant's namespace. The last field: the kernel may lack it.
@@ -188,42 +189,33 @@ fn settings(settings: &[(&str, &str, bool)]) -> Result<(), Error> {
 }
 
 /// Deletes the namespace and with it the bridge and both ends of the veth pair. TAPs that VMMs still
-/// hold lose their link. No error if there is none.
-pub fn remove(network: &Network) -> Result<(), Error> {
-    let host = Handle::open()?;
-    if host.observe()?.link(&network.host_link()).is_some() {
-        // The namespace's end is not waited for, so the pair goes first.
-        host.apply(&[Step::Delete {
-            link: network.host_link(),
-        }])?;
-    }
+/// hold lose their link. No error if there is none. Within a tokio runtime.
+pub async fn remove(network: &Network) -> Result<(), Error> {
+    // The namespace's end is not waited for, so the pair goes first.
+    delete(&mut Handle::open()?, &network.host_link()).await?;
     if let Some(namespace) = namespace::open(&network.name)? {
-        let inner = within(&namespace, Handle::open)?;
-        if inner.observe()?.link(BRIDGE).is_some() {
-            inner.apply(&[Step::Delete {
-                link: BRIDGE.to_owned(),
-            }])?;
-        }
+        delete(&mut Handle::open_in(namespace)?, BRIDGE).await?;
     }
     namespace::remove(&network.name)
 }
 
 /// Opens a TAP (IFF_TAP | IFF_NO_PI | IFF_VNET_HDR, non-blocking) as a port of the bridge, up. It goes
 /// when the last descriptor is closed. `EBUSY` while an earlier VMM still holds it. Apply the firewall
-/// first: a TAP that the rules do not name passes nothing.
-pub fn open_tap(network: &Network, tap: &TapSpec) -> Result<OwnedFd, Error> {
+/// first: a TAP that the rules do not name passes nothing. Within a tokio runtime.
+pub async fn open_tap(network: &Network, tap: &TapSpec) -> Result<OwnedFd, Error> {
     let operation = || format!("open TAP {} in namespace {}", tap.name, network.name);
     let namespace = existing(network)?;
-    let (fd, handle) = within(&namespace, || {
-        let fd = sys::tap::open(&tap.name).map_err(Error::io(operation()))?;
-        Ok((fd, Handle::open()?))
+    let fd = within(&namespace, || {
+        sys::tap::open(&tap.name).map_err(Error::io(operation()))
     })?;
     let port = Desired {
         mtu: Some(tap.mtu),
         master: Some(BRIDGE.to_owned()),
         ..Desired::up(&tap.name)
     };
-    handle.apply(&plan(&[port], &handle.observe()?))?;
+    let mut handle = Handle::open_in(&namespace)?;
+    let steps = plan(&[port], &handle.observe().await?);
+    handle.apply(&steps).await?;
     Ok(fd)
 }
 

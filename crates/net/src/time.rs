@@ -192,6 +192,7 @@ mod tests {
     use proptest::prelude::{any, proptest};
 
     use super::*;
+    use crate::scratch::on_a_runtime;
 
     const NONCE: u64 = 0x1122_3344_5566_7788;
 
@@ -264,10 +265,7 @@ mod tests {
 
     #[test]
     fn a_server_is_asked_over_the_network() {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build();
-        runtime.expect("a runtime").block_on(async {
+        on_a_runtime(async {
             let server = UdpSocket::bind("127.0.0.1:0").await.expect("a socket");
             let address = server.local_addr().expect("an address");
             let answer = async {

@@ -11,6 +11,7 @@ use net::dns::Names;
 use net::firewall::policy;
 use net::network::{self, Network, TapSpec};
 use net::{firewall, namespace};
+use tokio::runtime;
 use tokio::sync::watch;
 use types::deployment::{API_PORT, ONLY_WORKLOAD};
 use types::{Cidr, PublicKey};
@@ -58,7 +59,7 @@ fn tap_name(address: Ipv4Addr) -> String {
     format!("tap{}", address.octets()[3])
 }
 
-/// Opens a machine's TAP. Its network must have been applied.
+/// Opens a machine's TAP. Its network must have been applied. Blocking: on a thread of the runtime's pool.
 pub(crate) fn open_tap(address: Ipv4Addr) -> Result<OwnedFd, String> {
     let network =
         network_of(address).ok_or_else(|| format!("{address} is in no tenant network"))?;
@@ -66,7 +67,8 @@ pub(crate) fn open_tap(address: Ipv4Addr) -> Result<OwnedFd, String> {
         name: tap_name(address),
         mtu: u32::from(MTU),
     };
-    network::open_tap(&network, &tap).map_err(|e| sys::error::chain(&e))
+    let opened = runtime::Handle::current().block_on(network::open_tap(&network, &tap));
+    opened.map_err(|e| sys::error::chain(&e))
 }
 
 /// Everything that is to be applied.
@@ -153,8 +155,9 @@ fn add_names(names: &mut Names, place: &Placed, places: &Places) {
     }
 }
 
-/// Applies a plan: blocking. One network that fails keeps no other from being made; the first error
-/// is given. Gives the networks that are as they should be.
+/// Applies a plan. One network that fails keeps no other from being made; the first error is given.
+/// Gives the networks that are as they should be. Blocking, as what the kernel does of it takes its time
+/// within the calls: on a thread of the runtime's pool.
 pub(crate) fn apply(plan: &Plan) -> (BTreeSet<String>, Result<(), String>) {
     let mut made = BTreeSet::new();
     // Making a network turns forwarding on: without the node's rules that would be an open door.
@@ -169,8 +172,10 @@ pub(crate) fn apply(plan: &Plan) -> (BTreeSet<String>, Result<(), String>) {
             false
         }
     };
+    let runtime = runtime::Handle::current();
     for (name, (network, tenant, _)) in &plan.tenants {
-        let done = network::ensure(network)
+        let done = runtime
+            .block_on(network::ensure(network))
             .and_then(|()| firewall::apply_in(name, &policy::tenant(tenant)));
         if note(done) {
             made.insert(name.clone());
@@ -178,12 +183,9 @@ pub(crate) fn apply(plan: &Plan) -> (BTreeSet<String>, Result<(), String>) {
     }
     match namespace::list() {
         Ok(names) => {
-            for network in names
-                .iter()
-                .filter(|n| !plan.tenants.contains_key(*n))
-                .filter_map(|n| named(n))
-            {
-                note(network::remove(&network));
+            let stale = names.iter().filter(|n| !plan.tenants.contains_key(*n));
+            for network in stale.filter_map(|n| named(n)) {
+                note(runtime.block_on(network::remove(&network)));
             }
         }
         Err(error) => {

@@ -318,10 +318,11 @@ async fn network(
             });
         }),
     };
-    let uplinks = boot.must("links", || {
-        let uplinks = uplink::Uplinks::start(publish)?;
+    let uplinks = boot.must_async("links", async {
+        let uplinks = uplink::Uplinks::start(publish).await?;
         Ok((uplinks, None))
-    })?;
+    });
+    let uplinks = uplinks.await?;
     tokio::task::spawn_local(uplinks.run());
     let synchronised = info.clone();
     let place: PathBuf = pool.mountpoint.clone();

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
 
 use net::dhcp::{self, Lease};
 use net::link::{self, Observed};
@@ -16,6 +17,8 @@ use super::context::Uplink;
 
 /// Leases that wait to be applied: one per port is usual, and a port's newest is what counts.
 const LEASES_QUEUED: usize = 16;
+/// Pause after the kernel could not be listened to: without, a lasting fault would keep the loop busy.
+const DEAF: Duration = Duration::from_secs(1);
 
 /// The port, and its lease or the loss of it.
 type Heard = (String, Option<Lease>);
@@ -32,7 +35,6 @@ pub(crate) struct Publish {
 
 /// The state of the loop.
 pub(crate) struct Uplinks {
-    handle: link::Handle,
     monitor: link::Monitor,
     leases: BTreeMap<String, Lease>,
     clients: BTreeMap<u32, tokio::task::JoinHandle<()>>,
@@ -42,16 +44,15 @@ pub(crate) struct Uplinks {
 
 impl Uplinks {
     /// Brings all ports up and starts asking for addresses.
-    pub(crate) fn start(publish: Publish) -> Result<Self, net::Error> {
+    pub(crate) async fn start(publish: Publish) -> Result<Self, net::Error> {
         let mut uplinks = Self {
-            handle: link::Handle::open()?,
             monitor: link::Monitor::open()?,
             leases: BTreeMap::new(),
             clients: BTreeMap::new(),
             heard: mpsc::channel(LEASES_QUEUED),
             publish,
         };
-        uplinks.converge()?;
+        uplinks.converge().await?;
         Ok(uplinks)
     }
 
@@ -69,20 +70,23 @@ impl Uplinks {
                 changed = self.monitor.changed() => {
                     if let Err(error) = changed {
                         log::warn!("{}", sys::error::chain(&error));
+                        tokio::time::sleep(DEAF).await;
                     }
                 }
             }
-            if let Err(error) = self.converge() {
+            if let Err(error) = self.converge().await {
                 log::error!("{}", sys::error::chain(&error));
             }
         }
     }
 
-    fn converge(&mut self) -> Result<(), net::Error> {
-        let observed = self.handle.observe()?;
+    async fn converge(&mut self) -> Result<(), net::Error> {
+        // A connection of its own for each time: what ended one must not end the next.
+        let mut handle = link::Handle::open()?;
+        let observed = handle.observe().await?;
         let steps = link::plan(&link::uplinks(&observed, &self.leases), &observed);
-        let applied = self.handle.apply(&steps);
-        let observed = self.handle.observe()?;
+        let applied = handle.apply(&steps).await;
+        let observed = handle.observe().await?;
         self.ask_on_new_ports(&observed);
         self.tell(&observed);
         applied

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use super::*;
 use crate::link::{Create, Desired, Handle, plan};
 use crate::namespace;
+use crate::scratch::{Scratch, on_a_runtime};
 
 /// How long a lease may take here; the server answers in milliseconds, after an ARP probe of its own.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -50,12 +51,10 @@ fn server(namespace: &str, directory: &std::path::Path) -> Server {
 
 #[test]
 fn a_lease_from_another_implementation_configures_the_link() {
-    let (node, lan) = ("sifr-test-dhcp-node", "sifr-test-dhcp-lan");
-    for name in [node, lan] {
-        namespace::remove(name).expect("removed");
-    }
-    let node_fd = Arc::new(namespace::ensure(node).expect("a namespace; it needs root"));
-    let lan_fd = namespace::ensure(lan).expect("a namespace");
+    let scratch = Scratch::new("dhcp");
+    let (node, lan) = (scratch.name("node"), scratch.name("lan"));
+    let node_fd = Arc::new(namespace::ensure(&node).expect("a namespace; it needs root"));
+    let lan_fd = namespace::ensure(&lan).expect("a namespace");
     let port = Desired {
         create: Some(Create::Veth {
             peer: "eth0".to_owned(),
@@ -64,32 +63,26 @@ fn a_lease_from_another_implementation_configures_the_link() {
         addresses: vec!["192.0.2.1/24".parse().expect("a prefix")],
         ..Desired::up("dhcp0")
     };
-    let handle = namespace::within(&lan_fd, Handle::open).expect("a socket");
-    handle
-        .apply(&plan(&[port], &handle.observe().expect("links")))
-        .expect("a veth pair");
+    on_a_runtime(async {
+        let mut handle = Handle::open_in(&lan_fd).expect("a connection");
+        let steps = plan(&[port], &handle.observe().await.expect("links"));
+        handle.apply(&steps).await.expect("a veth pair");
+    });
     let directory = tempfile::tempdir().expect("a directory");
-    let _server = server(lan, directory.path());
+    let _server = server(&lan, directory.path());
     namespace::within(node_fd, || {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build();
-        runtime.expect("a runtime").block_on(lease_and_configure());
+        on_a_runtime(lease_and_configure());
         Ok(())
     })
     .expect("no error");
-    for name in [node, lan] {
-        namespace::remove(name).expect("removed");
-    }
 }
 
 async fn lease_and_configure() {
-    let handle = Handle::open().expect("a socket");
+    let mut handle = Handle::open().expect("a connection");
     let up = [Desired::up("lo"), Desired::up("eth0")];
-    handle
-        .apply(&plan(&up, &handle.observe().expect("links")))
-        .expect("up");
-    let observed = handle.observe().expect("links");
+    let steps = plan(&up, &handle.observe().await.expect("links"));
+    handle.apply(&steps).await.expect("up");
+    let observed = handle.observe().await.expect("links");
     let link = observed.link("eth0").expect("the link");
     let nic = Nic {
         name: "eth0".to_owned(),
@@ -119,49 +112,35 @@ async fn lease_and_configure() {
     assert_eq!(lease.mtu, Some(1400));
     assert!(lease.expires.is_some());
 
-    configure_with(&handle, lease);
+    configure_with(&mut handle, lease).await;
+}
+
+/// The links. The port is a veth here, which only this test takes for an uplink.
+async fn as_ethernet(handle: &mut Handle) -> crate::link::Observed {
+    let mut observed = handle.observe().await.expect("links");
+    let port = observed.links.iter_mut().find(|link| link.name == "eth0");
+    port.expect("the link").kind = crate::link::Kind::Ethernet;
+    observed
 }
 
 /// What init does with a lease.
-fn configure_with(handle: &Handle, lease: Lease) {
-    // The port is a veth here, which only this test takes for an uplink.
-    let as_ethernet = || {
-        let mut observed = handle.observe().expect("links");
-        let port = observed
-            .links
-            .iter_mut()
-            .find(|link| link.name == "eth0")
-            .expect("the link");
-        port.kind = crate::link::Kind::Ethernet;
-        observed
-    };
+async fn configure_with(handle: &mut Handle, lease: Lease) {
     let leases = BTreeMap::from([("eth0".to_owned(), lease)]);
-    let steps = plan(
-        &crate::link::uplinks(&as_ethernet(), &leases),
-        &as_ethernet(),
-    );
-    handle.apply(&steps).expect("applied");
-    let observed = as_ethernet();
+    let observed = as_ethernet(handle).await;
+    let steps = plan(&crate::link::uplinks(&observed, &leases), &observed);
+    handle.apply(&steps).await.expect("applied");
+    let observed = as_ethernet(handle).await;
     let rest = plan(&crate::link::uplinks(&observed, &leases), &observed);
     assert!(rest.is_empty(), "nothing is left to do: {rest:?}");
     let link = observed.link("eth0").expect("the link");
     assert_eq!((link.mtu, link.carrier), (1400, true));
-    assert!(
-        observed
-            .routes
-            .iter()
-            .any(|route| route.destination.prefix() == 0)
-    );
-    let gone = plan(
-        &crate::link::uplinks(&observed, &BTreeMap::new()),
-        &observed,
-    );
-    handle.apply(&gone).expect("the lease is taken away again");
-    assert!(
-        as_ethernet()
-            .link("eth0")
-            .expect("the link")
-            .addresses
-            .is_empty()
-    );
+    let default = |route: &crate::link::Route| route.destination.prefix() == 0;
+    assert!(observed.routes.iter().any(default));
+    let nothing = crate::link::uplinks(&observed, &BTreeMap::new());
+    let gone = plan(&nothing, &observed);
+    handle.apply(&gone).await.expect("the lease is taken away");
+    let observed = as_ethernet(handle).await;
+    let link = observed.link("eth0").expect("the link");
+    assert!(link.addresses.is_empty());
+    assert!(!observed.routes.iter().any(default));
 }

@@ -255,15 +255,9 @@ async fn relay(query: &Query, upstream: SocketAddr, transport: Transport) -> io:
 mod tests {
     use super::message::tests::query;
     use super::*;
+    use crate::scratch::on_a_runtime;
 
     const A: u16 = 1;
-
-    fn on_a_runtime<F: Future>(future: F) -> F::Output {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build();
-        runtime.expect("a runtime").block_on(future)
-    }
 
     /// Sockets as `network::dns_sockets` makes them, on loopback; and their addresses.
     fn sockets() -> (Sockets, SocketAddr, SocketAddr) {

@@ -2,14 +2,15 @@
 //!
 //! Owns: the bytes of one transaction. Refuses: talking to the kernel.
 
+use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE};
 use types::Cidr;
 
+use super::attribute::Writer;
+use super::batch::Message;
 use super::rule::{
     Chain, ChainKind, EtherType, Family, Hook, Point, Policy, Rule, Ruleset, Table, Test,
     Transport, Verdict,
 };
-use crate::netlink::attr::Writer;
-use crate::netlink::{Message, NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE};
 
 /// Name of our table in each family.
 const TABLE: &str = "sifr";

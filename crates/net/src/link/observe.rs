@@ -1,235 +1,294 @@
 //! Observing and changing links through rtnetlink.
 //!
-//! Owns: the socket, which belongs to the namespace it was opened in.
-//! Refuses: planning.
+//! Owns: the connection to the kernel, which belongs to the namespace it was made in, and its time limit.
+//! Refuses: planning, and a task of its own: the connection is driven by the calls that need it.
 
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::fmt;
+use std::io::{self, ErrorKind};
+use std::os::fd::AsFd;
+use std::time::Duration;
 
+use futures_util::stream::BoxStream;
+use futures_util::{FutureExt, StreamExt};
 use nix::errno::Errno;
-use nix::sys::socket::{MsgFlags, SockProtocol, recv};
-use tokio::io::unix::AsyncFd;
+use rtnetlink::packet_core::{
+    NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
+};
+use rtnetlink::packet_route::RouteNetlinkMessage;
+use rtnetlink::proto::Connection;
+use rtnetlink::{LinkMessageBuilder, LinkUnspec, MulticastGroup};
 
-use super::message::{self, Set};
-use super::{Create, Observed, Step};
-use crate::netlink::{Message, Socket};
-use crate::{Error, ready};
+use super::{Observed, Step, message};
+use crate::Error;
+use crate::namespace::within;
 
-/// An rtnetlink socket. Calls block, but only for the kernel's own work.
-#[derive(Debug)]
+/// The kernel answers while it is asked; this only turns a lost answer into an error.
+const ANSWER_TIME: Duration = Duration::from_secs(10);
+/// Most objects one list may have: far above the links of the largest node.
+const OBJECTS_MAX: usize = 64 << 10;
+/// A list that changed while it was read is read again; one that always does is an error.
+const LIST_TRIES: usize = 16;
+
+/// A connection to the kernel's links, addresses and routes.
 pub struct Handle {
-    socket: Socket,
+    connection: Connection<RouteNetlinkMessage>,
+    requests: rtnetlink::Handle,
+}
+
+impl fmt::Debug for Handle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Handle").finish_non_exhaustive()
+    }
 }
 
 impl Handle {
-    /// In the caller's namespace.
+    /// In the caller's namespace; within a tokio runtime.
     pub fn open() -> Result<Self, Error> {
+        let opened = rtnetlink::new_connection();
+        let (mut connection, requests, _) =
+            opened.map_err(Error::io("open an rtnetlink socket"))?;
+        // The end of a list says whether the list is whole.
+        connection.set_forward_done(true);
         Ok(Self {
-            socket: Socket::open(SockProtocol::NetlinkRoute, 0)?,
+            connection,
+            requests,
         })
     }
 
-    pub fn observe(&self) -> Result<Observed, Error> {
-        let dump = |kind, what: &str| {
-            // The longest of the three fixed headers, all zero: everything of every family.
-            self.socket
-                .dump(kind, &[0; 16])
-                .map_err(Error::io(format!("list {what}")))
-        };
-        let links = dump(message::RTM_GETLINK, "links")?;
-        let links = links
-            .iter()
-            .filter(|object| object.kind == message::RTM_NEWLINK);
-        let mut links: Vec<_> = links
-            .filter_map(|object| message::parse_link(&object.body))
-            .collect();
+    /// In another namespace, for use in this one; within a tokio runtime.
+    pub fn open_in(namespace: impl AsFd + Sync) -> Result<Self, Error> {
+        let runtime = tokio::runtime::Handle::current();
+        within(namespace, || {
+            let _entered = runtime.enter();
+            Self::open()
+        })
+    }
+
+    pub async fn observe(&mut self) -> Result<Observed, Error> {
+        let question = RouteNetlinkMessage::GetLink(message::all_links());
+        let links = self.list("list links", question, |answer| match answer {
+            RouteNetlinkMessage::NewLink(link) => message::link(&link),
+            _ => None,
+        });
+        let mut links = links.await?;
         links.sort_by_key(|link| link.index);
-        let addresses = dump(message::RTM_GETADDR, "addresses")?;
-        for object in addresses
-            .iter()
-            .filter(|object| object.kind == message::RTM_NEWADDR)
-        {
-            if let Some((index, address)) = message::parse_address(&object.body)
-                && let Some(link) = links.iter_mut().find(|link| link.index == index)
-            {
+        let question = RouteNetlinkMessage::GetAddress(message::all_addresses());
+        let addresses = self.list("list addresses", question, |answer| match answer {
+            RouteNetlinkMessage::NewAddress(address) => message::address_of(&address),
+            _ => None,
+        });
+        for (index, address) in addresses.await? {
+            if let Some(link) = links.iter_mut().find(|link| link.index == index) {
                 link.addresses.push(address);
             }
         }
-        let routes = dump(message::RTM_GETROUTE, "routes")?;
-        let routes = routes
-            .iter()
-            .filter(|object| object.kind == message::RTM_NEWROUTE);
-        let routes = routes
-            .filter_map(|object| message::parse_route(&object.body))
-            .collect();
+        let question = RouteNetlinkMessage::GetRoute(message::all_routes());
+        let routes = self.list("list routes", question, |answer| match answer {
+            RouteNetlinkMessage::NewRoute(route) => message::route(&route),
+            _ => None,
+        });
+        let routes = routes.await?;
         Ok(Observed { links, routes })
     }
 
     /// Does the steps in order and stops at the first that fails.
-    pub fn apply(&self, steps: &[Step]) -> Result<(), Error> {
-        steps.iter().try_for_each(|step| self.step(step))
+    pub async fn apply(&mut self, steps: &[Step]) -> Result<(), Error> {
+        for step in steps {
+            let work = perform(self.requests.clone(), step);
+            let work = async { excuse(step, work.await.map_err(cause)) };
+            self.carry(step.to_string(), work).await?;
+        }
+        Ok(())
     }
 
-    fn step(&self, step: &Step) -> Result<(), Error> {
-        let link = match step {
-            Step::Create { .. } => 0,
-            Step::DeleteRoute { route } => route.link,
-            Step::Delete { link }
-            | Step::Up { link }
-            | Step::SetMtu { link, .. }
-            | Step::SetMac { link, .. }
-            | Step::SetMaster { link, .. }
-            | Step::AddAddress { link, .. }
-            | Step::DeleteAddress { link, .. }
-            | Step::AddRoute { link, .. } => self.index(link)?,
-        };
-        // What is gone already needs no deleting.
-        let gone = match step {
-            Step::Delete { .. } => Some(Errno::ENODEV),
-            Step::DeleteAddress { .. } => Some(Errno::EADDRNOTAVAIL),
-            Step::DeleteRoute { .. } => Some(Errno::ESRCH),
-            Step::Create { .. }
-            | Step::Up { .. }
-            | Step::SetMtu { .. }
-            | Step::SetMac { .. }
-            | Step::SetMaster { .. }
-            | Step::AddAddress { .. }
-            | Step::AddRoute { .. } => None,
-        };
-        match self.socket.request(self.message(step, link)?) {
-            Err(error) if gone.is_some_and(|gone| error.raw_os_error() == Some(gone as i32)) => {
-                Ok(())
+    /// All objects of one kind. Not with the library's own request: that does not tell when a list
+    /// changed while it was read.
+    async fn list<T>(
+        &mut self,
+        operation: &str,
+        question: RouteNetlinkMessage,
+        read: fn(RouteNetlinkMessage) -> Option<T>,
+    ) -> Result<Vec<T>, Error> {
+        for _ in 0..LIST_TRIES {
+            let whole = list_once(self.requests.clone(), question.clone(), read);
+            if let Some(list) = self.carry(operation, whole).await? {
+                return Ok(list);
             }
-            result => result.map_err(Error::io(step.to_string())),
+        }
+        let busy = "the list changes faster than it can be read";
+        Err(Error::io(operation)(io::Error::new(
+            ErrorKind::ResourceBusy,
+            busy,
+        )))
+    }
+
+    /// Does `work` while the connection carries its messages.
+    async fn carry<T>(
+        &mut self,
+        operation: impl Into<String>,
+        work: impl Future<Output = io::Result<T>>,
+    ) -> Result<T, Error> {
+        let carried = async {
+            tokio::select! {
+                done = work => done,
+                () = &mut self.connection => Err(ErrorKind::BrokenPipe.into()),
+            }
+        };
+        let done = tokio::time::timeout(ANSWER_TIME, carried).await;
+        done.unwrap_or_else(|_| Err(ErrorKind::TimedOut.into()))
+            .map_err(Error::io(operation))
+    }
+}
+
+/// `None` where the list changed while it was read.
+async fn list_once<T>(
+    mut requests: rtnetlink::Handle,
+    question: RouteNetlinkMessage,
+    read: fn(RouteNetlinkMessage) -> Option<T>,
+) -> io::Result<Option<Vec<T>>> {
+    let mut request = NetlinkMessage::from(question);
+    request.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
+    let mut answers = requests.request(request).map_err(cause)?;
+    let (mut objects, mut torn) = (Vec::new(), false);
+    while let Some(answer) = answers.next().await {
+        torn |= answer.header.flags & NLM_F_DUMP_INTR != 0;
+        match answer.payload {
+            NetlinkPayload::InnerMessage(object) => objects.extend(read(object)),
+            NetlinkPayload::Error(error) => return Err(error.to_io()),
+            NetlinkPayload::Done(end) if end.code != 0 => {
+                return Err(io::Error::from_raw_os_error(end.code.saturating_neg()));
+            }
+            _ => {}
+        }
+        if objects.len() > OBJECTS_MAX {
+            return Err(ErrorKind::OutOfMemory.into());
         }
     }
+    Ok((!torn).then_some(objects))
+}
 
-    fn message(&self, step: &Step, link: u32) -> Result<Message, Error> {
-        Ok(match step {
-            Step::Create {
-                link,
-                create: Create::Bridge,
-            } => message::new_bridge(link),
-            Step::Create {
-                link,
-                create: Create::Veth { peer, namespace },
-            } => message::new_veth(link, peer, namespace.as_raw_fd()),
-            Step::Delete { .. } => message::delete_link(link),
-            Step::Up { .. } => message::set_link(link, Set::Up),
-            Step::SetMtu { mtu, .. } => message::set_link(link, Set::Mtu(*mtu)),
-            Step::SetMac { mac, .. } => message::set_link(link, Set::Mac(*mac)),
-            Step::SetMaster { master, .. } => {
-                message::set_link(link, Set::Master(self.index(master)?))
-            }
-            Step::AddAddress { address, .. } => message::address(link, *address, true),
-            Step::DeleteAddress { address, .. } => message::address(link, *address, false),
-            Step::AddRoute { route, .. } => message::add_route(link, route),
-            Step::DeleteRoute { route } => message::delete_route(route),
-        })
+/// Names are looked up when the step is done: a link made by an earlier step has no number before.
+async fn perform(requests: rtnetlink::Handle, step: &Step) -> Result<(), rtnetlink::Error> {
+    let (links, addresses, routes) = (requests.link(), requests.address(), requests.route());
+    let change = async |link: LinkMessageBuilder<LinkUnspec>| {
+        let request = requests.link().change(link.build());
+        request.execute().await
+    };
+    let named = LinkUnspec::new_with_name;
+    match step {
+        Step::Create { link, create } => {
+            let link = message::new_link(link, create);
+            links.add(link).execute().await
+        }
+        Step::Delete { link } => {
+            let link = index(&requests, link).await?;
+            links.del(link).execute().await
+        }
+        Step::Up { link } => change(named(link).up()).await,
+        Step::SetMtu { link, mtu } => change(named(link).mtu(*mtu)).await,
+        Step::SetMac { link, mac } => change(named(link).address(mac.0.to_vec())).await,
+        Step::SetMaster { link, master } => {
+            let master = index(&requests, master).await?;
+            change(named(link).controller(master)).await
+        }
+        Step::AddAddress { link, address } => {
+            let link = index(&requests, link).await?;
+            let add = addresses.add(link, address.address.into(), address.prefix());
+            add.replace().execute().await
+        }
+        Step::DeleteAddress { link, address } => {
+            let link = index(&requests, link).await?;
+            let address = message::address(link, *address);
+            addresses.del(address).execute().await
+        }
+        Step::AddRoute { link, route } => {
+            let link = index(&requests, link).await?;
+            let add = routes.add(message::new_route(link, route));
+            add.replace().execute().await
+        }
+        Step::DeleteRoute { route } => routes.del(message::old_route(route)).execute().await,
     }
+}
 
-    /// Names are looked up when the step is done: a link made by an earlier step has no number before.
-    fn index(&self, name: &str) -> Result<u32, Error> {
-        let objects = self.socket.dump(message::RTM_GETLINK, &[0; 16]);
-        let objects = objects.map_err(Error::io(format!("find link {name}")))?;
-        let links = objects
-            .iter()
-            .filter_map(|object| message::parse_link(&object.body));
-        let found = links
-            .into_iter()
-            .find(|link| link.name == name)
-            .map(|link| link.index);
-        found.ok_or_else(|| Error::errno(format!("find link {name}"))(Errno::ENODEV))
+async fn index(requests: &rtnetlink::Handle, name: &str) -> Result<u32, rtnetlink::Error> {
+    let found = requests.link().get().match_name(name).execute();
+    match std::pin::pin!(found).next().await {
+        Some(link) => Ok(link?.header.index),
+        None => Err(rtnetlink::Error::RequestFailed),
+    }
+}
+
+/// What is gone already needs no deleting.
+fn excuse(step: &Step, done: io::Result<()>) -> io::Result<()> {
+    let gone = match step {
+        Step::Delete { .. } => Some(Errno::ENODEV),
+        Step::DeleteAddress { .. } => Some(Errno::EADDRNOTAVAIL),
+        Step::DeleteRoute { .. } => Some(Errno::ESRCH),
+        Step::Create { .. }
+        | Step::Up { .. }
+        | Step::SetMtu { .. }
+        | Step::SetMac { .. }
+        | Step::SetMaster { .. }
+        | Step::AddAddress { .. }
+        | Step::AddRoute { .. } => None,
+    };
+    match done {
+        Err(error) if gone.is_some_and(|gone| error.raw_os_error() == Some(gone as i32)) => Ok(()),
+        done => done,
+    }
+}
+
+/// The kernel's error number, where it is one.
+fn cause(error: rtnetlink::Error) -> io::Error {
+    match error {
+        rtnetlink::Error::NetlinkError(error) => error.to_io(),
+        other => io::Error::other(other),
     }
 }
 
 /// Tells when links, addresses or routes change.
-#[derive(Debug)]
 pub struct Monitor {
-    fd: AsyncFd<OwnedFd>,
+    connection: Connection<RouteNetlinkMessage>,
+    /// Filled only while the connection is driven, in [`Self::changed`], which empties it again.
+    news: BoxStream<'static, ()>,
 }
 
-/// RTMGRP_LINK | RTMGRP_IPV4_IFADDR | RTMGRP_IPV4_ROUTE.
-const GROUPS: u32 = 0x1 | 0x10 | 0x40;
+impl fmt::Debug for Monitor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Monitor").finish_non_exhaustive()
+    }
+}
+
+const GROUPS: [MulticastGroup; 3] = [
+    MulticastGroup::Link,
+    MulticastGroup::Ipv4Ifaddr,
+    MulticastGroup::Ipv4Route,
+];
 
 impl Monitor {
     /// In the caller's namespace; within a tokio runtime.
     pub fn open() -> Result<Self, Error> {
-        let socket = Socket::open(SockProtocol::NetlinkRoute, GROUPS)?;
-        let fd = socket
-            .as_fd()
-            .try_clone_to_owned()
-            .map_err(Error::io("watch links"))?;
-        let fd = ready::watch(fd).map_err(Error::io("watch links"))?;
-        Ok(Self { fd })
+        let opened = rtnetlink::new_multicast_connection(&GROUPS);
+        let (connection, _, news) = opened.map_err(Error::io("watch links"))?;
+        let news = news.map(|_| ()).boxed();
+        Ok(Self { connection, news })
     }
 
-    /// Returns once something has changed since the last call. Then observe.
+    /// Returns once something has changed since the last call. Then observe. After an error it has
+    /// begun anew where it can: something may have changed meanwhile.
     pub async fn changed(&mut self) -> Result<(), Error> {
-        let mut guard = self.fd.readable().await.map_err(Error::io("watch links"))?;
-        // What changed does not matter, and a full queue (ENOBUFS) is a change too.
-        let mut packet = [0; 64];
-        loop {
-            match recv(
-                guard.get_inner().as_raw_fd(),
-                &mut packet,
-                MsgFlags::MSG_DONTWAIT,
-            ) {
-                Ok(_) | Err(Errno::ENOBUFS | Errno::EINTR) => {}
-                Err(Errno::EAGAIN) => break,
-                Err(errno) => return Err(Error::errno("watch links")(errno)),
+        tokio::select! {
+            Some(()) = self.news.next() => {}
+            () = &mut self.connection => {
+                *self = Self::open()?;
+                return Err(Error::io("watch links")(ErrorKind::BrokenPipe.into()));
             }
         }
-        guard.clear_ready();
+        // What changed does not matter, and neither does how often.
+        while let Some(Some(())) = self.news.next().now_or_never() {}
         Ok(())
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use super::super::{Desired, plan};
-    use super::*;
-    use crate::namespace;
-
-    #[test]
-    fn a_change_is_told_to_the_monitor() {
-        let name = "sifr-test-monitor";
-        namespace::remove(name).expect("removed");
-        let namespace = namespace::ensure(name).expect("a namespace; it needs root");
-        let bridge = |mtu| {
-            [Desired {
-                create: Some(Create::Bridge),
-                mtu: Some(mtu),
-                ..Desired::up("bridge0")
-            }]
-        };
-        let call = || {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build();
-            runtime.expect("a runtime").block_on(async {
-                let (mut monitor, handle) = (Monitor::open()?, Handle::open()?);
-                for mtu in [1500, 1400] {
-                    handle.apply(&plan(&bridge(mtu), &handle.observe()?))?;
-                    let wait = tokio::time::timeout(Duration::from_secs(10), monitor.changed());
-                    wait.await.expect("told in time")?;
-                    let observed = handle.observe()?;
-                    assert_eq!(observed.link("bridge0").map(|link| link.mtu), Some(mtu));
-                    assert!(plan(&bridge(mtu), &observed).is_empty());
-                }
-                handle.apply(&[Step::Delete {
-                    link: "bridge0".to_owned(),
-                }])?;
-                let error = handle.apply(&[Step::Up {
-                    link: "bridge0".to_owned(),
-                }]);
-                let error = error.expect_err("it is gone");
-                assert_eq!(error.raw_os_error(), Some(Errno::ENODEV as i32));
-                Ok(())
-            })
-        };
-        namespace::within(&namespace, call).expect("no error");
-        namespace::remove(name).expect("removed");
-    }
-}
+mod tests;

@@ -11,18 +11,21 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::*;
 use crate::firewall::{self, policy};
+use crate::scratch::{self, Scratch, on_a_runtime};
 
 /// How long what must arrive may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long is waited for what must not arrive. Links between namespaces take microseconds.
 const SILENCE: Duration = Duration::from_millis(300);
 
-const LAN: &str = "sifr-test-net-lan";
-const NODE: &str = "sifr-test-net-node";
-const TENANT: &str = "sifr-test-net-tenant";
+/// This test's part of the names of its namespaces, and theirs.
+const TEST: &str = "net";
+const LAN: &str = "lan";
+const NODE: &str = "node";
+const TENANT: &str = "tenant";
 /// A second network, without rules of its own: only the node's protect it.
-const OPEN: &str = "sifr-test-net-open";
-const GUESTS: [&str; 2] = ["sifr-test-net-guest2", "sifr-test-net-guest3"];
+const OPEN: &str = "open";
+const GUESTS: [&str; 2] = ["guest2", "guest3"];
 /// On the LAN host: its address there, and one "on the internet" that is routed through it.
 const LAN_HOST: Ipv4Addr = Ipv4Addr::new(192, 168, 77, 1);
 const INTERNET: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 9);
@@ -42,7 +45,8 @@ fn route(gateway: [u8; 4]) -> DesiredRoute {
 }
 
 fn space(name: &str) -> Arc<OwnedFd> {
-    Arc::new(namespace::ensure(name).expect("a namespace; it needs root"))
+    let name = scratch::name(TEST, name);
+    Arc::new(namespace::ensure(&name).expect("a namespace; it needs root"))
 }
 
 /// Runs on a thread in the namespace.
@@ -51,17 +55,16 @@ fn inside<T: Send>(name: &str, call: impl FnOnce() -> T + Send) -> T {
 }
 
 fn configure(name: &str, desired: &[Desired]) {
-    inside(name, || {
-        let handle = Handle::open().expect("a socket");
-        handle
-            .apply(&plan(desired, &handle.observe().expect("links")))
-            .expect("configured");
+    on_a_runtime(async {
+        let mut handle = Handle::open_in(&*space(name)).expect("a connection");
+        let steps = plan(desired, &handle.observe().await.expect("links"));
+        handle.apply(&steps).await.expect("configured");
     });
 }
 
 fn network() -> Network {
     Network {
-        name: TENANT.to_owned(),
+        name: scratch::name(TEST, TENANT),
         index: 7,
         gateway: cidr("10.128.7.1/24"),
         mtu: 1500,
@@ -71,7 +74,7 @@ fn network() -> Network {
 fn open_network() -> Network {
     let gateway = cidr("10.128.8.1/24");
     Network {
-        name: OPEN.to_owned(),
+        name: scratch::name(TEST, OPEN),
         index: 8,
         gateway,
         mtu: 1500,
@@ -89,31 +92,9 @@ fn guest(last: u8) -> policy::Guest {
     }
 }
 
-/// Removes all namespaces when a test ends, however it ends.
-struct Cleaner;
-
-impl Cleaner {
-    fn new() -> Self {
-        Self::clean();
-        Self
-    }
-
-    fn clean() {
-        for name in [LAN, NODE, TENANT, OPEN].iter().chain(&GUESTS) {
-            namespace::remove(name).expect("removed");
-        }
-    }
-}
-
-impl Drop for Cleaner {
-    fn drop(&mut self) {
-        Self::clean();
-    }
-}
-
 /// LAN, node and tenant network with the node's rules; two guests as namespaces, a third as a TAP.
-fn build() -> Cleaner {
-    let cleaner = Cleaner::new();
+fn build() -> Scratch {
+    let scratch = Scratch::new(TEST);
     let veth = |peer: &str, namespace: &str| {
         Some(Create::Veth {
             peer: peer.to_owned(),
@@ -156,16 +137,19 @@ fn build() -> Cleaner {
             tenants: vec![tenant],
         };
         firewall::apply(&policy::node(&node)).expect("the node's rules");
-        ensure(&network()).expect("the network");
-        ensure(&network()).expect("the same network");
-        ensure(&open_network()).expect("the second network");
+        on_a_runtime(async {
+            ensure(&network()).await.expect("the network");
+            ensure(&network()).await.expect("the same network");
+            ensure(&open_network()).await.expect("the second network");
+        });
     });
     let tenant = policy::Tenant {
         gateway: network().gateway,
         refused: vec![cidr("192.168.77.0/24")],
         guests: vec![guest(2), guest(3), guest(4)],
     };
-    firewall::apply_in(TENANT, &policy::tenant(&tenant)).expect("the tenant's rules");
+    let rules = policy::tenant(&tenant);
+    firewall::apply_in(&network().name, &rules).expect("the tenant's rules");
     for (name, last) in GUESTS.iter().zip([2, 3]) {
         let port = Desired {
             create: veth("eth0", name),
@@ -181,7 +165,7 @@ fn build() -> Cleaner {
         };
         configure(name, &[card]);
     }
-    cleaner
+    scratch
 }
 
 /// A server in a namespace that greets whoever connects, with the address that it sees.
@@ -225,7 +209,7 @@ fn refused(from: &str, to: (Ipv4Addr, u16)) {
 
 #[test]
 fn guests_reach_what_they_may_and_nothing_else() {
-    let _cleaner = build();
+    let _scratch = build();
     let [web, other] = GUESTS;
     for (name, port) in [
         (LAN, 80),
@@ -355,6 +339,10 @@ fn replies(tap: &OwnedFd, wait: Duration) -> Vec<Mac> {
     }
 }
 
+fn open(spec: &TapSpec) -> Result<OwnedFd, Error> {
+    on_a_runtime(open_tap(&network(), spec))
+}
+
 fn a_tap_passes_only_its_own_frames() {
     let spec = TapSpec {
         name: "tap4".to_owned(),
@@ -364,8 +352,8 @@ fn a_tap_passes_only_its_own_frames() {
     let gateway = guest_mac(network().gateway.address);
     // Twice: a guest starts again.
     for _ in 0..2 {
-        let tap = open_tap(&network(), &spec).expect("a TAP; it needs /dev/net/tun");
-        let busy = open_tap(&network(), &spec).expect_err("it is held");
+        let tap = open(&spec).expect("a TAP; it needs /dev/net/tun");
+        let busy = open(&spec).expect_err("it is held");
         assert_eq!(busy.raw_os_error(), Some(nix::errno::Errno::EBUSY as i32));
         let send = |frame: &[u8]| nix::unistd::write(&tap, frame).expect("written");
         let stranger: Mac = "02:00:00:00:00:99".parse().expect("a MAC");
@@ -381,7 +369,7 @@ fn a_tap_passes_only_its_own_frames() {
         name: "tap5".to_owned(),
         mtu: 1500,
     };
-    let tap = open_tap(&network(), &unknown).expect("a TAP");
+    let tap = open(&unknown).expect("a TAP");
     nix::unistd::write(&tap, &arp(guest(5).mac, guest(5).mac, guest(5).address)).expect("written");
     assert_eq!(replies(&tap, SILENCE), [], "the rules do not name it");
 }
@@ -415,7 +403,7 @@ fn question(sender: Ipv4Addr, source_port: u16, text: &[u8]) -> Vec<u8> {
 }
 
 fn an_address_that_is_not_its_own_gets_nowhere(spec: &TapSpec) {
-    let tap = open_tap(&network(), spec).expect("a TAP");
+    let tap = open(spec).expect("a TAP");
     let sockets = dns_sockets(&network()).expect("sockets");
     sockets.udp.set_nonblocking(false).expect("blocking");
     sockets.udp.set_read_timeout(Some(PATIENCE)).expect("set");
@@ -454,25 +442,20 @@ fn dns_sockets_are_reached_by_guests() {
 }
 
 fn a_network_is_removed_and_made_again() {
-    inside(NODE, || {
-        remove(&network()).expect("removed");
-        remove(&network()).expect("nothing to remove");
-        let handle = Handle::open().expect("a socket");
-        assert!(
-            handle
-                .observe()
-                .expect("links")
-                .link(&network().host_link())
-                .is_none()
-        );
-        ensure(&network()).expect("the network again");
-        let observed = handle.observe().expect("links");
-        let link = observed
-            .link(&network().host_link())
-            .expect("the node's end");
+    let link = network().host_link();
+    let again = async {
+        remove(&network()).await.expect("removed");
+        remove(&network()).await.expect("nothing to remove");
+        let mut handle = Handle::open().expect("a connection");
+        let observed = handle.observe().await.expect("links");
+        assert!(observed.link(&link).is_none());
+        ensure(&network()).await.expect("the network again");
+        let observed = handle.observe().await.expect("links");
+        let link = observed.link(&link).expect("the node's end");
         assert!(link.up && link.carrier);
-        remove(&network()).expect("removed");
-    });
+        remove(&network()).await.expect("removed");
+    };
+    inside(NODE, || on_a_runtime(again));
 }
 
 #[test]

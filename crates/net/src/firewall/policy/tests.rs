@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 use serde_json::Value;
 
 use super::*;
+use crate::scratch::Scratch;
 use crate::{firewall, namespace};
 
 /// `nft` in a namespace; its output.
@@ -46,24 +47,21 @@ fn listing(namespace: &str) -> Vec<Value> {
     list
 }
 
-fn compare(name: &str, ruleset: &Ruleset, by_hand: &str) {
-    let theirs = format!("{name}-by-hand");
-    for namespace in [name, &theirs] {
-        namespace::remove(namespace).expect("removed");
+fn compare(test: &str, ruleset: &Ruleset, by_hand: &str) {
+    let scratch = Scratch::new(test);
+    let (name, theirs) = (scratch.name("ours"), scratch.name("by-hand"));
+    for namespace in [&name, &theirs] {
         namespace::ensure(namespace).expect("a namespace; it needs root");
     }
     // Twice: the second replaces the first.
-    firewall::apply_in(name, ruleset).expect("applied");
-    firewall::apply_in(name, ruleset).expect("applied again");
+    firewall::apply_in(&name, ruleset).expect("applied");
+    firewall::apply_in(&name, ruleset).expect("applied again");
     nft(&theirs, &["-f", "-"], by_hand);
-    let (ours, expected) = (listing(name), listing(&theirs));
+    let (ours, expected) = (listing(&name), listing(&theirs));
     for (ours, expected) in ours.iter().zip(&expected) {
         assert_eq!(ours, expected);
     }
     assert_eq!(ours.len(), expected.len());
-    for namespace in [name, &theirs] {
-        namespace::remove(namespace).expect("removed");
-    }
 }
 
 fn cidr(text: &str) -> Cidr {
@@ -85,11 +83,7 @@ fn the_nodes_rules_are_what_nft_makes_of_the_same_policy() {
             }],
         }],
     };
-    compare(
-        "sifr-test-nft-node",
-        &node(&policy),
-        include_str!("node.nft"),
-    );
+    compare("nft-node", &node(&policy), include_str!("node.nft"));
 }
 
 #[test]
@@ -112,17 +106,13 @@ fn a_tenants_rules_are_what_nft_makes_of_the_same_policy() {
             },
         ],
     };
-    compare(
-        "sifr-test-nft-tenant",
-        &tenant(&policy),
-        include_str!("tenant.nft"),
-    );
+    compare("nft-tenant", &tenant(&policy), include_str!("tenant.nft"));
 }
 
 #[test]
 fn a_refused_rule_is_named_and_leaves_the_old_rules() {
-    let name = "sifr-test-nft-refused";
-    namespace::remove(name).expect("removed");
+    let scratch = Scratch::new("nft-refused");
+    let name = &scratch.name("one");
     namespace::ensure(name).expect("a namespace; it needs root");
     let mut ruleset = node(&Node::default());
     firewall::apply_in(name, &ruleset).expect("applied");
@@ -136,5 +126,4 @@ fn a_refused_rule_is_named_and_leaves_the_old_rules() {
         "{error}"
     );
     assert_eq!(listing(name), before);
-    namespace::remove(name).expect("removed");
 }
