@@ -57,13 +57,16 @@ pub(crate) enum Mode {
     Reboot,
 }
 
-/// Limits of the VMM's cgroup.
+/// Limits of a VMM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Limits {
+    /// Of its cgroup, as are the next two.
     pub(crate) memory_bytes: u64,
     pub(crate) pids: u64,
     /// Share of CPU time, cgroup v2 `cpu.weight`, 1 to 10000.
     pub(crate) cpu_weight: u64,
+    /// Longest file that it may write.
+    pub(crate) file_bytes: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -44,6 +44,8 @@ pub struct Confinement {
     pub root: CString,
     /// RLIMIT_NOFILE.
     pub files_max: u64,
+    /// RLIMIT_FSIZE: longest that it may make any of the files it was handed.
+    pub file_bytes_max: u64,
 }
 
 /// A started child. Dropping it neither ends nor reaps the process.
@@ -117,8 +119,32 @@ struct Prepared {
     null: RawFd,
     output: RawFd,
     report: RawFd,
-    jail: Option<(u32, *const libc::c_char, u64)>,
+    jail: Option<Jail>,
     last_capability: i32,
+}
+
+/// [`Confinement`] for the child.
+#[derive(Clone, Copy)]
+struct Jail {
+    id: u32,
+    root: *const libc::c_char,
+    /// Resource, whose type is the C library's, and limit.
+    limits: [(libc::c_long, u64); 3],
+}
+
+impl Jail {
+    /// Points into `confinement`.
+    fn new(confinement: &Confinement) -> Self {
+        Self {
+            id: confinement.id,
+            root: confinement.root.as_ptr(),
+            limits: [
+                (libc::RLIMIT_NOFILE.into(), confinement.files_max),
+                (libc::RLIMIT_FSIZE.into(), confinement.file_bytes_max),
+                (libc::RLIMIT_CORE.into(), 0),
+            ],
+        }
+    }
 }
 
 /// Starts a program. Returns when it has been executed, or with the reason why not.
@@ -168,10 +194,7 @@ pub fn spawn(program: &Program<'_>) -> Result<Child> {
         null: null.as_raw_fd(),
         output: output.as_ref().unwrap_or(&null).as_raw_fd(),
         report: report_child.as_raw_fd(),
-        jail: program
-            .confinement
-            .as_ref()
-            .map(|c| (c.id, c.root.as_ptr(), c.files_max)),
+        jail: program.confinement.as_ref().map(Jail::new),
         last_capability: last_capability(),
     };
     let child = clone(&prepared, program.cgroup, program.confinement.is_some())
@@ -282,9 +305,9 @@ unsafe fn attempt(p: &Prepared) -> std::result::Result<std::convert::Infallible,
         libc::signal(libc::SIGPIPE, libc::SIG_DFL);
         libc::setsid();
     }
-    if let Some((_, root, _)) = p.jail {
+    if let Some(jail) = &p.jail {
         // SAFETY: forwarded; `root` is a C string that the parent holds.
-        unsafe { enter_root(root) }.map_err(|errno| (Step::Root, errno))?;
+        unsafe { enter_root(jail.root) }.map_err(|errno| (Step::Root, errno))?;
     }
     let standard = [p.null, p.output, p.output];
     for (target, source) in standard.iter().chain(&p.sources).enumerate() {
@@ -300,8 +323,8 @@ unsafe fn attempt(p: &Prepared) -> std::result::Result<std::convert::Infallible,
         last,
         on_exec
     );
-    if let Some((id, _, files_max)) = p.jail {
-        drop_privileges(id, files_max, p.last_capability)?;
+    if let Some(jail) = &p.jail {
+        drop_privileges(jail, p.last_capability)?;
     }
     let (path, argv, envp) = (c"".as_ptr(), p.argv.as_ptr(), p.envp.as_ptr());
     let itself = libc::AT_EMPTY_PATH;
@@ -318,12 +341,9 @@ unsafe fn attempt(p: &Prepared) -> std::result::Result<std::convert::Infallible,
 }
 
 /// Limits, no capability in any set, the jail's user, and no way back. Allocates nothing.
-fn drop_privileges(
-    id: u32,
-    files_max: u64,
-    last_capability: i32,
-) -> std::result::Result<(), (Step, i32)> {
-    for (resource, limit) in [(libc::RLIMIT_NOFILE, files_max), (libc::RLIMIT_CORE, 0)] {
+fn drop_privileges(jail: &Jail, last_capability: i32) -> std::result::Result<(), (Step, i32)> {
+    let id = jail.id;
+    for (resource, limit) in jail.limits {
         let limit = libc::rlimit {
             rlim_cur: limit,
             rlim_max: limit,
@@ -513,6 +533,7 @@ mod tests {
                 id: 100_017,
                 root: c(root.to_str().expect("a path in UTF-8")),
                 files_max: 99,
+                file_bytes_max: 12_345,
             }),
         })
         .expect("a child");
@@ -544,11 +565,13 @@ mod tests {
             field("NSpid").ends_with(" 1"),
             "first of its own PID namespace"
         );
-        assert!(
-            read("limits")
-                .lines()
-                .any(|l| l.starts_with("Max open files") && l.contains(" 99 "))
-        );
+        let limits = read("limits");
+        let limited = |what: &str, to: &str| {
+            let line = limits.lines().find(|line| line.starts_with(what));
+            line.is_some_and(|line| line.split_whitespace().any(|word| word == to))
+        };
+        assert!(limited("Max open files", "99"), "{limits}");
+        assert!(limited("Max file size", "12345"), "{limits}");
         let mounts = read("mounts");
         assert!(
             mounts.lines().count() == 1 && mounts.contains(" / ") && mounts.contains("ro,"),

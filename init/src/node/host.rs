@@ -12,11 +12,12 @@ use std::time::Instant;
 use anyhow::Context;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
+use types::deployment::Machine;
 use types::guest::{FromGuest, ToGuest};
 use types::status::Exit;
 use types::vm::{CONTROL_PACKET_MAX, FromVmm, StopReason, ToVmm};
 use types::{Digest, VmId};
-use workload::admission::memory_limit;
+use workload::admission::{LOG_FILE_MAX, Storage, memory_limit};
 use workload::desired::Key;
 use workload::host::{End, Event, Host, Places, Start, Step, Survivor};
 
@@ -424,16 +425,12 @@ impl NodeHost {
             .find(|slot| !used(slot))
             .with_context(|| format!("all {SLOTS_MAX} VM slots are taken"))?;
         let tag = Tag::new(&start);
-        let cpus = u64::from(start.machine.cpus);
+        let limits = limits(&start.machine, self.means.storage);
         let message = ToPid1::Spawn {
             vm: start.vm.clone(),
             slot,
             child: child.len(),
-            limits: Limits {
-                memory_bytes: memory_limit(&start.machine, self.means.storage).0,
-                pids: cpus + VMM_THREADS,
-                cpu_weight: cpus * WEIGHT_PER_CPU,
-            },
+            limits,
             tag: serde_json::to_string(&tag).context("write the tag of a VM")?,
         };
         let kept = control.try_clone().context("copy a control socket")?;
@@ -593,6 +590,18 @@ impl Work {
             prepared = prepare::prepare(self.means.clone(), start, upper) => prepared,
             () = self.cancel.notified() => Err("the start was abandoned".to_owned()),
         }
+    }
+}
+
+/// What a machine's VMM may take of the node.
+fn limits(machine: &Machine, storage: Storage) -> Limits {
+    let cpus = u64::from(machine.cpus);
+    Limits {
+        memory_bytes: memory_limit(machine, storage).0,
+        pids: cpus + VMM_THREADS,
+        cpu_weight: cpus * WEIGHT_PER_CPU,
+        // It writes the layer, which has its length from the beginning, and the log.
+        file_bytes: machine.disk.max(LOG_FILE_MAX).0,
     }
 }
 

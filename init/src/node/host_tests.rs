@@ -288,6 +288,19 @@ async fn a_start_that_waits_for_its_image_can_be_stopped() {
     .await;
 }
 
+#[test]
+fn a_vmm_may_take_its_machine_and_no_file_longer_than_what_it_writes() {
+    let mut machine = start().machine;
+    machine.disk = types::Bytes::mib(64);
+    let on = |storage| limits(&machine, storage);
+    assert_eq!(on(Storage::Disk).file_bytes, 64 << 20);
+    let memory = on(Storage::Memory).memory_bytes;
+    assert_eq!(memory, memory_limit(&machine, Storage::Memory).0);
+    machine.disk = types::Bytes(0);
+    let least = limits(&machine, Storage::Disk).file_bytes;
+    assert_eq!(least, LOG_FILE_MAX.0, "its log is written, too");
+}
+
 #[tokio::test]
 async fn a_vm_that_pid1_cannot_start_gives_its_slot_back() {
     locally(async {
@@ -307,8 +320,7 @@ async fn a_vm_that_pid1_cannot_start_gives_its_slot_back() {
             panic!("{said:?}")
         };
         assert_eq!((slot, fds.len()), (1, 2), "slot 0 is taken, two descriptors are kept");
-        let most = memory_limit(&start().machine, Storage::Memory);
-        assert_eq!(limits.memory_bytes, most.0, "its disk is memory");
+        assert_eq!(limits, super::limits(&start().machine, Storage::Memory));
         let error = "no memory".to_owned();
         stage.host.hear_pid1(FromPid1::SpawnFailed { vm: start().vm, error });
         assert!(matches!(stage.event().await, Event::StartFailed { message, .. } if message.contains("no memory")));

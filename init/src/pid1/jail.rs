@@ -69,7 +69,8 @@ pub(super) fn spawn(
 ) -> sys::Result<Child> {
     let group = group(vm);
     make(&group)?;
-    let started = limit(&group, limits).and_then(|()| start(vm, slot, fds, &output, &group));
+    let started =
+        limit(&group, limits).and_then(|()| start(vm, slot, limits, fds, &output, &group));
     if started.is_err() {
         remove(vm);
     }
@@ -89,6 +90,7 @@ fn limit(group: &Path, limits: &Limits) -> sys::Result<()> {
 fn start(
     vm: &VmId,
     slot: u16,
+    limits: &Limits,
     fds: &[OwnedFd],
     output: &impl AsFd,
     group: &Path,
@@ -107,6 +109,7 @@ fn start(
             id: FIRST_ID + u32::from(slot),
             root: CString::new(EMPTY_ROOT).during(|| "name the empty root".to_owned())?,
             files_max: FILES_MAX,
+            file_bytes_max: limits.file_bytes,
         }),
     })
 }
