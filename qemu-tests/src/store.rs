@@ -1,28 +1,103 @@
 //! A plain web server over a store directory, which the node reaches as 10.0.2.2.
 //!
-//! Owns: serving files, and damaging one on request. Refuses: being a good web server.
+//! Owns: serving files, and stopping half-way through some until a test goes on. Refuses: being a good web
+//! server.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
+
+use crate::PATIENCE;
+
+/// Where large answers stop.
+#[derive(Debug, Default)]
+pub struct Gate {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Answers of at least so many bytes stop half-way; `None`: none does.
+    stops_bytes: Option<usize>,
+    /// Of these, so many more go through.
+    pass: usize,
+    stopped: usize,
+}
+
+impl Gate {
+    /// Lets `pass` answers of at least `stops_bytes` bytes through and stops the others half-way.
+    pub fn shut(stops_bytes: usize, pass: usize) -> Arc<Self> {
+        let state = State {
+            stops_bytes: Some(stops_bytes),
+            pass,
+            stopped: 0,
+        };
+        Arc::new(Self {
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+        })
+    }
+
+    /// Waits until an answer has stopped half-way.
+    pub fn wait_for_one(&self) -> Result<()> {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = self
+            .changed
+            .wait_timeout_while(state, PATIENCE, |state| state.stopped == 0);
+        let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        ensure!(state.stopped > 0, "nobody asked for a large file");
+        Ok(())
+    }
+
+    /// All answers go on, and new ones do not stop.
+    pub fn open(&self) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.stops_bytes = None;
+        self.changed.notify_all();
+    }
+
+    fn pass(&self, bytes: usize) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.stops_bytes.is_none_or(|stops| bytes < stops) {
+            return;
+        }
+        if state.pass > 0 {
+            state.pass -= 1;
+            return;
+        }
+        state.stopped += 1;
+        self.changed.notify_all();
+        let waited = self
+            .changed
+            .wait_while(state, |state| state.stops_bytes.is_some());
+        drop(waited);
+    }
+}
 
 /// Serves `directory` on a loopback port until the test's process ends; gives the URL for the node.
 pub fn serve(directory: &Path) -> Result<String> {
+    serve_through(directory, Arc::default())
+}
+
+/// The same; half of each answer comes before the gate.
+pub fn serve_through(directory: &Path, gate: Arc<Gate>) -> Result<String> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let url = format!("http://10.0.2.2:{}", listener.local_addr()?.port());
     let root = directory.to_owned();
     std::thread::spawn(move || {
         for stream in listener.incoming().flatten() {
-            let root = root.clone();
-            std::thread::spawn(move || answer(&stream, &root));
+            let (root, gate) = (root.clone(), Arc::clone(&gate));
+            std::thread::spawn(move || answer(&stream, &root, &gate));
         }
     });
     Ok(url)
 }
 
-fn answer(stream: &TcpStream, root: &Path) -> Option<()> {
+fn answer(stream: &TcpStream, root: &Path, gate: &Gate) -> Option<()> {
     let mut reader = BufReader::new(stream);
     let mut writer = stream;
     loop {
@@ -52,7 +127,10 @@ fn answer(stream: &TcpStream, root: &Path) -> Option<()> {
             body.len()
         )
         .ok()?;
-        writer.write_all(&body).ok()?;
+        let (first, rest) = body.split_at(body.len() / 2);
+        writer.write_all(first).ok()?;
+        gate.pass(body.len());
+        writer.write_all(rest).ok()?;
     }
 }
 
