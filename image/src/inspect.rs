@@ -13,7 +13,7 @@ use types::cpio::{self, Entry, Node};
 use crate::{elf, paths, tree};
 
 /// Files the node may have; every other file is a finding.
-const NODE_FILES: [&str; 8] = [
+const NODE_FILES: [&str; 9] = [
     tree::INIT,
     tree::VMM,
     tree::GUEST_KERNEL,
@@ -22,6 +22,7 @@ const NODE_FILES: [&str; 8] = [
     tree::REPAIR,
     tree::OWNER,
     tree::LICENCES,
+    tree::RESOLV,
 ];
 /// Device files with their numbers and modes.
 const DEVICES: [(&str, (u32, u32), u32); 2] = [

@@ -20,6 +20,8 @@ pub(crate) const GUEST_INITRAMFS: &str = "/lib/sifr/guest/initramfs.cpio";
 pub(crate) const MKFS: &str = "/sbin/mkfs.xfs";
 pub(crate) const REPAIR: &str = "/sbin/xfs_repair";
 pub(crate) const OWNER: &str = "/etc/sifr/owner.pub";
+/// Empty: pid1 mounts one over it that follows the network.
+pub(crate) const RESOLV: &str = "/etc/resolv.conf";
 pub(crate) const LICENCES: &str = "/etc/sifr/licences.zst";
 
 /// The bytes of each file of the node.
@@ -65,6 +67,7 @@ impl Node<'_> {
             (GUEST_KERNEL, self.guest_kernel),
             (GUEST_INITRAMFS, self.guest_initramfs),
             (LICENCES, self.licences),
+            (RESOLV, &[]),
         ] {
             archive.file(path, 0o644, content)?;
         }
@@ -113,7 +116,7 @@ pub(crate) mod tests {
     fn the_node_has_the_files_of_the_contract_and_no_other() {
         let archive = NODE.archive().expect("plain paths");
         let paths: Vec<_> = archive.entries().map(|(path, _)| path).collect();
-        let expected = "/bin /bin/sifr-vmm /dev /dev/console /dev/null /etc /etc/sifr /etc/sifr/licences.zst /init /lib \
+        let expected = "/bin /bin/sifr-vmm /dev /dev/console /dev/null /etc /etc/resolv.conf /etc/sifr /etc/sifr/licences.zst /init /lib \
              /lib/sifr /lib/sifr/guest /lib/sifr/guest/initramfs.cpio /lib/sifr/guest/vmlinux.zst \
              /pool /proc /run /sbin /sbin/mkfs.xfs /sbin/xfs_repair /sys";
         assert_eq!(paths.join(" "), expected);

@@ -7,6 +7,8 @@
 use serde::{Deserialize, Serialize};
 use types::VmId;
 
+/// Name servers for the C library: pid1 makes it and mounts it at `/etc/resolv.conf`, the node writes it.
+pub(crate) const RESOLV_CONF: &str = "/run/sifr/resolv.conf";
 /// Descriptor number of the socket in the node process.
 pub(crate) const PID1_FD: i32 = 3;
 /// Longest packet.

@@ -20,6 +20,7 @@ mod packets;
 mod phases;
 mod prepare;
 mod remains;
+mod resolv;
 mod runspec;
 mod server;
 mod tail;

@@ -24,7 +24,7 @@ use workload::admission::Storage;
 
 use super::context::{NodeContext, Uplink, tenant_capacity};
 use super::engine::Engine;
-use super::{clock, identity, machine, uplink};
+use super::{clock, identity, machine, resolv, uplink};
 use crate::cmdline::{self, Options};
 use crate::console::Console;
 use crate::phase::{Outcome, Row};
@@ -329,6 +329,7 @@ async fn network(
     tokio::task::spawn_local(clock::keep(place, start, servers, move || {
         synchronised.send_if_modified(|i| !std::mem::replace(&mut i.clock.synchronised, true));
     }));
+    tokio::task::spawn_local(resolv::keep(uplink.clone()));
     let mut first = uplink.clone();
     boot.must_async("address", async {
         let address = first.wait_for(|u| u.address.is_some());

@@ -14,6 +14,7 @@ use super::{crash, jail};
 use crate::cmdline::{self, OnPanic};
 use crate::console::Console;
 use crate::phase::{Outcome, Row};
+use crate::wire::RESOLV_CONF;
 
 /// Room for sockets and small state; images and logs are in the pool.
 const RUN_SIZE: &str = "mode=0755,size=16m";
@@ -138,7 +139,7 @@ fn mounts() -> Result<Option<String>, String> {
     }
 }
 
-/// `/run/sifr` for sockets, and the directory that becomes the root of every VMM.
+/// `/run/sifr` for sockets, the directory that becomes the root of every VMM, and the name servers' file.
 fn run_directories() -> sys::Result<()> {
     use std::os::unix::fs::DirBuilderExt;
     use sys::error::During;
@@ -146,7 +147,9 @@ fn run_directories() -> sys::Result<()> {
         let made = std::fs::DirBuilder::new().mode(0o700).create(directory);
         made.during(|| format!("make {directory}"))?;
     }
-    Ok(())
+    let resolv = Path::new(RESOLV_CONF);
+    std::fs::File::create_new(resolv).during(|| format!("make {}", RESOLV_CONF))?;
+    sys::mount::bind(resolv, Path::new("/etc/resolv.conf"))
 }
 
 /// Kernel settings: path below /proc/sys, value, reason. A setting that this kernel was built without
