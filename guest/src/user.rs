@@ -133,6 +133,8 @@ fn id(text: &str) -> Option<u32> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::proptest;
+
     use super::*;
 
     const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\n\
@@ -197,6 +199,21 @@ mod tests {
             assert!(error(form).contains("is not one of"), "{form}");
         }
         assert!(resolve("4294967295", "", "").is_err() && resolve("+1", "", "").is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_the_files_say_numbers_stay_in_range_and_groups_are_listed_once(
+            spec in "[a-c0-3]{0,3}(:[a-c0-3]{0,3}){0,2}",
+            passwd in "([a-c0-3]{0,3}:x?:[0-9+-]{0,11}:[0-9]{0,11}:[^:\n]{0,3}:[/.a-c]{0,5}\n?){0,5}",
+            group in "([a-c0-3]{0,3}:x?:[0-9]{0,11}:[a-c0-3,]{0,9}\n?){0,5}",
+        ) {
+            if let Ok(found) = resolve(&spec, &passwd, &group) {
+                assert!(found.uid <= ID_MAX && found.gid <= ID_MAX);
+                assert!(found.groups.windows(2).all(|w| w[0] < w[1]));
+                assert!(found.home.starts_with('/'));
+            }
+        }
     }
 
     #[test]

@@ -204,6 +204,8 @@ fn shortened(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::{any, prop, proptest};
+
     use super::*;
 
     fn key() -> SecretKey {
@@ -233,6 +235,27 @@ mod tests {
             .expect("opens");
         assert_eq!((signed.signer, signed.payload), (key().public(), stop()));
         assert_eq!(signed.statement.name.as_str(), "shop");
+    }
+
+    proptest! {
+        #[test]
+        fn no_change_of_an_envelope_makes_it_say_something_else(at: prop::sample::Index, byte in any::<u8>()) {
+            let mut json = Envelope::seal(&key(), PAYLOAD_TYPE, &stop()).to_json();
+            let at = at.index(json.len());
+            json[at] = byte;
+            if let Ok((signer, payload)) = Envelope::parse(&json).and_then(|e| e.verify(|_| true)) {
+                // The other alphabet of base64, or a blank: the same said in other words.
+                assert_eq!((signer, payload), (key().public(), stop()));
+            }
+        }
+
+        #[test]
+        fn any_bytes_are_no_envelope_that_opens(json: Vec<u8>, payload: Vec<u8>) {
+            let trusts_all = |e: Envelope| e.open_statement(|_| true);
+            assert!(Envelope::parse(&json).and_then(trusts_all).is_err());
+            let sealed = Envelope::seal(&key(), PAYLOAD_TYPE, &payload);
+            assert_eq!(sealed.verify(|_| true).expect("it was signed").1, payload);
+        }
     }
 
     #[test]

@@ -342,12 +342,62 @@ impl<'a> Query<'a> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::{Just, Strategy, any, prop_oneof, proptest};
     use types::status::WorkloadStatus;
 
     use super::*;
 
     fn name(text: &str) -> Name {
         text.parse().expect("a name")
+    }
+
+    fn routes() -> impl Strategy<Value = Route> {
+        let label = || "[a-z]([a-z0-9-]{0,61}[a-z0-9])?".prop_map(|text| name(&text));
+        let digest = || any::<[u8; 32]>().prop_map(Digest);
+        let until = prop_oneof![
+            Just(Until::Running),
+            Just(Until::Stopped),
+            Just(Until::Exited),
+            Just(Until::Deleted)
+        ];
+        let timeout = (0..=60_000u64).prop_map(Duration::from_millis);
+        let wait = (until, timeout).prop_map(|(until, timeout)| Wait { until, timeout });
+        let begin = prop_oneof![
+            Just(Begin::Oldest),
+            (0..=TAIL_MAX).prop_map(Begin::Tail),
+            any::<u64>().prop_map(Begin::At)
+        ];
+        prop_oneof![
+            digest().prop_map(Route::PutFlist),
+            digest().prop_map(Route::PutChunk),
+            (label(), proptest::option::of(wait))
+                .prop_map(|(name, wait)| Route::Deployment { name, wait }),
+            (label(), label(), any::<bool>(), begin).prop_map(
+                |(deployment, workload, follow, begin)| Route::Logs {
+                    deployment,
+                    workload,
+                    follow,
+                    begin
+                }
+            ),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn any_route_reads_back_and_fits_a_request_line(route in routes()) {
+            let target = route.target();
+            assert!(target.len() <= TARGET_MAX);
+            assert_eq!(Route::parse(&route.method(), &target), Ok(route));
+        }
+
+        #[test]
+        fn any_text_is_a_route_or_a_refusal(target in "(/v1)?(/[a-z0-9.%]{0,9}){0,6}(\\?[a-z=&0-9%]{0,20})?", put: bool) {
+            let method = if put { Method::PUT } else { Method::GET };
+            if let Ok(route) = Route::parse(&method, &target) {
+                assert_eq!(Route::parse(&method, &route.target()), Ok(route));
+            }
+        }
     }
 
     #[test]

@@ -258,6 +258,8 @@ fn name_of(first: &[u8], last: &[u8]) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::{any, prop, proptest};
+
     use super::*;
     use std::io::{Seek, SeekFrom, Write};
     use std::process::Command;
@@ -280,6 +282,25 @@ mod tests {
         file.seek(SeekFrom::End(-1)).expect("a seek");
         file.write_all(&[1]).expect("a write");
         assert_eq!(content(&file), Content::Foreign("unknown data"));
+    }
+
+    proptest! {
+        #[test]
+        fn a_disk_with_anything_on_it_is_never_blank_and_never_ours(
+            pieces in prop::collection::vec((0u64..1 << 20, prop::collection::vec(any::<u8>(), 1..600)), 1..4),
+            block_is_large: bool,
+        ) {
+            let file = disk((1 << 20) + 600);
+            let mut written = false;
+            for (at, bytes) in &pieces {
+                file.as_file().write_all_at(bytes, *at).expect("written");
+                written |= bytes.iter().any(|b| *b != 0);
+            }
+            let size = file.as_file().metadata().expect("metadata").len();
+            let block = if block_is_large { 4096 } else { 512 };
+            let found = probe(file.as_file(), size, block).expect("a probe");
+            assert!(matches!(found, Content::Foreign(_)) || !written, "{found:?}");
+        }
     }
 
     #[test]

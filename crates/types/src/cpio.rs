@@ -251,6 +251,8 @@ fn numbers(bytes: &[u8], at: usize) -> Option<[u32; 13]> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::{any, prop, proptest};
+
     use super::*;
 
     fn sample() -> Archive<'static> {
@@ -313,6 +315,28 @@ mod tests {
         bytes.extend(more.encode());
         let both = decode(&bytes).expect("two archives");
         assert_eq!(both.entries().count(), 6);
+    }
+
+    proptest! {
+        #[test]
+        fn any_archive_reads_back_and_any_change_of_it_is_read_or_refused(
+            files in prop::collection::btree_map("(/[a-z.]{1,9}){1,4}", prop::collection::vec(any::<u8>(), 0..99), 0..9),
+            at: prop::sample::Index, bytes in prop::collection::vec(any::<u8>(), 0..9),
+        ) {
+            let mut archive = Archive::default();
+            for (path, content) in &files {
+                let plain = archive.file(path, 0o644, content.as_slice());
+                assert!(plain.is_ok() || path.contains("/."), "{path}");
+            }
+            let mut encoded = archive.encode();
+            assert_eq!(decode(&encoded), Ok(archive.clone()));
+            let start = at.index(encoded.len());
+            let end = encoded.len().min(start + bytes.len());
+            encoded[start..end].copy_from_slice(&bytes[..end - start]);
+            if let Ok(changed) = decode(&encoded) {
+                assert_eq!(decode(&changed.encode()), Ok(changed.clone()));
+            }
+        }
     }
 
     #[test]

@@ -108,6 +108,9 @@ impl FromStr for Cidr {
     fn from_str(s: &str) -> Result<Self, UnitError> {
         let parse = || {
             let (address, prefix) = s.split_once('/')?;
+            // A number's own parser would take a sign and zeros in front.
+            let plain = prefix == "0" || prefix.starts_with(|c: char| matches!(c, '1'..='9'));
+            let prefix = Some(prefix).filter(|_| plain)?;
             Self::new(address.parse().ok()?, prefix.parse().ok()?)
         };
         parse().ok_or_else(|| UnitError::Cidr(s.to_owned()))
@@ -131,7 +134,9 @@ impl FromStr for Mac {
             let mut octets = [0; 6];
             let mut parts = s.split(':');
             for octet in &mut octets {
-                let part = parts.next().filter(|p| p.len() == 2)?;
+                // A number's own parser would take a sign.
+                let digits = |p: &&str| p.len() == 2 && p.bytes().all(|b| b.is_ascii_hexdigit());
+                let part = parts.next().filter(digits)?;
                 *octet = u8::from_str_radix(part, 16).ok()?;
             }
             parts.next().is_none().then_some(Self(octets))
@@ -151,6 +156,8 @@ serde_as_text!(Bytes, Cidr, Mac);
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::{any, proptest};
+
     use super::*;
 
     #[test]
@@ -176,6 +183,48 @@ mod tests {
                 .expect("a valid prefix")
                 .contains([9, 9, 9, 9].into())
         );
+    }
+
+    #[test]
+    fn signs_and_zeros_in_front_are_no_second_spelling() {
+        for text in [
+            "10.0.0.0/+8",
+            "10.0.0.0/08",
+            "10.0.0.0/00",
+            "10.0.0.0/ 8",
+            "10.0.0.0/",
+        ] {
+            assert!(text.parse::<Cidr>().is_err(), "{text}");
+        }
+        assert!("+2:00:0a:01:02:03".parse::<Mac>().is_err());
+        assert!("0.0.0.0/0".parse::<Cidr>().is_ok());
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_read_is_written_the_same(network in "[0-9.]{7,15}/[0-9+ ]{0,3}", mac in "[0-9a-f+ ]{2}(:[0-9a-f+ ]{2}){5}") {
+            if let Ok(read) = network.parse::<Cidr>() {
+                assert_eq!(read.to_string(), network);
+            }
+            if let Ok(read) = mac.parse::<Mac>() {
+                assert_eq!(read.to_string(), mac);
+            }
+        }
+
+        #[test]
+        fn what_is_written_is_read_as_the_same(bytes: u64, address: [u8; 4], prefix in 0u8..=32, mac: [u8; 6]) {
+            assert_eq!(Bytes(bytes).to_string().parse(), Ok(Bytes(bytes)));
+            let cidr = Cidr::new(address.into(), prefix).expect("at most 32");
+            assert_eq!(cidr.to_string().parse(), Ok(cidr));
+            assert_eq!(Mac(mac).to_string().parse(), Ok(Mac(mac)));
+        }
+
+        #[test]
+        fn a_quantity_never_overflows(number in any::<u64>(), suffix in "(Ki|Mi|Gi|Ti|K|)") {
+            if let Ok(bytes) = format!("{number}{suffix}").parse::<Bytes>() {
+                assert!(bytes.0 >= number);
+            }
+        }
     }
 
     #[test]

@@ -3,6 +3,8 @@
 //! Owns: the rules of that merge, as OCI runtimes have them. Refuses: guessing a program where neither
 //! image nor machine names one.
 
+use std::collections::HashMap;
+
 use types::Name;
 use types::deployment::{Machine, ONLY_WORKLOAD};
 use types::flist::ImageConfig;
@@ -81,28 +83,23 @@ fn argv(image: &ImageConfig, machine: &Machine) -> Result<Vec<String>, RunSpecEr
     }
 }
 
-/// The image's variables in their order, each replaced in its place; then the machine's own.
+/// The image's variables in their order, each replaced in its place; then the machine's own. Of one that
+/// stands twice the last counts, as programs read them.
 fn env(image: &ImageConfig, machine: &Machine) -> Vec<String> {
-    let name = |entry: &str| {
-        entry
-            .split_once('=')
-            .map_or(entry, |(name, _)| name)
-            .to_owned()
-    };
-    let mut env: Vec<String> = Vec::with_capacity(image.env.len() + machine.env.len() + 1);
-    if !image.env.iter().any(|entry| name(entry) == "PATH") {
-        env.push(PATH.to_owned());
-    }
-    env.extend(
-        image
-            .env
-            .iter()
-            .filter(|entry| entry.contains('='))
-            .cloned(),
-    );
-    for (variable, value) in &machine.env {
-        let entry = format!("{variable}={value}");
-        match env.iter_mut().find(|held| name(held) == *variable) {
+    let set = image.env.iter().filter_map(|entry| entry.split_once('='));
+    let own = machine
+        .env
+        .iter()
+        .map(|(name, value)| (name.as_str(), value.as_str()));
+    let missing = !set.clone().any(|(name, _)| name == "PATH");
+    let default = PATH.split_once('=').filter(|_| missing);
+    // Looked up, not searched: an image may have ten thousand.
+    let mut places = HashMap::new();
+    let mut env: Vec<String> = Vec::new();
+    for (name, value) in default.into_iter().chain(set).chain(own) {
+        let place = *places.entry(name).or_insert(env.len());
+        let entry = format!("{name}={value}");
+        match env.get_mut(place) {
             Some(held) => *held = entry,
             None => env.push(entry),
         }
@@ -221,6 +218,27 @@ mod tests {
     fn variables_of_the_machine_replace_those_of_the_image_in_their_place() {
         let spec = run(&image(), r#","env":{"A":"9","PATH":"/bin","Z":""}"#).expect("fine");
         assert_eq!(spec.env, ["PATH=/bin", "A=9", "B=2", "Z="]);
+    }
+
+    #[test]
+    fn a_variable_that_an_image_has_twice_is_the_last_one_and_the_machines_is_the_very_last() {
+        let twice = ImageConfig {
+            env: ["A=1", "B=2", "A=3", "PATH", "=x"]
+                .map(str::to_owned)
+                .to_vec(),
+            ..image()
+        };
+        let spec = run(&twice, "").expect("fine");
+        assert_eq!(spec.env, [PATH, "A=3", "B=2", "=x"]);
+        let spec = run(&twice, r#","env":{"A":"9"}"#).expect("fine");
+        assert_eq!(spec.env, [PATH, "A=9", "B=2", "=x"]);
+    }
+
+    #[test]
+    fn as_many_variables_as_a_configuration_holds_are_merged() {
+        let env: Vec<String> = (0..16_000).map(|n| format!("{n}=")).collect();
+        let many = ImageConfig { env, ..image() };
+        assert_eq!(run(&many, "").expect("fine").env.len(), 16_001);
     }
 
     #[test]
