@@ -133,7 +133,9 @@ fn line(message: &FromGuest) -> Vec<u8> {
                 message,
             }
         }
-        FromGuest::Started { .. } | FromGuest::Exited { .. } => message.clone(),
+        FromGuest::Started { .. } | FromGuest::Settling | FromGuest::Exited { .. } => {
+            message.clone()
+        }
     };
     let mut line = serde_json::to_vec(&message).expect("plain data without maps always serialises");
     line.push(b'\n');

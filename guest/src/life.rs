@@ -187,8 +187,9 @@ impl Life {
             ending,
             until_ms: now_ms.saturating_add(DRAIN_MS),
         };
-        // The container is its program: what that left behind goes with it.
-        vec![Action::KillAll]
+        // The container is its program: what that left behind goes with it. The host has to know that there is
+        // nothing left to kill, only to wait for.
+        vec![Action::KillAll, Action::Say(FromGuest::Settling)]
     }
 
     fn tick(&mut self, now_ms: u64) -> Vec<Action> {
@@ -237,7 +238,9 @@ mod tests {
             uptime_ms: 7,
         });
         assert_eq!(life.step(7, Event::Executed), [started]);
-        assert_eq!(life.step(8, Event::Ended(FINE)), [Action::KillAll]);
+        let settling = Action::Say(FromGuest::Settling);
+        let ended = life.step(8, Event::Ended(FINE));
+        assert_eq!(ended, [Action::KillAll, settling]);
         assert_eq!(life.deadline_ms(), Some(8 + DRAIN_MS));
         assert_eq!(life.step(9, Event::OutputsClosed), []);
         assert_eq!(life.state(), State::Done(FINE));

@@ -66,6 +66,8 @@ pub enum FromGuest {
     Started { pid: i32, uptime_ms: u64 },
     /// Set-up failed before the program ran: the exit code that follows is 125, 126 or 127.
     SetupFailed { stage: String, message: String },
+    /// The program has ended. Its output is on its way, then what it wrote goes to the disk; `Exited` follows.
+    Settling,
     /// The program ended. `code` is 128 + signal where a signal ended it.
     Exited {
         code: i32,

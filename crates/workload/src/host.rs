@@ -154,6 +154,10 @@ pub enum Event {
         vm: VmId,
         start_ms: u64,
     },
+    /// Its program has ended; the guest still writes what that left.
+    Settling {
+        vm: VmId,
+    },
     Ended {
         vm: VmId,
         end: End,

@@ -13,4 +13,4 @@ pub mod ledger;
 mod machine;
 pub mod reconcile;
 
-pub use machine::STOP_GRACE_MS;
+pub use machine::{STOP_GRACE_MS, STOP_MAX_MS};

@@ -21,8 +21,15 @@ pub(crate) const BACKOFF_MAX_MS: u64 = 60_000;
 const LONG_RUN_MS: u64 = 2 * BACKOFF_MAX_MS;
 /// From the stop signal to killing everything in the guest, as Docker has it.
 pub const STOP_GRACE_MS: u64 = 10_000;
-/// What the guest may take beyond its grace to kill, unmount and reset before the VMM is killed.
+/// What the guest may take beyond its grace until it says that its program has ended: a kill and a line.
 const STOP_MARGIN_MS: u64 = 5_000;
+/// From the program's end to the VM's: 10 s for output that is under way, 5 s each for the guest's last line and
+/// its farewell, and what then remains for the disk. All that a program wrote may still be in the guest's
+/// memory, and many guests write at once when a node goes down. Killed in the middle, none loses more
+/// than a power cut would take.
+const SETTLE_MAX_MS: u64 = 60_000;
+/// Longest from the order to stop to the VMM's death.
+pub const STOP_MAX_MS: u64 = STOP_GRACE_MS + STOP_MARGIN_MS + SETTLE_MAX_MS;
 /// Longest start: an image that trickles in over a poor line.
 const START_MAX_MS: u64 = 10 * 60_000;
 
@@ -79,6 +86,12 @@ enum Activity {
         launch: Launch,
         since: u64,
     },
+    /// Its program has ended by itself, the VM is about to.
+    Settling {
+        launch: Launch,
+        since: u64,
+        kill_at: u64,
+    },
     Stopping {
         reason: Reason,
         kill_at: u64,
@@ -91,6 +104,8 @@ enum Activity {
 enum Reason {
     Told,
     TooSlow(Launch),
+    /// It did not settle.
+    Stuck(Launch),
 }
 
 /// What to do now.
@@ -180,9 +195,10 @@ impl Machine {
 
     pub(crate) fn has_vm(&self) -> bool {
         match self.activity {
-            Activity::Starting { .. } | Activity::Running { .. } | Activity::Stopping { .. } => {
-                true
-            }
+            Activity::Starting { .. }
+            | Activity::Running { .. }
+            | Activity::Settling { .. }
+            | Activity::Stopping { .. } => true,
             Activity::Idle | Activity::Removing => false,
         }
     }
@@ -201,14 +217,18 @@ impl Machine {
             (Activity::Stopping { killed: true, .. }, _) => Action::Wait(None),
             (Activity::Stopping { kill_at, .. }, _) if now >= *kill_at => Action::Kill,
             (Activity::Stopping { kill_at, .. }, _) => Action::Wait(Some(*kill_at)),
-            (Activity::Starting { .. } | Activity::Running { .. }, Intent::Unknown) => {
-                Action::Wait(None)
-            }
-            (Activity::Starting { .. } | Activity::Running { .. }, Intent::Rest | Intent::Gone) => {
-                Action::Stop
-            }
             (
-                Activity::Starting { launch: has, .. } | Activity::Running { launch: has, .. },
+                Activity::Starting { .. } | Activity::Running { .. } | Activity::Settling { .. },
+                Intent::Unknown,
+            ) => Action::Wait(None),
+            (
+                Activity::Starting { .. } | Activity::Running { .. } | Activity::Settling { .. },
+                Intent::Rest | Intent::Gone,
+            ) => Action::Stop,
+            (
+                Activity::Starting { launch: has, .. }
+                | Activity::Running { launch: has, .. }
+                | Activity::Settling { launch: has, .. },
                 Intent::Run { launch, target, .. },
             ) if has.digest != launch.digest || has.version < target.restart => Action::Stop,
             (Activity::Starting { since, .. }, Intent::Run { .. }) => {
@@ -220,6 +240,12 @@ impl Machine {
                 }
             }
             (Activity::Running { .. }, Intent::Run { .. }) => Action::Wait(None),
+            (Activity::Settling { kill_at, .. }, Intent::Run { .. }) if now >= *kill_at => {
+                Action::Kill
+            }
+            (Activity::Settling { kill_at, .. }, Intent::Run { .. }) => {
+                Action::Wait(Some(*kill_at))
+            }
             (Activity::Idle, Intent::Rest | Intent::Unknown) => Action::Wait(None),
             (Activity::Idle, Intent::Gone) if self.pool.is_none() && !self.touched => Action::Drop,
             (Activity::Idle, Intent::Gone) if now < self.not_before => {
@@ -286,12 +312,42 @@ impl Machine {
     }
 
     pub(crate) fn stopping(&mut self, now: u64) {
-        let kill_at = now.saturating_add(STOP_GRACE_MS + STOP_MARGIN_MS);
+        let kill_at = match self.activity {
+            Activity::Settling { kill_at, .. } => kill_at,
+            Activity::Starting { .. }
+            | Activity::Running { .. }
+            | Activity::Stopping { .. }
+            | Activity::Removing
+            | Activity::Idle => now.saturating_add(STOP_GRACE_MS + STOP_MARGIN_MS),
+        };
         self.activity = Activity::Stopping {
             reason: Reason::Told,
             kill_at,
             killed: false,
         };
+    }
+
+    /// Its program has ended: what is left to do takes the time it takes, within bounds.
+    pub(crate) fn settling(&mut self, now: u64) {
+        let until = now.saturating_add(SETTLE_MAX_MS);
+        match &mut self.activity {
+            Activity::Starting { launch, .. } => {
+                self.activity = Activity::Settling {
+                    launch: *launch,
+                    since: now,
+                    kill_at: until,
+                };
+            }
+            Activity::Running { launch, since } => {
+                self.activity = Activity::Settling {
+                    launch: *launch,
+                    since: *since,
+                    kill_at: until,
+                };
+            }
+            Activity::Stopping { kill_at, .. } => *kill_at = until,
+            Activity::Settling { .. } | Activity::Removing | Activity::Idle => {}
+        }
     }
 
     pub(crate) fn killing(&mut self) {
@@ -305,6 +361,13 @@ impl Machine {
                     killed: true,
                 }
             }
+            Activity::Settling {
+                launch, kill_at, ..
+            } => Activity::Stopping {
+                reason: Reason::Stuck(launch),
+                kill_at,
+                killed: true,
+            },
             Activity::Stopping {
                 reason, kill_at, ..
             } => Activity::Stopping {
@@ -349,7 +412,7 @@ impl Machine {
         match std::mem::replace(&mut self.activity, Activity::Idle) {
             Activity::Starting { launch, .. } => self.fail(Some(launch), message, now),
             Activity::Stopping {
-                reason: Reason::TooSlow(launch),
+                reason: Reason::TooSlow(launch) | Reason::Stuck(launch),
                 ..
             } => {
                 self.fail(Some(launch), message, now);
@@ -359,9 +422,10 @@ impl Machine {
                 ..
             } => self.at_rest(None),
             // Said of nothing that is under way: nothing changes.
-            other @ (Activity::Running { .. } | Activity::Idle | Activity::Removing) => {
-                self.activity = other;
-            }
+            other @ (Activity::Running { .. }
+            | Activity::Settling { .. }
+            | Activity::Idle
+            | Activity::Removing) => self.activity = other,
         }
     }
 
@@ -371,7 +435,25 @@ impl Machine {
         self.exit = end.exit.or(self.exit);
         let (launch, ran) = match std::mem::replace(&mut self.activity, Activity::Idle) {
             Activity::Starting { launch, .. } => (launch, 0),
-            Activity::Running { launch, since } => (launch, now.saturating_sub(since)),
+            Activity::Running { launch, since } | Activity::Settling { launch, since, .. } => {
+                (launch, now.saturating_sub(since))
+            }
+            // All was written, only the reset was missing.
+            Activity::Stopping {
+                reason: Reason::Stuck(launch),
+                ..
+            } if end.exit.is_some() => (launch, 0),
+            Activity::Stopping {
+                reason: Reason::Stuck(launch),
+                ..
+            } => {
+                let seconds = SETTLE_MAX_MS / 1000;
+                let message = format!(
+                    "its program has ended, but the guest did not write out its disk within {seconds} s and was killed"
+                );
+                self.fail(Some(launch), &message, now);
+                return None;
+            }
             Activity::Stopping {
                 reason: Reason::TooSlow(launch),
                 ..
@@ -429,7 +511,7 @@ impl Machine {
     pub(crate) fn state(&self, intent: &Intent<'_>) -> State {
         match (&self.activity, intent) {
             (Activity::Starting { .. }, _) => State::Starting,
-            (Activity::Running { .. }, _) => State::Running,
+            (Activity::Running { .. } | Activity::Settling { .. }, _) => State::Running,
             (Activity::Stopping { .. } | Activity::Removing, _) => State::Stopping,
             (Activity::Idle, Intent::Rest | Intent::Unknown) => State::Stopped,
             (Activity::Idle, Intent::Gone) => State::Stopping,

@@ -175,6 +175,7 @@ impl Reconciler {
             Event::Layered { vm } => self.with(&vm, Machine::layered),
             Event::StartFailed { vm, message } => self.with(&vm, |m| m.start_failed(&message, now)),
             Event::Running { vm, start_ms } => self.with(&vm, |m| m.running(start_ms, now)),
+            Event::Settling { vm } => self.with(&vm, |m| m.settling(now)),
             Event::Trouble { vm, message } => self.with(&vm, |m| m.trouble(message)),
             Event::Removed { vm } => self.with(&vm, Machine::removed),
             Event::RemoveFailed { vm, message } => {

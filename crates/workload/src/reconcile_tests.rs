@@ -583,6 +583,64 @@ fn a_deaf_guest_is_killed_after_its_grace() {
     );
 }
 
+/// Its program has ended, and nothing more is heard of it.
+fn settles(world: &mut World) {
+    let vm = world.vm();
+    world.host.events.push_back(Event::Settling { vm });
+    world.settle();
+}
+
+fn kills(world: &World) -> usize {
+    let kill = |s: &&Step| matches!(s, Step::Kill { .. });
+    world.host.begun.iter().filter(kill).count()
+}
+
+#[test]
+fn a_guest_that_writes_out_its_disk_is_not_killed_for_a_minute() {
+    let mut world = running();
+    world.host.failures = [true].into();
+    world.say(Action::Stop);
+    world.settle();
+    // Killed by its own init at the end of its grace: now the disk has its turn.
+    world.pass(10_000);
+    settles(&mut world);
+    let at = world.deadline.expect("a deadline");
+    assert_eq!(at - world.now, 60_000);
+    world.pass(59_999);
+    assert_eq!((kills(&world), world.state()), (0, State::Stopping));
+    world.pass(1);
+    assert_eq!((kills(&world), world.state()), (1, State::Stopped));
+}
+
+#[test]
+fn an_order_to_stop_leaves_a_guest_that_settles_its_time() {
+    let mut world = running();
+    settles(&mut world);
+    world.host.failures = [true].into();
+    world.pass(20_000);
+    world.say(Action::Stop);
+    world.settle();
+    world.pass(39_999);
+    assert_eq!((kills(&world), world.state()), (0, State::Stopping));
+    world.pass(1);
+    assert_eq!((kills(&world), world.state()), (1, State::Stopped));
+}
+
+#[test]
+fn a_guest_that_never_settles_is_killed_and_started_again() {
+    let mut world = running();
+    settles(&mut world);
+    assert_eq!(world.state(), State::Running);
+    world.pass(60_000);
+    assert_eq!((kills(&world), world.state()), (1, State::Backoff));
+    let status = world.status();
+    let message = status.workloads.values().find_map(|w| w.message.as_ref());
+    let says = |m: &String| m.contains("did not write out its disk");
+    assert!(message.is_some_and(says), "{message:?}");
+    world.pass(1000);
+    assert_eq!(world.state(), State::Running);
+}
+
 #[test]
 fn a_drain_stops_everything_and_changes_no_target() {
     let mut world = running();

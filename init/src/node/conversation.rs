@@ -30,6 +30,7 @@ enum Once {
     Running,
     Started,
     SetupFailed,
+    Settling,
     Exited,
     Stopped,
 }
@@ -60,6 +61,7 @@ impl Conversation {
             FromVmm::Running { .. } => Once::Running,
             FromVmm::Guest(FromGuest::Started { .. }) => Once::Started,
             FromVmm::Guest(FromGuest::SetupFailed { .. }) => Once::SetupFailed,
+            FromVmm::Guest(FromGuest::Settling) => Once::Settling,
             FromVmm::Guest(FromGuest::Exited { .. }) => Once::Exited,
             FromVmm::Stopped { .. } => Once::Stopped,
             FromVmm::ChunkFailed { .. } if self.chunks < CHUNK_REPORTS_MAX => {

@@ -181,6 +181,9 @@ impl NodeHost {
         let control = Packets::new(control, CONTROL_PACKET_MAX).context("take a control socket")?;
         let remains = Remains::load(&vm);
         let start_ms = remains.start_ms;
+        if remains.settling {
+            self.events.push_back(Event::Settling { vm: vm.clone() });
+        }
         let store = store(&tag.key(), &tag.workload);
         self.means
             .images
@@ -337,6 +340,11 @@ impl NodeHost {
             FromVmm::Guest(FromGuest::SetupFailed { stage, message }) => {
                 held.remains.trouble = Some(printable(&format!("{stage}: {message}")));
                 held.remains.save(&vm);
+            }
+            FromVmm::Guest(FromGuest::Settling) => {
+                held.remains.settling = true;
+                held.remains.save(&vm);
+                self.events.push_back(Event::Settling { vm });
             }
             FromVmm::Guest(FromGuest::Exited {
                 code,

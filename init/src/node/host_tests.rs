@@ -230,6 +230,24 @@ async fn what_a_guest_said_to_an_earlier_agent_is_remembered() {
 }
 
 #[tokio::test]
+async fn the_next_agent_knows_that_a_guest_settles() {
+    locally(async {
+        let vm = vm("settles");
+        let mut before = Stage::new(None);
+        let vmm = before.adopt(&vm, 0, None);
+        say(&vmm, &FromVmm::Guest(FromGuest::Settling));
+        let settling = Event::Settling { vm: vm.clone() };
+        assert_eq!(before.event().await, settling);
+        drop(before);
+        let mut after = Stage::new(None);
+        let _vmm = after.adopt(&vm, 0, None);
+        assert_eq!(after.event().await, settling);
+        after.host.begin(Step::Settle { vm, record: None });
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn an_exit_that_a_dying_agent_has_not_noted_is_heard_by_the_next() {
     locally(async {
         let vm = vm("unheard");

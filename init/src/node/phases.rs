@@ -129,11 +129,7 @@ async fn provision() -> anyhow::Result<Engine> {
             Some(problem.unwrap_or_else(|| "available".to_owned())),
         ))
     })?;
-    let storage = if pool.durable {
-        Storage::Disk
-    } else {
-        Storage::Memory
-    };
+    let storage = storage_of(&pool);
     let size = machine::size_of(&pool.mountpoint);
     let capacity = tenant_capacity(machine::cpus(), machine::memory(), storage, size);
     let (info, _) = watch::channel(NodeInfo {
@@ -271,6 +267,13 @@ fn pool(found: &[Found], owner: Option<&PublicKey>) -> Done<Pool> {
         .unwrap_or_default();
     let text = format!("{size} MiB {place}{remark}");
     Ok((pool, Some(text)))
+}
+
+fn storage_of(pool: &Pool) -> Storage {
+    match pool.durable {
+        true => Storage::Disk,
+        false => Storage::Memory,
+    }
 }
 
 fn identity(pool: &Pool, problems: &mut Vec<String>) -> Done<([u8; 32], PublicKey)> {

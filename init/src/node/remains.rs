@@ -38,6 +38,8 @@ impl Tag {
 pub(crate) struct Remains {
     /// Set when the program has started.
     pub(crate) start_ms: Option<u64>,
+    /// The program has ended; the guest writes to its disk.
+    pub(crate) settling: bool,
     pub(crate) exit: Option<Exit>,
     pub(crate) trouble: Option<String>,
 }

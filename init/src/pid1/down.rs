@@ -4,14 +4,16 @@
 //! Refuses: hanging. Every wait has an end, whatever a guest, the node or a disk does.
 
 use std::path::Path;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
 use sys::reboot::Ending;
 
 use crate::wire::Mode;
 
-/// For the node to stop every machine in order: a guest's own grace period of 30 s, and as much again.
-const NODE_TIMEOUT: Duration = Duration::from_secs(60);
+/// For the node to stop every machine in order, all at once: the longest that one may take by the node's own
+/// rules, and time to note how each has ended.
+const NODE_TIMEOUT: Duration = Duration::from_millis(workload::STOP_MAX_MS + 15_000);
 /// From SIGTERM to SIGKILL: what is left then had its chance.
 const TERMINATE_TIMEOUT: Duration = Duration::from_secs(5);
 /// From SIGKILL on: only a process stuck in a disk is left.
@@ -111,8 +113,14 @@ impl Down {
     }
 }
 
+/// How somebody is kept from thinking that the machine hangs.
+pub(super) struct Feeding<'a> {
+    pub(super) every: Duration,
+    pub(super) feed: &'a dyn Fn(),
+}
+
 /// Writes everything to disk within [`SYNC_TIMEOUT`]. Says what went wrong.
-pub(super) fn settle_disks(pool: &Path) -> Result<(), String> {
+pub(super) fn settle_disks(pool: &Path, feeding: Option<&Feeding<'_>>) -> Result<(), String> {
     let (done, wait) = std::sync::mpsc::channel();
     let place = pool.to_owned();
     // A thread, as a dead disk blocks these calls for ever. It is the first one of pid1, and nothing
@@ -128,12 +136,31 @@ pub(super) fn settle_disks(pool: &Path) -> Result<(), String> {
         let _ = done.send(result);
     });
     worker.map_err(|e| format!("start the sync: {e}"))?;
-    match wait.recv_timeout(SYNC_TIMEOUT) {
-        Ok(result) => result.map_err(|e| sys::chain(&e)),
-        Err(_) => Err(format!(
+    match wait_for(&wait, SYNC_TIMEOUT, feeding) {
+        Some(result) => result.map_err(|e| sys::chain(&e)),
+        None => Err(format!(
             "the disks have not taken everything in {} s",
             SYNC_TIMEOUT.as_secs()
         )),
+    }
+}
+
+/// What comes within a time, feeding meanwhile: at its beginning, too.
+fn wait_for<T>(wait: &Receiver<T>, time: Duration, feeding: Option<&Feeding<'_>>) -> Option<T> {
+    let mut left = time;
+    loop {
+        let turn = feeding.map_or(left, |f| f.every.min(left));
+        if let Some(feeding) = feeding {
+            (feeding.feed)();
+        }
+        match wait.recv_timeout(turn) {
+            Ok(value) => return Some(value),
+            Err(RecvTimeoutError::Disconnected) => return None,
+            Err(RecvTimeoutError::Timeout) => left = left.saturating_sub(turn),
+        }
+        if left.is_zero() {
+            return None;
+        }
     }
 }
 
@@ -185,10 +212,26 @@ mod tests {
         assert_eq!(
             acts[..3],
             [
-                (60, Act::TerminateAll),
-                (65, Act::KillAll),
-                (70, Act::End(Mode::Reboot))
+                (90, Act::TerminateAll),
+                (95, Act::KillAll),
+                (100, Act::End(Mode::Reboot))
             ]
         );
+    }
+
+    #[test]
+    fn the_watchdog_is_fed_while_a_disk_takes_its_time() {
+        let fed = std::cell::Cell::new(0);
+        let feeding = Feeding {
+            every: Duration::from_millis(10),
+            feed: &|| fed.set(fed.get() + 1),
+        };
+        let (done, wait) = std::sync::mpsc::channel();
+        let time = Duration::from_millis(50);
+        assert_eq!(wait_for(&wait, time, Some(&feeding)), None);
+        assert_eq!(fed.get(), 5);
+        done.send(7).expect("somebody waits");
+        assert_eq!(wait_for(&wait, time, Some(&feeding)), Some(7));
+        assert_eq!(wait_for(&wait, Duration::ZERO, None), None);
     }
 }

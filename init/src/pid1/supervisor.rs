@@ -21,7 +21,7 @@ use types::VmId;
 
 use super::agents::{Agent, Role};
 use super::boot::{Booted, show};
-use super::down::{self, Act, Down};
+use super::down::{self, Act, Down, Feeding};
 use super::drills::Drills;
 use super::jail;
 use super::link::{Heard, Link};
@@ -491,10 +491,16 @@ impl Supervisor {
 
     /// The last acts. Where even the reboot fails, the watchdog or a person must end it.
     fn end(&mut self, mode: Mode) {
-        if let Some(dog) = &self.watchdog {
-            report(dog.feed());
-        }
-        if let Err(error) = down::settle_disks(Path::new("/pool")) {
+        let feed = || {
+            if let Some(dog) = &self.watchdog {
+                report(dog.feed());
+            }
+        };
+        let feeding = self.watchdog.as_ref().map(|dog| Feeding {
+            every: dog.timeout() / 3,
+            feed: &feed,
+        });
+        if let Err(error) = down::settle_disks(Path::new("/pool"), feeding.as_ref()) {
             self.console.line(&format!("sifr: going down: {error}"));
         }
         // On a reboot it stays armed: a machine that hangs in its reset is reset all the same.
