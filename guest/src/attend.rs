@@ -128,22 +128,14 @@ impl<'a, M: Machine> Attendant<'a, M> {
                         console::warn(&format!("tell the host {message:?}: {error}"));
                     }
                 }
-                Action::SignalGroup(number) => self.signal_group(number),
-                Action::SignalProgram(number) => self.signal(Target::Process(self.pid), number),
+                Action::SignalProgram(number) => self.signal(number),
                 Action::KillAll => self.machine.kill_all(),
             }
         }
     }
 
-    /// A child that has not made its session yet has no group of its own.
-    fn signal_group(&self, number: i32) {
-        match sys::program::signal(Target::Group(self.pid), number) {
-            Ok(()) => {}
-            Err(_) => self.signal(Target::Process(self.pid), number),
-        }
-    }
-
-    fn signal(&self, target: Target, number: i32) {
+    fn signal(&self, number: i32) {
+        let target = Target::Process(self.pid);
         if let Err(error) = sys::program::signal(target, number) {
             console::warn(&format!("send signal {number} to {target:?}: {error}"));
         }

@@ -177,6 +177,19 @@ fn stop_sends_the_stop_signal_and_the_program_may_end_in_its_own_way() {
 }
 
 #[test]
+fn the_stop_signal_is_the_programs_alone_and_its_children_are_its_own() {
+    let script = "(trap 'echo child; exit' TERM; while :; do sleep 0.05; done) & child=$!
+                  trap 'sleep 0.3; echo parent; kill $child; wait $child; exit 7' TERM; echo up; wait";
+    let mut host = machine(&["sh", "-c", script], 60_000);
+    heard(&mut host);
+    let mut up = [0; 3];
+    host.stdout.read_exact(&mut up).expect("output");
+    host.control.write_all(b"\"stop\"\n").expect("told");
+    assert_eq!(text(&mut host.stdout), "parent\nchild\n");
+    assert_eq!(host.guest.join().expect("no panic").code, 7);
+}
+
+#[test]
 fn a_program_that_ignores_its_stop_signal_is_killed_after_the_grace_period() {
     let mut host = machine(
         &[

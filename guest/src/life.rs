@@ -72,9 +72,7 @@ pub(crate) enum Event {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Action {
     Say(FromGuest),
-    /// Signal the program's process group.
-    SignalGroup(i32),
-    /// Signal the program alone.
+    /// Signal the program, and none of its children: whom else to tell is for it to say.
     SignalProgram(i32),
     KillAll,
 }
@@ -174,7 +172,7 @@ impl Life {
             | State::Draining { .. }
             | State::Done(_) => return Vec::new(),
         }
-        vec![Action::SignalGroup(self.terms.stop_signal)]
+        vec![Action::SignalProgram(self.terms.stop_signal)]
     }
 
     fn ended(&mut self, now_ms: u64, ending: Ending) -> Vec<Action> {
@@ -250,7 +248,7 @@ mod tests {
     fn stopping_sends_the_stop_signal_once_and_kills_after_the_grace_period() {
         let mut life = life();
         life.step(0, Event::Executed);
-        assert_eq!(life.step(100, Event::Stop), [Action::SignalGroup(15)]);
+        assert_eq!(life.step(100, Event::Stop), [Action::SignalProgram(15)]);
         assert_eq!(life.step(200, Event::Stop), []);
         assert_eq!(life.step(3099, Event::Tick), []);
         assert_eq!(life.step(3100, Event::Tick), [Action::KillAll]);
@@ -263,7 +261,7 @@ mod tests {
     #[test]
     fn a_stop_before_the_program_is_executed_is_not_lost() {
         let mut life = life();
-        assert_eq!(life.step(1, Event::Stop), [Action::SignalGroup(15)]);
+        assert_eq!(life.step(1, Event::Stop), [Action::SignalProgram(15)]);
         life.step(2, Event::Executed);
         assert_eq!(life.deadline_ms(), Some(3001));
     }
