@@ -11,6 +11,7 @@ pub mod fuzz;
 mod node;
 mod phase;
 mod pid1;
+mod room;
 mod wire;
 
 /// The whole program.

@@ -77,6 +77,9 @@ pub struct Node {
     pub durable: bool,
     /// The `used` fields are not read: they follow from the ledger.
     pub capacity: Capacity,
+    /// What of the pool is free just now and promised to nobody: content that no deployment names is in
+    /// the way of what capacity would allow.
+    pub room: Bytes,
 }
 
 /// How much of an image is on the node.
@@ -87,6 +90,25 @@ pub enum ImagePresence {
     /// The flist, without this many chunks.
     Missing(u64),
     Complete,
+}
+
+/// What an image takes of the pool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ImageSize {
+    /// As it is stored.
+    pub stored: Bytes,
+    /// Of that, what is not on the node yet.
+    pub missing: Bytes,
+    /// Its disk, when all of it has been read once.
+    pub disk: Bytes,
+}
+
+/// An image as the node sees it. One without a size (its flist is still in its store) is measured when it
+/// arrives, and refused then where it does not fit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Image {
+    pub presence: ImagePresence,
+    pub size: ImageSize,
 }
 
 /// Proof that a statement has been admitted: only [`admit`] makes one.
@@ -108,7 +130,7 @@ pub fn admit(
     verified: Verified,
     node: &Node,
     desired: &Desired,
-    image: impl Fn(&Digest) -> ImagePresence,
+    image: impl Fn(&Digest) -> Image,
 ) -> Result<Admitted, Refusal> {
     check_parties(&verified, node)?;
     let statement = &verified.statement;
@@ -137,8 +159,8 @@ pub fn admit(
             check_addresses(&key, deployment, desired)?;
             check_ids(&key, deployment, desired)?;
             check_ports(&key, deployment, desired)?;
-            check_capacity(&key, deployment, node, desired)?;
-            check_images(deployment, image)?;
+            check_capacity(&key, deployment, node, desired, &|flist| image(flist).size)?;
+            check_images(deployment, &image)?;
         }
         Action::Stop | Action::Start | Action::Restart | Action::Delete => {
             if before.is_none_or(|target| target.phase == Phase::Deleted) {
@@ -323,33 +345,68 @@ fn check_ports(key: &Key, deployment: &Deployment, desired: &Desired) -> Result<
     Ok(())
 }
 
-/// What the ledger promises, of one kind each; `except` is what is about to be replaced.
-fn promised(desired: &Desired, except: Option<&Key>) -> Capacity {
-    let mut used = Capacity::default();
-    for (.., machine) in desired
-        .machines()
-        .filter(|(_, key, ..)| Some(*key) != except)
-    {
-        add(&mut used, machine);
-    }
-    used
+/// Machines and their images, of which each counts once however many run from it.
+#[derive(Default)]
+struct Sum {
+    used: Capacity,
+    images: BTreeSet<Digest>,
 }
 
-fn add(used: &mut Capacity, machine: &types::deployment::Machine) {
-    used.cpus_used += u64::from(machine.cpus);
-    used.memory_used.0 += memory_of(machine.memory).0;
-    used.disk_used.0 += disk_of(machine.disk).0;
+impl Sum {
+    /// Of what the ledger promises; `except` is what is about to be replaced.
+    fn promised(desired: &Desired, except: Option<&Key>) -> Self {
+        let mut sum = Self::default();
+        for (.., machine) in desired
+            .machines()
+            .filter(|(_, key, ..)| Some(*key) != except)
+        {
+            sum.add(machine);
+        }
+        sum
+    }
+
+    fn of(deployment: Option<&Deployment>) -> Self {
+        let mut sum = Self::default();
+        let machines = deployment.into_iter().flat_map(Deployment::machines);
+        machines.for_each(|(_, machine)| sum.add(machine));
+        sum
+    }
+
+    fn add(&mut self, machine: &types::deployment::Machine) {
+        self.used.cpus_used += u64::from(machine.cpus);
+        self.used.memory_used.0 += memory_of(machine.memory).0;
+        self.used.disk_used.0 += disk_of(machine.disk).0;
+        self.images.insert(machine.image.flist);
+    }
+
+    /// The space of its machines, and of those of its images that `others` does not count already.
+    fn disk(&self, others: &Self, of: impl Fn(&Digest) -> Bytes) -> u64 {
+        let images = self.images.difference(&others.images);
+        images.fold(self.used.disk_used.0, |sum, flist| {
+            sum.saturating_add(of(flist).0)
+        })
+    }
 }
 
 /// The node's capacity with what is promised filled in. Stopped machines count: they may be started.
-pub fn capacity(desired: &Desired, total: Capacity) -> Capacity {
-    let used = promised(desired, None);
+pub fn capacity(
+    desired: &Desired,
+    total: Capacity,
+    size: impl Fn(&Digest) -> ImageSize,
+) -> Capacity {
+    let sum = Sum::promised(desired, None);
+    let disk_used = Bytes(sum.disk(&Sum::default(), |flist| whole(size(flist))));
     Capacity {
         cpus: total.cpus,
         memory: total.memory,
         disk: total.disk,
-        ..used
+        disk_used,
+        ..sum.used
     }
+}
+
+fn whole(size: ImageSize) -> Bytes {
+    Bytes(size.stored.0.saturating_add(size.disk.0))
 }
 
 fn check_capacity(
@@ -357,12 +414,10 @@ fn check_capacity(
     deployment: &Deployment,
     node: &Node,
     desired: &Desired,
+    size: &dyn Fn(&Digest) -> ImageSize,
 ) -> Result<(), Refusal> {
-    let used = promised(desired, Some(key));
-    let mut wanted = Capacity::default();
-    deployment
-        .machines()
-        .for_each(|(_, machine)| add(&mut wanted, machine));
+    let others = Sum::promised(desired, Some(key));
+    let wanted = Sum::of(Some(deployment));
     let total = &node.capacity;
     let over = |what: &str, wanted: String, free: String| {
         refuse(
@@ -372,31 +427,61 @@ fn check_capacity(
             ),
         )
     };
-    let cpus = (total.cpus * CPU_OVERCOMMIT).saturating_sub(used.cpus_used);
-    if wanted.cpus_used > cpus {
-        return over("vCPUs", wanted.cpus_used.to_string(), cpus.to_string());
+    let cpus = (total.cpus * CPU_OVERCOMMIT).saturating_sub(others.used.cpus_used);
+    if wanted.used.cpus_used > cpus {
+        return over("vCPUs", wanted.used.cpus_used.to_string(), cpus.to_string());
     }
-    let memory = total.memory.0.saturating_sub(used.memory_used.0);
-    if wanted.memory_used.0 > memory {
-        return over("memory", mib(wanted.memory_used.0), mib(memory));
+    let memory = total.memory.0.saturating_sub(others.used.memory_used.0);
+    if wanted.used.memory_used.0 > memory {
+        return over("memory", mib(wanted.used.memory_used.0), mib(memory));
     }
-    let disk = total.disk.0.saturating_sub(used.disk_used.0);
-    if wanted.disk_used.0 > disk {
-        return over("disk", mib(wanted.disk_used.0), mib(disk));
+    let all = |flist: &Digest| whole(size(flist));
+    let disk = total
+        .disk
+        .0
+        .saturating_sub(others.disk(&Sum::default(), all));
+    let wanted_disk = wanted.disk(&others, all);
+    if wanted_disk > disk {
+        return over("disk (images included)", mib(wanted_disk), mib(disk));
     }
-    Ok(())
+    check_room(&wanted, &others, desired.get(key), node, size)
+}
+
+/// Capacity is what the pool has for deployments; room is what of that nothing else lies in.
+fn check_room(
+    wanted: &Sum,
+    others: &Sum,
+    before: Option<&Target>,
+    node: &Node,
+    size: &dyn Fn(&Digest) -> ImageSize,
+) -> Result<(), Refusal> {
+    // What is stored already takes no more room; what the version before was promised is free for this.
+    let more = |flist: &Digest| {
+        let size = size(flist);
+        Bytes(size.missing.0.saturating_add(size.disk.0))
+    };
+    let promised = Sum::of(before.and_then(Target::deployment)).disk(others, |f| size(f).disk);
+    let needed = wanted.disk(others, more).saturating_sub(promised);
+    if needed <= node.room.0 {
+        return Ok(());
+    }
+    refuse(
+        RefusalCode::OverCapacity,
+        format!(
+            "the deployment needs {} more of the pool, where {} are free just now: delete another, or wait until pushed content that nobody deployed has gone",
+            mib(needed),
+            mib(node.room.0)
+        ),
+    )
 }
 
 fn mib(bytes: u64) -> String {
     format!("{}Mi", Bytes(bytes).as_mib())
 }
 
-fn check_images(
-    deployment: &Deployment,
-    image: impl Fn(&Digest) -> ImagePresence,
-) -> Result<(), Refusal> {
+fn check_images(deployment: &Deployment, image: &impl Fn(&Digest) -> Image) -> Result<(), Refusal> {
     for (name, machine) in deployment.machines() {
-        let what = match image(&machine.image.flist) {
+        let what = match image(&machine.image.flist).presence {
             ImagePresence::Complete => continue,
             _ if machine.image.store.is_some() => continue,
             ImagePresence::Absent => "is not on the node".to_owned(),
@@ -430,11 +515,85 @@ mod tests {
                 disk: Bytes::gib(4),
                 ..Capacity::default()
             },
+            room: Bytes::gib(4),
         }
     }
 
-    fn present(_: &Digest) -> ImagePresence {
-        ImagePresence::Complete
+    fn image(presence: ImagePresence) -> Image {
+        let size = ImageSize::default();
+        Image { presence, size }
+    }
+
+    fn present(_: &Digest) -> Image {
+        image(ImagePresence::Complete)
+    }
+
+    /// Stored in half a GiB, and another on its disk.
+    fn large(_: &Digest) -> Image {
+        let half = Bytes::mib(512);
+        Image {
+            size: ImageSize {
+                stored: half,
+                missing: Bytes(0),
+                disk: half,
+            },
+            ..image(ImagePresence::Complete)
+        }
+    }
+
+    fn from_image(n: u8, disk: Bytes) -> Action {
+        deploy(move |m| (m.image.flist, m.disk) = (Digest([n; 32]), disk))
+    }
+
+    #[test]
+    fn an_image_takes_disk_as_it_is_stored_and_as_it_is_read_and_once_only() {
+        let three = |n| verified(1, from_image(n, Bytes::mib(2800)));
+        let admitted = |v: Verified, desired: &Desired| admit(v, &node(), desired, large).is_ok();
+        assert!(admitted(three(1), &Desired::default()));
+        let held = with(&[three(1)]);
+        let shown = capacity(&held, node().capacity, |d| large(d).size);
+        assert_eq!(
+            shown.disk_used,
+            Bytes(disk_of(Bytes::mib(2800)).0 + (1 << 30))
+        );
+        // The same image again is no more; another does not fit.
+        let small = |n| named("other", verified(1, from_image(n, Bytes::mib(100))));
+        assert!(admitted(small(1), &held));
+        let refusal = admit(small(2), &node(), &held, large).expect_err("over");
+        assert_eq!(refusal.code, RefusalCode::OverCapacity);
+        assert!(refusal.message.contains("images included"), "{refusal:?}");
+        // A new version gives up the image of the old one.
+        assert!(admitted(
+            verified(2, from_image(2, Bytes::mib(2800))),
+            &held
+        ));
+    }
+
+    #[test]
+    fn content_that_nobody_deployed_is_in_the_way_of_a_new_deployment_and_of_no_old_one() {
+        let node = Node {
+            room: Bytes::mib(1000),
+            ..node()
+        };
+        let fits = |v: Verified, desired: &Desired| admit(v, &node, desired, large).is_ok();
+        // 512 MiB for the image's disk, 8 for logs; its stored bytes are there.
+        assert!(fits(
+            verified(1, from_image(1, Bytes::mib(400))),
+            &Desired::default()
+        ));
+        let late = verified(1, from_image(1, Bytes::mib(500)));
+        let refusal = admit(late, &node, &Desired::default(), large).expect_err("no room");
+        assert!(refusal.message.contains("free just now"), "{refusal:?}");
+        let full = Node {
+            room: Bytes(0),
+            ..node
+        };
+        let held = with(&[verified(1, from_image(1, Bytes::mib(400)))]);
+        let again = verified(2, from_image(1, Bytes::mib(400)));
+        assert!(admit(again, &full, &held, large).is_ok());
+        for action in [Action::Stop, Action::Delete] {
+            assert!(admit(verified(2, action), &full, &held, large).is_ok());
+        }
     }
 
     fn named(name: &str, mut v: Verified) -> Verified {
@@ -667,7 +826,7 @@ mod tests {
 
     #[test]
     fn an_image_must_be_here_or_in_a_store() {
-        let missing = |_: &Digest| ImagePresence::Missing(3);
+        let missing = |_: &Digest| image(ImagePresence::Missing(3));
         let v = verified(1, deploy(|_| ()));
         let refusal = admit(v, &node(), &Desired::default(), missing).expect_err("missing chunks");
         assert_eq!(refusal.code, RefusalCode::MissingChunks);
@@ -716,7 +875,7 @@ mod tests {
     #[test]
     fn what_is_promised_is_what_is_shown() {
         let desired = with(&[verified(1, deploy(|_| ()))]);
-        let shown = capacity(&desired, node().capacity);
+        let shown = capacity(&desired, node().capacity, |_| ImageSize::default());
         assert_eq!(shown.memory_used, memory_of(Bytes::mib(256)));
         assert_eq!((shown.cpus, shown.cpus_used), (2, 1));
     }

@@ -9,7 +9,7 @@ use types::status::{Desired as Want, Exit, State};
 use types::{Bytes, Digest};
 
 use super::*;
-use crate::admission::{self, ImagePresence};
+use crate::admission::{self, ImagePresence, ImageSize};
 use crate::desired::Phase;
 use crate::desired::Verified;
 use crate::desired::tests::{any_action, deployment, verified};
@@ -176,8 +176,12 @@ impl World {
                 disk: Bytes::gib(64),
                 ..Capacity::default()
             },
+            room: Bytes::gib(64),
         };
-        let present = |_: &Digest| ImagePresence::Complete;
+        let present = |_: &Digest| admission::Image {
+            presence: ImagePresence::Complete,
+            size: ImageSize::default(),
+        };
         if let Ok(admitted) = admission::admit(v, &node, self.reconciler.desired(), present) {
             self.reconciler.apply(&admitted);
             self.ledger.push(admitted);

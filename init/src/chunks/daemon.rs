@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use types::{Digest, VmId};
 
 use super::Paths;
-use super::disk::Disk;
+use super::disk::{self, Disk};
 use super::job::{self, Absent, Cached, Event, Ready, Shared, Task};
 use super::link::{self, ForNode, Socket, VmLink};
 use super::queue::{Outcome, Queue, Start, Target, Verdict, Waiter};
@@ -231,9 +231,11 @@ impl Daemon {
         }
         let cache = Cache::open(&self.paths.pool).map_err(|e| sys::chain(&e))?;
         let (maps, client) = (self.paths.maps.clone(), Client::default());
+        disk::remove_stale(&cache, &maps);
         let shared = Arc::new(Shared {
             cache,
             maps,
+            room: self.paths.room.clone(),
             client,
         });
         Ok(Arc::clone(self.shared.insert(shared)))

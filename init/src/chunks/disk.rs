@@ -15,7 +15,9 @@ use flist::cache::{Cache, CacheError};
 use flist::chunk::Chunk;
 use flist::format::Flist;
 use flist::map::{ABSENT, PRESENT, Table};
-use types::Digest;
+use types::{Bytes, Digest};
+
+use crate::room::{Room, RoomError};
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum DiskError {
@@ -32,6 +34,16 @@ pub(crate) enum DiskError {
         #[source]
         source: sys::Error,
     },
+    #[error(
+        "the image {digest} comes to take {needed} MiB of the pool, {left} MiB are free and promised to nobody: delete what is not needed"
+    )]
+    NoRoom {
+        digest: Digest,
+        needed: u64,
+        left: u64,
+    },
+    #[error(transparent)]
+    Room(#[from] RoomError),
     #[error(transparent)]
     Cache(#[from] CacheError),
 }
@@ -56,7 +68,12 @@ pub(crate) struct Disk {
 
 impl Disk {
     /// The disk of an flist that is in the cache: the one of an earlier daemon of this boot, or a new one.
-    pub(crate) fn open(cache: &Cache, maps: &Path, digest: Digest) -> Result<Self, DiskError> {
+    pub(crate) fn open(
+        cache: &Cache,
+        maps: &Path,
+        room: &Room,
+        digest: Digest,
+    ) -> Result<Self, DiskError> {
         fs::create_dir_all(maps).map_err(failed("make directory", maps))?;
         let map_path = maps.join(digest.hex());
         let (flist, _) = cache.flist(&digest)?;
@@ -64,6 +81,17 @@ impl Disk {
             Some(image) => image,
             None => {
                 remove(&map_path)?;
+                cache.remove_image(&digest)?;
+                let footprint = cache.footprint(&flist);
+                let needed = footprint.placed.saturating_add(footprint.missing);
+                let left = room.left_for(&digest)?;
+                if needed > left {
+                    return Err(DiskError::NoRoom {
+                        digest,
+                        needed: Bytes(needed).as_mib() + 1,
+                        left: Bytes(left).as_mib(),
+                    });
+                }
                 let (_, image) = cache.create_image(&digest)?;
                 sys::fs::write_atomic(&map_path, &flist.table().encode(), 0o600).map_err(
                     |source| DiskError::Map {
@@ -135,6 +163,17 @@ impl Disk {
 
     fn state_at(&self, index: u32) -> u64 {
         (self.flist.table().states_offset() + index as usize) as u64
+    }
+}
+
+/// Removes images of earlier boots: their maps went with the boot, and so nothing will use them.
+pub(crate) fn remove_stale(cache: &Cache, maps: &Path) {
+    for digest in cache.images() {
+        if !maps.join(digest.hex()).exists()
+            && let Err(error) = cache.remove_image(&digest)
+        {
+            log::warn!("the disk of an earlier boot stays: {}", sys::chain(&error));
+        }
     }
 }
 

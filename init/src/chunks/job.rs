@@ -13,12 +13,13 @@ use flist::chunk::{Chunk, ChunkError, object_path};
 use flist::format::FLIST_BYTES_MAX;
 use flist::wire::FromNode;
 use tokio::sync::mpsc::Sender;
-use types::Digest;
+use types::{Bytes, Digest};
 
 use super::disk::{Disk, DiskError};
 use super::link::VmLink;
 use super::queue::Outcome;
 use super::store::{Base, Client, StoreError};
+use crate::room::Room;
 
 /// What a person does when content is nowhere.
 const PUSH_AGAIN: &str = "push it again with `sifr deploy`";
@@ -101,6 +102,7 @@ impl Absent {
 pub(crate) struct Shared {
     pub(crate) cache: Cache,
     pub(crate) maps: PathBuf,
+    pub(crate) room: Room,
     pub(crate) client: Client,
 }
 
@@ -111,6 +113,20 @@ async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(work)
         .await
         .map_err(|e| format!("a thread of the daemon ended: {e}"))
+}
+
+/// Whether the cache may take so much more of the pool; if not, why.
+async fn has_room(shared: &Arc<Shared>, bytes: u64) -> Result<(), String> {
+    let room = shared.room.clone();
+    match blocking(move || room.left()).await? {
+        Ok(left) if left >= bytes => Ok(()),
+        Ok(left) => Err(format!(
+            "the pool has no room for {} MiB of an image, {} MiB are free and promised to nobody: delete what is not needed",
+            Bytes(bytes).as_mib() + 1,
+            Bytes(left).as_mib()
+        )),
+        Err(error) => Err(sys::chain(&error)),
+    }
 }
 
 /// Makes a disk ready: the flist from the store if it is not in the cache, then image and map.
@@ -164,7 +180,12 @@ async fn ready(
     blocking(move || {
         let disk = match disk {
             Some(disk) => disk,
-            None => Arc::new(Disk::open(&shared.cache, &shared.maps, flist)?),
+            None => Arc::new(Disk::open(
+                &shared.cache,
+                &shared.maps,
+                &shared.room,
+                flist,
+            )?),
         };
         let absent = Absent::of(&disk, &shared.cache);
         Ok(Ready { disk, absent })
@@ -172,7 +193,8 @@ async fn ready(
     .await
 }
 
-async fn fetch_flist(shared: &Shared, flist: Digest, store: &Base) -> Result<(), String> {
+async fn fetch_flist(shared: &Arc<Shared>, flist: Digest, store: &Base) -> Result<(), String> {
+    has_room(shared, FLIST_BYTES_MAX).await?;
     let mut upload = shared
         .cache
         .receive_flist(flist)
@@ -237,6 +259,11 @@ async fn try_get(shared: &Arc<Shared>, task: Task, events: &Sender<Event>) -> (O
         Ok(Err(error)) => return (Outcome::Hopeless(sys::chain(&error)), Cached::Unknown),
         Err(error) => return (Outcome::Hopeless(error), Cached::Unknown),
     }
+    // A VM that waits is served even so: its disk has been promised the room.
+    let keep = has_room(shared, u64::from(chunk.stored_bytes)).await;
+    if let (Err(message), true) = (&keep, targets.is_empty()) {
+        return (Outcome::Hopeless(message.clone()), Cached::No);
+    }
     let stored = match from_stores(shared, &chunk, &stores).await {
         Ok(stored) => Arc::new(stored),
         Err(outcome) => return (outcome, Cached::No),
@@ -249,6 +276,9 @@ async fn try_get(shared: &Arc<Shared>, task: Task, events: &Sender<Event>) -> (O
             chunk: chunk.stored,
         })
         .await;
+    if let Err(message) = keep {
+        return (Outcome::Hopeless(message), Cached::No);
+    }
     let shared = Arc::clone(shared);
     match blocking(move || shared.cache.put_chunk(chunk.stored, &stored)).await {
         Ok(Ok(())) => (Outcome::Done, Cached::Yes),

@@ -21,6 +21,8 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 
+use crate::room::Room;
+
 /// Threads for work that blocks: disk reads and writes, decompression, name look-ups.
 const BLOCKING_THREADS_MAX: usize = 8;
 
@@ -32,13 +34,16 @@ pub(crate) struct Paths {
     /// Chunk maps. On a tmpfs, so that a map never outlives the boot that its image belongs to.
     pub(crate) maps: PathBuf,
     pub(crate) socket: PathBuf,
+    /// How much of the pool may be taken.
+    pub(crate) room: Room,
 }
 
 impl Paths {
     fn of_the_node() -> Self {
-        let run = Path::new("/run/sifr");
+        let (run, pool) = (Path::new("/run/sifr"), Path::new("/pool"));
         Self {
-            pool: PathBuf::from("/pool"),
+            pool: pool.to_owned(),
+            room: Room::of_the_node(pool),
             maps: run.join("maps"),
             socket: run.join("chunks.sock"),
         }

@@ -19,13 +19,14 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 use types::flist::ImageConfig;
-use types::{Digest, VmId};
+use types::{Bytes, Digest, VmId};
 
 use super::Paths;
 use super::daemon::Daemon;
 use super::disk::Disk;
 use super::link::{self, Socket};
 use super::queue::WRONG_MAX;
+use crate::room::{Promises, Room};
 
 /// Longer than anything here takes, so that a failure ends the test.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -212,6 +213,7 @@ struct Running {
 impl Running {
     async fn start(world: &World) -> Self {
         let paths = Paths {
+            room: world.room(),
             pool: world.work.path().join("pool"),
             maps: world.work.path().join("maps"),
             socket: world.work.path().join("socket"),
@@ -336,6 +338,20 @@ impl Shown {
 }
 
 impl World {
+    fn room(&self) -> Room {
+        let work = self.work.path();
+        Room::new(&work.join("pool"), &work.join("promises.json"))
+    }
+
+    /// Promises a machine more than any disk has, or nothing.
+    fn fill_pool(&self, full: bool) {
+        let all = ("m".parse().expect("an id"), Bytes(u64::MAX));
+        let machines = full.then_some(all).into_iter().collect();
+        let images = Default::default();
+        let promised = self.room().promise(&Promises { machines, images });
+        promised.expect("promised");
+    }
+
     fn cache(&self) -> Cache {
         Cache::open(self.work.path().join("pool")).expect("cache")
     }
@@ -560,7 +576,8 @@ async fn a_daemon_killed_after_the_bytes_and_before_the_state_leaves_no_wrong_by
     let shown = daemon.open(&w, None, true).await;
     daemon.kill().await;
     // What a daemon leaves that dies there, torn bytes included.
-    let disk = Disk::open(&w.cache(), &w.work.path().join("maps"), w.packed.digest).expect("kept");
+    let maps = w.work.path().join("maps");
+    let disk = Disk::open(&w.cache(), &maps, &w.room(), w.packed.digest).expect("kept");
     disk.write(6, &[0xee; 5000]).expect("write");
     drop(disk);
     assert!(!shown.is_present(6));
@@ -745,4 +762,58 @@ async fn a_closed_flist_is_removed_once_no_vm_uses_it() {
     let news = daemon.news().await;
     assert!(matches!(news, ToNode::AttachFailed { .. }), "{news:?}");
     assert!(!image.exists());
+}
+
+#[tokio::test]
+async fn an_image_is_not_made_where_machines_were_promised_its_room() {
+    let w = world().await;
+    w.push_all();
+    w.fill_pool(true);
+    let daemon = Running::start(&w).await;
+    let open = FromNode::Open {
+        flist: w.packed.digest,
+        store: None,
+        pin: true,
+    };
+    daemon.say(open, &[]).await;
+    let ToNode::OpenFailed { error, .. } = daemon.news().await else {
+        panic!("there was no room")
+    };
+    assert!(error.contains("promised to nobody"), "{error}");
+    assert!(w.cache().images().is_empty());
+    w.fill_pool(false);
+    daemon.open(&w, None, true).await;
+}
+
+#[tokio::test]
+async fn a_vm_is_served_where_there_is_no_room_to_keep_the_chunk() {
+    let w = world().await;
+    let daemon = Running::start(&w).await;
+    let shown = daemon.open(&w, Some(&w.url), false).await;
+    let (vm, _kept) = daemon.attach(&w, "vm").await;
+    w.fill_pool(true);
+    vm.want(3).await;
+    assert_eq!(vm.told().await, ToVmm::Ready(3));
+    shown.assert_holds(&w, 3);
+    let ToNode::Fault { message, .. } = daemon.news().await else {
+        panic!("nothing was said")
+    };
+    assert!(message.contains("no room"), "{message}");
+    assert!(!w.cache().has(&w.flist.chunks()[3]));
+}
+
+#[tokio::test]
+async fn disks_of_an_earlier_boot_are_removed() {
+    let w = world().await;
+    w.push_all();
+    let stale = w.cache().image_path(&Digest([9; 32]));
+    fs::write(&stale, "old").expect("written");
+    let daemon = Running::start(&w).await;
+    daemon.open(&w, None, true).await;
+    assert_eq!(w.cache().images(), [w.packed.digest]);
+    daemon.kill().await;
+    // Those of this boot have a map, and stay.
+    let daemon = Running::start(&w).await;
+    daemon.open(&w, None, true).await;
+    assert_eq!(w.cache().images(), [w.packed.digest]);
 }

@@ -13,19 +13,22 @@ use types::node::{Capacity, NodeInfo};
 use types::{Bytes, Cidr, PublicKey};
 use workload::admission::Storage;
 
+use crate::room::{HEADROOM, Room};
+
 /// Share of the machine's memory that stays with the node: host kernel, its page cache for images,
 /// the three roles of init. A sixteenth grows with the page structures of large machines.
 pub(crate) const MEMORY_RESERVED_DIVISOR: u64 = 16;
 /// At least this much stays with the node: what an idle node uses, and half as much again.
 pub(crate) const MEMORY_RESERVED_MIN: Bytes = Bytes::mib(160);
-/// Part of the pool that stays with the node: identity, ledger, and the cache of image chunks, which
-/// is what makes a start from this disk possible at all. In percent of the pool.
-pub(crate) const DISK_RESERVED_PERCENT: u64 = 20;
+/// Part of the pool that stays with the node: identity, ledger, what is pushed and not deployed yet, and
+/// what the file system takes for itself. At least [`HEADROOM`]. In percent of the pool.
+pub(crate) const DISK_RESERVED_PERCENT: u64 = 10;
 
 /// What tenants may use in all of a machine with these totals. Nothing is promised twice: a pool in memory
 /// may fill up with images, and what is in it is lost to machines.
 pub(crate) fn tenant_capacity(cpus: u64, memory: Bytes, storage: Storage, pool: Bytes) -> Capacity {
     let reserved = (memory.0 / MEMORY_RESERVED_DIVISOR).max(MEMORY_RESERVED_MIN.0);
+    let kept = (pool.0 / 100 * DISK_RESERVED_PERCENT).max(HEADROOM.0);
     let taken = match storage {
         Storage::Disk => 0,
         Storage::Memory => pool.0,
@@ -33,7 +36,7 @@ pub(crate) fn tenant_capacity(cpus: u64, memory: Bytes, storage: Storage, pool: 
     Capacity {
         cpus,
         memory: Bytes(memory.0.saturating_sub(reserved).saturating_sub(taken)),
-        disk: Bytes(pool.0 / 100 * (100 - DISK_RESERVED_PERCENT)),
+        disk: Bytes(pool.0.saturating_sub(kept)),
         ..Capacity::default()
     }
 }
@@ -61,6 +64,8 @@ pub(crate) struct NodeContext {
     pub(crate) storage: Storage,
     /// Mounted, with its directories not yet made: the engine makes those it uses.
     pub(crate) pool: PathBuf,
+    /// How much of the pool may be taken.
+    pub(crate) room: Room,
     /// Why no VM can run; `None` where KVM works.
     pub(crate) kvm_problem: Option<String>,
     /// What tenants may use ([`tenant_capacity`]).
@@ -96,7 +101,9 @@ mod tests {
         assert_eq!(small.memory, Bytes::mib(96));
         let large = on_disk(64, Bytes::gib(512), Bytes::gib(1000));
         assert_eq!(large.memory, Bytes::gib(480));
-        assert!(large.disk > Bytes::gib(799) && large.disk <= Bytes::gib(800));
+        assert!(large.disk >= Bytes::gib(900) && large.disk < Bytes::gib(901));
+        let tiny = on_disk(1, Bytes::gib(1), Bytes::mib(100));
+        assert_eq!(tiny.disk, Bytes::mib(36));
         assert_eq!(on_disk(1, Bytes::mib(64), Bytes(0)).memory, Bytes(0));
     }
 

@@ -14,15 +14,17 @@ use anyhow::{Context, anyhow};
 use api::Envelope;
 use flist::cache::Cache;
 use tokio::sync::{mpsc, oneshot, watch};
+use types::deployment::Action;
 use types::node::{Capacity, NodeInfo};
 use types::status::{Ack, DeploymentStatus, Refusal, RefusalCode};
-use types::{Digest, PublicKey};
-use workload::admission::{self, ImagePresence, admit};
+use types::{Bytes, Digest, PublicKey};
+use workload::admission::{self, Admitted, admit};
 use workload::desired::{Desired, Key, Verified};
 use workload::host::{Event, Host};
 use workload::ledger::{Claim, Ledger, LedgerError};
 use workload::reconcile::{Reconciler, reconcile};
 
+use super::accounts::Accounts;
 use super::context::NodeContext;
 use super::drills::{DrillReply, Drills};
 use super::host::{Message, NodeHost};
@@ -43,7 +45,7 @@ pub(crate) enum Request {
     /// The bytes of an envelope.
     Statement {
         envelope: Vec<u8>,
-        reply: oneshot::Sender<Result<Ack, Refusal>>,
+        reply: oneshot::Sender<Result<Ack, Refused>>,
     },
     Status {
         key: Key,
@@ -61,6 +63,20 @@ pub(crate) enum Request {
     },
 }
 
+/// Why a statement was not accepted.
+#[derive(Debug)]
+pub(crate) enum Refused {
+    Final(Refusal),
+    /// It would have been, if content that no deployment names did not lie in its place.
+    NoRoom(Refusal),
+}
+
+impl From<Refusal> for Refused {
+    fn from(refusal: Refusal) -> Self {
+        Self::Final(refusal)
+    }
+}
+
 /// The engine between its phases.
 pub(crate) struct Engine {
     key: PublicKey,
@@ -73,7 +89,7 @@ pub(crate) struct Engine {
     ledger: Result<Ledger, String>,
     reconciler: Reconciler,
     host: NodeHost,
-    cache: Cache,
+    accounts: Accounts,
     images: Images,
     pid1: Rc<Packets>,
     messages: mpsc::Receiver<Message>,
@@ -151,13 +167,15 @@ impl Engine {
         let choose = Box::new(move |signer: &PublicKey, taken: &[types::Cidr]| {
             network::choose_subnet(signer, taken, &uplink.borrow())
         });
+        let mut accounts = Accounts::new(cache.clone(), context.room.clone());
+        accounts.renew(&desired);
         let reconciler = Reconciler::new(desired, machines.scan()?, choose);
         let (requests_tx, requests) = mpsc::channel(REQUESTS_MAX);
         let (changes, _) = watch::channel(0);
         let server = Server::new(
             &context,
             requests_tx,
-            cache.clone(),
+            cache,
             machines.clone(),
             changes.subscribe(),
         )?;
@@ -186,7 +204,7 @@ impl Engine {
             ledger,
             reconciler,
             host,
-            cache,
+            accounts,
             images,
             pid1,
             messages,
@@ -329,7 +347,8 @@ impl Engine {
             self.changes
                 .send_modify(|changes| *changes = changes.wrapping_add(1));
         }
-        let capacity = admission::capacity(self.reconciler.desired(), self.total);
+        let size = |flist: &Digest| self.accounts.size(flist);
+        let capacity = admission::capacity(self.reconciler.desired(), self.total, size);
         let network_error = self.reconciler.network_error();
         self.info.send_if_modified(|info| {
             let mut new = info.capacity != capacity;
@@ -369,8 +388,12 @@ impl Engine {
 
     fn hear_news(&mut self, news: News) {
         match news {
-            // Shown by the next status.
-            News::Progress => {}
+            // Shown by the next status. An flist may have come from its store.
+            News::Progress => {
+                if self.accounts.lacks(self.reconciler.desired()) {
+                    self.accounts.renew(self.reconciler.desired());
+                }
+            }
             News::Fault { flist, message } => {
                 for vm in self.host.vms_of(&flist) {
                     let message = format!("a chunk of the image cannot be had: {message}");
@@ -420,26 +443,12 @@ impl Engine {
     }
 
     /// The acknowledgement is given only after the ledger has synced both copies.
-    fn accept(&mut self, envelope: &[u8]) -> Result<Ack, Refusal> {
-        let internal = |message: String| Refusal {
-            code: RefusalCode::Internal,
-            message,
-        };
+    fn accept(&mut self, envelope: &[u8]) -> Result<Ack, Refused> {
         let verified = verify(envelope, self.owner)?;
-        let node = admission::Node {
-            key: self.key,
-            owner: self.owner,
-            durable: self.durable,
-            capacity: self.total,
-        };
-        let cache = &self.cache;
-        let admitted = admit(verified, &node, self.reconciler.desired(), |flist| {
-            presence(cache, flist)
-        })?;
-        let ledger = self.ledger.as_mut().map_err(|why| {
-            internal(format!(
-                "the node's ledger is not readable, so nothing is accepted: {why}"
-            ))
+        let admitted = self.admit(verified)?;
+        let ledger = self.ledger.as_mut().map_err(|why| Refusal {
+            code: RefusalCode::Internal,
+            message: format!("the node's ledger is not readable, so nothing is accepted: {why}"),
         })?;
         let claim = Claim::of(&admitted.verified().statement.action);
         let owner = self.owner;
@@ -448,6 +457,7 @@ impl Engine {
             .append(envelope, claim, again)
             .map_err(|error| not_kept(&error))?;
         self.reconciler.apply(&admitted);
+        self.accounts.renew(self.reconciler.desired());
         self.dirty = true;
         let Verified {
             statement, digest, ..
@@ -457,6 +467,39 @@ impl Engine {
             version: statement.version,
             digest: *digest,
             durable: self.durable,
+        })
+    }
+
+    fn admit(&self, verified: Verified) -> Result<Admitted, Refused> {
+        let new = match &verified.statement.action {
+            Action::Deploy(deployment) => deployment
+                .machines()
+                .map(|(_, machine)| machine.image.flist)
+                .collect(),
+            Action::Stop | Action::Start | Action::Restart | Action::Delete => BTreeSet::new(),
+        };
+        let node = admission::Node {
+            key: self.key,
+            owner: self.owner,
+            durable: self.durable,
+            capacity: self.total,
+            room: if new.is_empty() {
+                Bytes(0)
+            } else {
+                self.accounts.left()
+            },
+        };
+        let images = self.accounts.images(new);
+        let desired = self.reconciler.desired();
+        admit(verified.clone(), &node, desired, &images).map_err(|refusal| {
+            let empty = admission::Node {
+                room: Bytes(u64::MAX),
+                ..node
+            };
+            match admit(verified, &empty, desired, &images) {
+                Ok(_) => Refused::NoRoom(refusal),
+                Err(refusal) => Refused::Final(refusal),
+            }
         })
     }
 
@@ -482,16 +525,5 @@ fn not_kept(error: &LedgerError) -> Refusal {
     Refusal {
         code,
         message: format!("the statement was not kept: {why}"),
-    }
-}
-
-/// How much of an image is here, by the cache's own count.
-fn presence(cache: &Cache, flist: &Digest) -> ImagePresence {
-    match cache.flist(flist) {
-        Err(_) => ImagePresence::Absent,
-        Ok((flist, _)) => match cache.missing(&flist).len() {
-            0 => ImagePresence::Complete,
-            missing => ImagePresence::Missing(u64::try_from(missing).unwrap_or(u64::MAX)),
-        },
     }
 }

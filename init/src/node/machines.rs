@@ -6,7 +6,6 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
@@ -141,17 +140,6 @@ impl Machines {
     pub(crate) fn log_paths(&self, vm: &VmId) -> [PathBuf; 2] {
         LOGS.map(|name| self.directory(vm).join(name))
     }
-
-    /// What the layers were promised and have not used yet: the pool's free space minus this is free.
-    pub(crate) fn promised_bytes(&self) -> u64 {
-        let layers = fs::read_dir(&self.root).into_iter().flatten().flatten();
-        layers
-            .flat_map(|machine| fs::read_dir(machine.path()).into_iter().flatten().flatten())
-            .filter(|file| file.file_name().to_string_lossy().starts_with(LAYER_PREFIX))
-            .filter_map(|file| file.metadata().ok())
-            .map(|m| m.len().saturating_sub(m.blocks().saturating_mul(512)))
-            .sum()
-    }
 }
 
 /// One image and one life of the deployment have one layer.
@@ -267,7 +255,6 @@ mod tests {
         let found = machines.scan().expect("a scan");
         assert!(matches!(&found[..], [(_, OnPool::Unreadable(why))] if why.contains(RECORD)));
         assert_eq!(layers(&machines, &start.vm), 1);
-        assert!(machines.promised_bytes() > 32 << 20);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //!
 //! Owns: the runtime and the end of the role. Refuses: what the phases do.
 
+mod accounts;
 mod clock;
 mod context;
 mod conversation;

@@ -28,6 +28,7 @@ use super::{clock, identity, machine, resolv, uplink};
 use crate::cmdline::{self, Options};
 use crate::console::Console;
 use crate::phase::{Outcome, Row};
+use crate::room::Room;
 
 const POOL: &str = "/pool";
 const OWNER_FILE: &str = "/etc/sifr/owner.pub";
@@ -156,6 +157,7 @@ async fn provision() -> anyhow::Result<Engine> {
         key,
         owner,
         storage,
+        room: Room::of_the_node(&pool.mountpoint),
         pool: pool.mountpoint.clone(),
         kvm_problem,
         capacity,

@@ -17,21 +17,19 @@ use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use types::deployment::API_PORT;
 use types::node::{Drill, Drilled, NodeInfo};
-use types::status::{DeploymentStatus, Refusal, RefusalCode};
+use types::status::{Ack, DeploymentStatus, Refusal, RefusalCode};
 use types::{Bytes, Digest, Name, PublicKey, VmId};
 use workload::desired::Key;
 
 use super::context::NodeContext;
-use super::engine::Request;
+use super::engine::{Refused, Request};
 use super::logs;
 use super::machines::Machines;
+use crate::room::{Room, RoomError};
 use crate::wire::Victim;
 
 /// Pushed chunks in memory at a time: each takes a MiB until it is on disk.
 const PUSHES_MAX: usize = 8;
-/// Space of the pool that pushes leave free, beside all that layers are promised: ledger, records and
-/// logs go on.
-const PUSH_HEADROOM: Bytes = Bytes::mib(64);
 /// Pushed flists without a deployment are kept this long when room is short: a push of a large image
 /// over a poor line ends within it, and is followed by its deployment.
 const PUSH_KEPT: Duration = Duration::from_secs(6 * 3600);
@@ -46,6 +44,7 @@ pub(crate) struct Server {
     cache: Cache,
     machines: Machines,
     pool: std::path::PathBuf,
+    room: Room,
     changes: watch::Receiver<u64>,
     pushes: Rc<Semaphore>,
 }
@@ -101,6 +100,7 @@ impl Server {
             cache,
             machines,
             pool: context.pool.clone(),
+            room: context.room.clone(),
             changes,
             pushes: Rc::new(Semaphore::new(PUSHES_MAX)),
         })
@@ -137,10 +137,7 @@ impl Server {
             Route::PutChunk(digest) => self.put_chunk(digest, body).await,
             Route::PostStatement => {
                 let envelope = body.collect().await?;
-                let ack = self
-                    .ask(|reply| Request::Statement { envelope, reply })
-                    .await??;
-                Ok(Answer::json(&ack))
+                Ok(Answer::json(&self.statement(envelope).await?))
             }
             Route::Deployments => {
                 let list = self
@@ -287,6 +284,21 @@ impl Server {
         Ok(VmId::new(&key.signer, &key.name, workload))
     }
 
+    /// Where content that nobody deployed is in the way, it goes, and the statement is judged once more.
+    async fn statement(&self, envelope: Vec<u8>) -> Result<Ack, Refusal> {
+        let judge = |envelope| self.ask(|reply| Request::Statement { envelope, reply });
+        let last = match judge(envelope.clone()).await? {
+            Err(Refused::NoRoom(refusal)) => match self.sweep().await? {
+                0 => return Err(refusal),
+                _ => judge(envelope).await?,
+            },
+            other => other,
+        };
+        last.map_err(|refused| match refused {
+            Refused::Final(refusal) | Refused::NoRoom(refusal) => refusal,
+        })
+    }
+
     async fn put_flist(&self, digest: Digest, mut body: Body) -> Result<Answer, Refusal> {
         self.make_room(api::route::FLIST_MAX).await?;
         let mut upload = self.cache.receive_flist(digest).map_err(cache_refusal)?;
@@ -294,10 +306,18 @@ impl Server {
             upload.push(&bytes).map_err(cache_refusal)?;
         }
         let cache = self.cache.clone();
-        let missing = tokio::task::spawn_blocking(move || {
-            upload.finish_flist().map(|flist| cache.missing(&flist))
+        let taken = tokio::task::spawn_blocking(move || {
+            let flist = upload.finish_flist()?;
+            Ok((cache.missing(&flist), cache.footprint(&flist)))
         });
-        let missing = missing.await.map_err(failed_task)?.map_err(cache_refusal)?;
+        let (missing, footprint) = taken.await.map_err(failed_task)?.map_err(cache_refusal)?;
+        // Better said now than when all of it has been pushed.
+        let disk = match self.room.holds(&digest).map_err(unknown_room)? {
+            true => 0,
+            false => footprint.placed,
+        };
+        self.make_room(footprint.missing.saturating_add(disk))
+            .await?;
         let missing: Vec<String> = missing.iter().map(Digest::hex).collect();
         Ok(Answer::json(&json!({ "missing": missing })))
     }
@@ -313,32 +333,35 @@ impl Server {
         Ok(Answer::json(&json!({})))
     }
 
-    /// Pushes must not take the space that layers are promised. What nothing names goes first.
+    /// Pushes must not take the space that deployments are promised. What nothing names goes first.
     async fn make_room(&self, bytes: u64) -> Result<(), Refusal> {
-        if self.room() >= bytes {
+        if self.room.left().map_err(unknown_room)? >= bytes {
             return Ok(());
         }
+        self.sweep().await?;
+        let left = self.room.left().map_err(unknown_room)?;
+        if left >= bytes {
+            return Ok(());
+        }
+        Err(refusal(
+            RefusalCode::OverCapacity,
+            format!(
+                "the image comes to take {} MiB of the node's pool, {} MiB are free and promised to nobody: delete deployments that are not needed",
+                Bytes(bytes).as_mib() + 1,
+                Bytes(left).as_mib()
+            ),
+        ))
+    }
+
+    /// Removes content that nothing names. Gives the bytes that became free.
+    async fn sweep(&self) -> Result<u64, Refusal> {
         let mut keep = self.ask(|reply| Request::Images { reply }).await?;
         keep.extend(recent_flists(&self.pool.join("flists")));
         let (cache, keep) = (self.cache.clone(), keep.into_iter().collect::<Vec<_>>());
         let swept = tokio::task::spawn_blocking(move || cache.sweep(&keep));
         let freed = swept.await.map_err(failed_task)?.map_err(cache_refusal)?;
         log::info!("the pool was short of room: {freed} bytes of unused chunks have been removed");
-        if self.room() >= bytes {
-            return Ok(());
-        }
-        Err(refusal(
-            RefusalCode::OverCapacity,
-            "the node's pool has no room for this image: delete deployments that are not needed",
-        ))
-    }
-
-    fn room(&self) -> u64 {
-        let free = nix::sys::statvfs::statvfs(&self.pool).map_or(0, |s| {
-            s.blocks_available().saturating_mul(s.fragment_size())
-        });
-        free.saturating_sub(self.machines.promised_bytes())
-            .saturating_sub(PUSH_HEADROOM.0)
+        Ok(freed)
     }
 
     async fn logs(
@@ -398,6 +421,10 @@ impl Handler for Server {
     async fn handle(&self, peer: PublicKey, route: Route, body: Body) -> Answer {
         self.answer(peer, route, body).await.into()
     }
+}
+
+fn unknown_room(error: RoomError) -> Refusal {
+    refusal(RefusalCode::Internal, sys::error::chain(&error))
 }
 
 fn cache_refusal(error: CacheError) -> Refusal {

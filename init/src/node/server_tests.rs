@@ -16,6 +16,10 @@ struct Stage {
     pool: tempfile::TempDir,
 }
 
+fn room(pool: &Path) -> Room {
+    Room::new(pool, &pool.join("promises.json"))
+}
+
 fn context(pool: &Path, owner: Option<PublicKey>, seed: [u8; 32]) -> NodeContext {
     let key = SecretKey::from_seed(seed).public();
     let info = NodeInfo {
@@ -43,6 +47,7 @@ fn context(pool: &Path, owner: Option<PublicKey>, seed: [u8; 32]) -> NodeContext
         owner,
         storage: workload::admission::Storage::Disk,
         pool: pool.to_owned(),
+        room: room(pool),
         kvm_problem: None,
         capacity: Capacity::default(),
         info: watch::channel(info).0,
@@ -123,7 +128,8 @@ async fn play<S: Into<Option<State>>>(
                 Victim::Machine { .. } => Some(99),
             })),
             Request::Statement { reply, .. } => {
-                drop(reply.send(Err(refusal(RefusalCode::Malformed, "no"))));
+                let no = refusal(RefusalCode::Malformed, "no");
+                drop(reply.send(Err(Refused::Final(no))));
             }
         }
     }
@@ -218,6 +224,87 @@ async fn pushed_content_is_checked_and_kept() {
         tokio::select! {
             () = play(&mut stage.requests, || State::Running) => {}
             () = pushes => {}
+        }
+    })
+    .await;
+}
+
+/// Promises a machine all that the pool has.
+fn promise_all(pool: &Path) {
+    let vm: VmId = "web-shop-01010101".parse().expect("an id");
+    let promises = crate::room::Promises {
+        machines: [(vm, Bytes(u64::MAX))].into(),
+        images: Default::default(),
+    };
+    room(pool).promise(&promises).expect("promised");
+}
+
+#[tokio::test]
+async fn nothing_is_pushed_into_what_deployments_are_promised() {
+    locally(async {
+        let mut stage = Stage::new(true).await;
+        promise_all(stage.pool.path());
+        let chunk = b"stored bytes".to_vec();
+        let digest = Digest(*blake3::hash(&chunk).as_bytes());
+        let pushes = async {
+            let put = stage.client.put_chunk(digest, chunk.clone().into()).await;
+            assert_eq!(code(put), RefusalCode::OverCapacity);
+            let put = stage.client.put_flist(digest, chunk.into()).await;
+            assert_eq!(code(put), RefusalCode::OverCapacity);
+        };
+        tokio::select! {
+            () = play(&mut stage.requests, || State::Running) => {}
+            () = pushes => {}
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_nobody_deployed_makes_room_for_a_statement() {
+    locally(async {
+        let mut stage = Stage::new(true).await;
+        let cache = Cache::open(stage.pool.path()).expect("a cache");
+        let stray = b"stray".to_vec();
+        let digest = Digest(*blake3::hash(&stray).as_bytes());
+        cache.put_chunk(digest, &stray).expect("kept");
+        let no_room = || Refused::NoRoom(refusal(RefusalCode::OverCapacity, "no room"));
+        let ack = Ack {
+            name: shop(),
+            version: 1,
+            digest,
+            durable: true,
+        };
+        let requests = &mut stage.requests;
+        let engine = async {
+            let mut asked = 0;
+            while let Some(request) = requests.recv().await {
+                match request {
+                    Request::Statement { reply, .. } => {
+                        asked += 1;
+                        let room = !cache.chunk_path(&digest).exists();
+                        let judged = if room {
+                            Ok(ack.clone())
+                        } else {
+                            Err(no_room())
+                        };
+                        drop(reply.send(judged));
+                    }
+                    Request::Images { reply } => drop(reply.send(BTreeSet::new())),
+                    other => panic!("{other:?}"),
+                }
+            }
+            asked
+        };
+        let deploy = async {
+            let key = SecretKey::from_seed([1; 32]);
+            let envelope = api::Envelope::seal(&key, "any", b"{}");
+            let answer = stage.client.post_statement(&envelope).await;
+            assert_eq!(answer.expect("accepted"), ack);
+        };
+        tokio::select! {
+            asked = engine => panic!("asked {asked} times"),
+            () = deploy => {}
         }
     })
     .await;
