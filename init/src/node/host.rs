@@ -351,7 +351,11 @@ impl NodeHost {
                 signal,
                 oom_kills,
             }) => {
-                let oom = oom_kills > 0;
+                // The guest's kernel may have chosen another process, which the program got over.
+                let oom = oom_kills > 0 && signal == Some(SIGKILL);
+                if oom_kills > 0 && !oom {
+                    held.remains.trouble.get_or_insert(out_of_memory(oom_kills));
+                }
                 held.remains.exit = Some(Exit { code, signal, oom });
                 held.remains.save(&vm);
             }
@@ -599,6 +603,11 @@ impl Work {
             () = self.cancel.notified() => Err("the start was abandoned".to_owned()),
         }
     }
+}
+
+fn out_of_memory(kills: u64) -> String {
+    let processes = if kills == 1 { "process" } else { "processes" };
+    format!("the guest killed {kills} {processes} of it for lack of memory: deploy it with more")
 }
 
 /// What a machine's VMM may take of the node.

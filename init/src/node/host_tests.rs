@@ -230,6 +230,37 @@ async fn what_a_guest_said_to_an_earlier_agent_is_remembered() {
 }
 
 #[tokio::test]
+async fn only_a_program_that_was_killed_has_run_out_of_memory() {
+    locally(async {
+        for (code, signal, oom, noted) in [
+            (137, Some(SIGKILL), true, false),
+            (0, None, false, true),
+            (143, Some(15), false, true),
+        ] {
+            let (mut stage, vm) = (Stage::new(None), vm("oom"));
+            let vmm = stage.adopt(&vm, 0, Some(Status::Code(0)));
+            say(
+                &vmm,
+                &FromVmm::Guest(FromGuest::Exited {
+                    code,
+                    signal,
+                    oom_kills: 2,
+                }),
+            );
+            drop(vmm);
+            let Event::Ended { end, .. } = stage.event().await else {
+                panic!("no end")
+            };
+            assert_eq!(end.exit, Some(Exit { code, signal, oom }));
+            let says = |m: &String| m.contains("2 processes");
+            assert_eq!(end.message.as_ref().is_some_and(says), noted);
+            stage.host.begin(Step::Settle { vm, record: None });
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn the_next_agent_knows_that_a_guest_settles() {
     locally(async {
         let vm = vm("settles");
