@@ -4,12 +4,14 @@
 //! Refuses: choosing the disk ([`crate::plan`] does), and `mkfs` on a pool that has been in use.
 //!
 //! A power cut at any line heals. The table is written entries first, headers next, MBR last, and
-//! [`crate::probe`] knows its halves; a partition without a whole file system gets one again; a whole
-//! file system is never made again, and one that is empty gets its `pool.json`.
+//! [`crate::probe`] knows its halves. A mark before the partition stands from before `mkfs` until the pool
+//! has its `pool.json`, and while it stands a file system that cannot be mounted is made again. Without
+//! the mark none is ever made over anything but zeros.
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -20,7 +22,7 @@ use types::PublicKey;
 use crate::disk::Disk;
 use crate::marker;
 use crate::plan::Choice;
-use crate::probe::{POOL_TYPE, partition_name};
+use crate::probe::{self, MAKING, MAKING_BYTES, POOL_TYPE, partition_name};
 
 /// Version of the pool's directory layout.
 pub const FORMAT: u32 = 1;
@@ -42,6 +44,8 @@ pub enum PoolError {
         disk: String,
         source: gpt::mbr::MBRError,
     },
+    #[error("mark the pool on {disk} as being made")]
+    Mark { disk: String, source: io::Error },
     #[error("show the new partition of {disk} to the kernel")]
     Reread { disk: String, source: io::Error },
     #[error("{program} on {device} failed: {message}")]
@@ -240,7 +244,7 @@ fn partition(disk: &Disk, owner: &PublicKey) -> Result<u32, PoolError> {
 }
 
 /// Writes a table with one partition over the whole disk; both headers come after the entries.
-pub(crate) fn write_table<D: gpt::DiskDevice>(
+fn write_table<D: gpt::DiskDevice>(
     device: D,
     disk: &Disk,
     owner: &PublicKey,
@@ -281,9 +285,54 @@ fn finish(
     mountpoint: &Path,
 ) -> Result<Vec<String>, PoolError> {
     let device = disk.partition_device(number);
-    run(MKFS, &["-q", "-f", "-m", "reflink=1"], &device)?;
-    mount(&device, mountpoint)?;
-    mark(disk, owner, mountpoint)
+    set_making(disk, Making::Yes)?;
+    // One that was finished and only lacks its description is not made again.
+    if !is_finished(&device) || try_mount(&device, mountpoint).is_err() {
+        run(MKFS, &["-q", "-f", "-m", "reflink=1"], &device)?;
+        try_mount(&device, mountpoint).map_err(|source| PoolError::Mount {
+            device: device.display().to_string(),
+            source,
+        })?;
+    }
+    let problems = mark(disk, owner, mountpoint)?;
+    set_making(disk, Making::No)?;
+    Ok(problems)
+}
+
+/// Whether the mark of a pool that is being made stands before its partition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Making {
+    Yes,
+    No,
+}
+
+/// On disk when this returns.
+fn set_making(disk: &Disk, making: Making) -> Result<(), PoolError> {
+    let failed = |source| PoolError::Mark {
+        disk: disk.name.clone(),
+        source,
+    };
+    write_making(&open_disk(disk)?, disk.block_bytes, making).map_err(failed)
+}
+
+fn write_making(file: &File, block_bytes: u64, making: Making) -> io::Result<()> {
+    let found = probe::our_partition(file, block_bytes)?;
+    let start = found.and_then(|partition| partition.start.checked_sub(MAKING_BYTES));
+    let at = start.ok_or(io::ErrorKind::InvalidData)?;
+    let mut block = vec![0; usize::try_from(MAKING_BYTES).expect("a small number")];
+    match making {
+        Making::Yes => block[..MAKING.len()].copy_from_slice(MAKING),
+        Making::No => {}
+    }
+    file.write_all_at(&block, at)?;
+    file.sync_all()
+}
+
+/// Whether `mkfs` came to its end. What cannot be read is not whole.
+fn is_finished(device: &Path) -> bool {
+    let mut beginning = [0; 4096];
+    let read = File::open(device).and_then(|file| file.read_exact_at(&mut beginning, 0));
+    read.is_ok() && probe::is_finished(&beginning)
 }
 
 /// Describes a pool that holds nothing yet, and checks the description of any other. Says what was wrong
@@ -314,22 +363,25 @@ fn open_disk(disk: &Disk) -> Result<File, PoolError> {
 
 /// Mounts, which replays the log; where that fails, repairs once and mounts again. Says so.
 fn mount(device: &Path, mountpoint: &Path) -> Result<Option<String>, PoolError> {
-    let source = device.display().to_string();
-    let attempt = || sys::mount::mount(&source, mountpoint, "xfs", flags(), "");
-    let Err(first) = attempt() else {
+    let Err(first) = try_mount(device, mountpoint) else {
         return Ok(None);
     };
     run(REPAIR, &[], device)?;
-    match attempt() {
+    match try_mount(device, mountpoint) {
         Ok(()) => Ok(Some(format!(
             "repaired, because: {}",
             sys::error::chain(&first)
         ))),
-        Err(error) => Err(PoolError::Mount {
-            device: source.clone(),
-            source: error,
+        Err(source) => Err(PoolError::Mount {
+            device: device.display().to_string(),
+            source,
         }),
     }
+}
+
+fn try_mount(device: &Path, mountpoint: &Path) -> sys::Result<()> {
+    let device = device.display().to_string();
+    sys::mount::mount(&device, mountpoint, "xfs", flags(), "")
 }
 
 pub(crate) fn check_marker(
@@ -362,12 +414,31 @@ fn run(program: &'static str, args: &[&str], device: &Path) -> Result<(), PoolEr
     })
 }
 
+/// The table of a pool in a file.
+#[cfg(any(test, feature = "fuzz"))]
+pub(crate) fn write_pool_table(file: &File, size_bytes: u64, owner: &PublicKey) {
+    let disk = Disk {
+        name: "file".to_owned(),
+        serial: "file".to_owned(),
+        size_bytes,
+        removable: false,
+        read_only: false,
+        block_bytes: 512,
+    };
+    let device = file.try_clone().expect("a descriptor");
+    write_table(device, &disk, owner).expect("a file has room");
+    let sectors = u32::try_from(size_bytes / 512 - 1).expect("a small file");
+    let mut mbr = file;
+    gpt::mbr::ProtectiveMBR::with_lb_size(sectors)
+        .overwrite_lba0(&mut mbr)
+        .expect("a file has room");
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::probe::{Content, Stage, owner_mark, probe};
     use std::io::{Read, Seek, SeekFrom, Write};
-    use std::os::unix::fs::FileExt;
 
     const OWNER: PublicKey = PublicKey([0xcd; 32]);
 
@@ -478,6 +549,29 @@ mod tests {
             probe(&file, disk.size_bytes, 512),
             Ok(Content::Foreign(_))
         ));
+    }
+
+    #[test]
+    fn the_mark_of_a_pool_that_is_being_made_comes_and_goes() {
+        for disk in [disk(512), disk(4096)] {
+            let file = empty(&disk);
+            write_table(file.try_clone().expect("clone"), &disk, &OWNER).expect("a table");
+            let mut mbr = &file;
+            gpt::mbr::ProtectiveMBR::with_lb_size(1)
+                .overwrite_lba0(&mut mbr)
+                .expect("an MBR");
+            let stage = || match probe(&file, disk.size_bytes, disk.block_bytes) {
+                Ok(Content::Pool { stage, .. }) => Some(stage),
+                _ => None,
+            };
+            file.write_all_at(b"half a file system", ALIGN_BYTES + 4096)
+                .expect("a write");
+            assert_eq!(stage(), None);
+            write_making(&file, disk.block_bytes, Making::Yes).expect("marked");
+            assert_eq!(stage(), Some(Stage::Made));
+            write_making(&file, disk.block_bytes, Making::No).expect("unmarked");
+            assert_eq!(stage(), None);
+        }
     }
 
     #[test]

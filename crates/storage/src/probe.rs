@@ -15,12 +15,13 @@ pub const EDGE_BYTES: u64 = 16 << 20;
 pub const POOL_TYPE: &str = "5B1F3E6A-0C7D-4B52-9E84-71D2A95C0F36";
 const NAME: &str = "sifr-pool";
 
-/// How far making a pool has come; the first sector of its partition says it.
+/// How far making a pool has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
-    /// The partition exists; its file system does not, or `mkfs` was cut short. It holds nothing.
+    /// The partition exists, and nothing has ever been kept in it: it is all zeros, or a mark before it
+    /// says that its file system is being made.
     Made,
-    /// There is a whole file system: its content is sacred.
+    /// There is a file system: its content is sacred.
     Live,
 }
 
@@ -92,9 +93,34 @@ fn read(disk: &File, at: u64, length: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Our pool: a protective MBR and a valid GPT whose only partition has our type and a name that we
-/// write. What the partition begins with says how far it is.
+/// The pool's partition, as the table says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Partition {
+    pub(crate) number: u32,
+    pub(crate) start: u64,
+    pub(crate) bytes: u64,
+    owner: String,
+}
+
+/// Our pool, by its table; what is in the partition says how far it is.
 fn our_pool(disk: &File, block_bytes: u64) -> io::Result<Option<Content>> {
+    let Some(partition) = our_partition(disk, block_bytes)? else {
+        return Ok(None);
+    };
+    Ok(Some(match stage(disk, &partition)? {
+        Some(stage) => Content::Pool {
+            owner: partition.owner,
+            stage,
+            partition: partition.number,
+        },
+        None => Content::Foreign(
+            "pool whose file system has lost its beginning: nothing was touched, xfs_repair elsewhere may find it",
+        ),
+    }))
+}
+
+/// A protective MBR and a valid GPT whose only partition has our type and a name that we write.
+pub(crate) fn our_partition(disk: &File, block_bytes: u64) -> io::Result<Option<Partition>> {
     let Ok(lb) = gpt::disk::LogicalBlockSize::try_from(block_bytes) else {
         return Ok(None);
     };
@@ -117,34 +143,70 @@ fn our_pool(disk: &File, block_bytes: u64) -> io::Result<Option<Content>> {
     ) else {
         return Ok(None);
     };
-    let Some(start) = partition.first_lba.checked_mul(block_bytes) else {
+    let bytes = |blocks: u64| blocks.checked_mul(block_bytes);
+    let blocks = partition.last_lba.checked_sub(partition.first_lba);
+    let blocks = blocks.and_then(|blocks| blocks.checked_add(1));
+    let (Some(start), Some(bytes)) = (bytes(partition.first_lba), blocks.and_then(bytes)) else {
         return Ok(None);
     };
-    Ok(Some(match stage(&read(disk, start, BEGINNING)?) {
-        Some(stage) => Content::Pool {
-            owner,
-            stage,
-            partition: *number,
-        },
-        None => Content::Foreign("Sifr partition with unknown content"),
+    Ok(Some(Partition {
+        number: *number,
+        start,
+        bytes,
+        owner,
     }))
 }
 
+/// Stands in the last bytes before the partition while its file system is being made. `mkfs` writes in an
+/// order of its own, and a power cut may keep any part of that: only this says that nothing is lost. It is on
+/// disk before `mkfs` starts and gone from it before anything is kept in the pool.
+pub(crate) const MAKING: &[u8; 32] = b"sifr: this pool is being made...";
+/// Bytes that the mark takes: a block of any disk, so that it is written whole.
+pub(crate) const MAKING_BYTES: u64 = 4096;
 /// Bytes at the start of the partition that are looked at: larger than any sector.
 const BEGINNING: u64 = 4096;
 /// Offset of `sb_inprogress` in an XFS superblock (fs/xfs/libxfs/xfs_format.h): `mkfs` clears it last.
 const SB_INPROGRESS: usize = 126;
 
-/// `None` where the partition holds something that we did not put there.
-fn stage(beginning: &[u8]) -> Option<Stage> {
-    if beginning.iter().all(|b| *b == 0) {
-        return Some(Stage::Made);
+/// `None` where the partition holds something, and no file system that can be mounted.
+fn stage(disk: &File, partition: &Partition) -> io::Result<Option<Stage>> {
+    if let Some(at) = partition.start.checked_sub(MAKING_BYTES)
+        && read(disk, at, MAKING.len() as u64)? == MAKING
+    {
+        return Ok(Some(Stage::Made));
     }
-    match (beginning.starts_with(b"XFSB"), beginning.get(SB_INPROGRESS)) {
-        (true, Some(0)) => Some(Stage::Live),
-        (true, Some(_)) => Some(Stage::Made),
-        (true, None) | (false, _) => None,
+    let beginning = read(disk, partition.start, BEGINNING.min(partition.bytes))?;
+    if is_finished(&beginning) {
+        return Ok(Some(Stage::Live));
     }
+    Ok(is_untouched(disk, partition)?.then_some(Stage::Made))
+}
+
+/// An XFS superblock whose `mkfs` came to its end.
+pub(crate) fn is_finished(beginning: &[u8]) -> bool {
+    beginning.starts_with(b"XFSB") && beginning.get(SB_INPROGRESS) == Some(&0)
+}
+
+/// What a file system is never without is at the start of the partition, or where XFS keeps copies: at the
+/// start of each allocation group, of which one has the log behind it. A disk below 4 TiB has four groups, a
+/// larger one a group in each TiB less one block.
+fn is_untouched(disk: &File, partition: &Partition) -> io::Result<bool> {
+    const FIRST: u64 = EDGE_BYTES - (1 << 20);
+    const COPY: u64 = 1 << 20;
+    const GROUP_MAX: u64 = (1 << 40) - 4096;
+    let quarters = (1..4).map(|n| partition.bytes / 4 / 4096 * n * 4096);
+    let groups = (1..=partition.bytes / GROUP_MAX).map(|n| n * GROUP_MAX);
+    let places = quarters.chain(groups).map(|at| (at, COPY));
+    for (at, length) in std::iter::once((0, FIRST)).chain(places) {
+        let length = length.min(partition.bytes.saturating_sub(at));
+        if read(disk, partition.start + at, length)?
+            .iter()
+            .any(|b| *b != 0)
+        {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// A protective MBR and nothing else: no boot code, one entry of type 0xEE.
@@ -354,31 +416,111 @@ mod tests {
         }
     }
 
-    #[test]
-    fn the_first_sector_says_whether_mkfs_came_to_its_end() {
-        let mut sector = vec![0; 4096];
-        assert_eq!(stage(&sector), Some(Stage::Made));
-        sector[..4].copy_from_slice(b"XFSB");
-        assert_eq!(stage(&sector), Some(Stage::Live));
-        sector[SB_INPROGRESS] = 1;
-        assert_eq!(stage(&sector), Some(Stage::Made));
-        sector[0] = b'Y';
-        assert_eq!(stage(&sector), None);
+    const OWNER: PublicKey = PublicKey([0xab; 32]);
+    const START: u64 = 1 << 20;
+
+    /// A disk with the table of a pool; what is in its partition is up to the test.
+    fn pool_disk(size: u64) -> tempfile::NamedTempFile {
+        let file = disk(size);
+        crate::pool::write_pool_table(file.as_file(), size, &OWNER);
+        file
     }
 
-    /// `mkfs.xfs` clears the flag that [`stage`] reads.
-    #[test]
-    fn a_finished_file_system_is_live() {
-        let file = disk(400 << 20);
+    fn stage_of(file: &tempfile::NamedTempFile) -> Option<Stage> {
+        match content(file) {
+            Content::Pool { stage, .. } => Some(stage),
+            Content::Foreign(what) => {
+                assert!(what.contains("lost its beginning"), "{what}");
+                None
+            }
+            Content::Blank => panic!("there is a table"),
+        }
+    }
+
+    /// The partition as `mkfs.xfs` leaves it.
+    fn file_system(bytes: u64) -> Vec<u8> {
+        let file = disk(bytes);
         let done = Command::new("/sbin/mkfs.xfs")
             .args(["-q", "-f"])
             .arg(file.path())
             .status();
         assert!(done.expect("mkfs.xfs").success());
-        assert_eq!(
-            stage(&read(file.as_file(), 0, BEGINNING).expect("read")),
-            Some(Stage::Live)
-        );
+        read(file.as_file(), 0, bytes).expect("read")
+    }
+
+    /// Bytes of a partition on a disk of 400 MiB.
+    fn partition_bytes(file: &tempfile::NamedTempFile) -> u64 {
+        let found = our_partition(file.as_file(), 512).expect("a table");
+        let partition = found.expect("a partition");
+        assert_eq!((partition.number, partition.start), (1, START));
+        partition.bytes
+    }
+
+    #[test]
+    fn a_finished_file_system_is_live() {
+        let file = pool_disk(400 << 20);
+        let made = file_system(partition_bytes(&file));
+        file.as_file().write_all_at(&made, START).expect("a write");
+        assert_eq!(stage_of(&file), Some(Stage::Live));
+    }
+
+    /// What a scrubbing tool, a bad cable or a bit may do to it.
+    #[test]
+    fn a_pool_that_lost_its_beginning_is_never_taken_for_an_unfinished_one() {
+        let file = pool_disk(400 << 20);
+        let made = file_system(partition_bytes(&file));
+        let disk = file.as_file();
+        for lost in [512usize, 4096, 64 << 10, 1 << 20, 15 << 20] {
+            disk.write_all_at(&made, START).expect("a write");
+            disk.write_all_at(&vec![0; lost], START).expect("a write");
+            assert_eq!(stage_of(&file), None, "{lost} bytes lost");
+        }
+        for bit in 0..8 {
+            let mut sector = made[..512].to_vec();
+            sector[SB_INPROGRESS] ^= 1 << bit;
+            disk.write_all_at(&sector, START).expect("a write");
+            assert_eq!(stage_of(&file), None, "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn a_partition_in_which_nothing_has_been_written_is_unfinished() {
+        let file = pool_disk(400 << 20);
+        assert_eq!(stage_of(&file), Some(Stage::Made));
+        let bytes = partition_bytes(&file);
+        for at in [0, 5 << 20, bytes / 4, bytes / 2, bytes / 4 * 3] {
+            let at = START + at / 4096 * 4096 + 4096;
+            file.as_file().write_all_at(b"x", at).expect("a write");
+            assert_eq!(stage_of(&file), None, "a byte at {at}");
+            file.as_file().write_all_at(&[0], at).expect("a write");
+        }
+    }
+
+    /// Whatever part of the writes of `mkfs` came to the disk, in whatever order.
+    #[test]
+    fn while_the_mark_stands_every_state_of_mkfs_is_unfinished() {
+        const PIECE: usize = 4096;
+        let file = pool_disk(400 << 20);
+        let disk = file.as_file();
+        let made = file_system(partition_bytes(&file));
+        let mut mark = MAKING.to_vec();
+        mark.resize(PIECE, 0);
+        disk.write_all_at(&mark, START - MAKING_BYTES)
+            .expect("a write");
+        let pieces: Vec<usize> = (0..made.len() / PIECE)
+            .filter(|n| made[n * PIECE..][..PIECE].iter().any(|b| *b != 0))
+            .collect();
+        for order in [pieces.clone(), pieces.into_iter().rev().collect::<Vec<_>>()] {
+            for n in order {
+                let at = START + (n * PIECE) as u64;
+                disk.write_all_at(&made[n * PIECE..][..PIECE], at)
+                    .expect("a write");
+                assert_eq!(stage_of(&file), Some(Stage::Made), "piece {n}");
+            }
+            assert!(is_finished(&read(disk, START, BEGINNING).expect("read")));
+            disk.write_all_at(&vec![0; made.len()], START)
+                .expect("a write");
+        }
     }
 
     #[test]
