@@ -22,7 +22,7 @@ use super::Paths;
 use super::disk::{self, Disk};
 use super::job::{self, Absent, Cached, Event, Ready, Shared, Task};
 use super::link::{self, ForNode, Socket, VmLink};
-use super::queue::{Outcome, Queue, Start, Target, Verdict, Waiter};
+use super::queue::{Outcome, Queue, Source, Start, Target, Verdict, Waiter};
 use super::store::{Base, Client};
 
 /// Events that wait for the loop; senders wait when it is full.
@@ -409,14 +409,16 @@ impl Daemon {
             Ok(false) => {
                 let target = Target { flist, index };
                 let (vm, generation) = (link.vm.clone(), link.generation);
-                self.queue.want(
-                    chunk,
-                    Waiter {
-                        vm,
-                        generation,
-                        target,
-                    },
-                );
+                let waiter = Waiter {
+                    vm,
+                    generation,
+                    target,
+                };
+                let source = match open.absent.contains_key(&chunk.stored) {
+                    true => Source::Store,
+                    false => Source::Cache,
+                };
+                self.queue.want(chunk, waiter, source);
             }
             Err(error) => {
                 log::error!("{}", sys::chain(&error));

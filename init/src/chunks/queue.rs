@@ -1,17 +1,26 @@
 //! Which chunk is got next, for whom, and what follows when that fails.
 //!
-//! Owns: one job per stored chunk however many VMs wait for it, the order (VMs before back-filling), the
-//! limits on work in flight, and the retry rules. Pure: time is passed in.
+//! Owns: one job per stored chunk however many VMs wait for it, the order (what is in the cache, then VMs,
+//! then back-filling), the limits on work in flight, and the retry rules. No image waits for another one's
+//! store: what is in the cache has places of its own, and an image whose store does not answer has few.
+//! Pure: time is passed in.
 //! Refuses: doing anything.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
 use flist::chunk::Chunk;
 use types::{Digest, VmId};
 
-/// Jobs at work: enough to keep a LAN busy, and at most this many times 2 MiB of memory.
+/// Jobs at work for chunks that are not in the cache: enough to keep a LAN busy, and at most this many
+/// times 2 MiB of memory.
 pub(crate) const IN_FLIGHT_MAX: usize = 6;
+/// Of these, for one image while others wait too: a store that trickles keeps no other waiting.
+pub(crate) const IMAGE_MAX: usize = 4;
+/// Of these, for all images together whose stores did not answer when last asked. Each has one at most.
+pub(crate) const AILING_MAX: usize = 2;
+/// Beside these, jobs for chunks that are in the cache: they read, verify and write, and need a core.
+pub(crate) const CACHED_MAX: usize = 4;
 /// Of these, for back-filling: a VM that begins to wait finds the rest free.
 pub(crate) const BACKFILL_MAX: usize = 2;
 /// Wrong answers of a store before a chunk is given up: a proxy may have been caught half-way once.
@@ -37,6 +46,13 @@ pub(crate) struct Waiter {
     pub(crate) vm: VmId,
     pub(crate) generation: u64,
     pub(crate) target: Target,
+}
+
+/// Where a chunk is expected when it is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Source {
+    Cache,
+    Store,
 }
 
 /// How a job ended.
@@ -76,6 +92,7 @@ struct Job {
     /// Pinned flists that want it in the cache.
     fills: Vec<Digest>,
     phase: Phase,
+    source: Source,
     /// Queued or started when no VM waited.
     backfill: bool,
     failures: u32,
@@ -102,28 +119,37 @@ pub(crate) struct Start {
 #[derive(Debug, Default)]
 pub(crate) struct Queue {
     jobs: HashMap<Digest, Job>,
+    cached: VecDeque<Digest>,
     urgent: VecDeque<Digest>,
     backfill: VecDeque<Digest>,
     /// What back-filling has still to look at, one list per pinned flist.
     fills: Vec<(Digest, VecDeque<Chunk>)>,
-    running: usize,
+    running_cached: usize,
     running_backfill: usize,
+    /// Jobs at work that may ask a store, by the image on whose account they are.
+    asking: HashMap<Digest, usize>,
+    /// Images whose store did not answer when last asked.
+    ailing: HashSet<Digest>,
 }
 
 impl Queue {
     /// A VM waits for a chunk.
-    pub(crate) fn want(&mut self, chunk: &Chunk, waiter: Waiter) {
+    pub(crate) fn want(&mut self, chunk: &Chunk, waiter: Waiter, source: Source) {
         let name = chunk.stored;
+        let queue = match source {
+            Source::Cache => &mut self.cached,
+            Source::Store => &mut self.urgent,
+        };
         let job = self.jobs.entry(name).or_insert_with(|| {
-            self.urgent.push_back(name);
-            Job::new(*chunk, false)
+            queue.push_back(name);
+            Job::new(*chunk, false, source)
         });
         if job.backfill && job.phase != Phase::Running {
             // It waited at the back, or for a slow retry; now somebody needs it.
-            job.backfill = false;
+            (job.backfill, job.source) = (false, source);
             job.phase = Phase::Queued;
             self.backfill.retain(|d| *d != name);
-            self.urgent.push_back(name);
+            queue.push_back(name);
         }
         job.ask(waiter.target.flist);
         job.waiters.push(waiter);
@@ -145,7 +171,9 @@ impl Queue {
         }
         self.jobs
             .retain(|_, job| job.is_wanted() || job.phase == Phase::Running);
+        self.ailing.remove(flist);
         let jobs = &self.jobs;
+        self.cached.retain(|name| jobs.contains_key(name));
         self.urgent.retain(|name| jobs.contains_key(name));
         self.backfill.retain(|name| jobs.contains_key(name));
     }
@@ -160,20 +188,16 @@ impl Queue {
 
     /// The next job to start, if the limits allow one.
     pub(crate) fn start(&mut self) -> Option<Start> {
-        if self.running >= IN_FLIGHT_MAX {
-            return None;
-        }
-        let name = match self.urgent.pop_front() {
-            Some(name) => name,
-            None if self.running_backfill >= BACKFILL_MAX => return None,
-            None => match self.backfill.pop_front() {
-                Some(name) => name,
-                None => self.next_fill()?,
-            },
-        };
+        let name = self
+            .next_cached()
+            .or_else(|| self.next_urgent())
+            .or_else(|| self.next_backfill())?;
         let job = self.jobs.get_mut(&name)?;
         job.phase = Phase::Running;
-        self.running += 1;
+        match job.source {
+            Source::Cache => self.running_cached += 1,
+            Source::Store => *self.asking.entry(job.account()).or_default() += 1,
+        }
         self.running_backfill += usize::from(job.backfill);
         let mut targets: Vec<Target> = Vec::new();
         for waiter in &job.waiters {
@@ -188,10 +212,50 @@ impl Queue {
         })
     }
 
-    /// Takes one chunk from the lists in turn.
+    fn next_cached(&mut self) -> Option<Digest> {
+        if self.running_cached >= CACHED_MAX {
+            return None;
+        }
+        self.cached.pop_front()
+    }
+
+    fn next_urgent(&mut self) -> Option<Digest> {
+        let may = |name: &Digest| self.may_ask(&self.jobs[name].account());
+        let at = self.urgent.iter().position(may)?;
+        self.urgent.remove(at)
+    }
+
+    fn next_backfill(&mut self) -> Option<Digest> {
+        if self.running_backfill >= BACKFILL_MAX {
+            return None;
+        }
+        let may = |name: &Digest| self.may_ask(&self.jobs[name].account());
+        match self.backfill.iter().position(may) {
+            Some(at) => self.backfill.remove(at),
+            None => self.next_fill(),
+        }
+    }
+
+    /// Whether one more job may ask the store of this image.
+    fn may_ask(&self, flist: &Digest) -> bool {
+        let all: usize = self.asking.values().sum();
+        let own = self.asking.get(flist).copied().unwrap_or(0);
+        if self.ailing.contains(flist) {
+            let ailing = self.asking.iter().filter(|(f, _)| self.ailing.contains(*f));
+            let ailing: usize = ailing.map(|(_, n)| n).sum();
+            return all < IN_FLIGHT_MAX && own == 0 && ailing < AILING_MAX;
+        }
+        all < IN_FLIGHT_MAX && own < IMAGE_MAX
+    }
+
+    /// Takes one chunk from the lists in turn, passing over images that have their share.
     fn next_fill(&mut self) -> Option<Digest> {
         loop {
-            let (flist, mut chunks) = (!self.fills.is_empty()).then(|| self.fills.remove(0))?;
+            let at = self
+                .fills
+                .iter()
+                .position(|(flist, _)| self.may_ask(flist))?;
+            let (flist, mut chunks) = self.fills.remove(at);
             let Some(chunk) = chunks.pop_front() else {
                 continue;
             };
@@ -200,7 +264,7 @@ impl Queue {
             let job = self
                 .jobs
                 .entry(chunk.stored)
-                .or_insert_with(|| Job::new(chunk, true));
+                .or_insert_with(|| Job::new(chunk, true, Source::Store));
             job.ask(flist);
             job.fills.push(flist);
             if is_new {
@@ -231,19 +295,39 @@ impl Queue {
         let Some(job) = self.jobs.get_mut(name) else {
             return nobody(Verdict::Finished);
         };
-        self.running -= 1;
         self.running_backfill -= usize::from(job.backfill);
+        let account = job.account();
+        match job.source {
+            Source::Cache => self.running_cached -= 1,
+            Source::Store => {
+                if let Some(count) = self.asking.get_mut(&account) {
+                    *count -= 1;
+                }
+                self.asking.retain(|_, count| *count > 0);
+            }
+        }
+        match &outcome {
+            Outcome::Unreachable(_) => {
+                self.ailing.insert(account);
+            }
+            // It has answered, if only that it has something else.
+            Outcome::Done | Outcome::Wrong(_) => {
+                self.ailing.remove(&account);
+            }
+            Outcome::Hopeless(_) => {}
+        }
         let verdict = job.judge(outcome);
         match &verdict {
             // Asked for on another disk while it was under way: once more, out of the cache.
             Verdict::Finished if !job.waiters.is_empty() => {
                 job.phase = Phase::Queued;
-                job.backfill = false;
-                self.urgent.push_front(*name);
+                (job.backfill, job.source) = (false, Source::Cache);
+                self.cached.push_front(*name);
             }
             Verdict::Again(wait) if job.is_wanted() => {
                 job.phase = Phase::Resting(now + *wait);
-                job.backfill = job.waiters.is_empty();
+                // Not in the cache, whatever was expected.
+                (job.backfill, job.source) = (job.waiters.is_empty(), Source::Store);
             }
             Verdict::Finished | Verdict::Again(_) | Verdict::GiveUp(_) => {
                 let job = self.jobs.remove(name);
@@ -284,7 +368,7 @@ impl Queue {
 }
 
 impl Job {
-    fn new(chunk: Chunk, backfill: bool) -> Self {
+    fn new(chunk: Chunk, backfill: bool, source: Source) -> Self {
         let (flists, waiters, fills) = (Vec::new(), Vec::new(), Vec::new());
         let phase = Phase::Queued;
         Self {
@@ -293,10 +377,16 @@ impl Job {
             waiters,
             fills,
             phase,
+            source,
             backfill,
             failures: 0,
             wrong: 0,
         }
+    }
+
+    /// The image whose places it takes: the first that asked. (Every job has been asked for.)
+    fn account(&self) -> Digest {
+        self.flists.first().copied().unwrap_or(self.chunk.stored)
     }
 
     fn is_wanted(&self) -> bool {
@@ -371,30 +461,36 @@ mod tests {
             .collect()
     }
 
+    /// A job ends well, and all who waited have been answered.
+    fn done(queue: &mut Queue, n: u8) {
+        queue.take_served(&chunk(n).stored, |_| true);
+        queue.end(&chunk(n).stored, Outcome::Done, NOW);
+    }
+
     #[test]
     fn many_waiters_of_one_chunk_are_one_job() {
         let mut queue = Queue::default();
         for vm in ["a", "b", "c"] {
-            queue.want(&chunk(1), waiter(vm, F, 4));
+            queue.want(&chunk(1), waiter(vm, F, 4), Source::Store);
         }
         let start = queue.start().expect("one");
         assert_eq!(start.targets, [Target { flist: F, index: 4 }]);
-        queue.want(&chunk(1), waiter("d", F, 4));
+        queue.want(&chunk(1), waiter("d", F, 4), Source::Store);
         assert!(queue.start().is_none());
         assert_eq!(queue.take_served(&chunk(1).stored, |_| true).len(), 4);
         assert_eq!(
             queue.end(&chunk(1).stored, Outcome::Done, NOW).verdict,
             Verdict::Finished
         );
-        assert!(queue.jobs.is_empty() && queue.running == 0);
+        assert!(queue.jobs.is_empty() && queue.asking.is_empty());
     }
 
     #[test]
     fn who_asks_for_another_disk_while_it_is_under_way_is_served_next() {
         let mut queue = Queue::default();
-        queue.want(&chunk(1), waiter("a", F, 4));
+        queue.want(&chunk(1), waiter("a", F, 4), Source::Store);
         queue.start().expect("one");
-        queue.want(&chunk(1), waiter("b", G, 9));
+        queue.want(&chunk(1), waiter("b", G, 9), Source::Store);
         assert_eq!(
             queue.take_served(&chunk(1).stored, |t| t.flist == F).len(),
             1
@@ -410,11 +506,47 @@ mod tests {
         queue.fill(F, (10..40).map(chunk).collect());
         assert_eq!(started(&mut queue).len(), BACKFILL_MAX);
         for n in 50..70 {
-            queue.want(&chunk(n), waiter("a", F, u32::from(n)));
+            queue.want(&chunk(n), waiter("a", G, u32::from(n)), Source::Store);
         }
         assert_eq!(started(&mut queue), [50, 51, 52, 53]);
-        queue.end(&chunk(10).stored, Outcome::Done, NOW);
+        done(&mut queue, 50);
         assert_eq!(started(&mut queue), [54]);
+    }
+
+    #[test]
+    fn what_is_in_the_cache_waits_for_no_store() {
+        let mut queue = Queue::default();
+        for n in 0..20 {
+            let flist = Digest([n; 32]);
+            queue.want(&chunk(n), waiter("a", flist, 0), Source::Store);
+        }
+        assert_eq!(started(&mut queue).len(), IN_FLIGHT_MAX);
+        for n in 50..60 {
+            queue.want(&chunk(n), waiter("b", F, u32::from(n)), Source::Cache);
+        }
+        assert_eq!(started(&mut queue), [50, 51, 52, 53]);
+        done(&mut queue, 50);
+        assert_eq!(started(&mut queue), [54]);
+    }
+
+    #[test]
+    fn an_image_whose_store_does_not_answer_keeps_no_other_image_waiting() {
+        let mut queue = Queue::default();
+        for n in 0..20 {
+            queue.want(&chunk(n), waiter("a", F, u32::from(n)), Source::Store);
+        }
+        queue.want(&chunk(50), waiter("b", G, 50), Source::Store);
+        assert_eq!(started(&mut queue), [0, 1, 2, 3, 50]);
+        for n in 0..4 {
+            queue.end(&chunk(n).stored, Outcome::Unreachable(String::new()), NOW);
+        }
+        assert_eq!(started(&mut queue), [4], "one asks whether it is back");
+        for n in 51..60 {
+            queue.want(&chunk(n), waiter("b", G, u32::from(n)), Source::Store);
+        }
+        assert_eq!(started(&mut queue), [51, 52, 53]);
+        done(&mut queue, 4);
+        assert_eq!(started(&mut queue), [5, 6], "it is back");
     }
 
     #[test]
@@ -424,7 +556,7 @@ mod tests {
         queue.start().expect("fill");
         queue.end(&chunk(1).stored, Outcome::Unreachable(String::new()), NOW);
         assert!(queue.start().is_none());
-        queue.want(&chunk(1), waiter("a", F, 1));
+        queue.want(&chunk(1), waiter("a", F, 1), Source::Store);
         assert!(queue.start().is_some());
         assert_eq!(queue.running_backfill, 0);
     }
@@ -432,7 +564,7 @@ mod tests {
     #[test]
     fn an_unreachable_store_is_tried_for_ever_and_ever_more_slowly() {
         let mut queue = Queue::default();
-        queue.want(&chunk(1), waiter("a", F, 1));
+        queue.want(&chunk(1), waiter("a", F, 1), Source::Store);
         let (mut now, mut last) = (NOW, Duration::ZERO);
         for _ in 0..50 {
             queue.start().expect("due");
@@ -453,7 +585,7 @@ mod tests {
     fn wrong_bytes_are_given_up_after_a_few_tries_and_tried_anew_when_wanted_again() {
         let mut queue = Queue::default();
         for _ in 0..2 {
-            queue.want(&chunk(1), waiter("a", F, 1));
+            queue.want(&chunk(1), waiter("a", F, 1), Source::Store);
             for n in 1..=WRONG_MAX {
                 queue.start().expect("due");
                 let end = queue.end(&chunk(1).stored, Outcome::Wrong("w".into()), NOW);
@@ -481,7 +613,7 @@ mod tests {
     #[test]
     fn retries_end_when_neither_a_vm_nor_a_pin_wants_the_chunk() {
         let mut queue = Queue::default();
-        queue.want(&chunk(1), waiter("a", F, 1));
+        queue.want(&chunk(1), waiter("a", F, 1), Source::Store);
         queue.fill(F, [chunk(1)].into());
         queue.start().expect("one");
         assert!(queue.start().is_none());
@@ -495,8 +627,8 @@ mod tests {
     #[test]
     fn a_closed_socket_leaves_no_waiter() {
         let mut queue = Queue::default();
-        queue.want(&chunk(1), waiter("a", F, 1));
-        queue.want(&chunk(1), waiter("b", F, 1));
+        queue.want(&chunk(1), waiter("a", F, 1), Source::Store);
+        queue.want(&chunk(1), waiter("b", F, 1), Source::Store);
         queue.hang_up(&"a".parse().expect("id"), 1);
         queue.hang_up(&"b".parse().expect("id"), 2);
         let served = queue.take_served(&chunk(1).stored, |_| true);
