@@ -13,7 +13,7 @@ use crate::Target;
 use crate::choices::{Choices, Made};
 use crate::files::directory;
 
-pub(crate) const TARGETS: [Target; 6] = [
+pub(crate) const TARGETS: [Target; 7] = [
     Target {
         name: "init-cmdline",
         bytes_max: 512,
@@ -23,6 +23,12 @@ pub(crate) const TARGETS: [Target; 6] = [
             let line = format!("quiet sifr.owner={owner} sifr.ntp=10.0.0.1:123 sifr.panic=halt");
             vec![line.into_bytes()]
         },
+    },
+    Target {
+        name: "init-identity",
+        bytes_max: 512,
+        run: identity,
+        seeds: identities,
     },
     Target {
         name: "init-log",
@@ -151,6 +157,46 @@ fn records() -> Vec<Vec<u8>> {
         Digest([2; 32])
     );
     vec![record.into_bytes()]
+}
+
+/// Both copies of the node's seed, whole or not.
+fn identity(input: &[u8]) {
+    let mut choices = Choices(input);
+    let pool = directory();
+    let identity = pool.path().join("identity");
+    fs::create_dir(&identity).expect("memory");
+    let copies = [sealed(&mut choices), sealed(&mut choices)];
+    for (name, content) in ["a", "b"].iter().zip(&copies) {
+        fs::write(identity.join(name), content).expect("memory");
+    }
+    if let Some(seed) = fuzz::seed(pool.path()) {
+        let has = |content: &Vec<u8>| content.get(8..40) == Some(&seed[..]);
+        assert!(copies.iter().any(has), "a seed that was in neither copy");
+        // Healed: both are whole now.
+        assert_eq!(fuzz::seed(pool.path()), Some(seed));
+        let healed = ["a", "b"].map(|name| fs::read(identity.join(name)).expect("healed"));
+        assert_eq!(healed[0], healed[1]);
+    }
+}
+
+/// A file that may have its right checksum behind it.
+fn sealed(choices: &mut Choices<'_>) -> Vec<u8> {
+    let honest = choices.u8() & 1 != 0;
+    let mut content = choices.short().to_vec();
+    if honest {
+        content.extend_from_slice(blake3::hash(&content).as_bytes());
+    }
+    content
+}
+
+fn identities() -> Vec<Vec<u8>> {
+    let pool = directory();
+    fuzz::seed(pool.path()).expect("a new identity");
+    let whole = fs::read(pool.path().join("identity/a")).expect("it was made");
+    let good = Made::default().u8(1).short(&whole[..40]);
+    let both = good.clone().u8(1).short(&whole[..40]);
+    let one = good.u8(0).short(b"torn");
+    vec![both.0, one.0]
 }
 
 fn run_spec(input: &[u8]) {

@@ -16,6 +16,7 @@ mod net;
 mod storage;
 mod types;
 mod vmm;
+mod workload;
 
 /// Names the target that `fuzz-target` runs.
 pub const TARGET_VARIABLE: &str = "SIFR_FUZZ_TARGET";
@@ -35,7 +36,7 @@ pub struct Target {
 
 /// All targets, sorted by name.
 pub fn targets() -> Vec<Target> {
-    let areas: [&[Target]; 8] = [
+    let areas: [&[Target]; 9] = [
         &api::TARGETS,
         &flist::TARGETS,
         &guest::TARGETS,
@@ -44,6 +45,7 @@ pub fn targets() -> Vec<Target> {
         &storage::TARGETS,
         &types::TARGETS,
         &vmm::TARGETS,
+        &workload::TARGETS,
     ];
     let mut all = areas.concat();
     all.sort_by_key(|target| target.name);

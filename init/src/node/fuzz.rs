@@ -10,7 +10,7 @@ use types::flist::ImageConfig;
 use types::guest::{Link, RunSpec};
 use types::{Cidr, Mac};
 
-use super::{logs, machines, runspec};
+use super::{identity, logs, machines, runspec};
 
 /// What a guest is told to run, of an image and a machine. `None`: refused.
 pub fn run_spec(image: &ImageConfig, machine: &Machine) -> Option<RunSpec> {
@@ -43,4 +43,9 @@ pub fn log(paths: &[PathBuf; 2], begin: Begin) -> Vec<LogLine> {
 /// Whether the file is a machine's record.
 pub fn record(path: &Path) -> bool {
     machines::read_record(path).is_ok_and(|record| record.is_some())
+}
+
+/// The seed of the node's key from a pool. `None`: damaged.
+pub fn seed(pool: &Path) -> Option<[u8; 32]> {
+    identity::load_or_make(pool).ok().map(|found| found.seed)
 }

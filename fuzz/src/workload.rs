@@ -1,0 +1,144 @@
+//! The ledger: two files on a disk that somebody may have written to.
+//!
+//! Owns: that what opens is healed: opened again, it says the same and has nothing to complain of.
+
+use std::fs;
+use std::path::Path;
+
+use ::types::deployment::{Action, Statement};
+use ::types::{Digest, PublicKey};
+use ::workload::desired::Verified;
+use ::workload::ledger::{Claim, Ledger, LedgerError};
+
+use crate::Target;
+use crate::choices::{Choices, Made};
+use crate::files::directory;
+
+pub(crate) const TARGETS: [Target; 1] = [Target {
+    name: "workload-ledger",
+    bytes_max: 1024,
+    run: ledger,
+    seeds: ledgers,
+}];
+
+/// A statement of two bytes: who and what, which version. An odd first byte is one that does not verify.
+fn verify(envelope: &[u8]) -> Result<Verified, String> {
+    let &[who, version] = envelope else {
+        return Err("not two bytes".to_owned());
+    };
+    if who & 1 != 0 {
+        return Err("odd".to_owned());
+    }
+    let action = match who >> 1 & 3 {
+        0 => Action::Stop,
+        1 => Action::Start,
+        2 => Action::Restart,
+        _ => Action::Delete,
+    };
+    let statement = Statement {
+        node: PublicKey([0; 32]),
+        name: "shop".parse().expect("a name"),
+        version: u64::from(version) + 1,
+        action,
+    };
+    Ok(Verified {
+        signer: PublicKey([who >> 3; 32]),
+        statement,
+        digest: Digest([who; 32]),
+    })
+}
+
+/// A file as the input wants it: an honest header or any, then records with their hash and raw bytes.
+fn content(choices: &mut Choices<'_>) -> Vec<u8> {
+    let mut out = match choices.u8() & 3 {
+        0 => choices.take(16).to_vec(),
+        _ => header(1),
+    };
+    for _ in 0..choices.u8() & 15 {
+        match choices.u8() & 7 {
+            0 => out.extend_from_slice(choices.short()),
+            1 => {
+                let cut = usize::from(choices.u8());
+                let record = record(choices.take(2));
+                out.extend_from_slice(&record[..cut.min(record.len())]);
+            }
+            _ => out.extend(record(choices.take(2))),
+        }
+    }
+    out
+}
+
+fn header(format: u32) -> Vec<u8> {
+    let format = format.to_le_bytes();
+    let check = blake3::hash(&format);
+    [&b"SIFRLDGR"[..], &format, &check.as_bytes()[..4]].concat()
+}
+
+fn record(envelope: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(envelope.len()).expect("two bytes");
+    let hash = blake3::hash(envelope);
+    [&length.to_le_bytes(), hash.as_bytes().as_slice(), envelope].concat()
+}
+
+fn ledger(input: &[u8]) {
+    let mut choices = Choices(input);
+    let root = directory();
+    let [a, b] = ["a", "b"].map(|name| root.path().join(name));
+    for path in [&a, &b] {
+        if choices.u8() & 7 != 0 {
+            fs::create_dir_all(path).expect("memory");
+            fs::write(path.join("ledger"), content(&mut choices)).expect("memory");
+        }
+    }
+    check(&a, &b);
+}
+
+fn check(a: &Path, b: &Path) {
+    // The disk has room.
+    let open = || Ledger::open(a, b, |_, _| Ok(()), verify);
+    let opened = match open() {
+        Ok(opened) => opened,
+        Err(LedgerError::Newer { .. } | LedgerError::Unverifiable { .. }) => return,
+        Err(error) => panic!("{error}: nothing is wrong with the disk"),
+    };
+    let mut newest = std::collections::BTreeMap::new();
+    for verified in &opened.statements {
+        let before = newest.insert(verified.signer, verified.statement.version);
+        assert!(before < Some(verified.statement.version), "versions rise");
+    }
+    let mut ledger = opened.ledger;
+    ledger
+        .append(&[0, 254], Claim::Ordinary, verify)
+        .expect("memory");
+    drop(ledger);
+    let again = open().expect("what was healed opens");
+    assert!(again.problems.is_empty(), "{:?}", again.problems);
+    let expected = opened.statements.len() + 1;
+    // The version appended may have been there.
+    assert!((expected - 1..=expected).contains(&again.statements.len()));
+    let same = fs::read(a.join("ledger")).ok() == fs::read(b.join("ledger")).ok();
+    assert!(same, "both copies are the same");
+}
+
+fn ledgers() -> Vec<Vec<u8>> {
+    let honest = |records: &[[u8; 2]]| {
+        let count = u8::try_from(records.len()).expect("a few");
+        let head = Made::default().u8(1).u8(1).u8(count);
+        records
+            .iter()
+            .fold(head, |made, record| made.u8(2).raw(record))
+            .0
+    };
+    let (long, short) = (
+        honest(&[[0, 0], [2, 1], [8, 0], [4, 2]]),
+        honest(&[[0, 0], [2, 1]]),
+    );
+    let torn = Made::default().u8(1).u8(1).u8(2).u8(2).raw(&[0, 0]);
+    let torn = torn.u8(1).u8(20).raw(&[2, 1]).0;
+    vec![
+        [long.clone(), long.clone()].concat(),
+        [long.clone(), short].concat(),
+        [torn, long].concat(),
+        vec![0, 0],
+    ]
+}
