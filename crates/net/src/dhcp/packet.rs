@@ -393,6 +393,7 @@ pub(super) mod tests {
         assert!(with(MASK, &[255, 0, 255, 0]).is_none());
         assert!(with(SERVER, &[10, 0, 2]).is_none());
         assert!(with(LEASE_TIME, &[]).is_none());
+        assert!(with(LEASE_TIME, &[0, 1, 2, 3, 4]).is_none());
         for address in [
             [0, 0, 0, 0],
             [127, 0, 0, 1],
@@ -401,6 +402,43 @@ pub(super) mod tests {
         ] {
             assert!(parse(&reply(2, &discover(), address, &FULL)).is_none());
         }
+    }
+
+    fn offered(bytes: &[u8]) -> Option<Terms> {
+        match parse(bytes)?.kind {
+            ReplyKind::Offer(terms) => Some(terms),
+            ReplyKind::Ack(_) | ReplyKind::Nak => None,
+        }
+    }
+
+    #[test]
+    fn options_that_nobody_asked_for_hide_no_others() {
+        // Host and domain names that are no text, before everything else.
+        let names: [(u8, &[u8]); 2] = [(HOSTNAME, &[0xff]), (15, &[0xff, 0xfe])];
+        let options = [&names[..], &FULL].concat();
+        let bytes = reply(2, &discover(), [10, 0, 2, 15], &options);
+        let terms = offered(&bytes).expect("an offer");
+        assert_eq!((terms.seconds, terms.mtu), (Some(86400), Some(1500)));
+        let mut bytes = bytes;
+        bytes[2] = 17;
+        assert!(parse(&bytes).is_none(), "no Ethernet address is that long");
+    }
+
+    #[test]
+    fn an_option_in_parts_is_joined_wherever_they_stand() {
+        let mut options = FULL.to_vec();
+        options.push((OVERLOAD, &[3]));
+        let mut bytes = reply(2, &discover(), [10, 0, 2, 15], &options);
+        let part = |last| [DNS, 4, 10, 0, 2, last, END];
+        bytes[FILE][..7].copy_from_slice(&part(5));
+        bytes[SNAME][..7].copy_from_slice(&part(6));
+        let last: Vec<u8> = offered(&bytes)
+            .expect("an offer")
+            .dns
+            .iter()
+            .map(|server| server.octets()[3])
+            .collect();
+        assert_eq!(last, [3, 9, 5, 6]);
     }
 
     #[test]
