@@ -20,8 +20,10 @@ pub use node::{Node, stop};
 
 /// The program.
 pub(crate) const QEMU: &str = "qemu-system-x86_64";
-/// Debian's UEFI firmware, code and variables in one.
-const OVMF: &str = "/usr/share/ovmf/OVMF.fd";
+/// Debian's UEFI firmware.
+const UEFI_CODE: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
+/// Its variables as they leave the factory.
+const UEFI_VARIABLES: &str = "/usr/share/OVMF/OVMF_VARS_4M.fd";
 
 /// A machine to boot.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,10 +59,13 @@ pub enum Boot {
     Disk,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Firmware {
     Bios,
-    Uefi,
+    /// With the chip that keeps its variables: see [`blank_variables`].
+    Uefi {
+        variables: PathBuf,
+    },
 }
 
 /// A raw file as a disk.
@@ -261,9 +266,7 @@ impl Machine {
         if self.on_reset == OnReset::Stop {
             line.word("-no-reboot");
         }
-        if self.firmware == Firmware::Uefi {
-            line.pair("-bios", OVMF);
-        }
+        self.firmware.arguments(&mut line);
         if self.watchdog {
             line.pair("-device", "i6300esb")
                 .pair("-action", "watchdog=reset");
@@ -349,6 +352,23 @@ impl Machine {
     }
 }
 
+impl Firmware {
+    fn arguments(&self, line: &mut Line) {
+        match self {
+            Self::Bios => {}
+            Self::Uefi { variables } => {
+                let chip = "if=pflash,format=raw";
+                let variables = escaped(variables);
+                line.pair(
+                    "-drive",
+                    format!("{chip},unit=0,readonly=on,file={UEFI_CODE}"),
+                );
+                line.pair("-drive", format!("{chip},unit=1,file={variables}"));
+            }
+        }
+    }
+}
+
 impl Disk {
     fn arguments(&self, index: usize, line: &mut Line) {
         let Self { file, bus, serial } = self;
@@ -377,6 +397,12 @@ pub fn blank_disk(file: &Path, size: Bytes) -> Result<()> {
     let make = || format!("make the disk {}", file.display());
     let disk = File::create(file).with_context(make)?;
     disk.set_len(size.0).with_context(make)
+}
+
+/// Makes a chip of UEFI variables, as new.
+pub fn blank_variables(file: &Path) -> Result<()> {
+    let make = || format!("copy {UEFI_VARIABLES} to {}", file.display());
+    fs::copy(UEFI_VARIABLES, file).map(drop).with_context(make)
 }
 
 /// `wish`, if nothing listens there, or any free port.
@@ -494,7 +520,9 @@ mod tests {
             watchdog: true,
             monitor: Some("/m".into()),
             on_reset: OnReset::Boot,
-            firmware: Firmware::Uefi,
+            firmware: Firmware::Uefi {
+                variables: "/l/vars".into(),
+            },
             ..machine()
         };
         machine.nets.push(Net {
@@ -513,7 +541,8 @@ mod tests {
             "-device usb-storage,bus=usb3.0,removable=on,drive=disk3,serial=S1",
             "-rtc base=2020-01-01T00:00:00",
             "-device i6300esb -action watchdog=reset",
-            "-bios /usr/share/ovmf/OVMF.fd",
+            "-drive if=pflash,format=raw,unit=0,readonly=on,file=/usr/share/OVMF/OVMF_CODE_4M.fd",
+            "-drive if=pflash,format=raw,unit=1,file=/l/vars",
             "socket,id=door,path=/m,server=on,wait=off",
             "tap,id=net1,ifname=tap7,script=no",
             "e1000e,id=card1,netdev=net1,mac=02:00:00:00:00:01",
