@@ -1,7 +1,12 @@
 //! The inventory of disks, from sysfs (Documentation/ABI/stable/sysfs-block).
 //!
-//! Owns: names, serials, sizes, and where a disk's partitions are.
+//! Owns: names, serials, sizes, where a disk's partitions are, and what tells that others may use it too.
 //! Refuses: opening a disk; that is for [`crate::probe`] and [`crate::pool`].
+//!
+//! A disk is known to be shared where two devices have one identity (two ways to one disk) and where it is
+//! behind a network (Fibre Channel, iSCSI, NVMe over fabrics). Not known: a disk in a SAS enclosure or an NVMe
+//! namespace that a second machine is cabled to, as long as this machine has one way to it. The kernel shows
+//! neither reservations nor NVMe's `nmic` in sysfs.
 
 use std::fs;
 use std::io;
@@ -32,9 +37,32 @@ pub struct Disk {
     pub read_only: bool,
     /// Size of a logical block in bytes: 512 or 4096.
     pub block_bytes: u64,
+    pub sharing: Sharing,
+}
+
+/// Whether others may write to a disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Sharing {
+    /// Nothing says so.
+    None,
+    /// The disk of this name says that it is the same one.
+    Twice(String),
+    /// It is behind a network.
+    Network,
 }
 
 impl Disk {
+    /// Why it is not taken although it may be blank. For people.
+    pub fn objection(&self) -> Option<String> {
+        match &self.sharing {
+            _ if self.removable => Some("removable".to_owned()),
+            _ if self.read_only => Some("read-only".to_owned()),
+            Sharing::None => None,
+            Sharing::Twice(other) => Some(format!("the same disk as {other}")),
+            Sharing::Network => Some("behind a network, others may use it".to_owned()),
+        }
+    }
+
     pub fn device(&self) -> PathBuf {
         Path::new("/dev").join(&self.name)
     }
@@ -66,25 +94,43 @@ pub fn inventory(sys: &Path) -> Result<Vec<Disk>, InventoryError> {
         directory: directory.clone(),
         source,
     };
-    let mut disks = Vec::new();
+    let mut found = Vec::new();
     for entry in fs::read_dir(&directory).map_err(error)?.take(DISKS_MAX) {
         let entry = entry.map_err(error)?;
         let name = entry.file_name().to_string_lossy().into_owned();
         if NOT_DISKS.iter().any(|prefix| name.starts_with(prefix)) {
             continue;
         }
-        disks.extend(read(&entry.path(), name));
+        found.extend(read(&entry.path(), name));
     }
-    disks.sort_by(|a, b| a.name.cmp(&b.name));
-    Ok(disks)
+    found.sort_by(|(a, _), (b, _)| a.name.cmp(&b.name));
+    Ok(note_twins(found))
+}
+
+/// A disk with what it says it is: what two ways to one disk have in common, and no two disks.
+type Identified = (Disk, Option<String>);
+
+fn note_twins(found: Vec<Identified>) -> Vec<Disk> {
+    let twin = |(disk, identity): &Identified| {
+        let same = |(other, theirs): &&Identified| other.name != disk.name && theirs == identity;
+        identity.as_ref().and_then(|_| found.iter().find(same))
+    };
+    let twins: Vec<_> = found
+        .iter()
+        .map(|f| twin(f).map(|(t, _)| t.name.clone()))
+        .collect();
+    let noted = |((disk, _), twin): (Identified, Option<String>)| Disk {
+        sharing: twin.map_or(disk.sharing, Sharing::Twice),
+        ..disk
+    };
+    found.into_iter().zip(twins).map(noted).collect()
 }
 
 /// `None` where the disk has gone or has no medium.
-fn read(at: &Path, name: String) -> Option<Disk> {
+fn read(at: &Path, name: String) -> Option<Identified> {
     let text = |file: &str| {
-        fs::read_to_string(at.join(file))
-            .ok()
-            .map(|t| t.trim().to_owned())
+        let text = fs::read_to_string(at.join(file)).ok()?;
+        Some(text.trim().to_owned()).filter(|text| !text.is_empty())
     };
     let number = |file: &str| text(file)?.parse::<u64>().ok();
     // `size` counts 512-byte sectors whatever the disk's own block size.
@@ -95,21 +141,35 @@ fn read(at: &Path, name: String) -> Option<Disk> {
         .iter()
         .find_map(|f| text(f))
         .unwrap_or_default();
-    Some(Disk {
+    // Namespaces of one NVMe controller have one serial, and each a `wwid` of its own.
+    let identity = ["wwid", "device/wwid"].iter().find_map(|f| text(f));
+    let identity = identity.or_else(|| Some(serial.clone()).filter(|serial| !serial.is_empty()));
+    let fabric = text("device/transport").is_some_and(|transport| transport != "pcie");
+    let sharing = if fabric || passes(at, &["rport-", "session"]) {
+        Sharing::Network
+    } else {
+        Sharing::None
+    };
+    let disk = Disk {
         name,
         serial,
         size_bytes,
-        removable: number("removable") == Some(1) || on_usb(at),
+        removable: number("removable") == Some(1) || passes(at, &["usb"]),
         read_only: number("ro") == Some(1),
         block_bytes: number("queue/logical_block_size").unwrap_or(512),
-    })
+        sharing,
+    };
+    Some((disk, identity))
 }
 
-/// `/sys/block/<name>` is a link to the device, along its way through the buses.
-fn on_usb(at: &Path) -> bool {
+/// `/sys/block/<name>` is a link to the device, along its way through the buses: `usb1`; `rport-0:0-1` of
+/// Fibre Channel; `session1` of iSCSI.
+fn passes(at: &Path, stations: &[&str]) -> bool {
     let way = fs::read_link(at).unwrap_or_default();
-    way.components()
-        .any(|part| part.as_os_str().to_string_lossy().starts_with("usb"))
+    way.components().any(|part| {
+        let part = part.as_os_str().to_string_lossy();
+        stations.iter().any(|station| part.starts_with(station))
+    })
 }
 
 #[cfg(test)]
@@ -158,18 +218,67 @@ mod tests {
         assert_eq!(disks[1].size_bytes, 1 << 20);
     }
 
-    #[test]
-    fn a_disk_on_usb_counts_as_removable() {
+    /// A disk at the end of this way through the buses.
+    fn disk_behind(way: &str) -> Disk {
         let sys = tempfile::tempdir().expect("a directory");
-        let way = sys
-            .path()
-            .join("devices/pci0000:00/usb1/1-1/host6/block/sda");
+        let way = sys.path().join("devices").join(way).join("block/sda");
         fs::create_dir_all(&way).expect("a directory");
         fs::write(way.join("size"), "2048\n").expect("a file");
         fs::create_dir_all(sys.path().join("block")).expect("a directory");
         std::os::unix::fs::symlink(&way, sys.path().join("block/sda")).expect("a link");
+        inventory(sys.path()).expect("an inventory").remove(0)
+    }
+
+    #[test]
+    fn a_disk_on_usb_counts_as_removable() {
+        assert!(disk_behind("pci0000:00/usb1/1-1/host6").removable);
+        assert!(!disk_behind("pci0000:00/ata1/host0").removable);
+    }
+
+    #[test]
+    fn a_disk_behind_a_network_counts_as_shared() {
+        for way in [
+            "pci0000:00/host3/rport-3:0-1/target3:0:0",
+            "platform/host5/session1/target5:0:0",
+        ] {
+            assert_eq!(disk_behind(way).sharing, Sharing::Network, "{way}");
+        }
+        assert_eq!(disk_behind("pci0000:00/ata1/host0").sharing, Sharing::None);
+        let sys = tempfile::tempdir().expect("a directory");
+        for (name, transport) in [("nvme0n1", "pcie"), ("nvme1n1", "tcp")] {
+            fake_disk(
+                sys.path(),
+                name,
+                &[("size", "8"), ("device/transport", transport)],
+            );
+        }
         let disks = inventory(sys.path()).expect("an inventory");
-        assert!(disks[0].removable);
+        assert_eq!(disks[0].sharing, Sharing::None);
+        assert_eq!(disks[1].sharing, Sharing::Network);
+    }
+
+    #[test]
+    fn two_ways_to_one_disk_are_seen_and_two_namespaces_of_one_controller_are_two() {
+        let sys = tempfile::tempdir().expect("a directory");
+        let add = |name: &str, serial: (&str, &str), wwid: (&str, &str)| {
+            fake_disk(sys.path(), name, &[("size", "8"), serial, wwid]);
+        };
+        let none = ("ro", "0");
+        add("sda", none, ("device/wwid", "naa.5000"));
+        add("sdb", none, ("device/wwid", "naa.5000"));
+        add("nvme0n1", ("device/serial", "S1"), ("wwid", "eui.1"));
+        add("nvme0n2", ("device/serial", "S1"), ("wwid", "eui.2"));
+        add("vda", ("serial", "same"), none);
+        add("vdb", ("serial", "same"), none);
+        add("vdc", ("serial", ""), none);
+        add("vdd", ("serial", ""), none);
+        let disks = inventory(sys.path()).expect("an inventory");
+        let twins = |disk: &Disk| match &disk.sharing {
+            Sharing::Twice(other) => Some(format!("{}={other}", disk.name)),
+            Sharing::None | Sharing::Network => None,
+        };
+        let twins: Vec<_> = disks.iter().filter_map(twins).collect();
+        assert_eq!(twins, ["sda=sdb", "sdb=sda", "vda=vdb", "vdb=vda"]);
     }
 
     #[test]
@@ -181,6 +290,7 @@ mod tests {
             removable: false,
             read_only: false,
             block_bytes: 512,
+            sharing: Sharing::None,
         };
         assert_eq!(disk("vda").partition_device(1), Path::new("/dev/vda1"));
         assert_eq!(

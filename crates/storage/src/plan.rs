@@ -49,8 +49,9 @@ pub fn choose(disks: &[(Disk, Content)], owner: Option<&PublicKey>) -> Choice {
     {
         return Choice::Use { disk, partition };
     }
-    if let Some((disk, partition)) =
-        ours(Stage::Made).and_then(|i| Some((i, partition(&disks[i].1)?)))
+    if let Some((disk, partition)) = ours(Stage::Made)
+        .filter(|i| disks[*i].0.objection().is_none())
+        .and_then(|i| Some((i, partition(&disks[i].1)?)))
     {
         return Choice::Finish { disk, partition };
     }
@@ -63,7 +64,7 @@ pub fn choose(disks: &[(Disk, Content)], owner: Option<&PublicKey>) -> Choice {
 }
 
 fn usable(disk: &Disk) -> bool {
-    !disk.removable && !disk.read_only && disk.size_bytes >= POOL_MIN_BYTES
+    disk.objection().is_none() && disk.size_bytes >= POOL_MIN_BYTES
 }
 
 fn partition(content: &Content) -> Option<u32> {
@@ -77,10 +78,13 @@ fn why_none(disks: &[(Disk, Content)], owner: &PublicKey) -> String {
     if disks.is_empty() {
         return "no disk found".to_owned();
     }
-    let list: Vec<_> = disks
-        .iter()
-        .map(|(d, c)| format!("{} ({})", d.name, c.describe(Some(owner))))
-        .collect();
+    let describe = |(disk, content): &(Disk, Content)| {
+        let objection = disk.objection();
+        let objection = objection.map_or_else(String::new, |why| format!(", {why}"));
+        let content = content.describe(Some(owner));
+        format!("{} ({content}{objection})", disk.name)
+    };
+    let list: Vec<_> = disks.iter().map(describe).collect();
     format!(
         "no blank disk, none was touched: {}. Blank one elsewhere, or add one",
         list.join(", ")
@@ -90,6 +94,7 @@ fn why_none(disks: &[(Disk, Content)], owner: &PublicKey) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::disk::Sharing;
 
     const OWNER: PublicKey = PublicKey([1; 32]);
 
@@ -101,6 +106,7 @@ mod tests {
             removable: false,
             read_only: false,
             block_bytes: 512,
+            sharing: Sharing::None,
         }
     }
 
@@ -158,6 +164,30 @@ mod tests {
             why.contains("vda (ext file system)") && why.contains("vdb (pool of another owner)"),
             "{why}"
         );
+    }
+
+    #[test]
+    fn a_blank_disk_that_others_may_use_is_not_taken_and_the_reason_is_said() {
+        let mut twin = disk("sda", "A");
+        twin.sharing = Sharing::Twice("sdb".to_owned());
+        let mut far = disk("sdc", "C");
+        far.sharing = Sharing::Network;
+        let begun = (twin.clone(), pool(&OWNER, Stage::Made));
+        assert!(matches!(
+            choose(&[begun], Some(&OWNER)),
+            Choice::Memory { .. }
+        ));
+        let disks = [twin, far].map(|d| (d, Content::Blank));
+        let Choice::Memory { why } = choose(&disks, Some(&OWNER)) else {
+            panic!("a disk was chosen")
+        };
+        assert!(
+            why.contains("sda (blank, the same disk as sdb)") && why.contains("network"),
+            "{why}"
+        );
+        let own = (disk("sdd", "D"), Content::Blank);
+        let disks = [disks.as_slice(), &[own]].concat();
+        assert_eq!(choose(&disks, Some(&OWNER)), Choice::Provision { disk: 2 });
     }
 
     #[test]

@@ -424,6 +424,7 @@ pub(crate) fn write_pool_table(file: &File, size_bytes: u64, owner: &PublicKey) 
         removable: false,
         read_only: false,
         block_bytes: 512,
+        sharing: crate::disk::Sharing::None,
     };
     let device = file.try_clone().expect("a descriptor");
     write_table(device, &disk, owner).expect("a file has room");
@@ -491,6 +492,7 @@ mod tests {
             removable: false,
             read_only: false,
             block_bytes,
+            sharing: crate::disk::Sharing::None,
         }
     }
 

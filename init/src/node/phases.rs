@@ -289,7 +289,10 @@ fn identity(pool: &Pool, problems: &mut Vec<String>) -> Done<([u8; 32], PublicKe
 fn report(found: &[Found], pool: &Pool, owner: Option<&PublicKey>) -> Vec<types::node::Disk> {
     let content = |disk: &Disk, content: &Content| match &pool.disk {
         Some(name) if *name == disk.name => "pool".to_owned(),
-        _ => content.describe(owner),
+        _ => match (content, disk.objection()) {
+            (Content::Blank, Some(why)) => format!("blank, {why}"),
+            _ => content.describe(owner),
+        },
     };
     let row = |(disk, found): &Found| types::node::Disk {
         name: disk.name.clone(),
