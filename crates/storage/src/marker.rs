@@ -5,6 +5,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 use types::PublicKey;
@@ -158,6 +159,13 @@ pub(crate) fn is_empty(mountpoint: &Path) -> Result<bool, PoolError> {
     })?;
     let left = |name: &std::ffi::OsString| UNFINISHED.iter().any(|left| name == left);
     Ok(names.iter().all(left))
+}
+
+/// When the pool was made: a copy that was mended is younger than the other.
+pub(crate) fn made(mountpoint: &Path) -> SystemTime {
+    let modified = |name: &&str| mountpoint.join(name).metadata()?.modified();
+    let times = FILES.iter().filter_map(|name| modified(name).ok());
+    times.min().unwrap_or_else(SystemTime::now)
 }
 
 fn read(path: &Path) -> Copy {

@@ -2,6 +2,8 @@
 //!
 //! Owns: the order of preference. Refuses: reading or writing a disk.
 
+use std::time::SystemTime;
+
 use types::PublicKey;
 
 use crate::disk::Disk;
@@ -10,11 +12,18 @@ use crate::probe::{Content, Stage, owner_mark};
 /// Smallest pool: XFS itself asks for 300 MiB, the rest is room to work.
 pub const POOL_MIN_BYTES: u64 = 512 << 20;
 
-/// What to do, and with which disk (an index into the list that was given).
+/// A pool's place: its disk (an index into the list that was given) and its partition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    pub disk: usize,
+    pub partition: u32,
+}
+
+/// What to do, and with which disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Choice {
-    /// Mount the pool that is there.
-    Use { disk: usize, partition: u32 },
+    /// Mount the pool that is there. Of several [`prefer`] takes one, by what is in them.
+    Use { pools: Vec<Place> },
     /// A power cut came between making the partition and using it: make the file system again.
     Finish { disk: usize, partition: u32 },
     /// Make a pool on this blank disk.
@@ -37,30 +46,55 @@ pub fn choose(disks: &[(Disk, Content)], owner: Option<&PublicKey>) -> Choice {
             .filter(|i| wanted(&disks[*i].0, &disks[*i].1))
             .collect();
         found.sort_by_key(|i| (disks[*i].0.serial.clone(), disks[*i].0.name.clone()));
-        found.first().copied()
+        found
     };
     let ours = |stage: Stage| {
         by_serial(
             &|_, content| matches!(content, Content::Pool { owner, stage: s, .. } if *owner == mark && *s == stage),
         )
     };
-    if let Some((disk, partition)) =
-        ours(Stage::Live).and_then(|i| Some((i, partition(&disks[i].1)?)))
-    {
-        return Choice::Use { disk, partition };
+    let place = |disk: usize| {
+        let partition = partition(&disks[disk].1)?;
+        Some(Place { disk, partition })
+    };
+    let pools: Vec<_> = ours(Stage::Live).into_iter().filter_map(place).collect();
+    if !pools.is_empty() {
+        return Choice::Use { pools };
     }
-    if let Some((disk, partition)) = ours(Stage::Made)
+    let begun = ours(Stage::Made)
+        .into_iter()
         .filter(|i| disks[*i].0.objection().is_none())
-        .and_then(|i| Some((i, partition(&disks[i].1)?)))
-    {
+        .find_map(place);
+    if let Some(Place { disk, partition }) = begun {
         return Choice::Finish { disk, partition };
     }
-    match by_serial(&|disk, content| *content == Content::Blank && usable(disk)) {
+    let blank = by_serial(&|disk, content| *content == Content::Blank && usable(disk));
+    match blank.first().copied() {
         Some(disk) => Choice::Provision { disk },
         None => Choice::Memory {
             why: why_none(disks, owner),
         },
     }
+}
+
+/// What tells pools of one owner apart.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Holding {
+    /// Statements are in its ledger: somebody counts on it.
+    pub statements: bool,
+    /// When it was made, as far as the clock was right.
+    pub made: SystemTime,
+}
+
+/// Which of several pools is used, if any can be (an index into the list). A node makes a second one where
+/// the first was away for a boot, and the first is the one that was counted on: it has statements, or it is
+/// at least the older, whose key may be known.
+pub fn prefer(pools: &[Option<Holding>]) -> Option<usize> {
+    let usable = pools.iter().enumerate();
+    let usable = usable.filter_map(|(at, pool)| Some((at, pool.as_ref()?)));
+    usable
+        .min_by_key(|(_, pool)| (!pool.statements, pool.made))
+        .map(|(at, _)| at)
 }
 
 fn usable(disk: &Disk) -> bool {
@@ -137,8 +171,10 @@ mod tests {
         assert_eq!(
             choose(&disks, Some(&OWNER)),
             Choice::Use {
-                disk: 2,
-                partition: 1
+                pools: vec![Place {
+                    disk: 2,
+                    partition: 1
+                }]
             }
         );
         assert_eq!(
@@ -148,6 +184,36 @@ mod tests {
                 partition: 1
             }
         );
+    }
+
+    #[test]
+    fn every_pool_of_this_owner_is_looked_into() {
+        let disks = [
+            (disk("vda", "B"), pool(&OWNER, Stage::Live)),
+            (disk("vdb", "A"), pool(&OWNER, Stage::Live)),
+            (disk("vdc", "C"), pool(&PublicKey([2; 32]), Stage::Live)),
+        ];
+        let Choice::Use { pools } = choose(&disks, Some(&OWNER)) else {
+            panic!("there are pools")
+        };
+        let disks: Vec<_> = pools.iter().map(|place| place.disk).collect();
+        assert_eq!(disks, [1, 0]);
+    }
+
+    #[test]
+    fn a_pool_that_was_away_for_a_boot_is_preferred_to_the_one_made_meanwhile() {
+        let holding = |statements, day: u64| {
+            let made = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(day * 86_400);
+            Some(Holding { statements, made })
+        };
+        // Whatever the clock said while the second was made.
+        assert_eq!(prefer(&[holding(false, 1), holding(true, 9)]), Some(1));
+        assert_eq!(prefer(&[holding(true, 9), holding(true, 2)]), Some(1));
+        assert_eq!(prefer(&[holding(false, 1), holding(false, 2)]), Some(0));
+        // The smaller serial, where nothing tells them apart; and what can be mounted at all.
+        assert_eq!(prefer(&[holding(true, 1), holding(true, 1)]), Some(0));
+        assert_eq!(prefer(&[None, holding(false, 3)]), Some(1));
+        assert_eq!(prefer(&[None, None]), None);
     }
 
     #[test]

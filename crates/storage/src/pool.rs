@@ -21,7 +21,7 @@ use types::PublicKey;
 
 use crate::disk::Disk;
 use crate::marker;
-use crate::plan::Choice;
+use crate::plan::{Choice, Holding, Place, prefer};
 use crate::probe::{self, MAKING, MAKING_BYTES, POOL_TYPE, partition_name};
 
 /// Version of the pool's directory layout.
@@ -66,6 +66,18 @@ pub enum PoolError {
         device: String,
         source: sys::error::Error,
     },
+    #[error("none of the {count} pools of this owner can be used, the first because of this")]
+    NoneUsable {
+        count: usize,
+        source: Box<PoolError>,
+    },
+    #[error(
+        "the pool that is in use on {path} cannot be checked: it is left as it is, and checked again"
+    )]
+    InUse {
+        path: PathBuf,
+        source: Box<PoolError>,
+    },
     #[error("mount a pool in memory")]
     Memory { source: sys::error::Error },
     #[error("write {path}")]
@@ -94,6 +106,8 @@ pub enum PoolError {
     },
     #[error("draw an id for the pool")]
     Random { source: sys::error::Error },
+    #[error("it is used, and there is no owner key to check it against")]
+    Ownerless,
     #[error("the pool {device} belongs to the owner {owner}: it is left alone")]
     Owner { device: String, owner: PublicKey },
 }
@@ -112,28 +126,29 @@ pub struct Pool {
     pub problems: Vec<String>,
 }
 
+/// Whether there are statements in the ledger of the pool that is mounted there.
+pub type HasStatements<'a> = &'a dyn Fn(&Path) -> bool;
+
 /// Carries out a choice. Called again after a restart of the node agent it finds its own mount, keeps
-/// it whatever the choice would be now, and changes nothing. After an error nothing is mounted.
+/// it whatever the choice would be now, and changes nothing: VMs run from it. Where nothing was mounted
+/// before, nothing is after an error.
 pub fn open(
     choice: &Choice,
     disks: &[Disk],
     owner: Option<&PublicKey>,
     mountpoint: &Path,
+    has_statements: HasStatements<'_>,
 ) -> Result<Pool, PoolError> {
     let mounted = sys::mount::mounted(mountpoint).map_err(|source| PoolError::Mounts {
         path: mountpoint.to_owned(),
         source,
     })?;
-    let result = match (mounted, owner) {
-        (Some(mounted), _) if mounted.fstype == "tmpfs" => {
-            return Ok(in_memory(mountpoint, "as since the boot"));
-        }
-        (Some(mounted), Some(owner)) => adopt(&mounted.source, disks, owner, mountpoint),
-        (None, Some(owner)) => carry_out(choice, disks, owner, mountpoint),
-        (Some(_), None) => Err(PoolError::Format {
-            path: mountpoint.to_owned(),
-        }),
-        (None, None) => memory("no owner key", mountpoint),
+    if let Some(mounted) = mounted {
+        return adopt(&mounted, disks, owner, mountpoint);
+    }
+    let result = match owner {
+        Some(owner) => carry_out(choice, disks, owner, mountpoint, has_statements),
+        None => memory("no owner key", mountpoint),
     };
     if result.is_err() {
         // What failed may be mounted: nothing of this boot goes there. It fails where nothing is.
@@ -147,6 +162,7 @@ fn carry_out(
     disks: &[Disk],
     owner: &PublicKey,
     mountpoint: &Path,
+    has_statements: HasStatements<'_>,
 ) -> Result<Pool, PoolError> {
     let on_disk = |disk: &Disk, remark: Option<String>, problems: Vec<String>| Pool {
         mountpoint: mountpoint.to_owned(),
@@ -156,10 +172,12 @@ fn carry_out(
         problems,
     };
     match choice {
-        Choice::Use { disk, partition } => {
-            let disk = &disks[*disk];
-            let remark = mount(&disk.partition_device(*partition), mountpoint)?;
-            let problems = mark(disk, owner, mountpoint)?;
+        Choice::Use { pools } => {
+            let (place, others) = pick(pools, disks, owner, mountpoint, has_statements)?;
+            let disk = &disks[place.disk];
+            let remark = mount(&disk.partition_device(place.partition), mountpoint)?;
+            let mut problems = mark(disk, owner, mountpoint)?;
+            problems.splice(0..0, others);
             Ok(on_disk(disk, remark, problems))
         }
         Choice::Finish { disk, partition } => {
@@ -179,21 +197,101 @@ fn carry_out(
     }
 }
 
-/// The pool that an earlier run of the node agent has mounted.
-fn adopt(
-    source: &str,
+/// Which of several pools is used, and what a person should know of the others.
+fn pick(
+    pools: &[Place],
     disks: &[Disk],
     owner: &PublicKey,
     mountpoint: &Path,
+    has_statements: HasStatements<'_>,
+) -> Result<(Place, Option<String>), PoolError> {
+    if let [only] = pools {
+        return Ok((*only, None));
+    }
+    let mut looked: Vec<_> = pools
+        .iter()
+        .map(|place| look(*place, disks, owner, mountpoint, has_statements))
+        .collect();
+    let holdings: Vec<_> = looked.iter().map(|l| l.as_ref().ok().cloned()).collect();
+    let Some(chosen) = prefer(&holdings) else {
+        let first = looked.swap_remove(0);
+        return first
+            .map(|_| (pools[0], None))
+            .map_err(|source| PoolError::NoneUsable {
+                count: pools.len(),
+                source: Box::new(source),
+            });
+    };
+    let others = pools
+        .iter()
+        .zip(looked)
+        .enumerate()
+        .filter(|(at, _)| *at != chosen);
+    let others = others.map(|(_, (place, looked))| {
+        let why = match looked {
+            Ok(Holding {
+                statements: true, ..
+            }) => "it has statements too, and is younger".to_owned(),
+            Ok(Holding { .. }) => "it holds nothing".to_owned(),
+            Err(error) => sys::error::chain(&error),
+        };
+        format!("{} ({why})", disks[place.disk].name)
+    });
+    let told = format!(
+        "this owner has several pools: {} is used, left alone is {}; blank what is not needed elsewhere",
+        disks[pools[chosen].disk].name,
+        others.collect::<Vec<_>>().join(", ")
+    );
+    Ok((pools[chosen], Some(told)))
+}
+
+/// Mounts a pool to see what it holds. Nothing stays mounted.
+fn look(
+    place: Place,
+    disks: &[Disk],
+    owner: &PublicKey,
+    mountpoint: &Path,
+    has_statements: HasStatements<'_>,
+) -> Result<Holding, PoolError> {
+    let disk = &disks[place.disk];
+    mount(&disk.partition_device(place.partition), mountpoint)?;
+    let holding = check_marker(&disk.name, owner, mountpoint).map(|_| Holding {
+        statements: has_statements(mountpoint),
+        made: marker::made(mountpoint),
+    });
+    sys::mount::unmount(mountpoint).map_err(|source| PoolError::Mounts {
+        path: mountpoint.to_owned(),
+        source,
+    })?;
+    holding
+}
+
+/// The pool that an earlier run of the node agent has mounted. VMs run from it: nothing here takes it away.
+fn adopt(
+    mounted: &sys::mount::Mounted,
+    disks: &[Disk],
+    owner: Option<&PublicKey>,
+    mountpoint: &Path,
 ) -> Result<Pool, PoolError> {
+    if mounted.fstype == "tmpfs" {
+        return Ok(in_memory(mountpoint, "as since the boot"));
+    }
+    let source = mounted.source.as_str();
     let found = disks.iter().find(|d| d.has_partition(Path::new(source)));
     let name = found.map_or(source, |d| d.name.as_str());
+    let checked = owner
+        .ok_or(PoolError::Ownerless)
+        .and_then(|owner| check_marker(name, owner, mountpoint));
+    let found = checked.map_err(|source| PoolError::InUse {
+        path: mountpoint.to_owned(),
+        source: Box::new(source),
+    })?;
     Ok(Pool {
         mountpoint: mountpoint.to_owned(),
         durable: true,
         disk: Some(name.to_owned()),
         remark: None,
-        problems: check_marker(name, owner, mountpoint)?.mend(),
+        problems: found.mend(),
     })
 }
 
@@ -574,6 +672,23 @@ mod tests {
             write_making(&file, disk.block_bytes, Making::No).expect("unmarked");
             assert_eq!(stage(), None);
         }
+    }
+
+    /// VMs run from it: an error is no reason to run from memory instead, which would hide it.
+    #[test]
+    fn a_pool_in_use_that_cannot_be_checked_is_an_error_of_its_own() {
+        let pool = tempfile::tempdir().expect("a directory");
+        let mounted = sys::mount::Mounted {
+            source: "/dev/test1".to_owned(),
+            fstype: "xfs".to_owned(),
+        };
+        let adopt = |owner| adopt(&mounted, &[disk(512)], owner, pool.path());
+        for owner in [Some(&OWNER), None] {
+            assert!(matches!(adopt(owner), Err(PoolError::InUse { .. })));
+        }
+        marker::make(&OWNER, pool.path()).expect("described");
+        let adopted = adopt(Some(&OWNER)).expect("it is readable again");
+        assert_eq!(adopted.disk.as_deref(), Some("test"));
     }
 
     #[test]

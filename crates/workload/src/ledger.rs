@@ -183,6 +183,14 @@ pub struct Opened {
     pub problems: Vec<String>,
 }
 
+/// Whether a copy in one of these directories has more than a header. Nothing is checked.
+pub fn has_statements(directories: &[PathBuf]) -> bool {
+    directories.iter().any(|directory| {
+        let metadata = std::fs::metadata(directory.join(FILE));
+        metadata.is_ok_and(|m| m.len() > HEADER_BYTES as u64)
+    })
+}
+
 impl Ledger {
     /// Reads both copies and heals them as far as that can be done now. `verify` checks a signature and
     /// parses its statement; it is called for every record. After an error nothing has been changed.

@@ -168,6 +168,16 @@ fn copies_torn_differently_give_what_either_holds() {
 }
 
 #[test]
+fn a_ledger_with_statements_is_told_from_an_empty_one() {
+    let empty = Place::new();
+    let directories = |place: &Place| [place.a.clone(), place.b.clone()];
+    assert!(!has_statements(&directories(&empty)));
+    drop(empty.open().expect("an empty ledger"));
+    assert!(!has_statements(&directories(&empty)));
+    assert!(has_statements(&directories(&Place::with_history())));
+}
+
+#[test]
 fn a_lost_copy_is_made_anew_and_said() {
     let place = Place::with_history();
     fs::remove_dir_all(&place.a).expect("a removal");

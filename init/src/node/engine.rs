@@ -7,6 +7,7 @@
 use std::cell::OnceCell;
 use std::collections::BTreeSet;
 use std::convert::Infallible;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -123,10 +124,15 @@ fn verify(envelope: &[u8], owner: Option<PublicKey>) -> Result<Verified, Refusal
 }
 
 /// The ledger, and what its statements add up to. What is wrong with it is shown; where it cannot be
+/// Where a pool has its ledger.
+pub(crate) fn ledger_copies(pool: &Path) -> [PathBuf; 2] {
+    ["a", "b"].map(|copy| pool.join("ledger").join(copy))
+}
+
 /// read at all, the reason stands in its place.
 fn read_ledger(context: &NodeContext) -> (Result<Ledger, String>, Desired) {
     let owner = context.owner;
-    let copies = ["a", "b"].map(|copy| context.pool.join("ledger").join(copy));
+    let copies = ledger_copies(&context.pool);
     let opened = Ledger::open(&copies[0], &copies[1], sys::fs::reserve, |envelope| {
         verify(envelope, owner).map_err(|refusal| refusal.message)
     });

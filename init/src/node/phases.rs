@@ -15,15 +15,16 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, anyhow};
 use storage::disk::Disk;
 use storage::plan::{Choice, choose};
-use storage::pool::Pool;
+use storage::pool::{Pool, PoolError};
 use storage::probe::{self, Content};
 use tokio::sync::watch;
 use types::node::{Clock, NodeInfo, Phase};
 use types::{Bytes, PublicKey};
 use workload::admission::Storage;
+use workload::ledger;
 
 use super::context::{NodeContext, Uplink, tenant_capacity};
-use super::engine::Engine;
+use super::engine::{Engine, ledger_copies};
 use super::{clock, identity, machine, resolv, uplink};
 use crate::cmdline::{self, Options};
 use crate::console::Console;
@@ -245,14 +246,21 @@ fn disks(owner: Option<&PublicKey>) -> Done<Vec<Found>> {
 fn pool(found: &[Found], owner: Option<&PublicKey>) -> Done<Pool> {
     let choice = choose(found, owner);
     let disks: Vec<_> = found.iter().map(|(disk, _)| disk.clone()).collect();
-    let opened = storage::pool::open(&choice, &disks, owner, Path::new(POOL));
-    let pool = match opened {
+    let open = |choice: &Choice| {
+        let has_statements = |pool: &Path| ledger::has_statements(&ledger_copies(pool));
+        storage::pool::open(choice, &disks, owner, Path::new(POOL), &has_statements)
+    };
+    let pool = match open(&choice) {
         Ok(pool) => pool,
+        // VMs run from it. pid1 starts another agent, which looks again.
+        Err(error @ PoolError::InUse { .. }) => return Err(error.into()),
         // A node with a broken disk is still a node that can say so.
         Err(error) => {
             let why = sys::error::chain(&error);
-            log::error!("{why}");
-            storage::pool::open(&Choice::Memory { why }, &disks, owner, Path::new(POOL))?
+            let choice = Choice::Memory { why: why.clone() };
+            let mut pool = open(&choice)?;
+            pool.problems.push(why);
+            pool
         }
     };
     let size = machine::size_of(&pool.mountpoint).as_mib();
@@ -291,7 +299,8 @@ fn report(found: &[Found], pool: &Pool, owner: Option<&PublicKey>) -> Vec<types:
         Some(name) if *name == disk.name => "pool".to_owned(),
         _ => match (content, disk.objection()) {
             (Content::Blank, Some(why)) => format!("blank, {why}"),
-            _ => content.describe(owner),
+            (Content::Pool { .. }, _) => format!("{}, not in use", content.describe(owner)),
+            (Content::Blank | Content::Foreign(_), _) => content.describe(owner),
         },
     };
     let row = |(disk, found): &Found| types::node::Disk {
