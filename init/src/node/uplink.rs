@@ -5,7 +5,7 @@
 //! Refuses: tenant networks.
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use net::dhcp::{self, Lease};
@@ -140,21 +140,22 @@ impl Uplinks {
                 .unwrap_or_default(),
             links: observed.ethernet().map(|l| l.name.clone()).collect(),
         };
-        let named: Vec<Ipv4Addr> = first
-            .map(|(_, lease)| lease.ntp.clone())
-            .unwrap_or_default();
-        let servers = named
-            .into_iter()
-            .map(|ip| SocketAddr::from((ip, net::time::PORT)));
-        let servers: Vec<_> = self
-            .publish
-            .time_server
-            .into_iter()
-            .chain(servers)
-            .collect();
+        let lease = first.map(|(_, lease)| lease);
+        let servers = time_servers(self.publish.time_server, lease);
         publish(&self.publish.time_servers, servers);
         publish(&self.publish.uplink, uplink);
     }
+}
+
+/// Whom to ask for the time: nobody before there is an address, as nobody would answer, and then whoever
+/// is configured before whoever the lease names.
+fn time_servers(configured: Option<SocketAddr>, lease: Option<&Lease>) -> Vec<SocketAddr> {
+    let Some(lease) = lease else {
+        return Vec::new();
+    };
+    let named = lease.ntp.iter();
+    let named = named.map(|ip| SocketAddr::from((*ip, net::time::PORT)));
+    configured.into_iter().chain(named).collect()
 }
 
 /// Wakes the watchers only where something is new.
@@ -178,4 +179,26 @@ async fn lease_loop(nic: dhcp::Nic, port: String, heard: mpsc::Sender<Heard>) {
         }
     };
     tokio::join!(dhcp::run(nic, told), pass_on);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn time_is_asked_for_once_there_is_an_address_and_first_of_whom_the_owner_named() {
+        let lease = Lease {
+            address: "10.0.2.15/24".parse().expect("an address"),
+            gateway: None,
+            dns: Vec::new(),
+            ntp: vec![[10, 0, 2, 4].into()],
+            mtu: None,
+            expires: None,
+        };
+        let owners: SocketAddr = "192.0.2.1:1230".parse().expect("an address");
+        let leased = SocketAddr::from(([10, 0, 2, 4], net::time::PORT));
+        assert_eq!(time_servers(Some(owners), None), []);
+        assert_eq!(time_servers(Some(owners), Some(&lease)), [owners, leased]);
+        assert_eq!(time_servers(None, Some(&lease)), [leased]);
+    }
 }
