@@ -5,7 +5,7 @@
 //! The node takes pushes with it while the chunk daemon fetches; both may write at once.
 //! Refuses: bytes that do not hash to their name, and anything above the limits of the format.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
@@ -41,6 +41,11 @@ pub enum CacheError {
     Hash { expected: Digest, actual: Digest },
     #[error("content sent as {digest} is longer than the allowed {limit} bytes")]
     Large { digest: Digest, limit: u64 },
+    #[error(
+        "the image {0} of a deployment is missing or damaged, so nobody can tell which chunks it needs, and none \
+         is removed: push it again, or delete the deployment"
+    )]
+    Unknown(Digest),
     #[error("{digest} in the cache was damaged and has been removed")]
     Damaged { digest: Digest },
     #[error(transparent)]
@@ -49,6 +54,15 @@ pub enum CacheError {
     Contradiction(Digest, #[source] ChunkError),
     #[error(transparent)]
     Image(#[from] MaterialiseError),
+}
+
+/// Why a sweep leaves an flist and its chunks alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Keep {
+    /// A deployment needs it, and this node may be the only place that has it.
+    Pinned,
+    /// It is in use or on its way, and it does no harm if it is missing: what it names can be had again.
+    Spared,
 }
 
 impl CacheError {
@@ -245,23 +259,37 @@ impl Cache {
         remove(&self.image_path(digest))
     }
 
-    /// Removes flists that are not in `keep`, and chunks that none of those names. Damaged flists in
-    /// `keep` make it stop before it removes anything. Gives the bytes that became free.
-    pub fn sweep(&self, keep: &[Digest]) -> Result<u64, CacheError> {
+    /// Removes flists that are not in `keep`, and chunks that none of those names. A pinned flist that is
+    /// missing or damaged makes it stop before it removes anything: nobody could tell which chunks it
+    /// names. Gives the bytes that became free.
+    pub fn sweep(&self, keep: &BTreeMap<Digest, Keep>) -> Result<u64, CacheError> {
         let mut named = HashSet::new();
-        for digest in keep {
-            match self.flist(digest) {
-                Ok((flist, _)) => {
-                    named.extend(flist.chunks().iter().map(|c| self.chunk_path(&c.stored)))
+        for (digest, why) in keep {
+            match (self.flist(digest), why) {
+                (Ok((flist, _)), _) => named.extend(flist.chunks().iter().map(|c| c.stored)),
+                (Err(CacheError::Absent(_) | CacheError::Damaged { .. }), Keep::Spared) => {}
+                (Err(CacheError::Absent(_) | CacheError::Damaged { .. }), Keep::Pinned) => {
+                    return Err(CacheError::Unknown(*digest));
                 }
-                Err(CacheError::Absent(_)) => {}
-                Err(error) => return Err(error),
+                (Err(error), _) => return Err(error),
             }
         }
-        let kept: HashSet<PathBuf> = keep.iter().map(|d| self.flist_path(d)).collect();
-        let mut freed = remove_others(&self.root.join("flists"), &kept)?;
+        let flist = |path: &Path| {
+            let name = path.file_name()?.to_str()?;
+            Digest::from_hex(name.strip_suffix(".flist")?).ok()
+        };
+        let mut freed = remove_others(&self.root.join("flists"), |path| {
+            flist(path).is_some_and(|digest| keep.contains_key(&digest))
+        })?;
         for directory in list(&self.root.join("chunks"))? {
-            freed += remove_others(&directory, &named)?;
+            let chunk = |path: &Path| {
+                let begin = directory.file_name()?.to_str()?;
+                let rest = path.file_name()?.to_str()?;
+                Digest::from_hex(&format!("{begin}{rest}")).ok()
+            };
+            freed += remove_others(&directory, |path| {
+                chunk(path).is_some_and(|digest| named.contains(&digest))
+            })?;
         }
         Ok(freed)
     }
@@ -274,9 +302,9 @@ fn list(directory: &Path) -> Result<Vec<PathBuf>, CacheError> {
         .collect()
 }
 
-fn remove_others(directory: &Path, keep: &HashSet<PathBuf>) -> Result<u64, CacheError> {
+fn remove_others(directory: &Path, keep: impl Fn(&Path) -> bool) -> Result<u64, CacheError> {
     let mut freed = 0;
-    for path in list(directory)?.iter().filter(|p| !keep.contains(*p)) {
+    for path in list(directory)?.iter().filter(|path| !keep(path)) {
         freed += fs::metadata(path).map(|m| m.len()).unwrap_or(0);
         remove(path)?;
     }
@@ -572,15 +600,47 @@ mod tests {
                 .put_chunk(*stored, &w.store.read_chunk(stored).expect("there"))
                 .expect("valid");
         }
-        w.cache.put_chunk(hash(b"stray"), b"stray").expect("valid");
-        assert_eq!(w.cache.sweep(&[w.packed.digest]).expect("sweeps"), 5);
-        let (flist, _) = w.cache.flist(&w.packed.digest).expect("kept");
-        assert!(w.cache.missing(&flist).is_empty());
-        assert!(w.cache.sweep(&[]).expect("sweeps") > 100);
+        for why in [Keep::Spared, Keep::Pinned] {
+            w.cache.put_chunk(hash(b"stray"), b"stray").expect("valid");
+            let keep = BTreeMap::from([(w.packed.digest, why)]);
+            assert_eq!(w.cache.sweep(&keep).expect("sweeps"), 5);
+            let (flist, _) = w.cache.flist(&w.packed.digest).expect("kept");
+            assert!(w.cache.missing(&flist).is_empty());
+        }
+        assert!(w.cache.sweep(&BTreeMap::new()).expect("sweeps") > 100);
         assert!(matches!(
             w.cache.flist(&w.packed.digest),
             Err(CacheError::Absent(_))
         ));
+        for directory in list(&w.cache.root.join("chunks")).expect("there") {
+            assert!(list(&directory).expect("there").is_empty());
+        }
+    }
+
+    #[test]
+    fn nothing_is_swept_while_a_pinned_flist_is_missing_or_damaged() {
+        let w = world();
+        let missing = w.cache.put_flist(w.packed.digest, &w.packed.flist);
+        let stored = missing.expect("valid")[0];
+        let bytes = w.store.read_chunk(&stored).expect("there");
+        w.cache.put_chunk(stored, &bytes).expect("valid");
+        let pinned = BTreeMap::from([(w.packed.digest, Keep::Pinned)]);
+        fs::write(w.cache.flist_path(&w.packed.digest), b"SIFRFLS1").expect("write");
+        // The first look removes what is damaged; the second finds nothing.
+        for _ in 0..2 {
+            let error = w.cache.sweep(&pinned).expect_err("nobody knows its chunks");
+            assert!(matches!(error, CacheError::Unknown(digest) if digest == w.packed.digest));
+            assert!(w.cache.chunk_path(&stored).exists());
+        }
+        w.cache
+            .put_flist(w.packed.digest, &w.packed.flist)
+            .expect("pushed again");
+        assert_eq!(w.cache.sweep(&pinned).expect("sweeps"), 0);
+        assert!(w.cache.chunk_path(&stored).exists());
+        // What can be fetched again is not waited for.
+        fs::remove_file(w.cache.flist_path(&w.packed.digest)).expect("removed");
+        let spared = BTreeMap::from([(w.packed.digest, Keep::Spared)]);
+        assert!(w.cache.sweep(&spared).expect("sweeps") > 0);
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! Refuses: deciding (`workload` does) and system calls (`host` does).
 
 use std::cell::OnceCell;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use api::Envelope;
-use flist::cache::Cache;
+use flist::cache::{Cache, Keep};
 use tokio::sync::{mpsc, oneshot, watch};
 use types::deployment::Action;
 use types::node::{Capacity, NodeInfo};
@@ -35,6 +35,7 @@ use super::network;
 use super::packets::Packets;
 use super::prepare::Means;
 use super::server::Server;
+use super::sweep;
 use crate::wire::{FromPid1, Mode, PACKET_MAX, ToPid1, Victim};
 
 /// Requests that wait for the loop: one of each connection that the server admits.
@@ -58,9 +59,9 @@ pub(crate) enum Request {
     },
     /// Kill a process as a crash would. Answered when it is dead and that shows in the status.
     Drill { victim: Victim, reply: DrillReply },
-    /// Flists that deployments name.
+    /// Flists that may not be swept.
     Images {
-        reply: oneshot::Sender<BTreeSet<Digest>>,
+        reply: oneshot::Sender<BTreeMap<Digest, Keep>>,
     },
 }
 
@@ -443,7 +444,8 @@ impl Engine {
                 }
             }
             Request::Images { reply } => {
-                let _ = reply.send(self.wanted_images());
+                let used = self.images.used();
+                let _ = reply.send(sweep::needed(self.reconciler.desired(), &used));
             }
         }
     }

@@ -183,6 +183,12 @@ impl Images {
         }
     }
 
+    /// Images that VMs run on, whether or not a deployment still names them.
+    pub(crate) fn used(&self) -> BTreeSet<Digest> {
+        let state = self.state.borrow();
+        state.attached.values().map(|a| a.flist).collect()
+    }
+
     /// Closes what no deployment names and no VM uses.
     pub(crate) fn retain(&self, wanted: &BTreeSet<Digest>) {
         let closed: Vec<Digest> = {

@@ -24,6 +24,7 @@ mod remains;
 mod resolv;
 mod runspec;
 mod server;
+mod sweep;
 mod tail;
 mod uplink;
 

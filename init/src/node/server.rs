@@ -3,18 +3,16 @@
 //! Owns: who may ask, what is answered from where, and room for pushed content.
 //! Refuses: everybody but the owner, and everything on a node without one.
 
-use std::collections::BTreeSet;
-use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use anyhow::Context;
 use api::{Answer, Begin, Body, Handler, Limits, Route, SecretKey, Verdict, Wait};
 use flist::cache::{Cache, CacheError};
 use serde_json::json;
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{RwLock, Semaphore, mpsc, oneshot, watch};
 use types::deployment::API_PORT;
 use types::node::{Drill, Drilled, NodeInfo};
 use types::status::{Ack, DeploymentStatus, Refusal, RefusalCode};
@@ -25,14 +23,12 @@ use super::context::NodeContext;
 use super::engine::{Refused, Request};
 use super::logs;
 use super::machines::Machines;
+use super::sweep;
 use crate::room::{Room, RoomError};
 use crate::wire::Victim;
 
 /// Pushed chunks in memory at a time: each takes a MiB until it is on disk.
 const PUSHES_MAX: usize = 8;
-/// Pushed flists without a deployment are kept this long when room is short: a push of a large image
-/// over a poor line ends within it, and is followed by its deployment.
-const PUSH_KEPT: Duration = Duration::from_secs(6 * 3600);
 /// Batches of log lines on their way to a client; a client that does not read holds up its own only.
 const LOG_BATCHES: usize = 4;
 
@@ -47,6 +43,9 @@ pub(crate) struct Server {
     room: Room,
     changes: watch::Receiver<u64>,
     pushes: Rc<Semaphore>,
+    /// Shared by those who count on content being there, alone for who removes it: else a deployment could
+    /// be acknowledged whose chunks are just going.
+    content: Arc<RwLock<()>>,
 }
 
 fn refusal(code: RefusalCode, message: impl Into<String>) -> Refusal {
@@ -103,6 +102,7 @@ impl Server {
             room: context.room.clone(),
             changes,
             pushes: Rc::new(Semaphore::new(PUSHES_MAX)),
+            content: Arc::default(),
         })
     }
 
@@ -286,7 +286,11 @@ impl Server {
 
     /// Where content that nobody deployed is in the way, it goes, and the statement is judged once more.
     async fn statement(&self, envelope: Vec<u8>) -> Result<Ack, Refusal> {
-        let judge = |envelope| self.ask(|reply| Request::Statement { envelope, reply });
+        let judge = async |envelope| {
+            let _kept = self.content.read().await;
+            self.ask(|reply| Request::Statement { envelope, reply })
+                .await
+        };
         let last = match judge(envelope.clone()).await? {
             Err(Refused::NoRoom(refusal)) => match self.sweep().await? {
                 0 => return Err(refusal),
@@ -300,24 +304,34 @@ impl Server {
     }
 
     async fn put_flist(&self, digest: Digest, mut body: Body) -> Result<Answer, Refusal> {
-        self.make_room(api::route::FLIST_MAX).await?;
+        // What a deployment has lost comes back whatever the room: until then nothing can be swept.
+        let needed = self.ask(|reply| Request::Images { reply }).await?;
+        let returns = needed.contains_key(&digest);
+        if !returns {
+            self.make_room(api::route::FLIST_MAX).await?;
+        }
         let mut upload = self.cache.receive_flist(digest).map_err(cache_refusal)?;
         while let Some(bytes) = body.next().await? {
             upload.push(&bytes).map_err(cache_refusal)?;
         }
         let cache = self.cache.clone();
-        let taken = tokio::task::spawn_blocking(move || {
-            let flist = upload.finish_flist()?;
-            Ok((cache.missing(&flist), cache.footprint(&flist)))
-        });
-        let (missing, footprint) = taken.await.map_err(failed_task)?.map_err(cache_refusal)?;
+        let (missing, footprint) = {
+            let _kept = self.content.read().await;
+            let taken = tokio::task::spawn_blocking(move || {
+                let flist = upload.finish_flist()?;
+                Ok((cache.missing(&flist), cache.footprint(&flist)))
+            });
+            taken.await.map_err(failed_task)?.map_err(cache_refusal)?
+        };
         // Better said now than when all of it has been pushed.
         let disk = match self.room.holds(&digest).map_err(unknown_room)? {
             true => 0,
             false => footprint.placed,
         };
-        self.make_room(footprint.missing.saturating_add(disk))
-            .await?;
+        if !returns {
+            self.make_room(footprint.missing.saturating_add(disk))
+                .await?;
+        }
         let missing: Vec<String> = missing.iter().map(Digest::hex).collect();
         Ok(Answer::json(&json!({ "missing": missing })))
     }
@@ -355,10 +369,15 @@ impl Server {
 
     /// Removes content that nothing names. Gives the bytes that became free.
     async fn sweep(&self) -> Result<u64, Refusal> {
+        let alone = Arc::clone(&self.content).write_owned().await;
         let mut keep = self.ask(|reply| Request::Images { reply }).await?;
-        keep.extend(recent_flists(&self.pool.join("flists")));
-        let (cache, keep) = (self.cache.clone(), keep.into_iter().collect::<Vec<_>>());
-        let swept = tokio::task::spawn_blocking(move || cache.sweep(&keep));
+        sweep::spare_recent(&self.pool.join("flists"), &mut keep);
+        let cache = self.cache.clone();
+        // Goes on when the client has gone, and is alone as long.
+        let swept = tokio::task::spawn_blocking(move || {
+            let _alone = alone;
+            cache.sweep(&keep)
+        });
         let freed = swept.await.map_err(failed_task)?.map_err(cache_refusal)?;
         log::info!("the pool was short of room: {freed} bytes of unused chunks have been removed");
         Ok(freed)
@@ -435,28 +454,11 @@ fn cache_refusal(error: CacheError) -> Refusal {
         }
         CacheError::Large { .. } => RefusalCode::TooLarge,
         CacheError::Absent(_) | CacheError::Damaged { .. } => RefusalCode::NotFound,
+        // Of all that could be said, what the owner can do something about.
+        CacheError::Unknown(_) => RefusalCode::OverCapacity,
         CacheError::Io { .. } | CacheError::Image(_) => RefusalCode::Internal,
     };
     refusal(code, sys::error::chain(&error))
-}
-
-/// Flists that were pushed not long ago: their deployment may be on its way.
-fn recent_flists(directory: &Path) -> BTreeSet<Digest> {
-    let recent = |file: &std::fs::DirEntry| {
-        let age = file
-            .metadata()
-            .and_then(|m| m.modified())
-            .map(|at| SystemTime::now().duration_since(at));
-        // A file from the future is one from before the clock was set right.
-        age.is_ok_and(|age| age.is_ok_and(|age| age < PUSH_KEPT))
-    };
-    let files = std::fs::read_dir(directory).into_iter().flatten().flatten();
-    files
-        .filter(recent)
-        .filter_map(|file| {
-            Digest::from_hex(file.file_name().to_str()?.strip_suffix(".flist")?).ok()
-        })
-        .collect()
 }
 
 /// What a follower of a log listens to.

@@ -1,6 +1,10 @@
 //! The API over TLS on the loopback, with an engine that the tests play.
 
+use std::collections::BTreeMap;
+use std::path::Path;
+
 use api::{Client, ClientError, Until};
+use flist::cache::Keep;
 use tokio::task::LocalSet;
 use types::node::{Capacity, Clock};
 use types::status::{Desired, State, WorkloadStatus};
@@ -14,6 +18,7 @@ struct Stage {
     requests: mpsc::Receiver<Request>,
     changes: watch::Sender<u64>,
     pool: tempfile::TempDir,
+    address: String,
 }
 
 fn room(pool: &Path) -> Room {
@@ -76,6 +81,7 @@ impl Stage {
             requests,
             changes,
             pool,
+            address,
         }
     }
 }
@@ -121,7 +127,7 @@ async fn play<S: Into<Option<State>>>(
         match request {
             Request::Status { reply, .. } => drop(reply.send(Some(status()))),
             Request::List { reply, .. } => drop(reply.send(vec![status()])),
-            Request::Images { reply } => drop(reply.send(BTreeSet::new())),
+            Request::Images { reply } => drop(reply.send(BTreeMap::new())),
             Request::Drill { victim, reply } => drop(reply.send(match victim {
                 Victim::Node => panic!("it is killed when its answer has been read"),
                 Victim::Chunks => None,
@@ -290,7 +296,7 @@ async fn what_nobody_deployed_makes_room_for_a_statement() {
                         };
                         drop(reply.send(judged));
                     }
-                    Request::Images { reply } => drop(reply.send(BTreeSet::new())),
+                    Request::Images { reply } => drop(reply.send(BTreeMap::new())),
                     other => panic!("{other:?}"),
                 }
             }
@@ -305,6 +311,95 @@ async fn what_nobody_deployed_makes_room_for_a_statement() {
         tokio::select! {
             asked = engine => panic!("asked {asked} times"),
             () = deploy => {}
+        }
+    })
+    .await;
+}
+
+/// A small image: its digest and its `.flist` file.
+fn flist() -> (Digest, Vec<u8>) {
+    use flist::pack::{Packed, Source, pack};
+    let tree = tempfile::tempdir().expect("a directory");
+    std::fs::write(tree.path().join("f"), b"content").expect("written");
+    let (source, config) = (Source::Directory(tree.path()), Default::default());
+    let packed = pack(source, &config, &mut flist::store::NoStore, &mut |_| {});
+    let Packed { digest, flist, .. } = packed.expect("packs");
+    (digest, flist)
+}
+
+fn fill(pool: &Path) {
+    let all = ("m".parse().expect("an id"), Bytes(u64::MAX));
+    let promises = crate::room::Promises {
+        machines: [all].into(),
+        images: Default::default(),
+    };
+    room(pool).promise(&promises).expect("promised");
+}
+
+#[tokio::test]
+async fn no_statement_is_judged_while_content_is_swept() {
+    locally(async {
+        let mut stage = Stage::new(true).await;
+        let (first, second) = (stage.client, stage.stranger);
+        let post = |client: Client| async move {
+            let envelope = api::Envelope::seal(&SecretKey::from_seed([1; 32]), "any", b"{}");
+            drop(client.post_statement(&envelope).await);
+        };
+        // The owner's second connection.
+        drop(second);
+        let owner = SecretKey::from_seed([1; 32]);
+        let second = Client::new(&stage.address, first.node(), &owner).expect("a client");
+        tokio::task::spawn_local(post(first));
+        let Some(Request::Statement { reply, .. }) = stage.requests.recv().await else {
+            panic!("a statement")
+        };
+        let no_room = refusal(RefusalCode::OverCapacity, "no room");
+        drop(reply.send(Err(Refused::NoRoom(no_room))));
+        let Some(Request::Images { reply }) = stage.requests.recv().await else {
+            panic!("a sweep begins with what is needed")
+        };
+        tokio::task::spawn_local(post(second));
+        // Far longer than a statement takes to get here.
+        let early = tokio::time::timeout(Duration::from_millis(300), stage.requests.recv()).await;
+        assert!(early.is_err(), "{early:?}");
+        drop(reply.send(BTreeMap::new()));
+        let next = stage.requests.recv().await;
+        assert!(matches!(next, Some(Request::Statement { .. })), "{next:?}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_lost_image_of_a_deployment_comes_back_where_there_is_no_room_for_others() {
+    locally(async {
+        let mut stage = Stage::new(true).await;
+        fill(stage.pool.path());
+        let (digest, file) = flist();
+        let other = Digest([7; 32]);
+        let kept = BTreeMap::from([(digest, Keep::Pinned)]);
+        let requests = &mut stage.requests;
+        let engine = async {
+            while let Some(request) = requests.recv().await {
+                match request {
+                    Request::Images { reply } => drop(reply.send(kept.clone())),
+                    other => panic!("{other:?}"),
+                }
+            }
+        };
+        let client = &stage.client;
+        let pushes = async {
+            let refused = client.put_flist(other, file.clone().into()).await;
+            let Err(ClientError::Refused { refusal }) = refused else {
+                panic!("{refused:?}")
+            };
+            assert_eq!(refusal.code, RefusalCode::OverCapacity);
+            assert!(refusal.message.contains("push it again"), "{refusal:?}");
+            let missing = client.put_flist(digest, file.clone().into()).await;
+            assert_eq!(missing.expect("taken").len(), 1);
+        };
+        tokio::select! {
+            () = engine => panic!("the server has gone"),
+            () = pushes => {}
         }
     })
     .await;
