@@ -6,8 +6,9 @@
 mod tests {
     use std::path::{Path, PathBuf};
     use std::sync::OnceLock;
+    use std::time::Instant;
 
-    use qemu_tests::{Answer, Lab, WEB_PORT, busybox, http, store, variant};
+    use qemu_tests::{Answer, Lab, PATIENCE, WEB_PORT, busybox, http, store, variant};
 
     /// Booted once; QEMU ends with this process.
     fn lab() -> &'static (Lab, PathBuf) {
@@ -104,6 +105,24 @@ mod tests {
             "{status}"
         );
         lab.delete("fails").expect("deleted");
+    }
+
+    #[test]
+    fn a_guest_whose_kernel_panics_says_why_in_its_log_and_its_status() {
+        let eat = "echo 2 >/proc/sys/vm/panic_on_oom; exec dd if=/dev/zero of=/dev/null bs=300M";
+        let yaml = format!("restart: never\ncommand: [sh, -c, {eat:?}]\n");
+        deploy("panics", &yaml).must().expect("deployed");
+        let (lab, _) = lab();
+        let log = lab.follow("panics").expect("its log");
+        log.wait_for("guest kernel: Kernel panic - not syncing: Out of memory")
+            .expect("the kernel's last words");
+        // It is shown while the node waits to try again, which it does again and again.
+        let end = Instant::now() + PATIENCE;
+        let says = |status: &str| status.contains("the guest's kernel panicked: Out of memory");
+        while !says(&lab.get("panics").expect("its status").to_string()) {
+            assert!(Instant::now() < end, "{:?}", lab.get("panics"));
+        }
+        lab.delete("panics").expect("deleted");
     }
 
     #[test]

@@ -4,8 +4,9 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use types::vm::{Disk, Net as NetSpec, VmSpec};
 
@@ -19,7 +20,7 @@ use crate::device::serial::Serial;
 use crate::event::Served;
 use crate::fds::{FdError, Inherited};
 use crate::hv::kvm::{HvError, Vm};
-use crate::log::Log;
+use crate::log::{Log, SharedLog};
 use crate::machine::{Machine, Worker};
 use crate::memory::{self, GuestRam, MemoryError, layout};
 use crate::virtio::Device;
@@ -201,17 +202,14 @@ pub(crate) fn assemble() -> Result<Machine, SetupError> {
             served,
         });
     }
-    let log = parts
-        .log
-        .map(|(files, max_bytes)| Log::open(files, max_bytes));
-    let log = log.transpose().map_err(SetupError::Log)?;
-    let vsock = slots.add(Vsock::new(&outbox, parts.control, log), &ram)?;
+    let log = shared(parts.log)?;
+    let vsock = slots.add(Vsock::new(&outbox, parts.control, log.clone()), &ram)?;
     let rng = slots.add(Rng, &ram)?;
     let irqs = slots.irqs()?;
 
     let wants_serial = parts.serial.is_some() && cmdline::wants_serial(&spec.cmdline);
     let line = cmdline::build(&irqs, &spec.cmdline, wants_serial)?;
-    let entry = load(&ram, &spec, &parts.kernel, &parts.initramfs, &line)?;
+    let (entry, kernel) = load(&ram, &spec, &parts.kernel, &parts.initramfs, &line)?;
     let supported = vm.supported_cpuid()?;
     for (index, vcpu) in (0..spec.cpus).zip(&vcpus) {
         let leaves = cpuid::leaves(supported.as_slice(), index, spec.cpus);
@@ -235,22 +233,31 @@ pub(crate) fn assemble() -> Result<Machine, SetupError> {
         main_filter: confine::filter(Kind::Main)?,
         main: vec![outbox.clone(), vsock, rng],
         outbox,
+        ram,
+        kernel,
+        log,
     })
 }
 
-/// Puts kernel, initramfs and boot tables into guest memory; gives the kernel's entry.
+/// Puts kernel, initramfs and boot tables into guest memory; gives the kernel's entry and place.
 fn load(
     ram: &GuestRam,
     spec: &VmSpec,
     kernel: &File,
     initramfs: &[File],
     line: &str,
-) -> Result<u64, SetupError> {
+) -> Result<(u64, Range<u64>), SetupError> {
     let (entry, kernel_end) = pvh::load_kernel(ram, kernel)?;
     let initramfs = pvh::load_initramfs(ram, initramfs, kernel_end, spec.memory_mib)?;
     let processors = mptable::build(spec.cpus);
     pvh::write_tables(ram, line, &processors, &initramfs, spec.memory_mib)?;
-    Ok(entry)
+    Ok((entry, layout::HIGH_RAM..kernel_end))
+}
+
+fn shared(log: Option<([File; 2], u64)>) -> Result<Option<SharedLog>, SetupError> {
+    let log = log.map(|(files, max_bytes)| Log::open(files, max_bytes));
+    let log = log.transpose().map_err(SetupError::Log)?;
+    Ok(log.map(|log| Arc::new(Mutex::new(log))))
 }
 
 fn check(spec: &VmSpec) -> Result<(), SetupError> {

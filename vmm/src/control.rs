@@ -7,10 +7,12 @@
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, send};
+use types::guest::FromGuest;
 use types::vm::FromVmm;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -31,6 +33,8 @@ pub(crate) struct Outbox {
     /// Signalled when a packet was queued by another thread.
     wake: EventFd,
     reports: Reports,
+    /// Guest init has said how its program ended.
+    exited: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -51,6 +55,7 @@ impl Outbox {
             queue,
             wake: EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?,
             reports: Reports::default(),
+            exited: AtomicBool::new(false),
         })
     }
 
@@ -65,6 +70,11 @@ impl Outbox {
         self.lock().packets.len() < LINES_MAX
     }
 
+    /// Whether the guest has come to its proper end.
+    pub(crate) fn exited(&self) -> bool {
+        self.exited.load(Ordering::Relaxed)
+    }
+
     /// Whether everything posted has been handed to the kernel.
     pub(crate) fn empty(&self) -> bool {
         self.lock().packets.is_empty()
@@ -73,6 +83,9 @@ impl Outbox {
     /// Sends a packet, after those that wait.
     pub(crate) fn post(&self, message: &FromVmm) {
         let packet = serde_json::to_vec(message).expect("plain data");
+        if let FromVmm::Guest(FromGuest::Exited { .. }) = message {
+            self.exited.store(true, Ordering::Relaxed);
+        }
         let mut queue = self.lock();
         if queue.closed {
             return;

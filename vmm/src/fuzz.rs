@@ -7,7 +7,7 @@
 use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use flist::map::{Extent, Table};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -128,6 +128,7 @@ impl Guest {
             Kind::Vsock => {
                 let (ours, world) = pair();
                 let log = Log::open([file(0), file(0)], 0).expect("empty files");
+                let log = Arc::new(Mutex::new(log));
                 let vsock = Vsock::new(&outbox, Some(Arc::new(ours)), Some(log));
                 (slot(vsock, &ram), Some(world), None)
             }

@@ -20,6 +20,7 @@ mod hv;
 mod log;
 mod machine;
 mod memory;
+mod postmortem;
 mod report;
 mod virtio;
 

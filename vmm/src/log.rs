@@ -6,6 +6,7 @@
 use std::fs::File;
 use std::io::{self, IoSlice, Write};
 use std::os::unix::fs::FileExt;
+use std::sync::{Arc, Mutex};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use types::vm::{LogRecord, Stream};
@@ -16,6 +17,9 @@ use crate::report::Reports;
 const SCAN_BYTES: usize = 64 << 10;
 /// Least size of a file: one record of the largest size. A smaller bound would hold none.
 const FILE_BYTES_MIN: u64 = LogRecord::LENGTH_MAX as u64 + LogRecord::HEADER_BYTES as u64;
+
+/// Vsock writes to it, and at the end whoever ends the machine.
+pub(crate) type SharedLog = Arc<Mutex<Log>>;
 
 #[derive(Debug)]
 pub(crate) struct Log {

@@ -5,13 +5,14 @@
 //! Refuses: a second opinion. The first reason to stop is the reason.
 
 use std::io;
+use std::ops::Range;
 use std::sync::{Arc, Barrier, Mutex};
 use std::thread::{Builder, JoinHandle};
 use std::time::Instant;
 
 use kvm_ioctls::VcpuFd;
 use seccompiler::BpfProgram;
-use types::vm::{Exits, FromVmm, StopReason};
+use types::vm::{Exits, FromVmm, StopReason, Stream};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::confine;
@@ -19,6 +20,9 @@ use crate::control::Outbox;
 use crate::cpu::vcpu::{self, Shared};
 use crate::event::{self, Served};
 use crate::hv::kvm::Vm;
+use crate::log::SharedLog;
+use crate::memory::GuestRam;
+use crate::postmortem::{self, LastWords};
 
 /// Stack of our threads: none recurses or keeps buffers there. Only touched pages cost memory.
 const STACK_BYTES: usize = 256 << 10;
@@ -40,6 +44,10 @@ pub(crate) struct Machine {
     /// Served by the calling thread.
     pub(crate) main: Vec<Arc<dyn Served>>,
     pub(crate) outbox: Arc<Outbox>,
+    pub(crate) ram: Arc<GuestRam>,
+    /// Where the guest's kernel is.
+    pub(crate) kernel: Range<u64>,
+    pub(crate) log: Option<SharedLog>,
 }
 
 /// Why the machine ends, once somebody says so.
@@ -123,6 +131,11 @@ impl Machine {
         };
         let reason = end.said().unwrap_or(lost);
         let exits: Exits = self.shared.exits.read();
+        if !self.outbox.exited()
+            && let Some(words) = postmortem::last_words(&self.ram, self.kernel.clone())
+        {
+            tell(words, self.log.as_ref(), &self.outbox);
+        }
         self.outbox.post(&FromVmm::Stopped {
             reason: reason.clone(),
             exits,
@@ -131,6 +144,18 @@ impl Machine {
         drop(self.vm);
         Ok(reason)
     }
+}
+
+/// A kernel's end, to the workload's log and to the node.
+fn tell(words: LastWords, log: Option<&SharedLog>, outbox: &Outbox) {
+    if let Some(log) = log {
+        let mut log = log.lock().expect("no panic while the log was locked");
+        for line in &words.lines {
+            log.append(Stream::Stderr, format!("guest kernel: {line}\n").as_bytes());
+        }
+    }
+    let reason = words.reason;
+    outbox.post(&FromVmm::Panicked { reason });
 }
 
 fn thread(name: String, body: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {

@@ -149,6 +149,8 @@ pub enum FromVmm {
     /// A disk could not be read: the chunk daemon gave up on a chunk, the guest got an I/O error.
     /// `chunk` is its index in the chunk map; a VMM knows no digests (`flist::wire::ToNode::Fault` does).
     ChunkFailed { disk: String, chunk: u32 },
+    /// The guest's kernel gave up, for this reason by its own account. Its last lines are in the log.
+    Panicked { reason: String },
     /// The last message: why the VM ended.
     Stopped { reason: StopReason, exits: Exits },
 }

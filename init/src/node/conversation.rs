@@ -32,6 +32,7 @@ enum Once {
     SetupFailed,
     Settling,
     Exited,
+    Panicked,
     Stopped,
 }
 
@@ -63,6 +64,7 @@ impl Conversation {
             FromVmm::Guest(FromGuest::SetupFailed { .. }) => Once::SetupFailed,
             FromVmm::Guest(FromGuest::Settling) => Once::Settling,
             FromVmm::Guest(FromGuest::Exited { .. }) => Once::Exited,
+            FromVmm::Panicked { .. } => Once::Panicked,
             FromVmm::Stopped { .. } => Once::Stopped,
             FromVmm::ChunkFailed { .. } if self.chunks < CHUNK_REPORTS_MAX => {
                 self.chunks += 1;

@@ -365,6 +365,11 @@ impl NodeHost {
                 ));
                 self.events.push_back(Event::Trouble { vm, message });
             }
+            FromVmm::Panicked { reason } => {
+                let reason = format!("the guest's kernel panicked: {reason}; its log says more");
+                held.remains.trouble = Some(printable(&reason));
+                held.remains.save(&vm);
+            }
             FromVmm::Stopped { reason, exits } => {
                 log::info!("{vm} has stopped: {reason:?} after {exits:?}");
                 if let StopReason::Fault { message } = reason {

@@ -198,6 +198,25 @@ async fn a_vm_that_is_lost_says_how() {
 }
 
 #[tokio::test]
+async fn a_guest_whose_kernel_panicked_is_lost_for_that_reason() {
+    locally(async {
+        let (mut stage, vm) = (Stage::new(None), vm("panic"));
+        let vmm = stage.adopt(&vm, 0, Some(Status::Code(0)));
+        let reason = "Attempted to kill init!\u{1b}[2J".to_owned();
+        say(&vmm, &FromVmm::Panicked { reason });
+        drop(vmm);
+        let Event::Ended { end, .. } = stage.event().await else {
+            panic!("no end")
+        };
+        assert_eq!(end.exit, None);
+        let says = "the guest's kernel panicked: Attempted to kill init![2J; its log says more";
+        assert_eq!(end.message.as_deref(), Some(says));
+        stage.host.begin(Step::Settle { vm, record: None });
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn what_a_guest_said_to_an_earlier_agent_is_remembered() {
     locally(async {
         let vm = vm("remembered");

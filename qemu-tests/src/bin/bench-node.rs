@@ -232,7 +232,7 @@ impl Ours {
                     });
                 }
                 FromVmm::Stopped { reason, .. } => bail!("the guest stopped: {reason:?}"),
-                FromVmm::Guest(_) | FromVmm::ChunkFailed { .. } => {}
+                FromVmm::Guest(_) | FromVmm::ChunkFailed { .. } | FromVmm::Panicked { .. } => {}
             }
         }
         bail!("sifr-vmm says too much")

@@ -22,7 +22,7 @@ use super::ring::{Ring, Violation};
 use super::{Device, Ready, Turn};
 use crate::control::Outbox;
 use crate::event::Source;
-use crate::log::Log;
+use crate::log::SharedLog;
 use crate::report::Reports;
 
 const QUEUE_SIZE: u16 = 128;
@@ -64,7 +64,7 @@ impl Vsock {
     pub(crate) fn new(
         outbox: &Arc<Outbox>,
         control: Option<Arc<OwnedFd>>,
-        log: Option<Log>,
+        log: Option<SharedLog>,
     ) -> Self {
         Self {
             host: Host::new(outbox, control, log),

@@ -12,7 +12,7 @@ use types::guest::{CONTROL_LINE_MAX, CONTROL_PORT, FromGuest, STDERR_PORT, STDOU
 use types::vm::{FromVmm, LogRecord, Stream, ToVmm};
 
 use crate::control::Outbox;
-use crate::log::Log;
+use crate::log::SharedLog;
 use crate::report::Reports;
 
 /// Longest message of the node: a signal number with its names around it, with much room.
@@ -78,7 +78,7 @@ pub(crate) struct Host {
     control: Option<Arc<OwnedFd>>,
     /// A message of the node that waits for the guest to connect or to read.
     pending: Option<Vec<u8>>,
-    log: Option<Log>,
+    log: Option<SharedLog>,
     reports: Reports,
 }
 
@@ -86,7 +86,7 @@ impl Host {
     pub(crate) fn new(
         outbox: &Arc<Outbox>,
         control: Option<Arc<OwnedFd>>,
-        log: Option<Log>,
+        log: Option<SharedLog>,
     ) -> Self {
         Self {
             outbox: Arc::clone(outbox),
@@ -98,8 +98,9 @@ impl Host {
     }
 
     /// Output of the program. Always taken.
-    pub(crate) fn output(&mut self, stream: Stream, bytes: &[u8]) {
-        let Some(log) = &mut self.log else { return };
+    pub(crate) fn output(&self, stream: Stream, bytes: &[u8]) {
+        let Some(log) = &self.log else { return };
+        let mut log = log.lock().expect("no panic while the log was locked");
         for record in bytes.chunks(LogRecord::LENGTH_MAX as usize) {
             log.append(stream, record);
         }
