@@ -164,26 +164,24 @@ mod tests {
         let digest = flist.file_stem().expect("a name").to_string_lossy();
         let yaml = format!(
             "name: lazy\nimage: blake3:{digest}\nstore: {url}\nmemory: 96Mi\ndisk: 64Mi\nrestart: never\n\
-             command: [sha256sum, /www/large.bin]\n"
+             command: [sh, -c, 'echo reading; exec sha256sum /www/large.bin']\n"
         );
         lab.deploy(&yaml)
             .expect("sifr runs")
             .must()
             .expect("deployed");
-        gate.wait_for_one().expect("it reads");
+        let log = lab.follow("lazy").expect("its log");
+        log.wait_for("reading").expect("it reads");
+        gate.wait_for_one().expect("half a chunk has come");
         drill(lab, "chunks");
         gate.open();
-        lab.wait("lazy", "exited")
-            .expect("sifr runs")
-            .must()
-            .expect("it ends");
+        let said = log.to_end().expect("it ends");
         let file = lab.directory().join("lazy-tree/www/large.bin");
         let sum = Command::new("sha256sum")
             .arg(file)
             .output()
             .expect("sha256sum runs");
         let sum = String::from_utf8(sum.stdout).expect("text");
-        let said = lab.logs("lazy").expect("its output");
         assert_eq!(said.split(' ').next(), sum.split(' ').next());
         lab.delete("lazy").expect("deleted");
     }
