@@ -4,7 +4,7 @@
 #![cfg(test)]
 
 mod tests {
-    use image::qemu::{Boot, Clock, Machine};
+    use image::qemu::{Boot, Clock, Firmware, Machine, OnReset, blank_variables};
     use qemu_tests::{Lab, PATIENCE, Setup};
 
     #[test]
@@ -140,6 +140,33 @@ mod tests {
             refused.code == 3 && refused.stderr.contains("owner"),
             "{refused:?}"
         );
+    }
+
+    #[test]
+    fn what_the_kernel_said_as_it_panicked_is_shown_after_the_reboot() {
+        let setup = Setup {
+            disk: false,
+            // The button that makes a machine dump its state, as servers have it.
+            arguments: "unknown_nmi_panic panic=1".to_owned(),
+            ..Setup::default()
+        };
+        let files = tempfile::tempdir().expect("a directory");
+        let lab = Lab::with(&setup, |machine| {
+            let variables = files.path().join("variables");
+            blank_variables(&variables)?;
+            machine.firmware = Firmware::Uefi { variables };
+            machine.on_reset = OnReset::Boot;
+            Ok(())
+        })
+        .expect("a node");
+        assert!(!lab.console().contains("the last boot ended"));
+        lab.node()
+            .monitor("inject-nmi", &serde_json::json!({}))
+            .expect("pressed");
+        let headline = "the last boot ended so: Kernel panic - not syncing: NMI";
+        lab.node()
+            .wait_for_line(headline, 2 * PATIENCE)
+            .expect("the headline");
     }
 
     #[test]
