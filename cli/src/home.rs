@@ -115,7 +115,9 @@ impl Home {
             serde_json::to_writer_pretty(&mut file, nodes)?;
             file.write_all(b"\n")?;
             file.sync_all()?;
-            fs::rename(&beside, &path)
+            fs::rename(&beside, &path)?;
+            // A pin that was acknowledged is there after a power cut.
+            fs::File::open(&self.directory)?.sync_all()
         };
         write().with_context(|| format!("cannot write {}", path.display()))
     }

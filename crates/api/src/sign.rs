@@ -4,6 +4,7 @@
 //! Refuses: to show a secret in a debug print, weak public keys, and signatures that more than one
 //! message could share (RFC 8032 strictly).
 
+use std::ffi::OsString;
 use std::fmt;
 use std::fs::{self, OpenOptions};
 use std::io::{self, Read, Write};
@@ -123,27 +124,54 @@ impl SecretKey {
         })
     }
 
-    /// Writes a new key file with mode 0600. An existing file is never touched.
+    /// Writes a new key file with mode 0600, whole and on disk when this returns: it is written beside its
+    /// name and then linked, so that a power cut leaves a key or none. An existing file is never touched.
     pub fn save(&self, path: &Path) -> Result<(), KeyError> {
         let write = |source| KeyError::Write {
             path: path.to_owned(),
             source,
         };
+        let beside = beside(path).map_err(write)?;
+        let linked = self
+            .write_new(&beside)
+            .and_then(|()| fs::hard_link(&beside, path));
+        // Whatever came of it, the secret stands under one name at most.
+        let _ = fs::remove_file(&beside);
+        linked.map_err(|source| match source.kind() {
+            io::ErrorKind::AlreadyExists => KeyError::Exists {
+                path: path.to_owned(),
+            },
+            _ => write(source),
+        })?;
+        let directory = path.parent().filter(|d| !d.as_os_str().is_empty());
+        fs::File::open(directory.unwrap_or(Path::new(".")))
+            .and_then(|directory| directory.sync_all())
+            .map_err(write)
+    }
+
+    fn write_new(&self, path: &Path) -> io::Result<()> {
+        // Left by a process of this number that was killed half-way.
+        match fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
         let mut file = OpenOptions::new()
             .write(true)
             .create_new(true)
             .mode(0o600)
-            .open(path)
-            .map_err(|source| match source.kind() {
-                io::ErrorKind::AlreadyExists => KeyError::Exists {
-                    path: path.to_owned(),
-                },
-                _ => write(source),
-            })?;
-        file.write_all(self.to_text().as_bytes())
-            .and_then(|()| file.sync_all())
-            .map_err(write)
+            .open(path)?;
+        file.write_all(self.to_text().as_bytes())?;
+        file.sync_all()
     }
+}
+
+/// A name in the same directory that no other process uses.
+fn beside(path: &Path) -> io::Result<PathBuf> {
+    let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
+    let mut hidden = OsString::from(".");
+    hidden.push(name);
+    hidden.push(format!("-{}", std::process::id()));
+    Ok(path.with_file_name(hidden))
 }
 
 impl fmt::Debug for SecretKey {
@@ -222,9 +250,55 @@ mod tests {
             key.seed()
         );
         assert!(matches!(key.save(&path), Err(KeyError::Exists { .. })));
+        assert_eq!(names(directory.path()), ["key"]);
         fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).expect("chmod");
         let error = SecretKey::load(&path).expect_err("an open file");
         assert!(error.to_string().contains("chmod 600"), "{error}");
+    }
+
+    fn names(directory: &Path) -> Vec<String> {
+        let entries = fs::read_dir(directory).expect("a directory");
+        let name = |entry: io::Result<fs::DirEntry>| entry.expect("an entry").file_name();
+        entries
+            .map(|entry| name(entry).to_string_lossy().into_owned())
+            .collect()
+    }
+
+    #[test]
+    fn what_a_killed_process_left_beside_the_key_is_no_obstacle() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("key");
+        fs::write(beside(&path).expect("a name"), "sifr-key").expect("half a key");
+        let key = SecretKey::generate().expect("a key");
+        key.save(&path).expect("a new file");
+        assert_eq!(SecretKey::load(&path).expect("a key").seed(), key.seed());
+        assert_eq!(names(directory.path()), ["key"]);
+    }
+
+    /// The name appears with the whole key behind it: who looks at any time finds a key or nothing.
+    #[test]
+    fn a_key_file_is_never_seen_half_written() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("key");
+        let over = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !over.load(std::sync::atomic::Ordering::Relaxed) {
+                    match SecretKey::load(&path) {
+                        Ok(_) => {}
+                        Err(KeyError::Read { source, .. }) => {
+                            assert_eq!(source.kind(), io::ErrorKind::NotFound);
+                        }
+                        Err(error) => panic!("{error}"),
+                    }
+                }
+            });
+            for n in 0..50 {
+                SecretKey::from_seed([n; 32]).save(&path).expect("saved");
+                fs::remove_file(&path).expect("removed");
+            }
+            over.store(true, std::sync::atomic::Ordering::Relaxed);
+        });
     }
 
     #[test]
