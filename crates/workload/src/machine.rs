@@ -538,13 +538,16 @@ impl Machine {
             .record()
             .and_then(|record| record.finished)
             .map(|f| f.exit);
+        let state = self.state(intent);
+        // Stopped while it was to be tried again: that promise is void.
+        let void = state == State::Stopped && self.failures > 0;
         WorkloadStatus {
-            state: self.state(intent),
+            state,
             address: self.address,
             ports: spec.map(|spec| spec.ports.clone()).unwrap_or_default(),
             restarts: self.starts.saturating_sub(1),
             exit: self.exit.or(finished),
-            message: unreadable.or_else(|| self.message.clone()),
+            message: unreadable.or_else(|| self.message.clone().filter(|_| !void)),
             start_ms: self.start_ms,
             chunks: None,
         }

@@ -568,6 +568,25 @@ fn a_lost_vm_is_started_again_whatever_the_policy() {
 }
 
 #[test]
+fn a_machine_that_is_stopped_between_two_tries_promises_no_third() {
+    let mut world = running();
+    let vm = world.vm();
+    world.host.end(&vm, Some(3));
+    world.settle();
+    let message = |world: &World| {
+        let status = world.status();
+        let machine = status.workloads.into_values().next().expect("a machine");
+        (machine.state, machine.message, machine.exit.map(|e| e.code))
+    };
+    let (state, says, _) = message(&world);
+    assert_eq!(state, State::Backoff);
+    assert!(says.is_some_and(|says| says.contains("the next try")));
+    world.say(Action::Stop);
+    world.settle();
+    assert_eq!(message(&world), (State::Stopped, None, Some(3)));
+}
+
+#[test]
 fn a_deaf_guest_is_killed_after_its_grace() {
     let mut world = running();
     world.host.failures = [true].into();
