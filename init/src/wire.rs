@@ -21,8 +21,8 @@ pub(crate) const SLOTS_MAX: u16 = 4096;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum ToPid1 {
-    /// The node serves its API: pid1 shows it and begins to feed the watchdog on the node's word.
-    Ready,
+    /// A sign of life, at least each 10 s: pid1 ends a node that gives none.
+    Alive,
     /// Run a VMM. Beside it: first `child` descriptors for the VMM, from number 3 upwards, then
     /// descriptors that pid1 keeps and gives back to each new node.
     Spawn {

@@ -34,6 +34,7 @@ use super::machines::Machines;
 use super::network;
 use super::packets::Packets;
 use super::prepare::Means;
+use super::pulse;
 use super::server::Server;
 use super::sweep;
 use crate::wire::{FromPid1, Mode, PACKET_MAX, ToPid1, Victim};
@@ -238,7 +239,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Phase "workloads": takes over the VMs that pid1 kept and says `Ready`.
+    /// Phase "workloads": takes over the VMs that pid1 kept.
     pub(crate) async fn adopt(&mut self) -> anyhow::Result<()> {
         tokio::task::spawn_local(self.images.clone().run());
         loop {
@@ -270,9 +271,7 @@ impl Engine {
                 other => self.hear_pid1(other),
             }
         }
-        self.pid1
-            .send(&ToPid1::Ready, Vec::new())
-            .context("tell pid1 that the node is ready")
+        Ok(())
     }
 
     /// Serves until the node goes down; returns only why it cannot go on.
@@ -284,6 +283,8 @@ impl Engine {
     }
 
     async fn serve(&mut self) -> anyhow::Result<Infallible> {
+        let mut alive = tokio::time::interval(pulse::EVERY);
+        alive.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             let deadline = self.advance()?;
             let sleep = async {
@@ -298,6 +299,12 @@ impl Engine {
                 // All are safe to drop: what was not taken stays in its channel or socket.
                 Some(request) = self.requests.recv() => {
                     self.answer(request);
+                    continue;
+                }
+                _ = alive.tick() => {
+                    // This loop turns: nobody else may say so.
+                    let told = self.pid1.send(&ToPid1::Alive, Vec::new());
+                    told.context("tell pid1 that the node is alive")?;
                     continue;
                 }
                 Some(message) = self.messages.recv() => self.host.hear(message),

@@ -20,6 +20,7 @@ mod network;
 mod packets;
 mod phases;
 mod prepare;
+mod pulse;
 mod remains;
 mod resolv;
 mod runspec;

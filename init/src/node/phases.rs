@@ -25,6 +25,7 @@ use workload::ledger;
 
 use super::context::{NodeContext, Uplink, tenant_capacity};
 use super::engine::{Engine, ledger_copies};
+use super::pulse::Pulse;
 use super::{clock, identity, machine, resolv, uplink};
 use crate::cmdline::{self, Options};
 use crate::console::Console;
@@ -117,6 +118,8 @@ async fn provision() -> anyhow::Result<Engine> {
     };
     let pid1: OwnedFd =
         sys::socket::inherited(crate::wire::PID1_FD).context("take the socket to pid1")?;
+    // Until the engine speaks for itself.
+    let _pulse = Pulse::start(&pid1).context("give signs of life")?;
     let options = options(&boot);
     let owner = owner(&boot, options.owner);
     let disks = boot.must("disks", || disks(owner.as_ref()))?;

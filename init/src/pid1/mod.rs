@@ -10,6 +10,7 @@ mod drills;
 mod jail;
 mod link;
 mod machines;
+mod patience;
 mod supervisor;
 
 use std::process::ExitCode;

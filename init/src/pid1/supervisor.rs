@@ -26,12 +26,10 @@ use super::drills::Drills;
 use super::jail;
 use super::link::{Heard, Link};
 use super::machines::{Machine, Machines, Output};
+use super::patience::Patience;
 use crate::console::Console;
 use crate::wire::{FDS_MAX, FromPid1, Limits, Mode, PACKET_MAX, Status, ToPid1, Victim};
 
-/// The node must have served its API once within this time of the boot, else the watchdog resets the
-/// machine: longer than any firmware, disk repair or DHCP takes.
-const BOOT_DEADLINE: Duration = Duration::from_secs(15 * 60);
 /// Packets of the node taken in one turn, so that signals are never starved.
 const PACKETS_PER_TURN: usize = 64;
 
@@ -46,7 +44,7 @@ pub(super) struct Supervisor {
     machines: Machines,
     drills: Drills,
     down: Down,
-    ready_once: bool,
+    patience: Patience,
     /// Where agents write what their logger does not catch.
     output: Option<File>,
     buffer: Box<[u8; PACKET_MAX]>,
@@ -85,7 +83,7 @@ impl Supervisor {
             machines: Machines::default(),
             drills: Drills::default(),
             down: Down::No,
-            ready_once: false,
+            patience: Patience::default(),
             output,
             buffer: Box::new([0; PACKET_MAX]),
         })
@@ -113,6 +111,7 @@ impl Supervisor {
         for at in 0..self.agents.len() {
             self.supervise(at, Event::Tick);
         }
+        self.end_hung_node();
         let act = self.down.tick(now(), self.children());
         self.act(act);
         self.feed();
@@ -124,7 +123,8 @@ impl Supervisor {
             .agents
             .iter()
             .filter_map(|a| a.service.deadline())
-            .chain(self.down.deadline());
+            .chain(self.down.deadline())
+            .chain(self.patience.deadline());
         let feeding = self
             .watchdog
             .as_ref()
@@ -225,6 +225,7 @@ impl Supervisor {
             agent.child = None;
             if agent.role == Role::Node {
                 self.link = None;
+                self.patience.gone();
             }
             if !self.down.is_final() {
                 let name = self.agents[at].role.name();
@@ -286,6 +287,7 @@ impl Supervisor {
 
     fn connect(&mut self, socket: Option<OwnedFd>) {
         let Some(socket) = socket else { return };
+        self.patience.heard(now());
         self.link = Some(Link::new(socket, &self.machines));
         if let Some(mode) = self.down.asked() {
             self.say(FromPid1::Stop { mode });
@@ -296,6 +298,15 @@ impl Supervisor {
         let Some(link) = &mut self.link else { return };
         if !link.say(message) {
             log::error!("the node agent reads nothing: it is ended, and started again");
+            self.end_node();
+        }
+    }
+
+    /// Its VMs run on; the next node takes them over.
+    fn end_hung_node(&mut self) {
+        if self.patience.is_over(now()) && !self.down.is_final() {
+            self.console
+                .line("sifr: the node agent gives no sign of life: it is ended, and started again");
             self.end_node();
         }
     }
@@ -330,7 +341,10 @@ impl Supervisor {
         for _ in 0..PACKETS_PER_TURN {
             let Some(link) = &self.link else { return };
             match link.hear(&mut self.buffer) {
-                Ok(Heard::Message(message, fds)) => self.obey(message, fds),
+                Ok(Heard::Message(message, fds)) => {
+                    self.patience.heard(now());
+                    self.obey(message, fds);
+                }
                 Ok(Heard::Nonsense(error)) => {
                     log::error!("the node agent said what pid1 does not understand: {error}")
                 }
@@ -346,7 +360,8 @@ impl Supervisor {
 
     fn obey(&mut self, message: ToPid1, fds: Vec<OwnedFd>) {
         match message {
-            ToPid1::Ready => self.ready_once = true,
+            // All that it says is a sign of life.
+            ToPid1::Alive => {}
             ToPid1::Spawn {
                 vm,
                 slot,
@@ -514,20 +529,13 @@ impl Supervisor {
         panic!("{}", sys::chain(&error));
     }
 
-    /// The loop turns, so the machine is fed; unless the node has never served within its time.
+    /// The loop turns, so the watchdog is fed: for a node agent that does not turn it has [`Patience`], and a
+    /// repair of hours is no reason for a reset, which would begin it anew.
     fn feed(&mut self) {
         let Some(dog) = &self.watchdog else { return };
-        let due = now() >= self.fed + dog.timeout() / 3;
-        let well = self.ready_once || now() < BOOT_DEADLINE || self.down != Down::No;
-        if !due {
-            return;
-        }
-        self.fed = now();
-        if well {
+        if now() >= self.fed + dog.timeout() / 3 {
+            self.fed = now();
             report(dog.feed());
-        } else {
-            self.console
-                .line("sifr: the node has not become ready: the watchdog will reset the machine");
         }
     }
 }
