@@ -140,6 +140,9 @@ mod tests {
             refused.code == 3 && refused.stderr.contains("owner"),
             "{refused:?}"
         );
+        let disk = lab.directory().join("pool.raw");
+        let written = std::os::unix::fs::MetadataExt::blocks(&disk.metadata().expect("a disk"));
+        assert_eq!(written, 0, "nothing was ever written to the blank disk");
     }
 
     #[test]

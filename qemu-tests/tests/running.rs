@@ -132,12 +132,16 @@ mod tests {
         let script = format!(
             "gw=$(ip route | sed -n 's/default via \\([^ ]*\\).*/\\1/p')\n\
              try() {{ nc -w 3 $1 $2 </dev/null && echo OPEN $1 || echo shut $1; }}\n\
+             ping -c 1 -W 3 $gw >/dev/null && echo the network works\n\
              try 10.0.2.2 {open}\ntry 10.0.2.15 7443\ntry $gw 7443\n\
+             try 10.0.2.3 53\ntry 169.254.169.254 80\n\
              ping -c 1 -W 2 10.0.2.2 >/dev/null && echo OPEN ping || echo shut ping"
         );
         let text = output_of("prison", &script);
         assert!(
-            !text.contains("OPEN") && text.matches("shut").count() == 4,
+            text.contains("the network works")
+                && !text.contains("OPEN")
+                && text.matches("shut").count() == 6,
             "{text}"
         );
     }
