@@ -488,7 +488,7 @@ impl Daemon {
         match end.verdict {
             Verdict::Finished => self.faults.retain(|(_, c)| *c != chunk),
             Verdict::Again(_) => {}
-            Verdict::GiveUp(message) => {
+            Verdict::GiveUp(message) | Verdict::Never(message) => {
                 for waiter in &end.waiters {
                     self.answer(waiter, ToVmm::Failed(waiter.target.index));
                 }

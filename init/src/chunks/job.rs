@@ -256,6 +256,9 @@ async fn try_get(shared: &Arc<Shared>, task: Task, events: &Sender<Event>) -> (O
                 log::warn!("{}", sys::chain(&error));
             }
         }
+        Ok(Err(error @ DiskError::Cache(CacheError::Contradiction(..)))) => {
+            return (Outcome::Contradiction(sys::chain(&error)), Cached::Unknown);
+        }
         Ok(Err(error)) => return (Outcome::Hopeless(sys::chain(&error)), Cached::Unknown),
         Err(error) => return (Outcome::Hopeless(error), Cached::Unknown),
     }
@@ -326,7 +329,7 @@ async fn onto_disks(
             )))
         }
         Err(error @ (ChunkError::Zstd { .. } | ChunkError::Plain { .. })) => Err(
-            Outcome::Hopeless(format!("{}: pack the image again", sys::chain(&error))),
+            Outcome::Contradiction(format!("{}: pack the image again", sys::chain(&error))),
         ),
     });
     done.await

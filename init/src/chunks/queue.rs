@@ -64,8 +64,10 @@ pub(crate) enum Outcome {
     Unreachable(String),
     /// The store does not have it, or has something else.
     Wrong(String),
-    /// Trying again changes nothing: no store is known, the disk is full, the flist is wrong.
+    /// It takes a person: no store is known, the disk is full.
     Hopeless(String),
+    /// No try will ever change it: the chunk has the hash that the flist gives it, and is not what that says.
+    Contradiction(String),
 }
 
 /// What to do about an outcome.
@@ -73,7 +75,11 @@ pub(crate) enum Outcome {
 pub(crate) enum Verdict {
     Finished,
     Again(Duration),
+    /// Who waits is told. What is pinned is tried again all the same, for ever: a store is mended, a disk is
+    /// emptied, and nobody comes to say so.
     GiveUp(String),
+    /// The same, and nobody tries again by himself.
+    Never(String),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,6 +103,8 @@ struct Job {
     backfill: bool,
     failures: u32,
     wrong: u32,
+    /// It was given up, and only back-filling goes on with it.
+    given_up: bool,
 }
 
 /// What follows from a job's end. When it was given up: who asked and who waited.
@@ -147,6 +155,9 @@ impl Queue {
         if job.backfill && job.phase != Phase::Running {
             // It waited at the back, or for a slow retry; now somebody needs it.
             (job.backfill, job.source) = (false, source);
+            if std::mem::take(&mut job.given_up) {
+                (job.failures, job.wrong) = (0, 0);
+            }
             job.phase = Phase::Queued;
             self.backfill.retain(|d| *d != name);
             queue.push_back(name);
@@ -230,10 +241,16 @@ impl Queue {
             return None;
         }
         let may = |name: &Digest| self.may_ask(&self.jobs[name].account());
-        match self.backfill.iter().position(may) {
-            Some(at) => self.backfill.remove(at),
-            None => self.next_fill(),
+        let hopeful = |name: &Digest| may(name) && !self.jobs[name].given_up;
+        if let Some(at) = self.backfill.iter().position(hopeful) {
+            return self.backfill.remove(at);
         }
+        // What was given up comes last: however much that is, it holds up nothing.
+        self.next_fill().or_else(|| {
+            let may = |name: &Digest| self.may_ask(&self.jobs[name].account());
+            let at = self.backfill.iter().position(may)?;
+            self.backfill.remove(at)
+        })
     }
 
     /// Whether one more job may ask the store of this image.
@@ -314,7 +331,7 @@ impl Queue {
             Outcome::Done | Outcome::Wrong(_) => {
                 self.ailing.remove(&account);
             }
-            Outcome::Hopeless(_) => {}
+            Outcome::Hopeless(_) | Outcome::Contradiction(_) => {}
         }
         let verdict = job.judge(outcome);
         match &verdict {
@@ -329,7 +346,18 @@ impl Queue {
                 // Not in the cache, whatever was expected.
                 (job.backfill, job.source) = (job.waiters.is_empty(), Source::Store);
             }
-            Verdict::Finished | Verdict::Again(_) | Verdict::GiveUp(_) => {
+            Verdict::GiveUp(_) if !job.fills.is_empty() => {
+                job.phase = Phase::Resting(now + RETRY_LONGEST);
+                (job.backfill, job.source, job.given_up) = (true, Source::Store, true);
+                let flists = job.flists.clone();
+                job.flists.retain(|flist| job.fills.contains(flist));
+                return End {
+                    verdict,
+                    flists,
+                    waiters: std::mem::take(&mut job.waiters),
+                };
+            }
+            Verdict::Finished | Verdict::Again(_) | Verdict::GiveUp(_) | Verdict::Never(_) => {
                 let job = self.jobs.remove(name);
                 let (flists, waiters) = job.map(|j| (j.flists, j.waiters)).unwrap_or_default();
                 return End {
@@ -381,6 +409,7 @@ impl Job {
             backfill,
             failures: 0,
             wrong: 0,
+            given_up: false,
         }
     }
 
@@ -417,6 +446,7 @@ impl Job {
                 }
             }
             Outcome::Hopeless(message) => Verdict::GiveUp(message),
+            Outcome::Contradiction(message) => Verdict::Never(message),
         }
     }
 }
@@ -595,6 +625,77 @@ mod tests {
             }
             assert!(queue.jobs.is_empty());
         }
+    }
+
+    #[test]
+    fn what_is_pinned_is_tried_for_ever_even_when_it_was_given_up() {
+        let hopeless = || Outcome::Hopeless("the disk is full".into());
+        let mut queue = Queue::default();
+        queue.fill(F, [chunk(1)].into());
+        let mut now = NOW;
+        for round in 0..20 {
+            queue.start().expect("due");
+            // Wrong bytes as well, a few times over.
+            let outcome = if round % 2 == 0 {
+                hopeless()
+            } else {
+                Outcome::Wrong("w".into())
+            };
+            queue.end(&chunk(1).stored, outcome, now);
+            let due = queue.next_due().expect("tried again");
+            assert!(due <= now + RETRY_LONGEST && queue.start().is_none());
+            now = due;
+            queue.wake(now);
+        }
+        queue.start().expect("due");
+        queue.end(&chunk(1).stored, Outcome::Done, now);
+        assert!(queue.jobs.is_empty());
+    }
+
+    #[test]
+    fn what_was_given_up_comes_after_what_has_not_been_tried() {
+        let mut queue = Queue::default();
+        queue.fill(F, (1..=9).map(chunk).collect());
+        let mut tried = Vec::new();
+        for _ in 0..9 {
+            let start = queue.start().expect("due");
+            tried.push(start.chunk.stored.0[0]);
+            let hopeless = Outcome::Hopeless(String::new());
+            queue.end(&start.chunk.stored, hopeless, NOW);
+            // Those before are due again already.
+            queue.wake(NOW + RETRY_LONGEST);
+        }
+        assert_eq!(tried, (1..=9).collect::<Vec<_>>());
+        assert!(queue.start().is_some());
+    }
+
+    #[test]
+    fn who_waits_for_what_was_given_up_is_told_and_may_ask_again_at_once() {
+        let mut queue = Queue::default();
+        queue.fill(F, [chunk(1)].into());
+        queue.start().expect("due");
+        queue.want(&chunk(1), waiter("a", F, 1), Source::Store);
+        let end = queue.end(&chunk(1).stored, Outcome::Hopeless("h".into()), NOW);
+        assert_eq!((end.waiters.len(), end.flists), (1, vec![F]));
+        assert!(queue.start().is_none());
+        queue.want(&chunk(1), waiter("a", F, 1), Source::Store);
+        for n in 1..=WRONG_MAX {
+            queue.start().expect("as often as any");
+            let end = queue.end(&chunk(1).stored, Outcome::Wrong("w".into()), NOW);
+            assert_eq!(end.waiters.len(), usize::from(n == WRONG_MAX));
+            queue.wake(NOW + RETRY_FIRST * 4);
+        }
+        assert!(queue.start().is_none() && queue.next_due().is_some());
+    }
+
+    #[test]
+    fn what_contradicts_its_flist_is_not_fetched_again() {
+        let mut queue = Queue::default();
+        queue.fill(F, [chunk(1)].into());
+        queue.start().expect("due");
+        let end = queue.end(&chunk(1).stored, Outcome::Contradiction("c".into()), NOW);
+        assert_eq!(end.verdict, Verdict::Never("c".into()));
+        assert!(queue.jobs.is_empty() && queue.next_due().is_none());
     }
 
     #[test]
