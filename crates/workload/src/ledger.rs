@@ -72,7 +72,7 @@ pub enum LedgerError {
     #[error("an envelope of {0} bytes is over the ledger's limit of {ENVELOPE_MAX}")]
     TooLarge(usize),
     #[error(
-        "an earlier write failed and could not be taken back: restart the node to read the ledger again"
+        "a write failed and could not be taken back: the ledger must be read again before anything else is kept"
     )]
     Poisoned,
     #[error(
@@ -276,6 +276,12 @@ impl Ledger {
                 Err(error)
             }
         }
+    }
+
+    /// Whether a write could not be taken back. Then nobody knows whether its statement was kept, and
+    /// nothing more is until the ledger has been opened again.
+    pub fn is_poisoned(&self) -> bool {
+        self.poisoned
     }
 
     /// Of the longer copy: one may be compacted and the other not.

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
-use anyhow::{Context, anyhow};
+use anyhow::{Context, anyhow, bail};
 use api::Envelope;
 use flist::cache::{Cache, Keep};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -60,6 +60,8 @@ pub(crate) enum Request {
     },
     /// Kill a process as a crash would. Answered when it is dead and that shows in the status.
     Drill { victim: Victim, reply: DrillReply },
+    /// Read the ledger again, in another agent: this one ends, and pid1 starts it.
+    End,
     /// Flists that may not be swept.
     Images {
         reply: oneshot::Sender<BTreeMap<Digest, Keep>>,
@@ -72,6 +74,9 @@ pub(crate) enum Refused {
     Final(Refusal),
     /// It would have been, if content that no deployment names did not lie in its place.
     NoRoom(Refusal),
+    /// Nobody knows whether it was kept before the ledger is read again: whoever answers says
+    /// [`Request::End`] when that is done.
+    Unknown(Refusal),
 }
 
 impl From<Refusal> for Refused {
@@ -125,12 +130,12 @@ fn verify(envelope: &[u8], owner: Option<PublicKey>) -> Result<Verified, Refusal
     })
 }
 
-/// The ledger, and what its statements add up to. What is wrong with it is shown; where it cannot be
 /// Where a pool has its ledger.
 pub(crate) fn ledger_copies(pool: &Path) -> [PathBuf; 2] {
     ["a", "b"].map(|copy| pool.join("ledger").join(copy))
 }
 
+/// The ledger, and what its statements add up to. What is wrong with it is shown; where it cannot be
 /// read at all, the reason stands in its place.
 fn read_ledger(context: &NodeContext) -> (Result<Ledger, String>, Desired) {
     let owner = context.owner;
@@ -298,7 +303,7 @@ impl Engine {
             tokio::select! {
                 // All are safe to drop: what was not taken stays in its channel or socket.
                 Some(request) = self.requests.recv() => {
-                    self.answer(request);
+                    self.answer(request)?;
                     continue;
                 }
                 _ = alive.tick() => {
@@ -419,8 +424,9 @@ impl Engine {
     }
 
     /// A client that has gone away misses its answer.
-    fn answer(&mut self, request: Request) {
+    fn answer(&mut self, request: Request) -> anyhow::Result<()> {
         match request {
+            Request::End => bail!("the ledger has to be read again"),
             Request::Statement { envelope, reply } => {
                 let _ = reply.send(self.accept(&envelope));
             }
@@ -455,6 +461,7 @@ impl Engine {
                 let _ = reply.send(sweep::needed(self.reconciler.desired(), &used));
             }
         }
+        Ok(())
     }
 
     /// The acknowledgement is given only after the ledger has synced both copies.
@@ -468,9 +475,9 @@ impl Engine {
         let claim = Claim::of(&admitted.verified().statement.action);
         let owner = self.owner;
         let again = |kept: &[u8]| verify(kept, owner).map_err(|refusal| refusal.message);
-        ledger
-            .append(envelope, claim, again)
-            .map_err(|error| not_kept(&error))?;
+        if let Err(error) = ledger.append(envelope, claim, again) {
+            return Err(not_kept(&error, ledger.is_poisoned()));
+        }
         self.reconciler.apply(&admitted);
         self.accounts.renew(self.reconciler.desired());
         self.dirty = true;
@@ -530,15 +537,21 @@ impl Engine {
     }
 }
 
-fn not_kept(error: &LedgerError) -> Refusal {
+fn not_kept(error: &LedgerError, poisoned: bool) -> Refused {
     let why = sys::error::chain(error);
     log::error!("{why}");
+    let refusal = |code, message| Refusal { code, message };
+    if poisoned {
+        return Refused::Unknown(refusal(
+            RefusalCode::Restarting,
+            format!(
+                "the ledger could not be written ({why}): the node agent restarts and reads it again, then `sifr get` shows whether the statement was kept"
+            ),
+        ));
+    }
     let code = match error {
         error if error.is_full() => RefusalCode::OverCapacity,
         _ => RefusalCode::Internal,
     };
-    Refusal {
-        code,
-        message: format!("the statement was not kept: {why}"),
-    }
+    Refused::Final(refusal(code, format!("the statement was not kept: {why}")))
 }

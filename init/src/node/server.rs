@@ -15,11 +15,12 @@ use tokio::net::TcpListener;
 use tokio::sync::{RwLock, Semaphore, mpsc, oneshot, watch};
 use types::deployment::API_PORT;
 use types::node::{Drill, Drilled, NodeInfo};
-use types::status::{Ack, DeploymentStatus, Refusal, RefusalCode};
+use types::status::{DeploymentStatus, Refusal, RefusalCode};
 use types::{Bytes, Digest, Name, PublicKey, VmId};
 use workload::desired::Key;
 
 use super::context::NodeContext;
+use super::drills::DrillReply;
 use super::engine::{Refused, Request};
 use super::logs;
 use super::machines::Machines;
@@ -137,7 +138,7 @@ impl Server {
             Route::PutChunk(digest) => self.put_chunk(digest, body).await,
             Route::PostStatement => {
                 let envelope = body.collect().await?;
-                Ok(Answer::json(&self.statement(envelope).await?))
+                self.statement(envelope).await
             }
             Route::Deployments => {
                 let list = self
@@ -246,18 +247,29 @@ impl Server {
         Ok(Answer::json(&Drilled { pid }))
     }
 
-    /// This process. Who asked has the answer before it is killed.
+    /// This process.
     fn drill_this(&self) -> Answer {
         let pid = std::process::id();
-        let (answer, over) = Answer::json(&Drilled { pid }).last();
+        self.say_after(Answer::json(&Drilled { pid }), |reply| Request::Drill {
+            victim: Victim::Node,
+            reply,
+        })
+    }
+
+    /// Asks what ends this process, once who asked has the answer.
+    fn say_after(
+        &self,
+        answer: Answer,
+        request: impl FnOnce(DrillReply) -> Request + 'static,
+    ) -> Answer {
+        let (answer, over) = answer.last();
         let requests = self.requests.clone();
         tokio::task::spawn_local(async move {
             // It ends with the connection; nothing is ever sent.
             let _ = over.await;
             let (reply, _) = oneshot::channel();
-            let victim = Victim::Node;
             // Fails only when the loop has ended, and this process with it.
-            let _ = requests.send(Request::Drill { victim, reply }).await;
+            let _ = requests.send(request(reply)).await;
         });
         answer
     }
@@ -285,22 +297,26 @@ impl Server {
     }
 
     /// Where content that nobody deployed is in the way, it goes, and the statement is judged once more.
-    async fn statement(&self, envelope: Vec<u8>) -> Result<Ack, Refusal> {
+    async fn statement(&self, envelope: Vec<u8>) -> Result<Answer, Refusal> {
         let judge = async |envelope| {
             let _kept = self.content.read().await;
             self.ask(|reply| Request::Statement { envelope, reply })
                 .await
         };
-        let last = match judge(envelope.clone()).await? {
+        let judged = match judge(envelope.clone()).await? {
             Err(Refused::NoRoom(refusal)) => match self.sweep().await? {
                 0 => return Err(refusal),
                 _ => judge(envelope).await?,
             },
             other => other,
         };
-        last.map_err(|refused| match refused {
-            Refused::Final(refusal) | Refused::NoRoom(refusal) => refusal,
-        })
+        match judged {
+            Ok(ack) => Ok(Answer::json(&ack)),
+            Err(Refused::Final(refusal) | Refused::NoRoom(refusal)) => Err(refusal),
+            Err(Refused::Unknown(refusal)) => {
+                Ok(self.say_after(Answer::refuse(&refusal), |_| Request::End))
+            }
+        }
     }
 
     async fn put_flist(&self, digest: Digest, mut body: Body) -> Result<Answer, Refusal> {

@@ -7,7 +7,7 @@ use api::{Client, ClientError, Until};
 use flist::cache::Keep;
 use tokio::task::LocalSet;
 use types::node::{Capacity, Clock};
-use types::status::{Desired, State, WorkloadStatus};
+use types::status::{Ack, Desired, State, WorkloadStatus};
 
 use super::*;
 use crate::node::context::Uplink;
@@ -133,6 +133,7 @@ async fn play<S: Into<Option<State>>>(
                 Victim::Chunks => None,
                 Victim::Machine { .. } => Some(99),
             })),
+            Request::End => return,
             Request::Statement { reply, .. } => {
                 let no = refusal(RefusalCode::Malformed, "no");
                 drop(reply.send(Err(Refused::Final(no))));
@@ -262,6 +263,41 @@ async fn nothing_is_pushed_into_what_deployments_are_promised() {
             () = play(&mut stage.requests, || State::Running) => {}
             () = pushes => {}
         }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn who_asked_when_the_ledger_failed_hears_so_before_the_agent_ends() {
+    locally(async {
+        let mut stage = Stage::new(true).await;
+        let requests = &mut stage.requests;
+        let answered = std::cell::Cell::new(false);
+        let engine = async {
+            while let Some(request) = requests.recv().await {
+                match request {
+                    Request::Statement { reply, .. } => {
+                        let unknown = refusal(RefusalCode::Restarting, "read again");
+                        drop(reply.send(Err(Refused::Unknown(unknown))));
+                    }
+                    Request::End => return,
+                    other => panic!("{other:?}"),
+                }
+            }
+        };
+        let deploy = async {
+            let key = SecretKey::from_seed([1; 32]);
+            let envelope = api::Envelope::seal(&key, "any", b"{}");
+            let answer = stage.client.post_statement(&envelope).await;
+            answered.set(true);
+            assert_eq!(code(answer), RefusalCode::Restarting);
+        };
+        tokio::time::timeout(Duration::from_secs(20), async {
+            tokio::join!(engine, deploy)
+        })
+        .await
+        .expect("the engine is told to end");
+        assert!(answered.get());
     })
     .await;
 }
