@@ -47,6 +47,8 @@ pub(crate) struct Uplink {
     /// The link with the default route; `None` until there is one.
     pub(crate) link: Option<String>,
     pub(crate) address: Option<Cidr>,
+    /// The prefixes on all physical links, not only that one's: guests must reach no neighbour on any.
+    pub(crate) networks: Vec<Cidr>,
     pub(crate) gateway: Option<Ipv4Addr>,
     pub(crate) dns: Vec<Ipv4Addr>,
     /// Every physical link of the node: the host firewall knows them by name.

@@ -94,14 +94,9 @@ pub(crate) fn plan(places: &Places, uplink: &Uplink) -> Plan {
         };
         let name = network.name.clone();
         let (_, tenant, names) = tenants.entry(name.clone()).or_insert_with(|| {
-            let refused = uplink
-                .address
-                .into_iter()
-                .map(|address| address.network())
-                .collect();
             let tenant = policy::Tenant {
                 gateway: network.gateway,
-                refused,
+                refused: uplink.networks.clone(),
                 guests: Vec::new(),
             };
             (network, tenant, Names::default())
@@ -343,7 +338,10 @@ mod tests {
         .into();
         let uplink = Uplink {
             address: "192.168.1.9/24".parse().ok(),
-            links: vec!["eth0".to_owned()],
+            networks: ["192.168.1.0/24", "198.51.100.0/24"]
+                .map(|lan| lan.parse().expect("a prefix"))
+                .into(),
+            links: vec!["eth0".to_owned(), "eth1".to_owned()],
             ..Uplink::default()
         };
         let plan = plan(&places, &uplink);
@@ -351,10 +349,7 @@ mod tests {
         assert_eq!(plan.node.tenants[0].published.len(), 2);
         assert_eq!(plan.node.open_ports, [7443]);
         let (_, tenant, names) = plan.tenants.values().next().expect("a tenant");
-        assert_eq!(
-            tenant.refused,
-            ["192.168.1.0/24".parse().expect("a prefix")]
-        );
+        assert_eq!(tenant.refused, uplink.networks);
         let web = tenant
             .guests
             .iter()

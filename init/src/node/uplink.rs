@@ -11,6 +11,7 @@ use std::time::Duration;
 use net::dhcp::{self, Lease};
 use net::link::{self, Observed};
 use tokio::sync::{mpsc, watch};
+use types::Cidr;
 use types::node::Link;
 
 use super::context::Uplink;
@@ -134,6 +135,7 @@ impl Uplinks {
         let uplink = Uplink {
             link: first.map(|(l, _)| l.name.clone()),
             address: first.map(|(_, lease)| lease.address),
+            networks: networks(observed, &self.leases),
             gateway: first.and_then(|(_, lease)| lease.gateway),
             dns: first
                 .map(|(_, lease)| lease.dns.clone())
@@ -145,6 +147,20 @@ impl Uplinks {
         publish(&self.publish.time_servers, servers);
         publish(&self.publish.uplink, uplink);
     }
+}
+
+/// The prefixes on all Ethernet ports: what the kernel holds, and what leases say that it will.
+fn networks(observed: &Observed, leases: &BTreeMap<String, Lease>) -> Vec<Cidr> {
+    let mut networks: Vec<Cidr> = Vec::new();
+    for port in observed.ethernet() {
+        let leased = leases.get(&port.name).map(|lease| lease.address);
+        for address in port.addresses.iter().copied().chain(leased) {
+            if !networks.contains(&address.network()) {
+                networks.push(address.network());
+            }
+        }
+    }
+    networks
 }
 
 /// Whom to ask for the time: nobody before there is an address, as nobody would answer, and then whoever
@@ -200,5 +216,40 @@ mod tests {
         assert_eq!(time_servers(Some(owners), None), []);
         assert_eq!(time_servers(Some(owners), Some(&lease)), [owners, leased]);
         assert_eq!(time_servers(None, Some(&lease)), [leased]);
+    }
+
+    #[test]
+    fn guests_are_kept_from_the_neighbours_on_every_port_and_not_only_the_first() {
+        let port = |name: &str, index, addresses: &[&str]| net::link::Link {
+            name: name.to_owned(),
+            index,
+            kind: net::link::Kind::Ethernet,
+            mtu: 1500,
+            up: true,
+            carrier: true,
+            mac: None,
+            master: None,
+            addresses: addresses.iter().map(|a| a.parse().expect("one")).collect(),
+        };
+        let observed = Observed {
+            links: vec![
+                port("eth0", 2, &["198.51.100.7/24"]),
+                port("eth1", 3, &["203.0.113.9/25", "203.0.113.10/25"]),
+                port("eth2", 4, &[]),
+            ],
+            routes: Vec::new(),
+        };
+        let leased = Lease {
+            address: "192.0.2.77/26".parse().expect("an address"),
+            gateway: None,
+            dns: Vec::new(),
+            ntp: Vec::new(),
+            mtu: None,
+            expires: None,
+        };
+        let leases = BTreeMap::from([("eth2".to_owned(), leased)]);
+        let refused = networks(&observed, &leases);
+        let expected = ["198.51.100.0/24", "203.0.113.0/25", "192.0.2.64/26"];
+        assert_eq!(refused, expected.map(|lan| lan.parse().expect("a prefix")));
     }
 }
