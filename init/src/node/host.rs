@@ -3,7 +3,7 @@
 //! Owns: the VMs that pid1 runs for us, their slots, control sockets and what this boot remembers of
 //! them. Refuses: deciding what should run.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::convert::Infallible;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
@@ -80,7 +80,7 @@ pub(crate) enum Message {
     },
     Published {
         plan: Box<network::Plan>,
-        made: std::collections::BTreeSet<String>,
+        made: BTreeSet<String>,
         result: Result<(), String>,
     },
 }
@@ -109,7 +109,7 @@ pub(crate) struct NodeHost {
     means: Rc<Means>,
     pid1: Rc<Packets>,
     uplink: watch::Receiver<Uplink>,
-    networks: watch::Sender<std::collections::BTreeSet<String>>,
+    networks: watch::Sender<BTreeSet<String>>,
     forwarders: Forwarders,
     starting: BTreeMap<VmId, Starting>,
     vms: BTreeMap<VmId, Vm>,
@@ -121,7 +121,7 @@ pub(crate) struct NodeHost {
 impl NodeHost {
     pub(crate) fn new(
         means: Means,
-        networks: watch::Sender<std::collections::BTreeSet<String>>,
+        networks: watch::Sender<BTreeSet<String>>,
         pid1: Rc<Packets>,
         uplink: watch::Receiver<Uplink>,
     ) -> (Self, mpsc::Receiver<Message>) {
@@ -515,6 +515,7 @@ impl NodeHost {
 
     fn publish(&self, places: &Places) {
         let plan = network::plan(places, &self.uplink.borrow());
+        keep_planned(&self.networks, &plan);
         let messages = self.messages.clone();
         tokio::task::spawn_local(async move {
             let planned = plan.clone();
@@ -625,6 +626,16 @@ fn limits(machine: &Machine, storage: Storage) -> Limits {
         // It writes the layer, which has its length from the beginning, and the log.
         file_bytes: machine.disk.max(LOG_FILE_MAX).0,
     }
+}
+
+/// Takes networks that a plan does without from those that are ready. Before the plan is applied: a start
+/// that came meanwhile would else open its TAP in a network that is about to go, and never be heard.
+fn keep_planned(ready: &watch::Sender<BTreeSet<String>>, plan: &network::Plan) {
+    ready.send_if_modified(|ready| {
+        let before = ready.len();
+        ready.retain(|name| plan.tenants.contains_key(name));
+        ready.len() != before
+    });
 }
 
 /// A guest's words, safe to print: short, and without control characters.

@@ -1,6 +1,5 @@
 //! The host against a pid1, a chunk daemon and VMMs that the tests play.
 
-use std::collections::BTreeSet;
 use std::os::fd::AsFd;
 
 use tokio::task::LocalSet;
@@ -333,6 +332,28 @@ async fn a_node_without_kvm_says_why_nothing_starts() {
         assert!(message.contains("enable SVM"), "{message}");
     })
     .await;
+}
+
+#[test]
+fn a_network_that_the_next_plan_removes_is_ready_for_nobody_from_then_on() {
+    let start = start();
+    let place = workload::host::Placed {
+        key: Key {
+            signer: start.record.signer,
+            name: start.record.deployment,
+        },
+        workload: start.record.workload,
+        address: start.record.address,
+        ports: Vec::new(),
+    };
+    let stays = network::network_of(place.address).expect("a network").name;
+    let (ready, heard) = watch::channel([stays.clone(), "tenant7".to_owned()].into());
+    let plan = network::plan(&[(start.vm, place)].into(), &Uplink::default());
+    keep_planned(&ready, &plan);
+    assert_eq!(*heard.borrow(), BTreeSet::from([stays]));
+    let nothing = network::plan(&Places::new(), &Uplink::default());
+    keep_planned(&ready, &nothing);
+    assert_eq!(*heard.borrow(), BTreeSet::new());
 }
 
 #[tokio::test]
