@@ -18,7 +18,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use crate::Error;
 use message::{Code, Flaw, Query};
@@ -93,6 +93,9 @@ const UPSTREAMS_MAX: usize = 3;
 const STRAY_MAX: usize = 16;
 /// How long a guest's connection may be silent, or slow in taking a reply.
 const IDLE_TIME: Duration = Duration::from_secs(10);
+/// Pause after a connection could not be taken: what is short (descriptors, memory) comes back, and without
+/// a pause the waiting connection would keep the forwarder busy. Guests that ask over TCP wait longer.
+const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 
 /// What every query needs to be answered.
 #[derive(Debug, Clone)]
@@ -101,7 +104,7 @@ struct Knowledge {
     names: watch::Receiver<Names>,
 }
 
-/// Answers until `names` or `upstreams` has no sender any more, or a socket fails. Within a tokio
+/// Answers until `names` or `upstreams` has no sender any more, or the UDP socket fails. Within a tokio
 /// runtime. Upstream servers are asked from the namespace of the thread that runs this.
 pub async fn forward(
     sockets: Sockets,
@@ -117,7 +120,9 @@ pub async fn forward(
     };
     let (mut queries, mut connections) = (JoinSet::new(), JoinSet::new());
     let mut buffer = [0; QUERY_MAX];
+    let mut paused_until = None;
     loop {
+        let accepts = paused_until.is_none() && connections.len() < CONNECTIONS_MAX;
         tokio::select! {
             changed = names.changed() => if changed.is_err() { return Ok(()) },
             changed = upstreams.changed() => if changed.is_err() { return Ok(()) },
@@ -134,14 +139,25 @@ pub async fn forward(
                     }
                 });
             }
-            accepted = tcp.accept(), if connections.len() < CONNECTIONS_MAX => match accepted {
+            () = pause(paused_until), if paused_until.is_some() => paused_until = None,
+            accepted = tcp.accept(), if accepts => match accepted {
                 Ok((stream, guest)) => {
                     connections.spawn(serve(stream, guest.ip(), knowledge.clone()));
                 }
                 Err(error) if error.kind() == ErrorKind::ConnectionAborted => {}
-                Err(error) => return Err(failed(error)),
+                Err(error) => {
+                    log::warn!("take a guest's DNS connection: {error}; tried again in {ACCEPT_PAUSE:?}");
+                    paused_until = Some(Instant::now() + ACCEPT_PAUSE);
+                }
             },
         }
+    }
+}
+
+/// Until the instant; at once where there is none.
+async fn pause(until: Option<Instant>) {
+    if let Some(until) = until {
+        tokio::time::sleep_until(until).await;
     }
 }
 
@@ -384,6 +400,36 @@ mod tests {
             };
             let (ended, (), ()) = tokio::join!(forward(sockets, upstreams, names), upstream, guest);
             ended.expect("it ends well when nobody tells it more");
+        });
+    }
+
+    #[test]
+    fn a_guest_is_answered_while_no_connection_can_be_taken() {
+        on_a_runtime(async {
+            let (mut sockets, udp, _) = sockets();
+            // Nobody listens on it, so every accept is refused.
+            let deaf = tokio::net::TcpSocket::new_v4().expect("a socket");
+            let any = "127.0.0.1:0".parse().expect("an address");
+            deaf.bind(any).expect("bound");
+            let deaf = std::os::fd::AsFd::as_fd(&deaf).try_clone_to_owned();
+            sockets.tcp = deaf.expect("a copy").into();
+            let (_to, upstreams) = watch::channel(Vec::new());
+            let web = ("web".to_owned(), Ipv4Addr::new(10, 128, 0, 2));
+            let names = Names {
+                machines: [web].into(),
+                ..Names::default()
+            };
+            let (names_to, names) = watch::channel(names);
+            let guest = async {
+                for id in [7, 8] {
+                    let answer = ask(udp, &query(id, "web", A)).await;
+                    assert_eq!(answer[answer.len() - 4..], [10, 128, 0, 2]);
+                    tokio::time::sleep(ACCEPT_PAUSE / 4).await;
+                }
+                drop(names_to);
+            };
+            let (ended, ()) = tokio::join!(forward(sockets, upstreams, names), guest);
+            ended.expect("a refused accept does not end it");
         });
     }
 }
