@@ -53,6 +53,10 @@ const CT_INVALID: u32 = 1;
 const CT_ESTABLISHED: u32 = 2;
 const CT_RELATED: u32 = 4;
 
+const FIB_ADDRESS_TYPE: u32 = 3;
+const FIB_DESTINATION: u32 = 1 << 1;
+const RTN_LOCAL: u32 = 2;
+
 const NF_DROP: u32 = 0;
 const NF_ACCEPT: u32 = 1;
 const NFT_JUMP: u32 = (-3_i32).cast_unsigned();
@@ -230,6 +234,14 @@ fn write_test(list: &mut Writer, family: Family, test: &Test) {
         Test::Destination(prefix) => {
             ipv4(list, family);
             address(list, 16, prefix);
+        }
+        Test::DestinationIsOurs => {
+            expression(list, "fib", |fib| {
+                fib.be32(1, REGISTER)
+                    .be32(2, FIB_ADDRESS_TYPE)
+                    .be32(3, FIB_DESTINATION);
+            });
+            compare(list, CMP_EQ, &RTN_LOCAL.to_ne_bytes());
         }
         Test::SourcePort(transport, port) => self::port(list, *transport, 0, *port),
         Test::DestinationPort(transport, port) => self::port(list, *transport, 2, *port),

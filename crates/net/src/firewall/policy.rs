@@ -246,6 +246,7 @@ fn inward(tenant: &NodeTenant) -> impl Iterator<Item = Rule> {
     })
 }
 
+/// What is addressed to the node, and not what an uplink merely brought along for another machine.
 fn publish(published: &Published) -> Rule {
     let Published {
         node_port,
@@ -253,7 +254,7 @@ fn publish(published: &Published) -> Rule {
         port,
     } = *published;
     rule(
-        [Test::Ipv4, tcp(node_port)],
+        [Test::Ipv4, tcp(node_port), Test::DestinationIsOurs],
         Verdict::DestinationNat(address, port),
     )
 }
@@ -380,4 +381,4 @@ fn from_guest(guest: &Guest) -> Vec<Rule> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

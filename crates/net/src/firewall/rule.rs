@@ -91,6 +91,8 @@ pub enum Test {
     SourceIsNot(Ipv4Addr),
     /// IPv4 destination within a prefix.
     Destination(Cidr),
+    /// Destination is an address of the node itself.
+    DestinationIsOurs,
     SourcePort(Transport, u16),
     DestinationPort(Transport, u16),
     /// ICMP echo request.

@@ -11,7 +11,7 @@ use crate::scratch::Scratch;
 use crate::{firewall, namespace};
 
 /// `nft` in a namespace; its output.
-fn nft(namespace: &str, arguments: &[&str], input: &str) -> String {
+pub(crate) fn nft(namespace: &str, arguments: &[&str], input: &str) -> String {
     let mut command = Command::new("ip");
     command
         .args(["netns", "exec", namespace, "nft"])
