@@ -31,30 +31,61 @@ pub(crate) fn sources(kind: &str) -> Result<String> {
     Ok(out)
 }
 
-/// An archive of Debian itself, on whichever mirror: its path ends in "debian".
+/// An archive of Debian itself, on whichever mirror: its path ends in "debian", or it is Debian's own list
+/// of mirrors, as on its cloud images.
 fn is_debian(uri: &str) -> bool {
-    uri.trim_end_matches('/').ends_with("/debian")
+    let last = uri.trim_end_matches('/').rsplit('/').next();
+    matches!(last, Some("debian" | "debian.list"))
+}
+
+/// Versions of these are for who asks for them by name.
+fn is_plain(suite: &&str) -> bool {
+    !["-backports", "-backports-sloppy", "-proposed-updates"]
+        .iter()
+        .any(|end| suite.ends_with(end))
 }
 
 fn from_deb822(kind: &str, text: &str) -> String {
     let lines: Vec<_> = text.lines().filter(|line| !line.starts_with('#')).collect();
     lines
         .split(|line| line.trim().is_empty())
-        .filter(|stanza| {
-            let uris = stanza.iter().find_map(|line| line.strip_prefix("URIs:"));
-            uris.is_some_and(|uris| uris.split_whitespace().all(is_debian))
-                && !stanza.iter().any(|line| line.trim() == "Enabled: no")
-        })
-        .map(|stanza| {
-            let rest = stanza.iter().filter(|line| {
-                !["Types:", "Architectures:"]
-                    .iter()
-                    .any(|field| line.starts_with(field))
-            });
-            let rest: String = rest.map(|line| format!("{line}\n")).collect();
-            format!("Types: {kind}\n{rest}\n")
-        })
+        .filter_map(|stanza| from_stanza(kind, stanza))
         .collect()
+}
+
+fn from_stanza(kind: &str, stanza: &[&str]) -> Option<String> {
+    let field = |name: &str| {
+        stanza.iter().find_map(|line| {
+            let (found, value) = line.split_once(':')?;
+            found.eq_ignore_ascii_case(name).then(|| value.trim())
+        })
+    };
+    let is_binary = field("Types")?.split_whitespace().any(|word| word == "deb");
+    // What apt takes for no (apt.conf(5)).
+    let off = field("Enabled")
+        .is_some_and(|value| ["no", "false", "without", "off", "disable", "0"].contains(&value));
+    let suites: Vec<_> = field("Suites")?.split_whitespace().collect();
+    let suites: Vec<_> = suites.into_iter().filter(is_plain).collect();
+    let ours = field("URIs")?.split_whitespace().all(is_debian);
+    if !is_binary || off || suites.is_empty() || !ours {
+        return None;
+    }
+    let replaced = |line: &&&str| {
+        line.split_once(':').is_some_and(|(name, _)| {
+            ["Types", "Suites", "Architectures"]
+                .iter()
+                .any(|ours| name.eq_ignore_ascii_case(ours))
+        })
+    };
+    let rest: String = stanza
+        .iter()
+        .filter(|line| !replaced(line))
+        .map(|line| format!("{line}\n"))
+        .collect();
+    Some(format!(
+        "Types: {kind}\nSuites: {}\n{rest}\n",
+        suites.join(" ")
+    ))
 }
 
 fn from_lines(kind: &str, text: &str) -> String {
@@ -68,13 +99,17 @@ fn from_lines(kind: &str, text: &str) -> String {
             let mut words = rest.split_whitespace();
             let (uri, suite) = (words.next()?, words.next()?);
             let components: Vec<_> = words.take_while(|word| !word.starts_with('#')).collect();
-            let signed = options
+            let trust: String = options
                 .split_whitespace()
-                .find_map(|option| option.strip_prefix("signed-by="))
-                .map_or(String::new(), |key| format!("Signed-By: {key}\n"));
-            is_debian(uri).then(|| {
+                .filter_map(|option| match option.split_once('=')? {
+                    ("signed-by", key) => Some(format!("Signed-By: {key}\n")),
+                    ("trusted", answer) => Some(format!("Trusted: {answer}\n")),
+                    _ => None,
+                })
+                .collect();
+            (is_debian(uri) && is_plain(&suite)).then(|| {
                 format!(
-                    "Types: {kind}\nURIs: {uri}\nSuites: {suite}\nComponents: {}\n{signed}\n",
+                    "Types: {kind}\nURIs: {uri}\nSuites: {suite}\nComponents: {}\n{trust}\n",
                     components.join(" ")
                 )
             })
@@ -93,14 +128,28 @@ mod tests {
                     URIs: https://other.example/node\nSuites: x\nComponents: main\n";
         assert_eq!(
             from_deb822("deb-src", text),
-            "Types: deb-src\nURIs: http://mirror.example/debian\nSuites: a a-updates\n\
+            "Types: deb-src\nSuites: a a-updates\nURIs: http://mirror.example/debian\n\
              Components: main\nSigned-By: /k.gpg\n\n"
+        );
+    }
+
+    #[test]
+    fn the_list_of_mirrors_of_a_cloud_image_counts_and_backports_do_not() {
+        let text = "types: deb deb-src\nURIs: mirror+file:///etc/apt/mirrors/debian.list\n\
+                    Suites: a a-backports\nComponents: main\n\nTypes: deb-src\n\
+                    URIs: http://m.example/debian\nSuites: a\n\nTypes: deb\nEnabled: false\n\
+                    URIs: http://m.example/debian\nSuites: a\n";
+        assert_eq!(
+            from_deb822("deb", text),
+            "Types: deb\nSuites: a\nURIs: mirror+file:///etc/apt/mirrors/debian.list\n\
+             Components: main\n\n"
         );
     }
 
     #[test]
     fn one_line_entries_are_understood_too() {
         let text = "# deb http://m.example/debian x main\n\
+                    deb http://m.example/debian/ stable-backports main\n\
                     deb [arch=amd64 signed-by=/k.gpg] http://m.example/debian/ stable main contrib # c\n\
                     deb http://m.example/else stable main\n";
         assert_eq!(
