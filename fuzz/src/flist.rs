@@ -3,13 +3,13 @@
 //! Owns: that what packs is read again, whole, and that what is read adds up.
 
 use std::collections::BTreeMap;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Cursor, Write};
 
 use ::flist::chunk::{Chunk, Encoding};
 use ::flist::format::Flist;
+use ::flist::input::Input;
 use ::flist::map::{Extent, Table};
-use ::flist::oci;
 use ::flist::pack::{Packed, Source, pack};
 use ::flist::store::ChunkSink;
 use ::flist::wire::{FromNode, FromVmm, ToNode, ToVmm};
@@ -47,10 +47,10 @@ pub(crate) const TARGETS: [Target; 7] = [
         seeds: maps,
     },
     Target {
-        name: "flist-oci",
+        name: "flist-input",
         bytes_max: 8192,
-        run: image,
-        seeds: images,
+        run: input,
+        seeds: inputs,
     },
     Target {
         name: "flist-tar",
@@ -350,21 +350,29 @@ fn layered() -> Vec<Vec<u8>> {
     vec![Made::default().long(&lower).raw(&upper).0]
 }
 
-fn image(input: &[u8]) {
-    let spool = directory();
-    let Ok(Some(image)) = oci::open_archive(&file(input), spool.path()) else {
+/// Any file as what a person hands over.
+fn input(input: &[u8]) {
+    let work = directory();
+    let path = work.path().join("input");
+    fs::write(&path, input).expect("memory");
+    let Ok(input) = Input::open(&path, work.path()) else {
         return;
     };
-    let length = |layer: &File| layer.metadata().map_or(0, |m| m.len());
-    if image.layers.iter().map(length).sum::<u64>() <= CONTENT_BYTES_MAX {
-        packs(Source::Layers(&image.layers), &image.config);
+    let length = |file: &File| file.metadata().map_or(0, |m| m.len());
+    let unpacked = match &input {
+        Input::Directory(_) => panic!("a file is no directory"),
+        Input::Tar(file) => length(file),
+        Input::Image(image) => image.layers.iter().map(length).sum(),
+    };
+    if unpacked <= CONTENT_BYTES_MAX {
+        packs(input.source(), &input.config());
     }
 }
 
 const CONFIG: &str =
     r#"{"os":"linux","architecture":"amd64","config":{"Cmd":["/a"],"Env":["A=b"],"Labels":null}}"#;
 
-fn images() -> Vec<Vec<u8>> {
+fn inputs() -> Vec<Vec<u8>> {
     let layer = plain(&[("a", b"new")]);
     let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     gzip.write_all(&layer).expect("memory");
@@ -389,5 +397,6 @@ fn images() -> Vec<Vec<u8>> {
         ("blobs/sha256/cc", CONFIG.as_bytes()),
         ("blobs/sha256/1a", &zstd),
     ]);
-    vec![docker, oci]
+    let whole = zstd::bulk::compress(&oci, 3).expect("memory");
+    vec![docker, oci, whole, gzip, layer]
 }

@@ -40,7 +40,7 @@ const MEMORY_MIB_MAX: u32 = 2048;
 /// One allocation: the longest table of an flist has 80 MiB.
 const ALLOCATION_MIB_MAX: u32 = 512;
 /// Lines of a failed target that are shown: the panic and the stack below it.
-const LINES_SHOWN: usize = 60;
+const LINES_SHOWN: usize = 30;
 
 struct Options {
     seconds: u64,
@@ -57,7 +57,8 @@ struct Paths {
 
 impl Paths {
     fn new() -> Self {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let root = here.parent().unwrap_or(here).to_owned();
         let work = root.join("target/fuzz");
         Self { root, work }
     }
@@ -213,14 +214,15 @@ fn try_fuzz(paths: &Paths, target: &Target, seconds: u64) -> Result<Report> {
         coverage: 0,
         outcome: Outcome::Fine,
     };
-    let mut last = VecDeque::new();
+    let mut shown: Vec<String> = Vec::new();
     for line in BufReader::new(stderr).split(b'\n') {
         let line =
             String::from_utf8_lossy(&line.context("read what fuzz-target says")?).into_owned();
         report.read(&line);
-        last.push_back(line);
-        if last.len() > LINES_SHOWN {
-            last.pop_front();
+        // From where it says what happened.
+        let begins = line.contains("panicked at") || line.contains("ERROR: ");
+        if (begins || !shown.is_empty()) && shown.len() < LINES_SHOWN {
+            shown.push(line);
         }
     }
     let status = child.wait().context("wait for fuzz-target")?;
@@ -228,7 +230,7 @@ fn try_fuzz(paths: &Paths, target: &Target, seconds: u64) -> Result<Report> {
         report.outcome = Outcome::Broken(status.to_string());
     }
     if report.outcome != Outcome::Fine {
-        last.iter().for_each(|line| println!("  {line}"));
+        shown.iter().for_each(|line| println!("  {line}"));
         println!(
             "  again: {TARGET_VARIABLE}={} {} <input>",
             target.name,

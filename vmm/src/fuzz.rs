@@ -40,8 +40,8 @@ pub const DISK_BYTES: u64 = 1 << 20;
 pub const CHUNKS: u32 = 200;
 /// Memory of a guest whose kernel is loaded: the least there is.
 const KERNEL_RAM_MIB: u64 = memory::layout::MEMORY_MIB_MIN;
-/// Longest packet that the world is heard to say.
-const PACKET_MAX: usize = 128 << 10;
+/// What is looked at of a packet to the world: the rest is cut, as the kernel does it.
+const PACKET_MAX: usize = 4 << 10;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
