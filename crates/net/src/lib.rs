@@ -13,6 +13,7 @@ mod error;
 pub mod firewall;
 #[cfg(any(test, feature = "fuzz"))]
 pub mod fuzz;
+pub mod ground;
 pub mod link;
 pub mod namespace;
 pub mod network;

@@ -136,15 +136,18 @@ fn on_thread<T: Send>(call: impl FnOnce() -> Result<T, Error> + Send) -> Result<
     })
 }
 
+/// The network settings of the calling thread's namespace.
+pub(crate) const SETTINGS: &str = "/proc/sys/net";
+
 /// Sets `/proc/sys/net/<key>` of the calling thread's namespace.
 pub(crate) fn sysctl(key: &str, value: &str) -> Result<(), Error> {
-    let path = format!("/proc/sys/net/{key}");
+    let path = format!("{SETTINGS}/{key}");
     fs::write(&path, value).map_err(Error::io(format!("write {value} to {path}")))
 }
 
 /// The same, where the kernel has that setting at all.
 pub(crate) fn sysctl_if_present(key: &str, value: &str) -> Result<(), Error> {
-    if Path::new("/proc/sys/net").join(key).exists() {
+    if Path::new(SETTINGS).join(key).exists() {
         sysctl(key, value)
     } else {
         Ok(())

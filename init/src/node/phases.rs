@@ -339,6 +339,7 @@ async fn network(
         }),
     };
     let uplinks = boot.must_async("links", async {
+        net::ground::prepare()?;
         let uplinks = uplink::Uplinks::start(publish).await?;
         Ok((uplinks, None))
     });
