@@ -6,11 +6,12 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use net::dhcp::{self, Lease};
 use net::link::{self, Observed};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use types::Cidr;
 use types::node::Link;
 
@@ -34,11 +35,19 @@ pub(crate) struct Publish {
     pub(crate) links: Box<dyn Fn(Vec<Link>)>,
 }
 
+/// The DHCP client of one port.
+struct Client {
+    task: tokio::task::JoinHandle<()>,
+    /// The port had its cable when last looked at.
+    carrier: bool,
+    attached: Arc<Notify>,
+}
+
 /// The state of the loop.
 pub(crate) struct Uplinks {
     monitor: link::Monitor,
     leases: BTreeMap<String, Lease>,
-    clients: BTreeMap<u32, tokio::task::JoinHandle<()>>,
+    clients: BTreeMap<u32, Client>,
     heard: (mpsc::Sender<Heard>, mpsc::Receiver<Heard>),
     publish: Publish,
 }
@@ -85,6 +94,7 @@ impl Uplinks {
         // A connection of its own for each time: what ended one must not end the next.
         let mut handle = link::Handle::open()?;
         let observed = handle.observe().await?;
+        keep_present(&mut self.leases, &observed);
         let steps = link::plan(&link::uplinks(&observed, &self.leases), &observed);
         let applied = handle.apply(&steps).await;
         let observed = handle.observe().await?;
@@ -97,22 +107,32 @@ impl Uplinks {
         self.clients.retain(|index, client| {
             let there = observed.links.iter().any(|l| l.index == *index);
             if !there {
-                client.abort();
+                client.task.abort();
             }
             there
         });
         for port in observed.ethernet().filter(|l| l.up) {
             let Some(mac) = port.mac else { continue };
             let (name, heard) = (port.name.clone(), self.heard.0.clone());
-            self.clients.entry(port.index).or_insert_with(|| {
+            let client = self.clients.entry(port.index).or_insert_with(|| {
+                let attached = Arc::new(Notify::new());
                 let nic = dhcp::Nic {
                     name: name.clone(),
                     index: port.index,
                     mac,
                     hostname: None,
                 };
-                tokio::task::spawn_local(lease_loop(nic, name, heard))
+                let lease = lease_loop(nic, name, heard, attached.clone());
+                Client {
+                    task: tokio::task::spawn_local(lease),
+                    carrier: port.carrier,
+                    attached,
+                }
             });
+            // The cable may lead to another network now, where the lease is worth nothing.
+            if came_back(&mut client.carrier, port.carrier) {
+                client.attached.notify_one();
+            }
         }
     }
 
@@ -147,6 +167,16 @@ impl Uplinks {
         publish(&self.publish.time_servers, servers);
         publish(&self.publish.uplink, uplink);
     }
+}
+
+/// A port that was taken out has no lease, and leaves none to what is plugged in later under its name.
+fn keep_present(leases: &mut BTreeMap<String, Lease>, observed: &Observed) {
+    leases.retain(|port, _| observed.ethernet().any(|l| l.name == *port));
+}
+
+/// Notes whether the cable is there. True if it was not, and now is.
+fn came_back(carrier: &mut bool, now: bool) -> bool {
+    !std::mem::replace(carrier, now) && now
 }
 
 /// The prefixes on all Ethernet ports: what the kernel holds, and what leases say that it will.
@@ -184,7 +214,12 @@ fn publish<T: PartialEq>(to: &watch::Sender<T>, value: T) {
 }
 
 /// Runs the DHCP client of one port and passes on what it gets.
-async fn lease_loop(nic: dhcp::Nic, port: String, heard: mpsc::Sender<Heard>) {
+async fn lease_loop(
+    nic: dhcp::Nic,
+    port: String,
+    heard: mpsc::Sender<Heard>,
+    attached: Arc<Notify>,
+) {
     let (told, mut lease) = watch::channel(None);
     let pass_on = async {
         while lease.changed().await.is_ok() {
@@ -194,7 +229,7 @@ async fn lease_loop(nic: dhcp::Nic, port: String, heard: mpsc::Sender<Heard>) {
             }
         }
     };
-    tokio::join!(dhcp::run(nic, told), pass_on);
+    tokio::join!(dhcp::run(nic, told, attached), pass_on);
 }
 
 #[cfg(test)]
@@ -251,5 +286,23 @@ mod tests {
         let refused = networks(&observed, &leases);
         let expected = ["198.51.100.0/24", "203.0.113.0/25", "192.0.2.64/26"];
         assert_eq!(refused, expected.map(|lan| lan.parse().expect("a prefix")));
+    }
+
+    #[test]
+    fn a_cable_that_comes_back_is_noticed_once_and_a_port_that_is_gone_has_no_lease() {
+        let mut carrier = true;
+        let seen = [true, false, false, true, true].map(|now| came_back(&mut carrier, now));
+        assert_eq!(seen, [false, false, false, true, false]);
+        let lease = Lease {
+            address: "192.0.2.77/26".parse().expect("an address"),
+            gateway: None,
+            dns: Vec::new(),
+            ntp: Vec::new(),
+            mtu: None,
+            expires: None,
+        };
+        let mut leases = BTreeMap::from([("eth0".to_owned(), lease)]);
+        keep_present(&mut leases, &Observed::default());
+        assert!(leases.is_empty());
     }
 }

@@ -18,6 +18,8 @@ const WAIT_FIRST: Duration = Duration::from_secs(1);
 const WAIT_MAX: Duration = Duration::from_secs(64);
 /// An offer that is asked for this often in vain is given up.
 const SELECT_TRIES: u32 = 4;
+/// Whether a lease still holds is asked this often after its link came up: 15 s, then nobody objects.
+const REBOOT_TRIES: u32 = 4;
 /// Shortest wait between two tries to extend a lease (RFC 2131 section 4.4.5).
 const EXTEND_WAIT_MIN: Duration = Duration::from_secs(60);
 /// A shorter lease is kept as if it were this long: no server can make the node ask without pause.
@@ -55,6 +57,11 @@ enum State {
     Bound(Held),
     Renewing(Held),
     Rebinding(Held),
+    /// The link was away: whether the lease holds where it leads now is being asked.
+    Rebooting {
+        held: Held,
+        tries: u32,
+    },
 }
 
 /// A lease and its times.
@@ -123,6 +130,21 @@ impl<R: FnMut() -> u32> Client<R> {
             State::Bound(held) | State::Renewing(held) | State::Rebinding(held) => {
                 self.extend(now, held)
             }
+            State::Rebooting { held, tries } => self.reboot(now, held, tries),
+        }
+    }
+
+    /// The link has come up, and may lead to another network than before: whoever is there is asked at
+    /// once. A lease is kept meanwhile (RFC 2131 section 3.2).
+    pub(super) fn attached(&mut self, now: Instant) -> Vec<Action> {
+        match self.state.clone() {
+            State::Init | State::Selecting { .. } | State::Requesting { .. } => {
+                self.discover(now, 0)
+            }
+            State::Bound(held)
+            | State::Renewing(held)
+            | State::Rebinding(held)
+            | State::Rebooting { held, .. } => self.reboot(now, held, 0),
         }
     }
 
@@ -154,7 +176,7 @@ impl<R: FnMut() -> u32> Client<R> {
             {
                 self.bind(now, given, server)
             }
-            (State::Rebinding(held), ReplyKind::Ack(given))
+            (State::Rebinding(held) | State::Rebooting { held, .. }, ReplyKind::Ack(given))
                 if given.address.address == held.address =>
             {
                 self.bind(now, given, server)
@@ -163,7 +185,7 @@ impl<R: FnMut() -> u32> Client<R> {
                 self.refused(now);
                 vec![Action::Lease(None)]
             }
-            (State::Rebinding(_), ReplyKind::Nak) => {
+            (State::Rebinding(_) | State::Rebooting { .. }, ReplyKind::Nak) => {
                 self.refused(now);
                 vec![Action::Lease(None)]
             }
@@ -173,7 +195,8 @@ impl<R: FnMut() -> u32> Client<R> {
                 | State::Requesting { .. }
                 | State::Bound(_)
                 | State::Renewing(_)
-                | State::Rebinding(_),
+                | State::Rebinding(_)
+                | State::Rebooting { .. },
                 ReplyKind::Offer(_) | ReplyKind::Ack(_) | ReplyKind::Nak,
             ) => Vec::new(),
         }
@@ -239,9 +262,11 @@ impl<R: FnMut() -> u32> Client<R> {
         let fresh = match &self.state {
             State::Renewing(_) => !renewing,
             State::Rebinding(_) => false,
-            State::Init | State::Selecting { .. } | State::Requesting { .. } | State::Bound(_) => {
-                true
-            }
+            State::Init
+            | State::Selecting { .. }
+            | State::Requesting { .. }
+            | State::Bound(_)
+            | State::Rebooting { .. } => true,
         };
         if fresh {
             self.begin(now);
@@ -258,6 +283,30 @@ impl<R: FnMut() -> u32> Client<R> {
             self.state = State::Rebinding(held);
             vec![Action::Broadcast(request)]
         }
+    }
+
+    /// Asks whether the lease holds. Where nobody answers it does, for the rest of its time.
+    fn reboot(&mut self, now: Instant, held: Held, tries: u32) -> Vec<Action> {
+        if held.times.is_some_and(|times| now >= times.expire) {
+            return self.extend(now, held);
+        }
+        if tries >= REBOOT_TRIES {
+            self.deadline = held.times.map(|times| times.renew);
+            self.state = State::Bound(held);
+            return Vec::new();
+        }
+        if tries == 0 {
+            self.begin(now);
+        }
+        self.deadline = Some(now + self.wait(tries));
+        let address = held.address;
+        self.state = State::Rebooting {
+            held,
+            tries: tries + 1,
+        };
+        vec![Action::Broadcast(
+            self.request(now, RequestKind::Reboot { address }),
+        )]
     }
 
     /// Begin again after a pause that grows, so that a server that always refuses is not asked without
@@ -390,6 +439,38 @@ mod tests {
             matches!(&lost[..], [Action::Lease(None), Action::Broadcast(_)]),
             "{lost:?}"
         );
+    }
+
+    #[test]
+    fn a_link_that_comes_up_again_is_asked_on_whether_the_lease_holds_there() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut client = bound(start);
+        let asked = sent(&client.attached(at(60)));
+        // Nothing is in use yet on this network (`ciaddr`), and the old address is what is asked for.
+        assert_eq!(asked[12..16], [0; 4]);
+        assert!(asked.windows(6).any(|o| o == [50, 4, 10, 0, 2, 15]));
+        let holds = answer(&mut client, at(61), 5, &asked, &[SERVER, HOUR]);
+        assert!(matches!(&holds[..], [Action::Lease(Some(_))]), "{holds:?}");
+        let asked = sent(&client.attached(at(100)));
+        let moved = answer(&mut client, at(101), 6, &asked, &[(54, &[192, 0, 2, 1])]);
+        assert_eq!(moved, [Action::Lease(None)]);
+        let next = client.deadline().expect("it goes on");
+        assert!(matches!(&client.tick(next)[..], [Action::Broadcast(_)]));
+    }
+
+    #[test]
+    fn a_lease_that_nobody_objects_to_after_its_link_came_up_keeps_its_times() {
+        let start = Instant::now();
+        let mut client = bound(start);
+        client.attached(start + Duration::from_secs(60));
+        for _ in 1..REBOOT_TRIES {
+            let next = client.deadline().expect("another try");
+            assert!(matches!(&client.tick(next)[..], [Action::Broadcast(_)]));
+        }
+        let next = client.deadline().expect("the last try's end");
+        assert_eq!(client.tick(next), []);
+        assert_eq!(client.deadline(), Some(start + Duration::from_secs(1800)));
     }
 
     #[test]

@@ -11,6 +11,7 @@ mod packet;
 use std::io;
 use std::net::{Ipv4Addr, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -19,7 +20,7 @@ use nix::sys::socket::{
     sockopt,
 };
 use tokio::io::unix::AsyncFd;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use types::{Cidr, Mac, Name};
 
 use crate::ready;
@@ -54,14 +55,14 @@ const REOPEN: Duration = Duration::from_secs(1);
 const IDLE: Duration = Duration::from_secs(86_400);
 
 /// Keeps a lease on `nic`: `lease` holds it, or `None` while there is none. Never gives up; ends when
-/// nobody listens to `lease` any more. The link must be up. Within a tokio runtime, in the link's
-/// namespace.
-pub async fn run(nic: Nic, lease: watch::Sender<Option<Lease>>) {
+/// nobody listens to `lease` any more. The link must be up; `attached` says that its cable came back.
+/// Within a tokio runtime, in the link's namespace.
+pub async fn run(nic: Nic, lease: watch::Sender<Option<Lease>>, attached: Arc<Notify>) {
     let random = || getrandom::u32().expect("getrandom(2) does not fail on the kernels we build");
     let mut client = Client::new(nic.mac, nic.hostname.clone(), Instant::now(), random);
     while !lease.is_closed() {
         let failed = match Wire::open(&nic) {
-            Ok(mut wire) => wire.drive(&mut client, &lease).await,
+            Ok(mut wire) => wire.drive(&mut client, &lease, &attached).await,
             Err(error) => Err(error),
         };
         match failed {
@@ -99,11 +100,13 @@ impl<'a> Wire<'a> {
         &mut self,
         client: &mut Client<R>,
         lease: &watch::Sender<Option<Lease>>,
+        attached: &Notify,
     ) -> io::Result<()> {
         loop {
             let deadline = client.deadline().unwrap_or_else(|| Instant::now() + IDLE);
             let actions = tokio::select! {
                 () = lease.closed() => return Ok(()),
+                () = attached.notified() => client.attached(Instant::now()),
                 () = tokio::time::sleep_until(deadline.into()) => client.tick(Instant::now()),
                 received = self.receive() => match received? {
                     Some(reply) => client.receive(Instant::now(), reply),

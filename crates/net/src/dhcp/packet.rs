@@ -59,6 +59,10 @@ pub(super) enum RequestKind {
         address: Ipv4Addr,
         server: Ipv4Addr,
     },
+    /// Asks whether an address may be used on, on what may be another network (INIT-REBOOT).
+    Reboot {
+        address: Ipv4Addr,
+    },
     /// Extends the lease of an address that is in use: renewing and rebinding.
     Extend {
         address: Ipv4Addr,
@@ -68,7 +72,9 @@ pub(super) enum RequestKind {
 impl Request<'_> {
     pub(super) fn encode(&self) -> Vec<u8> {
         let in_use = match self.kind {
-            RequestKind::Discover | RequestKind::Select { .. } => Ipv4Addr::UNSPECIFIED,
+            RequestKind::Discover | RequestKind::Select { .. } | RequestKind::Reboot { .. } => {
+                Ipv4Addr::UNSPECIFIED
+            }
             RequestKind::Extend { address } => address,
         };
         let mut out = vec![1, 1, 6, 0];
@@ -104,6 +110,10 @@ impl Request<'_> {
                 option(KIND, &[3]);
                 option(REQUESTED, &address.octets());
                 option(SERVER, &server.octets());
+            }
+            RequestKind::Reboot { address } => {
+                option(KIND, &[3]);
+                option(REQUESTED, &address.octets());
             }
             RequestKind::Extend { .. } => option(KIND, &[3]),
         }

@@ -101,7 +101,7 @@ async fn lease_and_configure() {
         drop(receiver);
         lease.expect("a lease")
     };
-    let ((), lease) = tokio::join!(run(nic, sender), listen);
+    let ((), lease) = tokio::join!(run(nic, sender, Arc::default()), listen);
     assert_eq!(lease.address.to_string(), "192.0.2.10/24");
     assert_eq!(lease.gateway, Some([192, 0, 2, 1].into()));
     assert_eq!(
