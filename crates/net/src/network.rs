@@ -24,9 +24,12 @@ const DNS_PORT: u16 = 53;
 /// Both ends of each veth pair, two addresses a network (RFC 3021): 2^16 networks fill a /15. It lies in
 /// the shared space of RFC 6598, which neither a LAN nor a guest's image is likely to use.
 const TRANSFER: Ipv4Addr = Ipv4Addr::new(100, 126, 0, 0);
-/// Tenant subnets are the /24s of 10.128.0.0/9.
-const SUBNETS: Ipv4Addr = Ipv4Addr::new(10, 128, 0, 0);
-const SUBNETS_COUNT: u32 = 1 << 15;
+/// Tenant subnets are the /24s of 10.128.0.0/9, numbered from 0; after them, for a LAN that takes all of
+/// 10.0.0.0/8, those of 172.16.0.0/12. The first of each and how many there are.
+const RANGES: [(Ipv4Addr, u16); 2] = [
+    (Ipv4Addr::new(10, 128, 0, 0), 1 << 15),
+    (Ipv4Addr::new(172, 16, 0, 0), 1 << 12),
+];
 const SUBNET_PREFIX: u8 = 24;
 
 /// One tenant network on this node.
@@ -115,16 +118,45 @@ pub struct TapSpec {
     pub mtu: u32,
 }
 
-/// The first of the node's tenant subnets, numbered from `index` on, that touches none of `avoid`.
-/// The gateway is its first address. `None` when all are taken.
+/// The first of the node's tenant subnets that touches none of `avoid`: in each range, `index` says where
+/// the search begins. The gateway is its first address. `None` when all are taken.
 pub fn subnet(index: u16, avoid: &[Cidr]) -> Option<Cidr> {
-    (0..SUBNETS_COUNT).find_map(|step| {
-        let number = (u32::from(index) + step) % SUBNETS_COUNT;
-        let gateway = u32::from(SUBNETS) + (number << (32 - SUBNET_PREFIX)) + 1;
-        let gateway = Cidr::new(gateway.into(), SUBNET_PREFIX)?;
+    let free = |gateway: &Cidr| {
         let touches =
             |other: &Cidr| gateway.contains(other.address) || other.contains(gateway.address);
-        (!avoid.iter().any(touches)).then_some(gateway)
+        !avoid.iter().any(touches)
+    };
+    let mut first = 0;
+    RANGES.iter().find_map(|(_, count)| {
+        let from = first;
+        first += count;
+        (0..*count)
+            .filter_map(|step| gateway(from + (index % count + step) % count))
+            .find(free)
+    })
+}
+
+/// The gateway of the tenant subnet with this number.
+pub fn gateway(mut number: u16) -> Option<Cidr> {
+    for (start, count) in RANGES {
+        if number < count {
+            let subnet = u32::from(start) + (u32::from(number) << (32 - SUBNET_PREFIX));
+            return Cidr::new((subnet + 1).into(), SUBNET_PREFIX);
+        }
+        number -= count;
+    }
+    None
+}
+
+/// The number of the tenant subnet that an address lies in. `None`: in none.
+pub fn number(address: Ipv4Addr) -> Option<u16> {
+    let mut first = 0;
+    RANGES.iter().find_map(|(start, count)| {
+        let from = first;
+        first += count;
+        let at = u32::from(address).checked_sub(u32::from(*start))? >> (32 - SUBNET_PREFIX);
+        let at = u16::try_from(at).ok().filter(|at| at < count)?;
+        Some(from + at)
     })
 }
 

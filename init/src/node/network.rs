@@ -15,7 +15,6 @@ use tokio::runtime;
 use tokio::sync::watch;
 use types::deployment::{API_PORT, ONLY_WORKLOAD};
 use types::{Cidr, PublicKey};
-use workload::address::{PREFIX, subnet_of};
 use workload::host::{Placed, Places};
 
 use super::context::Uplink;
@@ -25,31 +24,25 @@ pub(crate) const MTU: u16 = 1500;
 const DNS_PORT: u16 = 53;
 /// Namespaces of this name and a number are tenant networks, and nothing else is.
 const NAMESPACE: &str = "tenant";
-/// First of the tenant subnets (`net::network::subnet`).
-const FIRST_SUBNET: Ipv4Addr = Ipv4Addr::new(10, 128, 0, 0);
-/// How many there are: the rest of 10/8.
-const SUBNETS: u16 = 1 << 15;
 
 /// A subnet for a signer who has none: the hash of the key says where the search begins.
 pub(crate) fn choose_subnet(signer: &PublicKey, taken: &[Cidr], uplink: &Uplink) -> Option<Cidr> {
     let hash = blake3::hash(&signer.0);
     let [a, b, ..] = *hash.as_bytes();
-    let avoid: Vec<Cidr> = taken.iter().copied().chain(uplink.address).collect();
-    network::subnet(u16::from_le_bytes([a, b]) % SUBNETS, &avoid)
+    let avoid = [taken, &uplink.networks].concat();
+    network::subnet(u16::from_le_bytes([a, b]), &avoid)
 }
 
 /// The network that an address of a tenant's machine lies in. `None`: not one of ours.
 pub(crate) fn network_of(address: Ipv4Addr) -> Option<Network> {
-    let subnet = subnet_of(address);
-    let number = u32::from(subnet.address).checked_sub(u32::from(FIRST_SUBNET))? >> (32 - PREFIX);
-    let index = u16::try_from(number)
-        .ok()
-        .filter(|index| *index < SUBNETS)?;
-    let gateway = Ipv4Addr::from(u32::from(subnet.address) + 1);
+    numbered(network::number(address)?)
+}
+
+fn numbered(index: u16) -> Option<Network> {
     Some(Network {
         name: format!("{NAMESPACE}{index}"),
         index,
-        gateway: Cidr::new(gateway, PREFIX)?,
+        gateway: network::gateway(index)?,
         mtu: u32::from(MTU),
     })
 }
@@ -193,8 +186,7 @@ pub(crate) fn apply(plan: &Plan) -> (BTreeSet<String>, Result<(), String>) {
 /// The network of a namespace's name.
 fn named(namespace: &str) -> Option<Network> {
     let index: u16 = namespace.strip_prefix(NAMESPACE)?.parse().ok()?;
-    let address = u32::from(FIRST_SUBNET) + (u32::from(index) << (32 - PREFIX));
-    network_of(address.into()).filter(|network| network.name == namespace)
+    numbered(index).filter(|network| network.name == namespace)
 }
 
 /// The DNS forwarders: one a network, for as long as the network stands.
@@ -313,10 +305,26 @@ mod tests {
         let other = choose_subnet(&PublicKey([3; 32]), &[gateway.network()], &uplink);
         assert_ne!(other, Some(gateway));
         let lan = Uplink {
-            address: Some(gateway),
+            networks: vec![gateway.network()],
             ..uplink
         };
         assert_ne!(choose_subnet(&PublicKey([3; 32]), &[], &lan), Some(gateway));
+    }
+
+    #[test]
+    fn a_node_whose_second_port_is_in_all_of_10_still_has_subnets() {
+        let uplink = Uplink {
+            address: "192.168.1.9/24".parse().ok(),
+            networks: ["192.168.1.0/24", "10.0.0.0/8"]
+                .map(|lan| lan.parse().expect("a prefix"))
+                .into(),
+            ..Uplink::default()
+        };
+        let gateway = choose_subnet(&PublicKey([3; 32]), &[], &uplink).expect("a subnet");
+        assert_eq!(gateway.address.octets()[0], 172);
+        let network = network_of(gateway.address).expect("a network");
+        assert_eq!(network.gateway, gateway);
+        assert_eq!(named(&network.name), Some(network));
     }
 
     #[test]

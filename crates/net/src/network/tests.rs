@@ -475,5 +475,31 @@ fn subnets_keep_clear_of_what_is_there() {
         subnet(u16::MAX, &[]).expect("a subnet").to_string(),
         "10.255.255.1/24"
     );
-    assert_eq!(subnet(0, &[cidr("10.0.0.0/8")]), None);
+    let lans = [cidr("10.0.0.0/8"), cidr("172.16.0.0/12")];
+    assert_eq!(subnet(0, &lans), None);
+}
+
+#[test]
+fn a_lan_that_takes_all_of_10_leaves_tenants_a_second_range() {
+    let lan = cidr("10.0.0.0/8");
+    for (index, expected) in [(0, "172.16.0.1/24"), (5000, "172.19.136.1/24")] {
+        let chosen = subnet(index, &[lan]).expect("a subnet");
+        assert_eq!(chosen.to_string(), expected);
+        let number = number(chosen.address).expect("one of ours");
+        assert_eq!(gateway(number), Some(chosen));
+    }
+    for (number_of, address) in [(0, [10, 128, 0, 9]), (32767, [10, 255, 255, 1])] {
+        assert_eq!(number(address.into()), Some(number_of));
+    }
+    let last = gateway((1 << 15) + (1 << 12) - 1).expect("the last");
+    assert_eq!(last.to_string(), "172.31.255.1/24");
+    assert_eq!(gateway((1 << 15) + (1 << 12)), None);
+    for address in [
+        [10, 127, 255, 255],
+        [11, 0, 0, 0],
+        [172, 15, 0, 1],
+        [172, 32, 0, 1],
+    ] {
+        assert_eq!(number(address.into()), None, "{address:?}");
+    }
 }
