@@ -109,7 +109,9 @@ mod tests {
 
     #[test]
     fn a_guest_whose_kernel_panics_says_why_in_its_log_and_its_status() {
-        let eat = "echo 2 >/proc/sys/vm/panic_on_oom; exec dd if=/dev/zero of=/dev/null bs=300M";
+        // More than there is must first be promised for its use to be fatal.
+        let eat = "cd /proc/sys/vm; echo 1 >overcommit_memory; echo 2 >panic_on_oom; \
+                   exec dd if=/dev/zero of=/dev/null bs=300M";
         let yaml = format!("restart: never\ncommand: [sh, -c, {eat:?}]\n");
         deploy("panics", &yaml).must().expect("deployed");
         let (lab, _) = lab();

@@ -219,20 +219,40 @@ const SETTINGS: [(&str, &str, &str); 14] = [
     ),
 ];
 
+/// What a guest does with processor registers that KVM does not know is the guest's affair: it must not
+/// write into the node's log.
+const GUEST_REGISTERS_LOGGED: &str = "/sys/module/kvm/parameters/report_ignored_msrs";
+
+/// Machines below this get [`reserve_kib`]; above, what the kernel keeps is less than a hundredth.
+const SMALL_MACHINE_KIB: u64 = 4 << 20;
+
+/// Memory that the kernel keeps free for itself on a small machine: what it would keep without huge pages,
+/// four times the root of all there is (`calculate_min_free_kbytes`). For huge pages it keeps up to a
+/// twentieth, and half as much again is never handed out because of it.
+fn reserve_kib(meminfo: &str) -> Option<u64> {
+    let total = meminfo
+        .lines()
+        .find_map(|line| line.strip_prefix("MemTotal:"));
+    let total: u64 = total?.split_whitespace().next()?.parse().ok()?;
+    (total < SMALL_MACHINE_KIB).then(|| (total * 16).isqrt())
+}
+
 fn harden(on_panic: OnPanic) -> Result<Option<String>, String> {
     let mut errors = Vec::new();
-    let mut set = |name: &str, value: &str| match std::fs::write(
-        format!("/proc/sys/{name}"),
-        format!("{value}\n"),
-    ) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => errors.push(format!("{name}: {e}")),
+    let mut set = |path: &str, value: &str| match std::fs::write(path, format!("{value}\n")) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => errors.push(format!("{path}: {e}")),
         _ => {}
     };
     for (name, value, _reason) in SETTINGS {
-        set(name, value);
+        set(&format!("/proc/sys/{name}"), value);
     }
     if on_panic == OnPanic::Halt {
-        set("kernel/panic", "0");
+        set("/proc/sys/kernel/panic", "0");
+    }
+    set(GUEST_REGISTERS_LOGGED, "N");
+    let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    if let Some(kib) = reserve_kib(&meminfo) {
+        set("/proc/sys/vm/min_free_kbytes", &kib.to_string());
     }
     let mut note = |result: Result<(), String>| errors.extend(result.err());
     note(sys::klog::set_console_level(CONSOLE_LEVEL).map_err(|e| sys::chain(&e)));
@@ -262,5 +282,19 @@ fn watchdog() -> (Option<Watchdog>, String) {
             (None, "none in this machine".to_owned())
         }
         Err(error) => (None, sys::chain(&error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_small_machine_keeps_little_for_its_kernel_and_a_large_one_what_the_kernel_likes() {
+        let total = |kib: u64| reserve_kib(&format!("MemTotal:       {kib} kB\nMemFree: 1 kB\n"));
+        assert_eq!(total(1_004_980), Some(4009));
+        assert_eq!(total(230_000), Some(1918));
+        assert_eq!(total(64 << 20), None);
+        assert_eq!(reserve_kib("MemTotal: much\n"), None);
     }
 }
