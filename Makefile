@@ -1,7 +1,7 @@
 # Everything a person types. The work is done by `sifr-image`, in image/.
 # Variables: SIFR_OWNER=ed25519:<hex> builds the owner's key into the image; SIFR_CACHE moves the cache.
 IMAGE := cargo run --quiet --package image --bin sifr-image --
-ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
+APT := $(if $(filter 0,$(shell id -u)),,sudo) env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=600
 
 .PHONY: help setup image run stop test bench fuzz repro deny clean
 
@@ -10,7 +10,8 @@ help:      ## this list
 
 setup:     ## install what this machine lacks
 	@command -v cargo >/dev/null || { echo "Rust is missing: install it as https://rustup.rs says, then run this again" >&2; exit 1; }
-	@command -v cc >/dev/null || { $(ROOT) apt-get -qq update && $(ROOT) apt-get -qq -y install build-essential; }
+	@command -v cc >/dev/null || { echo "installing a C compiler" && $(APT) update && \
+		$(APT) --yes --no-install-recommends install build-essential >/dev/null; }
 	@$(IMAGE) setup
 
 image: setup ## build dist/ (kernel, initramfs, iPXE script, manifest, licences) and target/sifr

@@ -78,11 +78,12 @@ fn install(packages: &[&str]) -> Result<()> {
     let what = ["--yes", "--no-install-recommends", "install"];
     let options = ["-qq", "-o", APT_LOCK_TIMEOUT];
     command::output(privileged("apt-get")?.args(options).arg("update"))
-        .context("refresh the package lists: is the network up?")?;
+        .context("refresh the package lists")?;
     let mut plan = command::clean("apt-get");
     plan.arg("--simulate").args(what).args(packages);
     let plan = command::output(&mut plan).context(
-        "find the missing packages: Debian 13 has them all, Debian 12 with its security archive",
+        "find the missing packages: is the network up? Debian 13 has them all, Debian 12 with its \
+         security archive",
     )?;
     let count = plan
         .lines()
