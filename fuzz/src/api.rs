@@ -8,7 +8,7 @@ use std::time::Duration;
 use ::api::answer::Answer;
 use ::api::route::Route;
 use ::api::server::{Body, Handler, Limits, serve_connection};
-use ::api::{Envelope, SecretKey, tls};
+use ::api::{Begin, Client, ClientError, Envelope, SecretKey, tls};
 use ::types::deployment::PAYLOAD_TYPE;
 use ::types::status::Refusal;
 use ::types::{Digest, PublicKey};
@@ -17,8 +17,15 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::Target;
 use crate::choices::{Choices, Made};
+use crate::peer;
 
-pub(crate) const TARGETS: [Target; 5] = [
+pub(crate) const TARGETS: [Target; 6] = [
+    Target {
+        name: "api-answers",
+        bytes_max: 4096,
+        run: answers,
+        seeds: replies,
+    },
     Target {
         name: "api-envelope",
         bytes_max: 4096,
@@ -175,6 +182,10 @@ impl Handler for Reads {
     }
 }
 
+fn node() -> SecretKey {
+    SecretKey::from_seed([9; 32])
+}
+
 /// As on a node, where a slow machine must not look like a slow peer.
 const LIMITS: Limits = Limits {
     handshake: Duration::from_secs(60),
@@ -186,7 +197,7 @@ const LIMITS: Limits = Limits {
 fn configurations() -> &'static (Arc<ServerConfig>, Arc<ClientConfig>) {
     static MADE: OnceLock<(Arc<ServerConfig>, Arc<ClientConfig>)> = OnceLock::new();
     MADE.get_or_init(|| {
-        let node = SecretKey::from_seed([9; 32]);
+        let node = node();
         let server = tls::server_config(&node).expect("a good key");
         let client = tls::client_config(&owner(), node.public()).expect("a good key");
         (server, client)
@@ -195,11 +206,7 @@ fn configurations() -> &'static (Arc<ServerConfig>, Arc<ClientConfig>) {
 
 /// The bytes of a client that has the owner's key, behind the handshake.
 fn http(input: &[u8]) {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_time()
-        .build()
-        .expect("a runtime");
-    runtime.block_on(async {
+    peer::runtime().block_on(async {
         let (server, client) = configurations();
         let (ours, theirs) = tokio::io::duplex(64 << 10);
         let address = ([127, 0, 0, 1], 1).into();
@@ -237,4 +244,85 @@ fn requests() -> Vec<Vec<u8>> {
         "GET /v1/deployments HTTP/1.1\r\nhost: a\r\n\r\nGET /v1/node HTTP/1.1\r\nhost: a\r\n\r\n".to_owned(),
     ];
     texts.into_iter().map(String::into_bytes).collect()
+}
+
+/// The bytes of a node that somebody has taken over.
+fn answers(input: &[u8]) {
+    let mut choices = Choices(input);
+    let (question, bytes) = (choices.u8(), choices.rest());
+    peer::runtime().block_on(async {
+        let address = peer::address().to_string();
+        let client = Client::new(&address, node().public(), &owner()).expect("a good key");
+        let node = async {
+            let (server, _) = configurations();
+            let acceptor = tokio_rustls::TlsAcceptor::from(Arc::clone(server));
+            let stream = acceptor.accept(peer::accept().await).await;
+            peer::say(stream.expect("both sides are ours"), bytes).await;
+        };
+        let asked = async {
+            let outcome = ask(client, question).await;
+            if let Err(ClientError::Refused { refusal }) = outcome {
+                let odd = |c: char| c.is_control() && c != '\n';
+                assert!(
+                    !refusal.message.contains(odd),
+                    "a terminal is not to be written on"
+                );
+            }
+        };
+        let both = async { tokio::join!(node, asked) };
+        let ended = tokio::time::timeout(LIMITS.header, both).await;
+        ended.expect("an answer ends with its connection");
+    });
+}
+
+async fn ask(client: Client, question: u8) -> Result<(), ClientError> {
+    let shop = "shop".parse().expect("a name");
+    let digest = Digest([0xab; 32]);
+    match question % 5 {
+        0 => client.node_info().await.map(drop),
+        1 => client.deployments().await.map(drop),
+        2 => client
+            .put_flist(digest, b"flist".as_slice().into())
+            .await
+            .map(drop),
+        3 => client.deployment(&shop).await.map(drop),
+        _ => {
+            let mut lines = client.logs(&shop, &shop, false, Begin::Oldest).await?;
+            while lines.next().await?.is_some() {}
+            Ok(())
+        }
+    }
+}
+
+fn replies() -> Vec<Vec<u8>> {
+    let status = r#"{"name":"shop","version":1,"desired":"running","durable":true,"workloads":{}}"#;
+    let bodies = [
+        (1, 200, format!("[{status}]")),
+        (
+            2,
+            200,
+            format!(r#"{{"missing":["{}"]}}"#, Digest([1; 32]).hex()),
+        ),
+        (3, 200, status.to_owned()),
+        (
+            3,
+            404,
+            r#"{"code":"not_found","message":"gone\u001b[2J"}"#.to_owned(),
+        ),
+        (
+            4,
+            200,
+            "{\"seq\":0,\"time_ms\":1,\"stream\":\"stdout\",\"data\":\"aGk=\"}\n".to_owned(),
+        ),
+    ];
+    bodies
+        .map(|(question, status, body)| {
+            let head = format!(
+                "HTTP/1.1 {status} OK\r\ncontent-length: {}\r\n\r\n",
+                body.len()
+            );
+            let made = Made::default().u8(question).raw(head.as_bytes());
+            made.raw(body.as_bytes()).0
+        })
+        .to_vec()
 }

@@ -1,6 +1,7 @@
 //! What a pool, an image, a deployment or a boot loader says to the node.
 
 use std::fs;
+use std::time::Duration;
 
 use ::types::deployment::Machine;
 use ::types::flist::ImageConfig;
@@ -12,8 +13,9 @@ use init::fuzz;
 use crate::Target;
 use crate::choices::{Choices, Made};
 use crate::files::directory;
+use crate::peer;
 
-pub(crate) const TARGETS: [Target; 7] = [
+pub(crate) const TARGETS: [Target; 8] = [
     Target {
         name: "init-cmdline",
         bytes_max: 512,
@@ -47,6 +49,12 @@ pub(crate) const TARGETS: [Target; 7] = [
         bytes_max: 2048,
         run: run_spec,
         seeds: images,
+    },
+    Target {
+        name: "init-store",
+        bytes_max: 2048,
+        run: fetched,
+        seeds: objects,
     },
     Target {
         name: "init-store-url",
@@ -238,4 +246,35 @@ fn images() -> Vec<Vec<u8>> {
     [machine, bare]
         .map(|machine| Made::default().long(image).raw(machine.as_bytes()).0)
         .to_vec()
+}
+
+/// Longest object that the store is asked for.
+const OBJECT_BYTES_MAX: u64 = 100;
+/// A connection that hangs is a finding: nothing here waits for a clock.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A store's answer.
+fn fetched(input: &[u8]) {
+    peer::runtime().block_on(async {
+        let url = format!("http://{}/", peer::address());
+        let store = async { peer::say(peer::accept().await, input).await };
+        let both = async { tokio::join!(store, fuzz::fetch(&url, OBJECT_BYTES_MAX)) };
+        let ended = tokio::time::timeout(PATIENCE, both).await;
+        let (_, object) = ended.expect("an answer ends with its connection");
+        if let Some(object) = object {
+            assert!(object.len() as u64 <= OBJECT_BYTES_MAX);
+        }
+    });
+}
+
+fn objects() -> Vec<Vec<u8>> {
+    [
+        "HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello",
+        "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+        "HTTP/1.0 200 OK\r\n\r\nhello",
+        "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n",
+        "HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\nhello",
+    ]
+    .map(|text| text.as_bytes().to_vec())
+    .to_vec()
 }

@@ -13,6 +13,7 @@ mod guest;
 mod init;
 pub mod mutate;
 mod net;
+mod peer;
 mod storage;
 mod types;
 mod vmm;

@@ -4,7 +4,7 @@
 
 use types::PublicKey;
 
-pub use crate::chunks::fuzz::store;
+pub use crate::chunks::fuzz::{fetch, store};
 pub use crate::node::fuzz::{log, record, run_spec, seed};
 
 /// The owner on a kernel command line, and what could not be read of it.

@@ -1,10 +1,23 @@
-//! What a deployment says of a store, for the package `fuzz`.
+//! What a deployment says of a store, and what a store says, for the package `fuzz`.
 //!
-//! Owns: reading the URL. Refuses: the network.
+//! Owns: reading the URL, and one object. Refuses: to judge the object; whoever asked has its hash.
 
-use super::store::Base;
+use super::store::{Base, Client};
 
 /// Whether the daemon takes this URL as a store.
 pub fn store(url: &str) -> bool {
     Base::parse(url).is_ok()
+}
+
+/// An object of a store: all that it says of it, up to `limit` bytes. `None`: refused.
+pub async fn fetch(url: &str, limit: u64) -> Option<Vec<u8>> {
+    let base = Base::parse(url).ok()?;
+    let mut object = Vec::new();
+    let mut sink = |bytes: &[u8]| {
+        object.extend_from_slice(bytes);
+        Ok(())
+    };
+    let client = Client::default();
+    client.get(&base, "object", limit, &mut sink).await.ok()?;
+    Some(object)
 }
