@@ -115,15 +115,15 @@ mod tests {
         let yaml = format!("restart: never\ncommand: [sh, -c, {eat:?}]\n");
         deploy("panics", &yaml).must().expect("deployed");
         let (lab, _) = lab();
-        let log = lab.follow("panics").expect("its log");
-        log.wait_for("guest kernel: Kernel panic - not syncing: Out of memory")
-            .expect("the kernel's last words");
         // It is shown while the node waits to try again, which it does again and again.
         let end = Instant::now() + PATIENCE;
         let says = |status: &str| status.contains("the guest's kernel panicked: Out of memory");
         while !says(&lab.get("panics").expect("its status").to_string()) {
             assert!(Instant::now() < end, "{:?}", lab.get("panics"));
         }
+        let log = lab.sifr(&["logs", "panics"]).expect("sifr runs");
+        let last = "guest kernel: Kernel panic - not syncing: Out of memory: compulsory panic_on_oom is enabled\n";
+        assert!(log.stderr.contains(last), "{log:?}");
         lab.delete("panics").expect("deleted");
     }
 

@@ -82,13 +82,26 @@ fn is_text(byte: u8) -> bool {
 /// Cuts the log's memory into messages; between any two are bytes that are no text.
 fn understand(bytes: &[u8], mark: usize) -> LastWords {
     let texts = bytes.split(|b| !is_text(*b));
-    let long = texts.filter(|text| text.len() >= LINE_MIN);
+    let long = texts
+        .map(without_echo)
+        .filter(|text| text.len() >= LINE_MIN);
     let lines = long.map(|text| String::from_utf8_lossy(text).into_owned());
     let said = &bytes[mark + MARK.len()..];
     let length = said.iter().take_while(|b| is_text(**b)).count();
+    let reason = without_echo(&said[..length]);
     LastWords {
-        reason: String::from_utf8_lossy(&said[..length.min(REASON_MAX)]).into_owned(),
+        reason: String::from_utf8_lossy(&reason[..reason.len().min(REASON_MAX)]).into_owned(),
         lines: lines.collect(),
+    }
+}
+
+/// The kernel takes the level, two bytes, off the front of a message by moving the rest; its last two bytes
+/// then stand there twice (`printk_sprint` in kernel/printk/printk.c). Where a text really ends so, it loses
+/// two letters: lengths are kept elsewhere.
+fn without_echo(text: &[u8]) -> &[u8] {
+    match text {
+        [rest @ .., a, b, c, d] if (a, b) == (c, d) => &text[..rest.len() + 2],
+        _ => text,
     }
 }
 
@@ -144,6 +157,16 @@ mod tests {
             assert_eq!(words.reason, "Out of memory: panic_on_oom is enabled");
             assert_eq!(words.lines, texts);
         }
+    }
+
+    #[test]
+    fn what_the_kernel_left_behind_a_message_is_not_shown() {
+        let ram = ram();
+        let texts = ["Kernel panic - not syncing: not enableded\n", "dd killed\n"];
+        put(&ram, 0x2_0000, &log(&texts));
+        let words = last_words(&ram, KERNEL).expect("a panic");
+        assert_eq!(words.reason, "not enabled");
+        assert_eq!(words.lines[1], "dd killed");
     }
 
     #[test]
