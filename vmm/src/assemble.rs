@@ -14,11 +14,12 @@ use crate::boot::{cmdline, mptable, pvh};
 use crate::bus::{Mmio, MmioDevice, Pio};
 use crate::confine::{self, ConfineError, Kind};
 use crate::control::Outbox;
-use crate::cpu::vcpu::{ExitCounts, Shared};
+use crate::cpu::vcpu::Shared;
 use crate::cpu::{CPUS_MAX, cpuid, start};
 use crate::device::serial::Serial;
 use crate::event::Served;
 use crate::fds::{FdError, Inherited};
+use crate::hv::coalesced::Ring;
 use crate::hv::kvm::{HvError, Vm};
 use crate::log::{Log, SharedLog};
 use crate::machine::{Machine, Worker};
@@ -27,7 +28,7 @@ use crate::virtio::Device;
 use crate::virtio::blk::{Blk, BlkError, LazyParts};
 use crate::virtio::net::{Net, NetError};
 use crate::virtio::rng::Rng;
-use crate::virtio::transport::mmio::QUEUE_NOTIFY;
+use crate::virtio::transport::mmio::{self, QUEUE_NOTIFY};
 use crate::virtio::vsock::Vsock;
 use crate::virtio::worker::{Slot, Wired};
 
@@ -57,6 +58,8 @@ pub(crate) enum SetupError {
     Blk(#[from] BlkError),
     #[error("network card")]
     Net(#[from] NetError),
+    #[error("map the ring of a machine's writes")]
+    Ring(#[source] io::Error),
     #[error("read the log's files")]
     Log(#[source] io::Error),
     #[error("make an event counter")]
@@ -159,6 +162,9 @@ impl Slots {
     fn connect(&self, vm: &Vm, irqs: &[u32]) -> Result<(), HvError> {
         for ((slot, irq), address) in self.wired.iter().zip(irqs).zip(cmdline::device_addresses()) {
             vm.interrupt_on_signal(slot.interrupt_line(), *irq)?;
+            for registers in mmio::PATIENT {
+                vm.coalesce_writes(&(address + registers.start..address + registers.end))?;
+            }
             for (queue, bell) in (0u32..).zip(slot.doorbells()) {
                 vm.signal_on_write(bell, address + QUEUE_NOTIFY, queue)?;
             }
@@ -219,11 +225,8 @@ pub(crate) fn assemble() -> Result<Machine, SetupError> {
     slots.connect(&vm, &irqs)?;
     let serial = serial(&vm, parts.serial.filter(|_| wants_serial))?;
 
-    let shared = Shared {
-        pio: Pio::new(serial),
-        mmio: Mmio::new(slots.mmio),
-        exits: ExitCounts::default(),
-    };
+    let ring = Ring::of(&vcpus[0]).map_err(SetupError::Ring)?;
+    let shared = Shared::new(Pio::new(serial), Mmio::new(slots.mmio), ring);
     Ok(Machine {
         vm,
         vcpus,

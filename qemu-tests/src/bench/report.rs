@@ -17,10 +17,12 @@ pub const QEMU: &str = "/usr/bin/qemu-system-x86_64";
 pub const PROC: &str = "/bench-proc";
 /// The environment variable, set on the kernel command line, that holds a [`Role`]'s word.
 pub const ROLE: &str = "bench";
-/// What a line with a report begins with.
+/// What a line with the cycle counter begins with; 16 hexadecimal digits follow.
+pub const CYCLES: &str = "bench: cycles ";
+/// What a line with an [`Idle`] begins with.
+pub const IDLE: &str = "bench: idle ";
+/// What a line with a [`Report`] begins with.
 pub const REPORT: &str = "bench: report ";
-/// What a line with free memory begins with; MiB follow.
-pub const AVAILABLE: &str = "bench: available ";
 /// What a line that says why nothing could be measured begins with.
 pub const FAILED: &str = "bench: failed ";
 
@@ -32,9 +34,10 @@ pub const GUEST_MIB: u64 = 128;
 pub enum Role {
     /// In the node, as init: measures virtual machines.
     Machines,
-    /// In the node, as init: starts a [`Role::Sampler`] and becomes the node's own init.
+    /// In the node, as init: says when it was entered, starts a [`Role::Sampler`] and becomes the node's
+    /// own init.
     Idle,
-    /// In the node, beside its init: says how much memory is free.
+    /// In the node, beside its init: says how much memory is free once that changes no more.
     Sampler,
     /// In a guest, as init: resets the machine at once.
     Reset,
@@ -66,22 +69,46 @@ impl Role {
     }
 }
 
+/// Memory of a node that does nothing, as its kernel counts it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Idle {
+    pub available_kib: u64,
+    /// All that the kernel hands out: the machine's, less the kernel itself and its books of pages.
+    pub total_kib: u64,
+}
+
+/// Memory of a process that runs a guest, without the guest's, KiB.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Overhead {
+    /// Proportional set size: pages that processes share count once.
+    pub pss_kib: u64,
+    /// Resident set size: they count for each.
+    pub rss_kib: u64,
+    /// What the kernel holds for it: page tables, stacks, KVM's own.
+    pub kernel_kib: u64,
+}
+
 /// One virtual machine monitor.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Monitor {
     /// From the start of the process to its end, the guest's whole life between, microseconds.
     pub life_us: Vec<u64>,
-    /// Memory of the process while the guest waits, without the guest's.
-    pub memory_kib: u64,
+    /// While the guest waits.
+    pub memory: Overhead,
 }
 
 impl Monitor {
     /// The run in the middle.
     pub fn median_us(&self) -> u64 {
-        let mut sorted = self.life_us.clone();
-        sorted.sort_unstable();
-        sorted.get(sorted.len() / 2).copied().unwrap_or(0)
+        median(&self.life_us)
     }
+}
+
+/// What happened that is in the middle; 0 where nothing did.
+pub fn median(values: &[u64]) -> u64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_unstable();
+    sorted.get(sorted.len() / 2).copied().unwrap_or(0)
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -108,13 +135,6 @@ mod tests {
 
     #[test]
     fn the_median_is_a_run_that_happened() {
-        let runs = |life_us: &[u64]| {
-            Monitor {
-                life_us: life_us.into(),
-                memory_kib: 0,
-            }
-            .median_us()
-        };
-        assert_eq!((runs(&[9, 1, 5]), runs(&[4]), runs(&[])), (5, 4, 0));
+        assert_eq!((median(&[9, 1, 5]), median(&[4]), median(&[])), (5, 4, 0));
     }
 }

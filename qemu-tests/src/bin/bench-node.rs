@@ -19,7 +19,8 @@ use nix::mount::{MsFlags, mount};
 use nix::sys::reboot::{RebootMode, reboot};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, socketpair};
 use qemu_tests::bench::report::{
-    AVAILABLE, FAILED, GUEST, GUEST_MIB, KERNEL, Monitor, PROC, QEMU, REPORT, ROLE, Report, Role,
+    CYCLES, FAILED, GUEST, GUEST_MIB, IDLE, Idle, KERNEL, Monitor, Overhead, PROC, QEMU, REPORT,
+    ROLE, Report, Role,
 };
 use types::vm::{CONTROL_PACKET_MAX, Exits, Fd, FromVmm, SPEC_FD, StopReason, VmSpec};
 use types::{Name, PublicKey, VmId};
@@ -31,16 +32,26 @@ const RUNS: usize = 5;
 const SETTLE: Duration = Duration::from_secs(3);
 /// Between two samples of free memory.
 const SAMPLE: Duration = Duration::from_secs(1);
+/// Samples that are all the same when memory has settled: the kernel gives back what the boot has left in
+/// its lists of free pages once a second.
+const SAMPLES_ALIKE: usize = 15;
+/// A node does something now and then: samples that differ by less are the same.
+const ALIKE_KIB: u64 = 512;
+/// Of these one is settled, or none ever is.
+const SAMPLES_MAX: usize = 600;
+/// The cgroup of a monitor whose memory is read.
+const GROUP: &str = "/sys/fs/cgroup/monitor";
 /// A VMM says little in a guest's life; more is an error of its own.
 const MESSAGES_MAX: usize = 1000;
 
 fn main() {
+    let entered = sys::clock::cycles();
     let role = std::env::var(ROLE).ok().and_then(|word| Role::parse(&word));
     let result = match role {
         Some(Role::Reset) => end(RebootMode::RB_AUTOBOOT),
         Some(Role::Wait) => wait(),
         Some(Role::Sampler) => sample(),
-        Some(Role::Idle) => idle(),
+        Some(Role::Idle) => idle(entered),
         Some(Role::Machines) => machines(),
         None => Err(anyhow::anyhow!(
             "{ROLE}= is not set on the kernel command line"
@@ -76,7 +87,8 @@ fn mount_at(kind: &str, place: &str) -> Result<()> {
 }
 
 /// Becomes the node's own init. The sampler has its view of memory before that init mounts anything.
-fn idle() -> Result<()> {
+fn idle(entered: u64) -> Result<()> {
+    println!("{CYCLES}{entered:016x}");
     mount_at("proc", PROC)?;
     let memory = File::open(format!("{PROC}/meminfo")).context("open meminfo")?;
     let own = format!("{PROC}/self/exe");
@@ -88,18 +100,34 @@ fn idle() -> Result<()> {
     Err(Command::new("/init").env_remove(ROLE).exec()).context("become /init")
 }
 
+/// Says how much memory is free, once that has stayed the same for a while.
 fn sample() -> Result<()> {
     let memory = File::from(std::io::stdin().as_fd().try_clone_to_owned()?);
-    loop {
+    let mut first = Idle::default();
+    let mut alike = 0;
+    for _ in 0..SAMPLES_MAX {
         sleep(SAMPLE);
         let mut text = [0; 4096];
         let count = memory.read_at(&mut text, 0).context("read meminfo")?;
-        let text = String::from_utf8_lossy(&text[..count]);
-        let mib = |key| Some(kib_of(&text, key)? / 1024);
-        let free = mib("MemAvailable:").context("no MemAvailable")?;
-        let total = mib("MemTotal:").context("no MemTotal")?;
-        println!("{AVAILABLE}{free} of {total}");
+        let now = reading(&String::from_utf8_lossy(&text[..count]))?;
+        alike += 1;
+        if now.available_kib.abs_diff(first.available_kib) > ALIKE_KIB {
+            (first, alike) = (now, 1);
+        }
+        if alike == SAMPLES_ALIKE {
+            println!("\n{IDLE}{}", serde_json::to_string(&now)?);
+            return wait();
+        }
     }
+    bail!("free memory does not settle")
+}
+
+fn reading(meminfo: &str) -> Result<Idle> {
+    let kib = |key: &'static str| kib_of(meminfo, key).context(key);
+    Ok(Idle {
+        available_kib: kib("MemAvailable:")?,
+        total_kib: kib("MemTotal:")?,
+    })
 }
 
 /// The number in a line such as `MemAvailable:    1000 kB`.
@@ -126,6 +154,8 @@ fn machines() -> Result<()> {
     mount_at("devtmpfs", "/dev")?;
     mount_at("proc", "/proc")?;
     mount_at("sysfs", "/sys")?;
+    mount_at("cgroup2", "/sys/fs/cgroup")?;
+    fs::write("/sys/fs/cgroup/cgroup.subtree_control", "+memory").context("count memory")?;
     let mut report = Report::default();
     for _ in 0..RUNS {
         let life = Ours::start(&mut spec, Role::Reset)?.finish()?;
@@ -134,10 +164,13 @@ fn machines() -> Result<()> {
         report.exits = life.exits;
         report.qemu.life_us.push(qemu_life()?);
     }
-    let mut ours = Ours::start(&mut spec, Role::Wait)?;
-    report.ours.memory_kib = memory_of(&mut ours.process).context("memory of sifr-vmm")?;
-    report.qemu.memory_kib = memory_of(&mut qemu(Role::Wait).spawn().context("start QEMU")?)
-        .context("memory of QEMU")?;
+    report.ours.memory = memory_of("sifr-vmm", || {
+        Ours::start(&mut spec, Role::Wait).map(|ours| (ours.process, Some(ours.control)))
+    })?;
+    report.qemu.memory = memory_of("QEMU", || {
+        let process = qemu(Role::Wait).spawn().context("start QEMU")?;
+        Ok((process, None))
+    })?;
     check(&report.qemu)?;
     println!("\n{REPORT}{}", serde_json::to_string(&report)?);
     Ok(())
@@ -145,7 +178,7 @@ fn machines() -> Result<()> {
 
 fn check(monitor: &Monitor) -> Result<()> {
     ensure!(
-        monitor.median_us() > 0 && monitor.memory_kib > 0,
+        monitor.median_us() > 0 && monitor.memory.pss_kib > 0,
         "nothing was measured"
     );
     Ok(())
@@ -253,13 +286,13 @@ fn inheritable(descriptor: &impl AsFd) -> Result<()> {
 }
 
 /// The smallest and quickest machine that QEMU has, with the same kernel, guest and memory. It has no
-/// keyboard controller to reset it: a triple fault ends it. `nomodule` and so on are what our monitor
+/// keyboard controller to reset it: a triple fault ends it. `quiet` and so on are what our monitor
 /// gives its guests.
 fn qemu(role: Role) -> Command {
     let machine = "microvm,accel=kvm,x-option-roms=off,acpi=off,pit=off,pic=off,rtc=off,\
                    isa-serial=off,auto-kernel-cmdline=off";
     let arguments = format!(
-        "reboot=t panic=-1 nomodule quiet loglevel=0 no_timer_check tsc=reliable \
+        "reboot=t panic=-1 quiet loglevel=0 no_timer_check tsc=reliable \
          random.trust_cpu=on 8250.nr_uarts=0 {ROLE}={}",
         role.word()
     );
@@ -301,33 +334,49 @@ fn qemu_life() -> Result<u64> {
     Ok(micros(took))
 }
 
-/// Memory of a monitor whose guest has come to rest, without the guest's; the monitor is ended.
-fn memory_of(process: &mut Child) -> Result<u64> {
+/// Memory of a monitor whose guest has come to rest, without the guest's; the monitor is ended. What
+/// `start` gives besides stays open until then.
+fn memory_of(
+    who: &str,
+    start: impl FnOnce() -> Result<(Child, Option<OwnedFd>)>,
+) -> Result<Overhead> {
+    fs::create_dir(GROUP).context("make a cgroup")?;
+    // Children begin where their parent is, and are counted there from their first page.
+    fs::write(format!("{GROUP}/cgroup.procs"), "0").context("enter a cgroup")?;
+    let started = start();
+    fs::write("/sys/fs/cgroup/cgroup.procs", "0").context("leave a cgroup")?;
+    let (mut process, _open) = started?;
     sleep(SETTLE);
     if let Some(status) = process.try_wait()? {
-        bail!("it ended with {status}");
+        bail!("{who} ended with {status}");
     }
-    let maps =
-        fs::read_to_string(format!("/proc/{}/smaps", process.id())).context("read its map")?;
+    let maps = format!("/proc/{}/smaps", process.id());
+    let maps = fs::read_to_string(maps).with_context(|| format!("read the map of {who}"))?;
+    let stat = format!("{GROUP}/memory.stat");
+    let stat = fs::read_to_string(stat).with_context(|| format!("read what {who} costs"))?;
     process.kill()?;
     process.wait()?;
-    let (beyond, guests) = split(&maps);
-    ensure!(guests > 0, "the guest's memory is not in its map");
-    Ok(beyond)
+    fs::remove_dir(GROUP).context("remove a cgroup")?;
+    let overhead = overhead(&maps, &stat);
+    overhead.with_context(|| format!("memory of {who}: its guest's is not one mapping"))
 }
 
-/// Memory in KiB (proportional set size, proc_pid_smaps(5)): of mappings smaller than the guest's
-/// memory, and of the others.
-fn split(smaps: &str) -> (u64, u64) {
-    let (mut beyond, mut guests, mut is_guests) = (0, 0, false);
+/// By the sizes of its mappings (proc_pid_smaps(5)), of which the one as large as the guest's memory is
+/// the guest's; and by what its cgroup has of the kernel's memory (kernel document `cgroup-v2`).
+fn overhead(smaps: &str, memory_stat: &str) -> Option<Overhead> {
+    let (mut overhead, mut guests, mut is_guests) = (Overhead::default(), 0, false);
     for line in smaps.lines() {
         if let Some(size) = kib_of(line, "Size:") {
-            is_guests = size >= GUEST_MIB * 1024;
+            is_guests = size == GUEST_MIB * 1024;
+            guests += usize::from(is_guests);
         }
-        let pss = kib_of(line, "Pss:").unwrap_or(0);
-        *(if is_guests { &mut guests } else { &mut beyond }) += pss;
+        if !is_guests {
+            overhead.pss_kib += kib_of(line, "Pss:").unwrap_or(0);
+            overhead.rss_kib += kib_of(line, "Rss:").unwrap_or(0);
+        }
     }
-    (beyond, guests)
+    overhead.kernel_kib = kib_of(memory_stat, "kernel ")? / 1024;
+    (guests == 1).then_some(overhead)
 }
 
 fn micros(duration: Duration) -> u64 {
@@ -340,8 +389,26 @@ mod tests {
 
     #[test]
     fn the_guests_memory_is_told_from_the_monitors() {
-        let smaps = "1-2 r-xp\nSize:  800 kB\nPss:  700 kB\nPss_Dirty: 1 kB\n\
-                     3-4 rw-p\nSize:  131072 kB\nPss:  9000 kB\n5-6 rw-p\nSize: 8 kB\nPss: 4 kB\n";
-        assert_eq!(split(smaps), (704, 9000));
+        let smaps = "1-2 r-xp\nSize:  800 kB\nRss: 800 kB\nPss:  700 kB\nPss_Dirty: 1 kB\n\
+                     3-4 rw-p\nSize:  131072 kB\nRss: 9000 kB\nPss:  9000 kB\n\
+                     5-6 rw-p\nSize: 8 kB\nRss: 4 kB\nPss: 4 kB\n";
+        let stat = "anon 1048576\nfile 0\nkernel 2097152\nkernel_stack 65536\n";
+        let beyond = Overhead {
+            pss_kib: 704,
+            rss_kib: 804,
+            kernel_kib: 2048,
+        };
+        assert_eq!(overhead(smaps, stat), Some(beyond));
+        assert_eq!(overhead("1-2 r-xp\nSize: 8 kB\n", stat), None);
+    }
+
+    #[test]
+    fn free_memory_is_read_in_kib() {
+        let meminfo = "MemTotal:       1004980 kB\nMemAvailable:    868440 kB\n";
+        let reading = reading(meminfo).expect("both are there");
+        assert_eq!(
+            (reading.total_kib, reading.available_kib),
+            (1_004_980, 868_440)
+        );
     }
 }

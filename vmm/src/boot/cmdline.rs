@@ -11,7 +11,7 @@ pub(crate) const LENGTH_MAX: usize = 2048;
 /// nothing is printed; the timer is not probed (there is no PIT); the TSC needs no watchdog; the
 /// processor's random numbers seed the pool.
 const FIXED: &str =
-    "reboot=k panic=-1 nomodule quiet loglevel=0 no_timer_check tsc=reliable random.trust_cpu=on";
+    "reboot=k panic=-1 quiet loglevel=0 no_timer_check tsc=reliable random.trust_cpu=on";
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum CmdlineError {

@@ -2,13 +2,14 @@
 //!
 //! Owns: what each exit means, and the count of exits. Refuses: to go on after a fault.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use types::vm::{Exits, StopReason};
 
 use crate::bus::{Mmio, Pio, PioWrite};
+use crate::hv::coalesced::Ring;
 
 /// Exits of all vCPUs by kind.
 #[derive(Debug, Default)]
@@ -35,9 +36,31 @@ impl ExitCounts {
 
 /// What all vCPUs of a machine share.
 pub(crate) struct Shared {
-    pub(crate) pio: Pio,
-    pub(crate) mmio: Mmio,
+    pio: Pio,
+    mmio: Mmio,
     pub(crate) exits: ExitCounts,
+    /// Writes that no vCPU stopped for.
+    coalesced: Mutex<Ring>,
+}
+
+impl Shared {
+    pub(crate) fn new(pio: Pio, mmio: Mmio, coalesced: Ring) -> Self {
+        Self {
+            pio,
+            mmio,
+            exits: ExitCounts::default(),
+            coalesced: Mutex::new(coalesced),
+        }
+    }
+
+    /// Does what the guest wrote before it stopped. All vCPUs write into one ring: the lock is held
+    /// until the last write is done, so that none overtakes another.
+    fn catch_up(&self) {
+        let mut ring = self.coalesced.lock().expect("no panic while locked");
+        while let Some(write) = ring.take() {
+            self.mmio.write(write.address, write.data());
+        }
+    }
 }
 
 /// Runs until the guest resets the machine or KVM cannot go on.
@@ -50,6 +73,7 @@ pub(crate) fn run(index: usize, mut vcpu: VcpuFd, shared: &Arc<Shared>) -> StopR
             Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => continue,
             Err(error) => return fault(index, format!("KVM_RUN failed: {error}")),
         };
+        shared.catch_up();
         match exit {
             VcpuExit::IoIn(port, data) => {
                 count(&exits.pio_in);

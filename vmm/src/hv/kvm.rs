@@ -2,6 +2,7 @@
 //!
 //! Owns: the ioctls. Refuses: decisions about what the machine looks like.
 
+use std::ops::Range;
 use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 use std::sync::Arc;
 
@@ -26,7 +27,8 @@ pub(crate) enum HvError {
 }
 
 /// What we build on; each has been in KVM for more than ten years.
-const REQUIRED: [Cap; 5] = [
+const REQUIRED: [Cap; 6] = [
+    Cap::CoalescedMmio,
     Cap::Irqchip,
     Cap::Ioeventfd,
     Cap::Irqfd,
@@ -115,6 +117,15 @@ impl Vm {
         self.vm
             .register_ioevent(event, &IoEventAddress::Mmio(address), value)
             .map_err(|e| HvError::Ioctl("register a queue's doorbell", e))
+    }
+
+    /// From now on a write to one of these addresses does not stop the vCPU: it goes into the VM's
+    /// [`Ring`](super::coalesced::Ring), until that is full. Ranges do not overlap doorbells.
+    pub(crate) fn coalesce_writes(&self, addresses: &Range<u64>) -> Result<(), HvError> {
+        let length = u32::try_from(addresses.end - addresses.start).expect("registers of a device");
+        self.vm
+            .register_coalesced_mmio(IoEventAddress::Mmio(addresses.start), length)
+            .map_err(|e| HvError::Ioctl("let a device's registers wait", e))
     }
 
     /// From now on a signal on `event` raises interrupt line `irq`.

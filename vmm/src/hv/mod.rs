@@ -3,4 +3,5 @@
 //! Owns: KVM, and the one place where its descriptors become objects.
 #![allow(unsafe_code)]
 
+pub(crate) mod coalesced;
 pub(crate) mod kvm;

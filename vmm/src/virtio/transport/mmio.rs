@@ -4,6 +4,8 @@
 //! at any time but between FEATURES_OK and DRIVER_OK, or of a queue that is ready already; queues whose
 //! size, alignment or place is wrong. (CVE-2026-5747 was a queue resized after activation.)
 
+use std::ops::Range;
+
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use virtio_queue::{Queue, QueueT};
@@ -35,6 +37,11 @@ const SHM_LEN: u64 = 0xb0;
 const SHM_BASE: u64 = 0xb8;
 const CONFIG_GENERATION: u64 = 0xfc;
 pub(crate) const CONFIG: u64 = 0x100;
+
+/// Registers whose write is not felt before another register is read or STATUS written: the guest need
+/// not stop for it. Neither doorbells nor interrupts nor STATUS are among them.
+pub(crate) const PATIENT: [Range<u64>; 2] =
+    [DEVICE_FEATURES_SEL..QUEUE_NOTIFY, QUEUE_DESC..SHM_LEN];
 
 /// "virt".
 const MAGIC_VALUE: u32 = 0x7472_6976;

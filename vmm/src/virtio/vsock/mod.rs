@@ -25,9 +25,9 @@ use crate::event::Source;
 use crate::log::SharedLog;
 use crate::report::Reports;
 
-const QUEUE_SIZE: u16 = 128;
-/// To the guest, from the guest, events.
-const QUEUES: [u16; 3] = [QUEUE_SIZE, QUEUE_SIZE, 16];
+/// To the guest, from the guest, events. A guest puts a page and more into each place of the first as it
+/// boots: 32 hold any message of the node's whole.
+const QUEUES: [u16; 3] = [32, 128, 16];
 const TO_GUEST: usize = 0;
 const FROM_GUEST: usize = 1;
 /// A guest needs three; some may be closing.
