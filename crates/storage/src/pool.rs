@@ -3,10 +3,10 @@
 //! Owns: the partition, the file system on it, and the mount.
 //! Refuses: choosing the disk ([`crate::plan`] does), and `mkfs` on a pool that has been in use.
 //!
-//! A power cut at any line heals. The table is written entries first, headers next, MBR last, and
-//! [`crate::probe`] knows its halves. A mark before the partition stands from before `mkfs` until the pool
-//! has its `pool.json`, and while it stands a file system that cannot be mounted is made again. Without
-//! the mark none is ever made over anything but zeros.
+//! A power cut at any line heals. A mark is written first, then the table, entries before headers and the MBR
+//! last, and [`crate::probe`] knows its halves. The mark stands until the pool has its `pool.json`, and while
+//! it stands a file system that cannot be mounted is made again. Without it none is ever made over anything
+//! but zeros.
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
@@ -22,14 +22,12 @@ use types::PublicKey;
 use crate::disk::Disk;
 use crate::marker;
 use crate::plan::{Choice, Holding, Place, prefer};
-use crate::probe::{self, MAKING, MAKING_BYTES, POOL_TYPE, partition_name};
+use crate::probe::{self, ALIGN_BYTES, MAKING_BYTES, POOL_TYPE, making, partition_name};
 
 /// Version of the pool's directory layout.
 pub const FORMAT: u32 = 1;
 const MKFS: &str = "/sbin/mkfs.xfs";
 const REPAIR: &str = "/sbin/xfs_repair";
-/// Partition boundaries: 1 MiB suits every disk's erase and physical block.
-const ALIGN_BYTES: u64 = 1 << 20;
 /// Share of the machine's memory that a pool in memory may fill, in percent: the rest runs guests.
 const MEMORY_POOL_PERCENT: u32 = 40;
 
@@ -324,6 +322,12 @@ fn partition(disk: &Disk, owner: &PublicKey) -> Result<u32, PoolError> {
         source,
     };
     let file = open_disk(disk)?;
+    file.write_all_at(&making(), ALIGN_BYTES - MAKING_BYTES)
+        .and_then(|()| file.sync_all())
+        .map_err(|source| PoolError::Mark {
+            disk: disk.name.clone(),
+            source,
+        })?;
     let device = file.try_clone().map_err(reread)?;
     let (number, _) = write_table(device, disk, owner)?;
     // The kernel believes a GPT only with its MBR, so this line makes the table real.
@@ -410,18 +414,17 @@ fn set_making(disk: &Disk, making: Making) -> Result<(), PoolError> {
         disk: disk.name.clone(),
         source,
     };
-    write_making(&open_disk(disk)?, disk.block_bytes, making).map_err(failed)
+    write_making(&open_disk(disk)?, disk, making).map_err(failed)
 }
 
-fn write_making(file: &File, block_bytes: u64, making: Making) -> io::Result<()> {
-    let found = probe::our_partition(file, block_bytes)?;
+fn write_making(file: &File, disk: &Disk, making: Making) -> io::Result<()> {
+    let found = probe::our_partition(file, disk.size_bytes, disk.block_bytes)?;
     let start = found.and_then(|partition| partition.start.checked_sub(MAKING_BYTES));
     let at = start.ok_or(io::ErrorKind::InvalidData)?;
-    let mut block = vec![0; usize::try_from(MAKING_BYTES).expect("a small number")];
-    match making {
-        Making::Yes => block[..MAKING.len()].copy_from_slice(MAKING),
-        Making::No => {}
-    }
+    let block = match making {
+        Making::Yes => probe::making(),
+        Making::No => vec![0; probe::making().len()],
+    };
     file.write_all_at(&block, at)?;
     file.sync_all()
 }
@@ -524,6 +527,8 @@ pub(crate) fn write_pool_table(file: &File, size_bytes: u64, owner: &PublicKey) 
         block_bytes: 512,
         sharing: crate::disk::Sharing::None,
     };
+    file.write_all_at(&making(), ALIGN_BYTES - MAKING_BYTES)
+        .expect("a file has room");
     let device = file.try_clone().expect("a descriptor");
     write_table(device, &disk, owner).expect("a file has room");
     let sectors = u32::try_from(size_bytes / 512 - 1).expect("a small file");
@@ -611,6 +616,7 @@ mod tests {
             };
             let (number, recorder) = write_table(device, &disk, &OWNER).expect("a table");
             let mut writes = recorder.writes;
+            writes.insert(0, (ALIGN_BYTES - MAKING_BYTES, making()));
             let mut mbr = io::Cursor::new(vec![0; 512]);
             gpt::mbr::ProtectiveMBR::with_lb_size(1)
                 .overwrite_lba0(&mut mbr)
@@ -639,6 +645,8 @@ mod tests {
     fn somebody_elses_bytes_beside_half_a_table_of_ours_are_not_blank() {
         let disk = disk(512);
         let file = empty(&disk);
+        file.write_all_at(&making(), ALIGN_BYTES - MAKING_BYTES)
+            .expect("a write");
         write_table(file.try_clone().expect("clone"), &disk, &OWNER).expect("a table");
         assert_eq!(
             probe(&file, disk.size_bytes, 512).expect("a probe"),
@@ -655,7 +663,8 @@ mod tests {
     fn the_mark_of_a_pool_that_is_being_made_comes_and_goes() {
         for disk in [disk(512), disk(4096)] {
             let file = empty(&disk);
-            write_table(file.try_clone().expect("clone"), &disk, &OWNER).expect("a table");
+            let table = write_table(file.try_clone().expect("clone"), &disk, &OWNER);
+            assert_eq!(table.expect("a table").0, 1);
             let mut mbr = &file;
             gpt::mbr::ProtectiveMBR::with_lb_size(1)
                 .overwrite_lba0(&mut mbr)
@@ -667,9 +676,9 @@ mod tests {
             file.write_all_at(b"half a file system", ALIGN_BYTES + 4096)
                 .expect("a write");
             assert_eq!(stage(), None);
-            write_making(&file, disk.block_bytes, Making::Yes).expect("marked");
+            write_making(&file, &disk, Making::Yes).expect("marked");
             assert_eq!(stage(), Some(Stage::Made));
-            write_making(&file, disk.block_bytes, Making::No).expect("unmarked");
+            write_making(&file, &disk, Making::No).expect("unmarked");
             assert_eq!(stage(), None);
         }
     }

@@ -27,7 +27,7 @@ pub enum Stage {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Content {
-    /// Both edges are zero, or hold nothing but a partition table of ours that was cut short.
+    /// Both edges are zero, or hold nothing but our mark and a partition table of ours that was cut short.
     Blank,
     /// Made by Sifr for the owner whose key begins with these digits.
     Pool {
@@ -74,7 +74,7 @@ fn parse_name(name: &str) -> Option<String> {
 pub fn probe(disk: &File, size: u64, block_bytes: u64) -> io::Result<Content> {
     let edge = EDGE_BYTES.min(size);
     // The usual case after the first boot, without reading both edges.
-    if let Some(content) = our_pool(disk, block_bytes)? {
+    if let Some(content) = our_pool(disk, size, block_bytes)? {
         return Ok(content);
     }
     let first = read(disk, 0, edge)?;
@@ -109,8 +109,8 @@ pub(crate) struct Partition {
 }
 
 /// Our pool, by its table; what is in the partition says how far it is.
-fn our_pool(disk: &File, block_bytes: u64) -> io::Result<Option<Content>> {
-    let Some(partition) = our_partition(disk, block_bytes)? else {
+fn our_pool(disk: &File, size: u64, block_bytes: u64) -> io::Result<Option<Content>> {
+    let Some(partition) = our_partition(disk, size, block_bytes)? else {
         return Ok(None);
     };
     Ok(Some(match stage(disk, &partition)? {
@@ -125,8 +125,13 @@ fn our_pool(disk: &File, block_bytes: u64) -> io::Result<Option<Content>> {
     }))
 }
 
-/// A protective MBR and a valid GPT whose only partition has our type and a name that we write.
-pub(crate) fn our_partition(disk: &File, block_bytes: u64) -> io::Result<Option<Partition>> {
+/// A protective MBR and a valid GPT whose only partition has our type and a name that we write, and lies on
+/// the disk of `size` bytes.
+pub(crate) fn our_partition(
+    disk: &File,
+    size: u64,
+    block_bytes: u64,
+) -> io::Result<Option<Partition>> {
     let Ok(lb) = gpt::disk::LogicalBlockSize::try_from(block_bytes) else {
         return Ok(None);
     };
@@ -155,6 +160,9 @@ pub(crate) fn our_partition(disk: &File, block_bytes: u64) -> io::Result<Option<
     let (Some(start), Some(bytes)) = (bytes(partition.first_lba), blocks.and_then(bytes)) else {
         return Ok(None);
     };
+    if start.checked_add(bytes).is_none_or(|end| end > size) {
+        return Ok(None);
+    }
     Ok(Some(Partition {
         number: *number,
         start,
@@ -163,9 +171,12 @@ pub(crate) fn our_partition(disk: &File, block_bytes: u64) -> io::Result<Option<
     }))
 }
 
+/// Where the partition begins: 1 MiB suits every disk's erase and physical block.
+pub(crate) const ALIGN_BYTES: u64 = 1 << 20;
 /// Stands in the last bytes before the partition while its file system is being made. `mkfs` writes in an
-/// order of its own, and a power cut may keep any part of that: only this says that nothing is lost. It is on
-/// disk before `mkfs` starts and gone from it before anything is kept in the pool.
+/// order of its own, and a power cut may keep any part of that, over whatever the middle of a blank disk
+/// held: only this says that nothing is lost. It is on disk before all else and gone from it before anything
+/// is kept in the pool.
 pub(crate) const MAKING: &[u8; 32] = b"sifr: this pool is being made...";
 /// Bytes that the mark takes: a block of any disk, so that it is written whole.
 pub(crate) const MAKING_BYTES: u64 = 4096;
@@ -224,12 +235,14 @@ fn is_protective_mbr(sector: &[u8]) -> bool {
         && sector[510..512] == [0x55, 0xaa]
 }
 
-/// A table of ours that a power cut left half-written: the edges are zero but for the places of the
-/// table, and at least one of its two entry arrays begins with our type and holds nothing else.
-/// [`crate::pool`] writes the entries before the headers and the MBR last.
+/// A table of ours that a power cut left half-written: the mark stands, and beside it the edges are zero but
+/// for the places of the table, which hold nothing that is not ours. [`crate::pool`] writes the mark before
+/// all else and the MBR last; a table of ours without the mark belongs to a pool that has lost its beginning.
 fn is_our_beginning(first: &[u8], last: &[u8], block: usize) -> bool {
     let header = |bytes: &[u8]| is_zero(bytes) || bytes.starts_with(b"EFI PART");
-    let ours = |bytes: &[u8]| bytes.starts_with(&pool_type_on_disk()) && is_zero(&bytes[ENTRY..]);
+    let entries_fine = |bytes: &[u8]| {
+        is_zero(bytes) || (bytes.starts_with(&pool_type_on_disk()) && is_zero(&bytes[ENTRY..]))
+    };
     let used = 2 * block + ENTRIES;
     if first.len() < used || last.len() < used {
         return false;
@@ -240,14 +253,33 @@ fn is_our_beginning(first: &[u8], last: &[u8], block: usize) -> bool {
     let (before, backup) = last.split_at(last.len() - block);
     let (before, backup_entries) = before.split_at(before.len() - ENTRIES);
     let mbr_fine = is_zero(mbr) || (is_protective_mbr(mbr) && is_zero(&mbr[512..]));
-    let arrays = [entries, backup_entries];
-    mbr_fine
+    let Some((rest, mark, after)) = around_mark(rest, used) else {
+        return false;
+    };
+    mark == making()
+        && mbr_fine
         && header(primary)
         && header(backup)
         && is_zero(rest)
+        && is_zero(after)
         && is_zero(before)
-        && arrays.iter().all(|a| is_zero(a) || ours(a))
-        && arrays.iter().any(|a| ours(a))
+        && entries_fine(entries)
+        && entries_fine(backup_entries)
+}
+
+/// What lies before, in and behind the place of the mark; `rest` begins at `from` on the disk.
+fn around_mark(rest: &[u8], from: usize) -> Option<(&[u8], &[u8], &[u8])> {
+    let at = usize::try_from(ALIGN_BYTES - MAKING_BYTES).ok()?;
+    let (before, mark) = rest.split_at_checked(at.checked_sub(from)?)?;
+    let (mark, after) = mark.split_at_checked(usize::try_from(MAKING_BYTES).ok()?)?;
+    Some((before, mark, after))
+}
+
+/// The mark as it stands on the disk.
+pub(crate) fn making() -> Vec<u8> {
+    let mut block = MAKING.to_vec();
+    block.resize(usize::try_from(MAKING_BYTES).expect("a small number"), 0);
+    block
 }
 
 /// Size of one GPT entry and of the array of 128 (UEFI 2.10, 5.3).
@@ -430,7 +462,22 @@ mod tests {
     fn pool_disk(size: u64) -> tempfile::NamedTempFile {
         let file = disk(size);
         crate::pool::write_pool_table(file.as_file(), size, &OWNER);
+        let unmarked = vec![0; making().len()];
+        let marked = file.as_file().write_all_at(&unmarked, START - MAKING_BYTES);
+        marked.expect("a write");
         file
+    }
+
+    #[test]
+    fn a_pool_whose_first_edge_was_wiped_is_not_blank() {
+        let file = pool_disk(400 << 20);
+        let edge = vec![0; 16 << 20];
+        file.as_file().write_all_at(&edge, 0).expect("a write");
+        assert!(matches!(content(&file), Content::Foreign(_)));
+        // Wiped at both ends, it is what everybody calls blank.
+        let end = (400 << 20) - edge.len() as u64;
+        file.as_file().write_all_at(&edge, end).expect("a write");
+        assert_eq!(content(&file), Content::Blank);
     }
 
     fn stage_of(file: &tempfile::NamedTempFile) -> Option<Stage> {
@@ -457,7 +504,7 @@ mod tests {
 
     /// Bytes of a partition on a disk of 400 MiB.
     fn partition_bytes(file: &tempfile::NamedTempFile) -> u64 {
-        let found = our_partition(file.as_file(), 512).expect("a table");
+        let found = our_partition(file.as_file(), 400 << 20, 512).expect("a table");
         let partition = found.expect("a partition");
         assert_eq!((partition.number, partition.start), (1, START));
         partition.bytes
@@ -469,6 +516,32 @@ mod tests {
         let made = file_system(partition_bytes(&file));
         file.as_file().write_all_at(&made, START).expect("a write");
         assert_eq!(stage_of(&file), Some(Stage::Live));
+    }
+
+    #[test]
+    fn a_partition_that_does_not_lie_on_the_disk_is_nobodys_pool() {
+        let file = disk(64 << 20);
+        let mut gpt = gpt::GptConfig::new()
+            .writable(true)
+            .create_from_device(file.reopen().expect("reopen"), None)
+            .expect("a table");
+        let kind = gpt::partition_types::Type {
+            guid: POOL_TYPE.parse().expect("a GUID"),
+            os: gpt::partition_types::OperatingSystem::None,
+        };
+        let name = partition_name(&OWNER);
+        let number = gpt.add_partition(&name, 32 << 20, kind, 0, None);
+        let mut partitions = gpt.partitions().clone();
+        let partition = partitions.get_mut(&number.expect("added"));
+        partition.expect("there").last_lba = u64::MAX >> 10;
+        gpt.update_partitions(partitions).expect("updated");
+        gpt.write().expect("written");
+        let mut mbr = file.as_file();
+        gpt::mbr::ProtectiveMBR::with_lb_size(1)
+            .overwrite_lba0(&mut mbr)
+            .expect("an MBR");
+        file.as_file().write_all_at(b"x", 5 << 20).expect("a write");
+        assert!(matches!(content(&file), Content::Foreign(_)));
     }
 
     /// What a scrubbing tool, a bad cable or a bit may do to it.
