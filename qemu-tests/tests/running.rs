@@ -156,10 +156,13 @@ mod tests {
              ping -c 1 -W 3 $gw >/dev/null && echo honest-heard\n\
              old=$(ip -4 -o addr show eth0 | sed -n 's/.*inet \\([^ ]*\\) .*/\\1/p')\n\
              base=${old%.*}\n\
+             own=${old#$base.}\n\
+             echo $old\n\
+             another=$base.$((2 + ${own%/*} % 253))\n\
              ip addr del $old dev eth0\n\
-             ip addr add $base.77/24 dev eth0\n\
+             ip addr add $another/24 dev eth0\n\
              ping -c 2 -W 2 $gw >/dev/null && echo OPEN spoofed-ip\n\
-             ip addr del $base.77/24 dev eth0\n\
+             ip addr del $another/24 dev eth0\n\
              ip link set eth0 down\n\
              ip link set eth0 address 02:11:22:33:44:55\n\
              ip link set eth0 up\n\
