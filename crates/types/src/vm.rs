@@ -28,16 +28,43 @@ pub struct VmSpec {
     /// Guest kernel: an uncompressed ELF with a PVH note.
     pub kernel: Fd,
     /// Concatenated in this order, each padded to 512 bytes.
+    #[serde(default)]
     pub initramfs: Vec<Fd>,
     /// Appended to the VMM's own command line. Normally empty; `console=ttyS0` turns the serial port on.
+    #[serde(default)]
     pub cmdline: String,
+    #[serde(default)]
     pub disks: Vec<Disk>,
+    #[serde(default)]
     pub nets: Vec<Net>,
     /// SOCK_SEQPACKET: [`ToVmm`] in, [`FromVmm`] out.
+    #[serde(default)]
     pub control: Option<Fd>,
+    #[serde(default)]
     pub log: Option<Log>,
     /// Where serial output goes, if the command line turns it on.
+    #[serde(default)]
     pub serial: Option<Fd>,
+}
+
+impl VmSpec {
+    /// The least machine: no disks, no network, nobody who listens.
+    pub fn new(id: VmId, cpus: u8, memory_mib: u64, kvm: Fd, kernel: Fd) -> Self {
+        Self {
+            id,
+            cpus,
+            memory_mib,
+            kvm,
+            kernel,
+            initramfs: Vec::new(),
+            cmdline: String::new(),
+            disks: Vec::new(),
+            nets: Vec::new(),
+            control: None,
+            log: None,
+            serial: None,
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,7 +75,20 @@ pub struct Disk {
     pub fd: Fd,
     pub read_only: bool,
     /// Set where the content arrives on first touch.
+    #[serde(default)]
     pub lazy: Option<Lazy>,
+}
+
+impl Disk {
+    /// A disk whose content is all there.
+    pub fn new(serial: &str, fd: Fd, read_only: bool) -> Self {
+        Self {
+            serial: serial.to_owned(),
+            fd,
+            read_only,
+            lazy: None,
+        }
+    }
 }
 
 /// A disk whose chunks are fetched on first touch: `Disk::fd` holds the content of chunks that are
@@ -69,6 +109,12 @@ pub struct Net {
     pub tap: Fd,
     pub mac: Mac,
     pub mtu: u16,
+}
+
+impl Net {
+    pub fn new(tap: Fd, mac: Mac, mtu: u16) -> Self {
+        Self { tap, mac, mtu }
+    }
 }
 
 /// The workload's output: two files used in turn. When one holds `max_bytes`, the other is truncated

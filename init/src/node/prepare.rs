@@ -165,22 +165,11 @@ fn assemble(
         chunks: table.add(parts.chunks),
     };
     let image = Disk {
-        serial: IMAGE_SERIAL.to_owned(),
-        fd: table.add(parts.image.disk),
-        read_only: true,
         lazy: Some(lazy),
+        ..Disk::new(IMAGE_SERIAL, table.add(parts.image.disk), true)
     };
-    let upper = Disk {
-        serial: UPPER_SERIAL.to_owned(),
-        fd: table.add(parts.upper),
-        read_only: false,
-        lazy: None,
-    };
-    let net = Net {
-        tap: table.add(parts.tap),
-        mac: link.mac,
-        mtu: link.mtu,
-    };
+    let upper = Disk::new(UPPER_SERIAL, table.add(parts.upper), false);
+    let net = Net::new(table.add(parts.tap), link.mac, link.mtu);
     let [a, b] = means
         .machines
         .open_logs(&start.vm)
@@ -189,19 +178,14 @@ fn assemble(
         files: [table.add(a.into()), table.add(b.into())],
         max_bytes: LOG_FILE_MAX.0,
     };
+    let (cpus, memory_mib) = (start.machine.cpus, start.machine.memory.as_mib());
     let spec = VmSpec {
-        id: start.vm.clone(),
-        cpus: start.machine.cpus,
-        memory_mib: start.machine.memory.as_mib(),
-        kvm,
-        kernel,
         initramfs,
-        cmdline: String::new(),
         disks: vec![image, upper],
         nets: vec![net],
         control: Some(table.add(parts.control)),
         log: Some(log),
-        serial: None,
+        ..VmSpec::new(start.vm.clone(), cpus, memory_mib, kvm, kernel)
     };
     let json = serde_json::to_vec(&spec).map_err(text)?;
     let mut child = vec![sys::fs::sealed_memory("vm-spec", &json).map_err(text)?];

@@ -214,19 +214,13 @@ impl Ours {
             .context("make the control socket")?;
         inheritable(&theirs)?;
         let name: Name = "bench".parse().context("name the machine")?;
+        let id = VmId::new(&PublicKey([7; 32]), &name, &name);
+        let (kvm_fd, kernel_fd) = (Fd(kvm.as_raw_fd()), Fd(kernel.as_raw_fd()));
         let text = serde_json::to_vec(&VmSpec {
-            id: VmId::new(&PublicKey([7; 32]), &name, &name),
-            cpus: 1,
-            memory_mib: GUEST_MIB,
-            kvm: Fd(kvm.as_raw_fd()),
-            kernel: Fd(kernel.as_raw_fd()),
             initramfs: vec![Fd(guest.as_raw_fd())],
             cmdline: format!("{ROLE}={}", role.word()),
-            disks: Vec::new(),
-            nets: Vec::new(),
             control: Some(Fd(theirs.as_raw_fd())),
-            log: None,
-            serial: None,
+            ..VmSpec::new(id, 1, GUEST_MIB, kvm_fd, kernel_fd)
         })?;
         spec.set_len(0)?;
         spec.rewind()?;
