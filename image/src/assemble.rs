@@ -55,6 +55,14 @@ impl Image {
         Ok(build.to_owned())
     }
 
+    /// The same, if it was built from this commit and the tree is as the commit has it.
+    pub fn current(paths: &Paths) -> Option<Self> {
+        let image = Self::find(paths).ok()?;
+        let ours = programs::identity(paths);
+        let same = image.identity().ok()? == ours.to_string();
+        (same && !ours.dirty).then_some(image)
+    }
+
     fn at(paths: &Paths) -> Self {
         Self {
             dist: paths.dist.clone(),

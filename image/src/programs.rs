@@ -102,7 +102,7 @@ fn cargo(paths: &Paths) -> Result<Command> {
 }
 
 /// Cargo in the repository, with no flags of ours.
-pub(crate) fn plain_cargo(paths: &Paths) -> Command {
+pub fn plain_cargo(paths: &Paths) -> Command {
     let program = env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
     let mut cargo = command::clean(&program);
     // What `cargo run` told us about ourselves must not reach another build.

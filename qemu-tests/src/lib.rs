@@ -5,10 +5,13 @@
 
 #![forbid(unsafe_code)]
 
+mod archive;
 pub mod bench;
 mod follower;
 pub mod http;
+pub mod inside;
 mod lab;
+pub mod nested;
 pub mod scan;
 pub mod store;
 mod userland;

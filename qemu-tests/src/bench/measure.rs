@@ -6,10 +6,10 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use image::assemble::Image;
 use image::paths::Paths;
-use image::qemu::{Boot, Machine, Time};
+use image::qemu::{Machine, Time};
 
 use super::archive;
 use super::report::{PROGRAM, ROLE, Role};
@@ -78,21 +78,9 @@ pub(super) fn instead(
     role: Role,
     extra: &str,
 ) -> Result<tempfile::TempPath> {
-    let file = tempfile::NamedTempFile::new().context("make a file for an initramfs")?;
-    fs::write(file.path(), initramfs).context("write an initramfs")?;
     machine.time = Time::Instructions;
-    match &mut machine.boot {
-        Boot::Kernel {
-            initramfs,
-            arguments,
-            ..
-        } => {
-            *initramfs = file.path().to_owned();
-            arguments.push_str(&format!(" rdinit={PROGRAM} {ROLE}={}{extra}", role.word()));
-        }
-        Boot::Network { .. } | Boot::Disk => bail!("the machine does not boot a kernel directly"),
-    }
-    Ok(file.into_temp_path())
+    let arguments = format!("rdinit={PROGRAM} {ROLE}={}{extra}", role.word());
+    crate::archive::instead(machine, initramfs, &arguments)
 }
 
 /// Figures here are far below 2^52.

@@ -15,13 +15,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
-use nix::mount::{MsFlags, mount};
-use nix::sys::reboot::{RebootMode, reboot};
+use nix::sys::reboot::RebootMode;
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, socketpair};
 use qemu_tests::bench::report::{
     CYCLES, FAILED, GUEST, GUEST_MIB, IDLE, Idle, KERNEL, Monitor, Overhead, PROC, QEMU, REPORT,
     ROLE, Report, Role,
 };
+use qemu_tests::inside::{end, kib_of, mount_at, overhead, wait};
 use types::vm::{CONTROL_PACKET_MAX, Exits, Fd, FromVmm, SPEC_FD, StopReason, VmSpec};
 use types::{Name, PublicKey, VmId};
 
@@ -62,28 +62,6 @@ fn main() {
     }
     // Init must not return; where the machine does not go off, the kernel's panic ends it.
     let _ = end(RebootMode::RB_POWER_OFF);
-}
-
-fn end(mode: RebootMode) -> Result<()> {
-    let never = reboot(mode).context("end the machine")?;
-    match never {}
-}
-
-fn wait() -> Result<()> {
-    loop {
-        std::thread::park();
-    }
-}
-
-fn mount_at(kind: &str, place: &str) -> Result<()> {
-    mount(
-        Some(kind),
-        place,
-        Some(kind),
-        MsFlags::empty(),
-        None::<&str>,
-    )
-    .with_context(|| format!("mount {kind} on {place}"))
 }
 
 /// Becomes the node's own init. The sampler has its view of memory before that init mounts anything.
@@ -128,12 +106,6 @@ fn reading(meminfo: &str) -> Result<Idle> {
         available_kib: kib("MemAvailable:")?,
         total_kib: kib("MemTotal:")?,
     })
-}
-
-/// The number in a line such as `MemAvailable:    1000 kB`.
-fn kib_of(text: &str, key: &str) -> Option<u64> {
-    let line = text.lines().find_map(|line| line.strip_prefix(key))?;
-    line.split_whitespace().next()?.parse().ok()
 }
 
 fn machines() -> Result<()> {
@@ -351,26 +323,8 @@ fn memory_of(
     process.kill()?;
     process.wait()?;
     fs::remove_dir(GROUP).context("remove a cgroup")?;
-    let overhead = overhead(&maps, &stat);
+    let overhead = overhead(&maps, &stat, GUEST_MIB);
     overhead.with_context(|| format!("memory of {who}: its guest's is not one mapping"))
-}
-
-/// By the sizes of its mappings (proc_pid_smaps(5)), of which the one as large as the guest's memory is
-/// the guest's; and by what its cgroup has of the kernel's memory (kernel document `cgroup-v2`).
-fn overhead(smaps: &str, memory_stat: &str) -> Option<Overhead> {
-    let (mut overhead, mut guests, mut is_guests) = (Overhead::default(), 0, false);
-    for line in smaps.lines() {
-        if let Some(size) = kib_of(line, "Size:") {
-            is_guests = size == GUEST_MIB * 1024;
-            guests += usize::from(is_guests);
-        }
-        if !is_guests {
-            overhead.pss_kib += kib_of(line, "Pss:").unwrap_or(0);
-            overhead.rss_kib += kib_of(line, "Rss:").unwrap_or(0);
-        }
-    }
-    overhead.kernel_kib = kib_of(memory_stat, "kernel ")? / 1024;
-    (guests == 1).then_some(overhead)
 }
 
 fn micros(duration: Duration) -> u64 {
@@ -380,21 +334,6 @@ fn micros(duration: Duration) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_guests_memory_is_told_from_the_monitors() {
-        let smaps = "1-2 r-xp\nSize:  800 kB\nRss: 800 kB\nPss:  700 kB\nPss_Dirty: 1 kB\n\
-                     3-4 rw-p\nSize:  131072 kB\nRss: 9000 kB\nPss:  9000 kB\n\
-                     5-6 rw-p\nSize: 8 kB\nRss: 4 kB\nPss: 4 kB\n";
-        let stat = "anon 1048576\nfile 0\nkernel 2097152\nkernel_stack 65536\n";
-        let beyond = Overhead {
-            pss_kib: 704,
-            rss_kib: 804,
-            kernel_kib: 2048,
-        };
-        assert_eq!(overhead(smaps, stat), Some(beyond));
-        assert_eq!(overhead("1-2 r-xp\nSize: 8 kB\n", stat), None);
-    }
 
     #[test]
     fn free_memory_is_read_in_kib() {

@@ -1,0 +1,106 @@
+//! This machine's side: one boot of a node for one group of scenarios.
+//!
+//! Owns: the node's initramfs, and reading what its console says.
+//! Refuses: a group that says nothing, and one whose last line never comes.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use image::assemble::Image;
+use image::kernel::{self, Kind};
+use image::paths::Paths;
+use image::qemu::{Machine, Node};
+use types::Bytes;
+use types::cpio::Archive;
+
+use super::report::{END, Line};
+use super::{GROUP, INIT, INITRAMFS, KERNEL, ONLY, VMM, scenario};
+use crate::archive;
+
+const PROGRAM_NAME: &str = "vmm-node";
+const RUST_TARGET: &str = "x86_64-unknown-linux-musl";
+/// A group's guests, their disks, and both forms of the archive.
+const MEMORY: Bytes = Bytes::gib(3);
+/// Monitor threads and vCPUs that really run at once find what turns on one processor hide.
+const CPUS: u8 = 2;
+/// A group may boot some dozen guests, each in a few seconds of two emulated cores.
+const PATIENCE: Duration = Duration::from_secs(1200);
+/// /dev/console and /dev/null (kernel document `admin-guide/devices.txt`).
+const CONSOLE: (u32, u32) = (5, 1);
+const NULL: (u32, u32) = (1, 3);
+
+/// Boots a node that runs the scenarios of `group`, or the one that [`ONLY`] names, and says what became of
+/// each. An error if any failed.
+pub fn run(group: &str) -> Result<()> {
+    let what = match std::env::var(ONLY) {
+        Ok(only) => format!("{group}/{only}"),
+        Err(_) => group.to_owned(),
+    };
+    let expected = scenario::named(&what)?.len();
+    let paths = Paths::find()?;
+    let initramfs = node(&paths)?;
+    let mut machine = machine(&paths)?;
+    let arguments = format!("loglevel=1 rdinit={INIT} {GROUP}={what}");
+    let _file = archive::instead(&mut machine, &initramfs, &arguments)?;
+    let node = Node::spawn(&machine)?;
+    let ended = node.wait_for_line(END, PATIENCE);
+    let console = node.console();
+    let lines: Vec<_> = console.lines().filter_map(Line::parse).collect();
+    for line in &lines {
+        println!("{line}");
+    }
+    ended.with_context(|| format!("the node that runs {what}"))?;
+    let failed = lines.iter().filter(|l| matches!(l, Line::Failed { .. }));
+    let failed: Vec<_> = failed.map(ToString::to_string).collect();
+    if !failed.is_empty() {
+        bail!("{}", failed.join("\n"));
+    }
+    let ok = lines
+        .iter()
+        .filter(|l| matches!(l, Line::Ok { .. }))
+        .count();
+    ensure!(ok == expected, "{ok} of {expected} scenarios have run");
+    Ok(())
+}
+
+/// Both kernels are from the cache, or are built now.
+fn machine(paths: &Paths) -> Result<Machine> {
+    let kernel = kernel::kernel(paths, Kind::Host)?.file;
+    let mut machine = Machine::new(
+        &Image {
+            dist: paths.dist.clone(),
+            kernel,
+            initramfs: paths.dist.clone(),
+            cli: paths.dist.clone(),
+        },
+        "",
+    );
+    machine.memory = MEMORY;
+    machine.cpus = CPUS;
+    machine.nets.clear();
+    Ok(machine)
+}
+
+fn node(paths: &Paths) -> Result<Vec<u8>> {
+    let program = archive::program(paths, PROGRAM_NAME)?;
+    let kernel = archive::read(&kernel::kernel(paths, Kind::Guest)?.file)?;
+    let mut node = Archive::default();
+    for directory in ["/bin", "/dev", "/guest", "/proc", "/run", "/sys"] {
+        node.directory(directory, 0o755)?;
+    }
+    node.character_device("/dev/console", 0o600, CONSOLE)?;
+    node.character_device("/dev/null", 0o666, NULL)?;
+    node.file(INITRAMFS, 0o644, archive::guest(&program)?)?;
+    node.file(INIT, 0o755, program)?;
+    node.file(VMM, 0o755, monitor(paths)?)?;
+    node.file(KERNEL, 0o644, kernel)?;
+    Ok(node.encode())
+}
+
+/// The shipped monitor, where the image is of this very commit; else one of the tree as it stands.
+fn monitor(paths: &Paths) -> Result<Vec<u8>> {
+    match Image::current(paths) {
+        Some(image) => archive::file_in(&archive::unpacked(&image)?, VMM),
+        None => archive::built(paths, "vmm", "sifr-vmm", RUST_TARGET),
+    }
+}

@@ -1,0 +1,29 @@
+//! The laboratory of `sifr-vmm`: our host kernel in QEMU, in it the shipped monitor and guests that a test
+//! made for it.
+//!
+//! Owns: three sides of a scenario. On this machine [`run`] boots a node whose init is the program
+//! `vmm-node`; in the node [`node`] runs the scenarios of one group, with [`toolkit`]; in a guest, [`guest`].
+//! Refuses: the node's agents. What stands between them and a monitor is tested on the booted image.
+
+mod boot;
+pub mod guest;
+pub mod node;
+pub mod report;
+pub mod scenario;
+pub mod toolkit;
+
+pub use boot::run;
+
+/// The environment variable, set on the node's kernel command line, that names a group, or a group and a
+/// scenario with a slash between.
+pub const GROUP: &str = "nested";
+/// The environment variable, set on a guest's kernel command line, that names the guest's program.
+pub const GUEST: &str = "guest";
+/// The environment variable of this machine that picks one scenario of a group.
+pub const ONLY: &str = "NESTED_SCENARIO";
+
+/// Files of the node.
+const INIT: &str = "/init";
+const VMM: &str = "/bin/sifr-vmm";
+const KERNEL: &str = "/guest/kernel";
+const INITRAMFS: &str = "/guest/initramfs";

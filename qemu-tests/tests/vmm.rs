@@ -1,0 +1,27 @@
+//! `sifr-vmm` in the nested laboratory: one test a group of scenarios, one boot of a node a test.
+//!
+//! Owns: the list of groups. `NESTED_SCENARIO=name` runs one scenario of a group.
+//! Refuses: scenarios; they are in `qemu_tests::nested::scenario`.
+#![forbid(unsafe_code)]
+#![cfg(test)]
+
+mod tests {
+    use qemu_tests::nested;
+
+    fn run(group: &str) {
+        nested::run(group).unwrap_or_else(|error| panic!("{error:#}"));
+    }
+
+    #[test]
+    fn every_group_has_a_test_here() {
+        let text = include_str!("vmm.rs");
+        for (group, _) in nested::scenario::GROUPS {
+            assert!(text.contains(&format!("run(\"{group}\");")), "{group}");
+        }
+    }
+
+    #[test]
+    fn smoke_a_guest_boots_and_ends_as_it_says_on_any_number_of_processors() {
+        run("smoke");
+    }
+}
