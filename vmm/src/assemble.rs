@@ -8,14 +8,16 @@ use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 
+use kvm_ioctls::VcpuFd;
 use types::vm::{Disk, Net as NetSpec, VmSpec};
 
 use crate::boot::{cmdline, mptable, pvh};
 use crate::bus::{Mmio, MmioDevice, Pio};
 use crate::confine::{self, ConfineError, Kind};
 use crate::control::Outbox;
+use crate::cpu::topology::{Topology, TopologyError};
 use crate::cpu::vcpu::Shared;
-use crate::cpu::{CPUS_MAX, cpuid, start};
+use crate::cpu::{cpuid, start};
 use crate::device::serial::Serial;
 use crate::event::Served;
 use crate::fds::{FdError, Inherited};
@@ -38,8 +40,8 @@ pub(crate) enum SetupError {
     Fds(#[from] FdError),
     #[error("confine the process")]
     Confine(#[from] ConfineError),
-    #[error("{0} vCPUs: a machine has 1 to {CPUS_MAX}")]
-    Cpus(u8),
+    #[error(transparent)]
+    Topology(#[from] TopologyError),
     #[error("{count} devices: a machine has room for {max}", max = layout::VIRTIO_IRQS.len())]
     Devices { count: usize },
     #[error("two disks have the serial {0:?}")]
@@ -66,11 +68,17 @@ pub(crate) enum SetupError {
     Event(#[source] io::Error),
 }
 
+/// What the guest boots from.
+struct Images {
+    kernel: File,
+    /// In the order in which they are put together.
+    initramfs: Vec<File>,
+}
+
 /// Everything the specification names, as open descriptors.
 struct Parts {
     kvm: OwnedFd,
-    kernel: File,
-    initramfs: Vec<File>,
+    images: Images,
     disks: Vec<(Disk, File, Option<LazyParts>)>,
     nets: Vec<(NetSpec, File)>,
     control: Option<Arc<OwnedFd>>,
@@ -106,12 +114,14 @@ impl Parts {
         };
         let parts = Self {
             kvm: fds.take(spec.kvm, "kvm")?,
-            kernel: File::from(fds.take(spec.kernel, "kernel")?),
-            initramfs: spec
-                .initramfs
-                .iter()
-                .map(|fd| fds.take(*fd, "initramfs").map(File::from))
-                .collect::<Result<_, _>>()?,
+            images: Images {
+                kernel: File::from(fds.take(spec.kernel, "kernel")?),
+                initramfs: spec
+                    .initramfs
+                    .iter()
+                    .map(|fd| fds.take(*fd, "initramfs").map(File::from))
+                    .collect::<Result<_, _>>()?,
+            },
             disks,
             nets,
             log,
@@ -176,16 +186,18 @@ impl Slots {
 /// Builds the machine; nothing of it runs yet.
 pub(crate) fn assemble() -> Result<Machine, SetupError> {
     let (fds, spec) = Inherited::spec()?;
+    let topology = Topology::new(spec.cpus, spec.topology)?;
     check(&spec)?;
     let parts = Parts::take(fds, &spec)?;
     confine::process()?;
 
     // Memory before interrupt controllers before vCPUs before doorbells: in another order each waits
     // for a grace period of the kernel's.
-    let ram = memory::allocate(spec.memory_mib)?;
+    let ram = memory::allocate(spec.memory_mib, spec.huge_pages)?;
     let vm = Vm::new(parts.kvm, &ram)?;
-    let vcpus = (0..spec.cpus)
-        .map(|index| vm.create_vcpu(index))
+    let vcpus = topology
+        .apic_ids()
+        .map(|id| vm.create_vcpu(id))
         .collect::<Result<Vec<_>, _>>()?;
 
     let outbox = Arc::new(Outbox::new(parts.control.clone()).map_err(SetupError::Event)?);
@@ -215,13 +227,8 @@ pub(crate) fn assemble() -> Result<Machine, SetupError> {
 
     let wants_serial = parts.serial.is_some() && cmdline::wants_serial(&spec.cmdline);
     let line = cmdline::build(&irqs, &spec.cmdline, wants_serial)?;
-    let (entry, kernel) = load(&ram, &spec, &parts.kernel, &parts.initramfs, &line)?;
-    let supported = vm.supported_cpuid()?;
-    for (index, vcpu) in (0..spec.cpus).zip(&vcpus) {
-        let leaves = cpuid::leaves(supported.as_slice(), index, spec.cpus);
-        let entry = (index == 0).then_some(entry);
-        start::prepare(vcpu, &leaves, entry).map_err(|e| SetupError::Vcpu(index, e))?;
-    }
+    let (entry, kernel) = load(&ram, &spec, topology, &parts.images, &line)?;
+    prepare(&vm, &vcpus, topology, entry)?;
     slots.connect(&vm, &irqs)?;
     let serial = serial(&vm, parts.serial.filter(|_| wants_serial))?;
 
@@ -242,17 +249,28 @@ pub(crate) fn assemble() -> Result<Machine, SetupError> {
     })
 }
 
+/// Gives every vCPU its CPUID and state; the first one starts at `entry`.
+fn prepare(vm: &Vm, vcpus: &[VcpuFd], topology: Topology, entry: u64) -> Result<(), SetupError> {
+    let supported = vm.supported_cpuid()?;
+    for (index, vcpu) in (0..topology.cpus()).zip(vcpus) {
+        let leaves = cpuid::leaves(supported.as_slice(), index, topology);
+        let entry = (index == 0).then_some(entry);
+        start::prepare(vcpu, &leaves, entry).map_err(|e| SetupError::Vcpu(index, e))?;
+    }
+    Ok(())
+}
+
 /// Puts kernel, initramfs and boot tables into guest memory; gives the kernel's entry and place.
 fn load(
     ram: &GuestRam,
     spec: &VmSpec,
-    kernel: &File,
-    initramfs: &[File],
+    topology: Topology,
+    images: &Images,
     line: &str,
 ) -> Result<(u64, Range<u64>), SetupError> {
-    let (entry, kernel_end) = pvh::load_kernel(ram, kernel)?;
-    let initramfs = pvh::load_initramfs(ram, initramfs, kernel_end, spec.memory_mib)?;
-    let processors = mptable::build(spec.cpus);
+    let (entry, kernel_end) = pvh::load_kernel(ram, &images.kernel)?;
+    let initramfs = pvh::load_initramfs(ram, &images.initramfs, kernel_end, spec.memory_mib)?;
+    let processors = mptable::build(topology);
     pvh::write_tables(ram, line, &processors, &initramfs, spec.memory_mib)?;
     Ok((entry, layout::HIGH_RAM..kernel_end))
 }
@@ -264,9 +282,6 @@ fn shared(log: Option<([File; 2], u64)>) -> Result<Option<SharedLog>, SetupError
 }
 
 fn check(spec: &VmSpec) -> Result<(), SetupError> {
-    if !(1..=CPUS_MAX).contains(&spec.cpus) {
-        return Err(SetupError::Cpus(spec.cpus));
-    }
     let mut serials: Vec<&str> = spec.disks.iter().map(|d| d.serial.as_str()).collect();
     serials.sort_unstable();
     match serials.windows(2).find(|pair| pair[0] == pair[1]) {

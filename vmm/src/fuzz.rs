@@ -14,7 +14,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair};
 use types::Mac;
-use types::vm::Stream;
+use types::vm::{HugePages, Stream};
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -211,7 +211,7 @@ fn table() -> Table {
 pub fn kernel(bytes: &[u8]) -> bool {
     let kernel = file(0);
     kernel.write_all_at(bytes, 0).expect("memory");
-    let ram = memory::allocate(KERNEL_RAM_MIB).expect("memory");
+    let ram = memory::allocate(KERNEL_RAM_MIB, HugePages::Transparent).expect("memory");
     let Ok((_, end)) = pvh::load_kernel(&ram, &kernel) else {
         return false;
     };

@@ -45,6 +45,12 @@ pub struct VmSpec {
     /// Where serial output goes, if the command line turns it on.
     #[serde(default)]
     pub serial: Option<Fd>,
+    /// How the vCPUs are grouped. Absent: one socket, one thread a core.
+    #[serde(default)]
+    pub topology: Option<Topology>,
+    /// Pages of the host that back the guest's memory.
+    #[serde(default)]
+    pub huge_pages: HugePages,
 }
 
 impl VmSpec {
@@ -63,8 +69,43 @@ impl VmSpec {
             control: None,
             log: None,
             serial: None,
+            topology: None,
+            huge_pages: HugePages::default(),
         }
     }
+}
+
+/// How vCPUs are grouped, as CPUID shows it. The product of the three is the number of vCPUs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Topology {
+    #[serde(default = "one")]
+    pub sockets: u8,
+    /// Cores of a socket.
+    pub cores: u8,
+    /// Threads of a core.
+    #[serde(default = "one")]
+    pub threads: u8,
+}
+
+const fn one() -> u8 {
+    1
+}
+
+/// Pages of the host that back a guest's memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum HugePages {
+    /// Pages of 4 KiB only: memory that a guest gives back returns in the smallest pieces.
+    #[serde(rename = "none")]
+    None,
+    /// As the host finds them, 2 MiB or 4 KiB.
+    #[default]
+    #[serde(rename = "transparent")]
+    Transparent,
+    /// 2 MiB each, reserved on the host beforehand (`vm.nr_hugepages`); the machine starts only where
+    /// there are enough.
+    #[serde(rename = "2Mi")]
+    Reserved2Mi,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,8 +1,8 @@
 //! The MP table (Intel MultiProcessor Specification 1.4): processors and interrupt lines, no ACPI.
 //!
-//! Owns: its bytes, pure. Refuses: more processors than its kibibyte holds.
+//! Owns: its bytes, pure. Its kibibyte has room for the largest machine.
 
-use crate::cpu::CPUS_MAX;
+use crate::cpu::topology::Topology;
 use crate::memory::layout;
 
 const POINTER_BYTES: usize = 16;
@@ -25,13 +25,13 @@ const INTERRUPT_NMI: u8 = 1;
 const INTERRUPT_EXTERNAL: u8 = 3;
 const ALL_LOCAL_APICS: u8 = 0xff;
 
-/// Floating pointer and table as they stand at `layout::MP_TABLE`. `cpus` is at most [`CPUS_MAX`].
-pub(crate) fn build(cpus: u8) -> Vec<u8> {
-    let cpus = cpus.min(CPUS_MAX);
+/// Floating pointer and table as they stand at `layout::MP_TABLE`.
+pub(crate) fn build(topology: Topology) -> Vec<u8> {
+    let cpus = topology.cpus();
     // One above the last local APIC id.
-    let io_apic = cpus;
+    let io_apic = topology.apic_ids().last().map_or(0, |id| id + 1);
     let mut entries = Vec::new();
-    for id in 0..cpus {
+    for id in topology.apic_ids() {
         let boot = if id == 0 { PROCESSOR_BOOT } else { 0 };
         entries.extend([ENTRY_PROCESSOR, id, APIC_VERSION, PROCESSOR_ENABLED | boot]);
         // Signature, feature flags (an on-chip APIC), reserved: the guest asks CPUID instead.
@@ -115,6 +115,12 @@ fn checksum(bytes: &[u8]) -> u8 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cpu::CPUS_MAX;
+    use types::vm::Topology as Asked;
+
+    fn plain(cpus: u8) -> Topology {
+        Topology::new(cpus, None).expect("a sane count")
+    }
 
     fn sum(bytes: &[u8]) -> u8 {
         bytes.iter().fold(0, |s, b| s.wrapping_add(*b))
@@ -123,7 +129,7 @@ mod tests {
     #[test]
     fn pointer_and_table_sum_to_zero_and_the_pointer_finds_the_table() {
         for cpus in 1..=CPUS_MAX {
-            let bytes = build(cpus);
+            let bytes = build(plain(cpus));
             let (pointer, table) = bytes.split_at(16);
             assert_eq!((sum(pointer), sum(table)), (0, 0));
             assert_eq!(&table[..4], b"PCMP");
@@ -144,7 +150,7 @@ mod tests {
 
     #[test]
     fn the_count_of_entries_is_what_a_reader_counts() {
-        let bytes = build(3);
+        let bytes = build(plain(3));
         let table = &bytes[16..];
         let (mut at, mut count, mut processors) = (HEADER_BYTES, 0, 0);
         while at < table.len() {
@@ -155,5 +161,21 @@ mod tests {
         }
         assert_eq!((at, processors), (table.len(), 3));
         assert_eq!(count, u16::from_le_bytes([table[34], table[35]]));
+    }
+
+    #[test]
+    fn processors_have_the_ids_of_their_groups_and_the_io_apic_the_next_one() {
+        let asked = Asked {
+            sockets: 2,
+            cores: 3,
+            threads: 1,
+        };
+        let bytes = build(Topology::new(6, Some(asked)).expect("2 * 3"));
+        let entries = &bytes[16 + HEADER_BYTES..];
+        let ids: Vec<u8> = entries.chunks(20).take(6).map(|entry| entry[1]).collect();
+        assert_eq!(ids, [0, 1, 2, 4, 5, 6]);
+        // After the processors the bus, of 8 bytes, then the I/O APIC.
+        let io_apic = &entries[6 * 20 + 8..];
+        assert_eq!(io_apic[..2], [ENTRY_IO_APIC, 7]);
     }
 }

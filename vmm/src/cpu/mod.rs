@@ -5,6 +5,7 @@
 
 pub(crate) mod cpuid;
 pub(crate) mod start;
+pub(crate) mod topology;
 pub(crate) mod vcpu;
 
 /// Most vCPUs of a machine: NR_CPUS of the guest kernel, and what the MP table has room for.

@@ -94,10 +94,11 @@ impl Vm {
             .map_err(|e| HvError::Ioctl("ask for the supported CPUID leaves", e))
     }
 
-    pub(crate) fn create_vcpu(&self, index: u8) -> Result<VcpuFd, HvError> {
+    /// A vCPU with this APIC id: KVM knows it by no other number.
+    pub(crate) fn create_vcpu(&self, apic_id: u8) -> Result<VcpuFd, HvError> {
         let vcpu = self
             .vm
-            .create_vcpu(u64::from(index))
+            .create_vcpu(u64::from(apic_id))
             .map_err(|e| HvError::Ioctl("create a vCPU", e))?;
         // 0 means the host's TSC frequency as it knows it now. A new vCPU has what the host thought when
         // KVM was initialised, before it had measured precisely: where that was too low by more than 250
@@ -172,11 +173,13 @@ mod tests {
             println!("without /dev/kvm there is nothing to see");
             return;
         };
-        let ram = memory::allocate(memory::layout::MEMORY_MIB_MIN).expect("memory");
+        let ram = memory::allocate(memory::layout::MEMORY_MIB_MIN, types::vm::HugePages::None)
+            .expect("memory");
         let vm = Vm::new(kvm.into(), &ram).expect("a VM");
         let vcpu = vm.create_vcpu(0).expect("a vCPU");
         let supported = vm.supported_cpuid().expect("leaves");
-        let leaves = crate::cpu::cpuid::leaves(supported.as_slice(), 0, 1);
+        let one = crate::cpu::topology::Topology::new(1, None).expect("one vCPU");
+        let leaves = crate::cpu::cpuid::leaves(supported.as_slice(), 0, one);
         crate::cpu::start::prepare(&vcpu, &leaves, None).expect("prepared");
         for index in COUNTERS {
             let one = kvm_msr_entry {
