@@ -14,7 +14,7 @@ use types::vm::{Disk, Net as NetSpec, VmSpec};
 use crate::boot::{cmdline, mptable, pvh};
 use crate::bus::{Mmio, MmioDevice, Pio};
 use crate::confine::{self, ConfineError, Kind};
-use crate::control::Outbox;
+use crate::control::{Inbox, Lines, Outbox, Requests};
 use crate::cpu::topology::{Topology, TopologyError};
 use crate::cpu::vcpu::Shared;
 use crate::cpu::{cpuid, start};
@@ -64,6 +64,8 @@ pub(crate) enum SetupError {
     Ring(#[source] io::Error),
     #[error("read the log's files")]
     Log(#[source] io::Error),
+    #[error("prepare the control socket")]
+    Control(#[source] io::Error),
     #[error("make an event counter")]
     Event(#[source] io::Error),
 }
@@ -201,6 +203,8 @@ pub(crate) fn assemble() -> Result<Machine, SetupError> {
         .collect::<Result<Vec<_>, _>>()?;
 
     let outbox = Arc::new(Outbox::new(parts.control.clone()).map_err(SetupError::Event)?);
+    let lines = Arc::new(Lines::new().map_err(SetupError::Event)?);
+    let inbox = Inbox::new(parts.control, &lines, &outbox).map_err(SetupError::Control)?;
     let mut slots = Slots::default();
     let mut workers = Vec::new();
     for (disk, file, lazy) in parts.disks {
@@ -221,7 +225,7 @@ pub(crate) fn assemble() -> Result<Machine, SetupError> {
         });
     }
     let log = shared(parts.log)?;
-    let vsock = slots.add(Vsock::new(&outbox, parts.control, log.clone()), &ram)?;
+    let vsock = slots.add(Vsock::new(&outbox, &lines, log.clone()), &ram)?;
     let rng = slots.add(Rng, &ram)?;
     let irqs = slots.irqs()?;
 
@@ -233,15 +237,16 @@ pub(crate) fn assemble() -> Result<Machine, SetupError> {
     let serial = serial(&vm, parts.serial.filter(|_| wants_serial))?;
 
     let ring = Ring::of(&vcpus[0]).map_err(SetupError::Ring)?;
-    let shared = Shared::new(Pio::new(serial), Mmio::new(slots.mmio), ring);
+    let shared = Arc::new(Shared::new(Pio::new(serial), Mmio::new(slots.mmio), ring));
+    let requests = Arc::new(Requests::new(inbox, &outbox, &shared));
     Ok(Machine {
         vm,
         vcpus,
         vcpu_filter: confine::filter(Kind::Vcpu)?,
-        shared: Arc::new(shared),
+        shared,
         workers,
         main_filter: confine::filter(Kind::Main)?,
-        main: vec![outbox.clone(), vsock, rng],
+        main: vec![outbox.clone(), requests, vsock, rng],
         outbox,
         ram,
         kernel,

@@ -113,7 +113,7 @@ const COMMON: &[Call] = &[
 
 const MAIN: &[Call] = &[
     any(libc::SYS_poll),      // event::run
-    any(libc::SYS_recvfrom),  // vsock: messages of the node
+    any(libc::SYS_recvmsg),   // Inbox::next
     any(libc::SYS_sendto),    // Outbox::flush
     any(libc::SYS_getrandom), // Rng::serve
     any(libc::SYS_ftruncate), // log rotation

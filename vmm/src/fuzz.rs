@@ -20,7 +20,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::boot::pvh;
 use crate::bus::{MmioDevice, Pio};
-use crate::control::Outbox;
+use crate::control::{Inbox, Lines, Outbox};
 use crate::device::serial::Serial;
 use crate::event::Served;
 use crate::log::Log;
@@ -64,6 +64,8 @@ pub struct Guest {
     map: Option<(File, u64)>,
     /// Takes what the device posts.
     outbox: Arc<Outbox>,
+    /// Sorts what the node says to a socket device.
+    inbox: Option<Inbox>,
 }
 
 trait Both: MmioDevice + Served + std::fmt::Debug {}
@@ -105,6 +107,7 @@ impl Guest {
             let blk = Blk::new("upper", file(DISK_BYTES), read_only, lazy, &outbox);
             slot(blk.expect("a good disk"), &ram)
         };
+        let mut inbox = None;
         let (device, world, map) = match kind {
             Kind::Disk => (disk(false, None), None, None),
             Kind::ReadOnlyDisk => (disk(true, None), None, None),
@@ -129,7 +132,10 @@ impl Guest {
                 let (ours, world) = pair();
                 let log = Log::open([file(0), file(0)], 0).expect("empty files");
                 let log = Arc::new(Mutex::new(log));
-                let vsock = Vsock::new(&outbox, Some(Arc::new(ours)), Some(log));
+                let lines = Arc::new(Lines::new().expect("an event counter"));
+                let node = Inbox::new(Some(Arc::new(ours)), &lines, &outbox);
+                inbox = Some(node.expect("non-blocking"));
+                let vsock = Vsock::new(&outbox, &lines, Some(log));
                 (slot(vsock, &ram), Some(world), None)
             }
             Kind::Rng => (slot(Rng, &ram), None, None),
@@ -140,6 +146,7 @@ impl Guest {
             world,
             map,
             outbox,
+            inbox,
         }
     }
 
@@ -158,6 +165,10 @@ impl Guest {
 
     /// The device's worker wakes, whatever the reason.
     pub fn serve(&self, fired: u64) {
+        if let Some(inbox) = &self.inbox {
+            // Requests to the machine are heard and not done: there is none.
+            while inbox.next().is_some() {}
+        }
         self.device.sources(&mut Vec::new());
         self.device.serve(fired);
     }

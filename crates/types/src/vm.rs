@@ -6,6 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::guest::{FromGuest, ToGuest};
+use crate::metrics::Machine;
 use crate::{Mac, VmId};
 
 /// Descriptor of the JSON [`VmSpec`] in a new VMM process (a sealed memfd or pipe, read to its end).
@@ -240,6 +241,13 @@ pub enum FromVmm {
     Panicked { reason: String },
     /// The last message: why the VM ended.
     Stopped { reason: StopReason, exits: Exits },
+    /// A request was done, in so many microseconds. `bytes` were written to the descriptors that came with it.
+    /// Requests are answered in their order.
+    Done { took_us: u64, bytes: u64 },
+    /// A request was not done, and why. The machine goes on as before.
+    Refused { message: String },
+    /// The answer to [`ToVmm::Metrics`].
+    Metrics(Box<Machine>),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -265,8 +273,33 @@ pub struct Exits {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ToVmm {
-    /// Forwarded to guest init as one line.
+    /// Forwarded to guest init as one line. The only message without an answer, unless it cannot be kept.
     Guest(ToGuest),
+    /// Stop all vCPUs and devices, with nothing in flight. Of a paused machine: done already.
+    Pause,
+    /// Go on after `Pause`. Of a running machine: done already.
+    Resume,
+    /// Write the machine's state to the first and its memory to the second of two descriptors beside the
+    /// packet, both of regular files, open for reading and writing; what they hold is cut off. A running
+    /// machine is paused for it and goes on.
+    Snapshot {
+        kind: SnapshotKind,
+    },
+    Metrics,
+    /// Let the guest keep so much memory, the balloon takes the rest.
+    Balloon {
+        target_mib: u64,
+    },
+}
+
+/// How much memory a snapshot holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SnapshotKind {
+    /// All of it.
+    Full,
+    /// What has changed since the last snapshot of this machine, of either kind.
+    Differential,
 }
 
 #[cfg(test)]

@@ -23,6 +23,8 @@ const BREACHES_MAX: u32 = 8;
 /// Failed chunks that are passed on in one life. The owner knows by then, and hears it of the chunk
 /// daemon too.
 const CHUNK_REPORTS_MAX: u32 = 256;
+/// Refusals that are logged in one life: a guest that reads none of its lines gets few.
+const REFUSALS_MAX: u32 = 16;
 
 /// What is said at most once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -53,6 +55,7 @@ enum Verdict {
 struct Conversation {
     said: BTreeSet<Once>,
     chunks: u32,
+    refusals: u32,
     breaches: u32,
 }
 
@@ -71,6 +74,13 @@ impl Conversation {
                 return Verdict::Pass;
             }
             FromVmm::ChunkFailed { .. } => return Verdict::Drop,
+            // A line that its guest did not take; other answers come to who asked, and this agent does not.
+            FromVmm::Refused { .. } if self.refusals < REFUSALS_MAX => {
+                self.refusals += 1;
+                return Verdict::Pass;
+            }
+            FromVmm::Refused { .. } => return Verdict::Drop,
+            FromVmm::Done { .. } | FromVmm::Metrics(_) => return self.breach(),
         };
         if self.said.insert(once) {
             Verdict::Pass

@@ -370,6 +370,10 @@ impl NodeHost {
                 held.remains.trouble = Some(printable(&reason));
                 held.remains.save(&vm);
             }
+            FromVmm::Refused { message } => log::warn!("{vm} refused: {}", printable(&message)),
+            FromVmm::Done { .. } | FromVmm::Metrics(_) => {
+                log::warn!("{vm} answers what was not asked: {message:?}");
+            }
             FromVmm::Stopped { reason, exits } => {
                 log::info!("{vm} has stopped: {reason:?} after {exits:?}");
                 if let StopReason::Fault { message } = reason {

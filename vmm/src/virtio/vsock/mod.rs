@@ -8,7 +8,6 @@ mod packet;
 mod port;
 
 use std::collections::{BTreeMap, VecDeque};
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use types::guest::{GUEST_CID, HOST_CID};
@@ -20,7 +19,7 @@ use self::port::{Host, Port};
 use super::chain::Chain;
 use super::ring::{Ring, Violation};
 use super::{Device, Ready, Turn};
-use crate::control::Outbox;
+use crate::control::{Lines, Outbox};
 use crate::event::Source;
 use crate::log::SharedLog;
 use crate::report::Reports;
@@ -61,13 +60,9 @@ pub(crate) struct Vsock {
 }
 
 impl Vsock {
-    pub(crate) fn new(
-        outbox: &Arc<Outbox>,
-        control: Option<Arc<OwnedFd>>,
-        log: Option<SharedLog>,
-    ) -> Self {
+    pub(crate) fn new(outbox: &Arc<Outbox>, lines: &Arc<Lines>, log: Option<SharedLog>) -> Self {
         Self {
-            host: Host::new(outbox, control, log),
+            host: Host::new(outbox, lines, log),
             config: GUEST_CID.to_le_bytes(),
             connections: BTreeMap::new(),
             resets: VecDeque::new(),
@@ -338,21 +333,17 @@ impl Device for Vsock {
     }
 
     fn sources(&self, out: &mut Vec<Source>) {
-        let Some(control) = self.host.control() else {
-            return;
-        };
+        out.push(self.host.source());
         let blocked = self.connections.iter().any(|(key, entry)| {
             key.0 == Port::Control && (!entry.inbox.is_empty() || entry.connection.half_closed())
         });
-        if self.host.wants_message() {
-            out.push(Source::readable(control.as_ref()));
-        }
         if blocked && !self.host.all_sent() {
-            out.push(Source::writable(control.as_ref()));
+            out.extend(self.host.writable());
         }
     }
 
     fn serve(&mut self, _ready: Ready, rings: &mut [Ring<'_>]) -> Result<Turn, Violation> {
+        self.host.seen();
         let turn = self.receive(&mut rings[FROM_GUEST])?;
         self.advance();
         let stalled = self.resets.len() >= RESETS_MAX;

@@ -3,20 +3,14 @@
 //! Owns: lines in both directions and their bounds. Refuses: lines that are too long or not of the
 //! contract; their connection is reset.
 
-use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 
-use nix::errno::Errno;
-use nix::sys::socket::{MsgFlags, recv};
 use types::guest::{CONTROL_LINE_MAX, CONTROL_PORT, FromGuest, STDERR_PORT, STDOUT_PORT};
-use types::vm::{FromVmm, LogRecord, Stream, ToVmm};
+use types::vm::{FromVmm, LogRecord, Stream};
 
-use crate::control::Outbox;
+use crate::control::{Lines, Outbox};
+use crate::event::Source;
 use crate::log::SharedLog;
-use crate::report::Reports;
-
-/// Longest message of the node: a signal number with its names around it, with much room.
-const MESSAGE_MAX: usize = 4096;
 
 /// The ports that guests may connect to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -75,25 +69,19 @@ pub(crate) fn take_line(buffer: &mut Vec<u8>) -> Result<Option<(FromGuest, usize
 #[derive(Debug)]
 pub(crate) struct Host {
     outbox: Arc<Outbox>,
-    control: Option<Arc<OwnedFd>>,
-    /// A message of the node that waits for the guest to connect or to read.
+    lines: Arc<Lines>,
+    /// A line of the node that the guest has no room for yet.
     pending: Option<Vec<u8>>,
     log: Option<SharedLog>,
-    reports: Reports,
 }
 
 impl Host {
-    pub(crate) fn new(
-        outbox: &Arc<Outbox>,
-        control: Option<Arc<OwnedFd>>,
-        log: Option<SharedLog>,
-    ) -> Self {
+    pub(crate) fn new(outbox: &Arc<Outbox>, lines: &Arc<Lines>, log: Option<SharedLog>) -> Self {
         Self {
             outbox: Arc::clone(outbox),
-            control,
+            lines: Arc::clone(lines),
             pending: None,
             log,
-            reports: Reports::default(),
         }
     }
 
@@ -124,14 +112,19 @@ impl Host {
         self.outbox.empty()
     }
 
-    /// Where the node speaks, if it still can.
-    pub(crate) fn control(&self) -> Option<&Arc<OwnedFd>> {
-        self.control.as_ref()
+    /// Fires when the node can be told more.
+    pub(crate) fn writable(&self) -> Option<Source> {
+        self.outbox.writable()
     }
 
-    /// Whether there is a reason to look at the node's messages.
-    pub(crate) fn wants_message(&self) -> bool {
-        self.pending.is_none() && self.control.is_some()
+    /// Fires when there is a new line for the guest.
+    pub(crate) fn source(&self) -> Source {
+        self.lines.source()
+    }
+
+    /// The device looks at the lines now.
+    pub(crate) fn seen(&self) {
+        self.lines.seen();
     }
 
     /// The next line for the guest, if one has been heard.
@@ -139,40 +132,12 @@ impl Host {
         self.pending.take()
     }
 
-    /// Keeps the node's next message, if it has said something. Whether there is one.
+    /// Keeps the node's next line, if there is one. Whether there is.
     pub(crate) fn listen(&mut self) -> bool {
         if self.pending.is_none() {
-            self.pending = self.receive();
+            self.pending = self.lines.take();
         }
         self.pending.is_some()
-    }
-
-    fn receive(&mut self) -> Option<Vec<u8>> {
-        loop {
-            let socket = self.control.as_ref()?;
-            let mut packet = [0; MESSAGE_MAX + 1];
-            match recv(socket.as_raw_fd(), &mut packet, MsgFlags::MSG_DONTWAIT) {
-                Ok(0) => self.control = None,
-                Ok(length) => match serde_json::from_slice(&packet[..length]) {
-                    Ok(ToVmm::Guest(message)) => {
-                        let mut line = serde_json::to_vec(&message).expect("plain data");
-                        line.push(b'\n');
-                        return Some(line);
-                    }
-                    // The node is ours, but may be newer: what we do not know we cannot do.
-                    Err(error) => self
-                        .reports
-                        .say(format_args!("message of the node is unknown: {error}")),
-                },
-                Err(Errno::EINTR) => {}
-                Err(Errno::EAGAIN) => return None,
-                Err(error) => {
-                    self.reports
-                        .say(format_args!("read the control socket: {error}"));
-                    self.control = None;
-                }
-            }
-        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! The socket device as a driver sees it, well-behaved and hostile.
 
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair};
 use proptest::prelude::*;
@@ -9,6 +9,7 @@ use types::vm::{FromVmm, ToVmm};
 
 use super::packet::{NO_RECEIVE, NO_SEND};
 use super::*;
+use crate::control::Inbox;
 use crate::virtio::testing::{DATA, Driver, hostile};
 
 const EXITED: &[u8] = b"{\"exited\":{\"code\":3,\"signal\":null,\"oom_kills\":0}}\n";
@@ -19,6 +20,7 @@ struct Guest {
     device: Vsock,
     outbox: Arc<Outbox>,
     node: OwnedFd,
+    inbox: Inbox,
     packets: u64,
 }
 
@@ -33,12 +35,15 @@ impl Guest {
         .expect("sockets");
         let ours = Arc::new(ours);
         let outbox = Arc::new(Outbox::new(Some(ours.clone())).expect("makes"));
-        let device = Vsock::new(&outbox, Some(ours), None);
+        let lines = Arc::new(Lines::new().expect("makes"));
+        let device = Vsock::new(&outbox, &lines, None);
+        let inbox = Inbox::new(Some(ours), &lines, &outbox).expect("makes");
         let mut guest = Self {
             driver: Driver::new(&[128, 128, 16]),
             device,
             outbox,
             node,
+            inbox,
             packets: 0,
         };
         for place in 0..64 {
@@ -117,6 +122,7 @@ impl Guest {
     fn node_says(&mut self, message: ToGuest) {
         let packet = serde_json::to_vec(&ToVmm::Guest(message)).expect("plain data");
         send(self.node.as_raw_fd(), &packet, MsgFlags::empty()).expect("sends");
+        assert!(self.inbox.next().is_none());
         let _ = self.driver.turn(&mut self.device).expect("rules kept");
     }
 }
@@ -320,7 +326,8 @@ fn lengths_that_lie_are_violations() {
 fn a_buffer_without_room_for_data_is_a_violation() {
     for length in [10, 44] {
         let (mut driver, outbox) = (Driver::new(&[128, 128, 16]), Outbox::new(None));
-        let mut device = Vsock::new(&Arc::new(outbox.expect("makes")), None, None);
+        let lines = Arc::new(Lines::new().expect("makes"));
+        let mut device = Vsock::new(&Arc::new(outbox.expect("makes")), &lines, None);
         driver.write(DATA, &Guest::header(99, op::REQUEST).encode());
         driver.offer(FROM_GUEST, &[(DATA, 44)], &[]);
         driver.offer(TO_GUEST, &[], &[(DATA + 0x1000, length)]);
@@ -331,7 +338,8 @@ fn a_buffer_without_room_for_data_is_a_violation() {
 #[test]
 fn what_is_said_in_one_turn_is_bounded_and_the_rest_comes_in_the_next() {
     let (mut driver, outbox) = (Driver::new(&[256, 128, 16]), Outbox::new(None));
-    let mut device = Vsock::new(&Arc::new(outbox.expect("makes")), None, None);
+    let lines = Arc::new(Lines::new().expect("makes"));
+    let mut device = Vsock::new(&Arc::new(outbox.expect("makes")), &lines, None);
     let resets = u32::try_from(PACKETS_PER_TURN).expect("small") + 10;
     device.resets.extend((0..resets).map(|port| (99, port)));
     for place in 0..200 {
@@ -347,7 +355,8 @@ fn what_is_said_in_one_turn_is_bounded_and_the_rest_comes_in_the_next() {
 fn a_guest_that_takes_no_packets_makes_no_queue_grow() {
     let mut driver = Driver::new(&[128, 128, 16]);
     let outbox = Arc::new(Outbox::new(None).expect("makes"));
-    let mut device = Vsock::new(&outbox, None, None);
+    let lines = Arc::new(Lines::new().expect("makes"));
+    let mut device = Vsock::new(&outbox, &lines, None);
     driver.write(DATA, &Guest::header(99, op::REQUEST).encode());
     for _ in 0..300 {
         driver.offer(FROM_GUEST, &[(DATA, 44)], &[]);

@@ -1,4 +1,4 @@
-//! The control socket towards the node: packets out, in order, from any thread.
+//! What the node is told: packets out, in order, from any thread.
 //!
 //! Owns: a bounded queue for when the socket is full, and the last words of a VMM.
 //! Refuses: to lose a packet in silence while the node's end is open. A line of the guest that finds no
@@ -80,6 +80,12 @@ impl Outbox {
         self.lock().packets.is_empty()
     }
 
+    /// Fires when the node has taken some of what waits.
+    pub(crate) fn writable(&self) -> Option<Source> {
+        let socket = self.socket.as_ref()?;
+        Some(Source::writable(socket.as_ref()))
+    }
+
     /// Sends a packet, after those that wait.
     pub(crate) fn post(&self, message: &FromVmm) {
         let packet = serde_json::to_vec(message).expect("plain data");
@@ -141,8 +147,8 @@ impl Outbox {
 impl Served for Outbox {
     fn sources(&self, out: &mut Vec<Source>) {
         out.push(Source::readable(&self.wake));
-        if let (Some(socket), false) = (&self.socket, self.empty()) {
-            out.push(Source::writable(socket.as_ref()));
+        if !self.empty() {
+            out.extend(self.writable());
         }
     }
 
