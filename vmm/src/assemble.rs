@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use kvm_ioctls::VcpuFd;
 use types::vm::{Disk, Net as NetSpec, VmSpec};
 
-use crate::boot::{cmdline, mptable, pvh};
+use crate::boot::{BootError, Entry, Kernel, cmdline, initramfs, mptable};
 use crate::bus::{Mmio, MmioDevice, Pio};
 use crate::confine::{self, ConfineError, Kind};
 use crate::control::{Inbox, Lines, Outbox, Requests};
@@ -53,7 +53,7 @@ pub(crate) enum SetupError {
     #[error("vCPU {0}")]
     Vcpu(u8, #[source] start::StartError),
     #[error("guest kernel")]
-    Boot(#[from] pvh::BootError),
+    Boot(#[from] BootError),
     #[error("kernel command line")]
     Cmdline(#[from] cmdline::CmdlineError),
     #[error("disk")]
@@ -255,7 +255,7 @@ pub(crate) fn assemble() -> Result<Machine, SetupError> {
 }
 
 /// Gives every vCPU its CPUID and state; the first one starts at `entry`.
-fn prepare(vm: &Vm, vcpus: &[VcpuFd], topology: Topology, entry: u64) -> Result<(), SetupError> {
+fn prepare(vm: &Vm, vcpus: &[VcpuFd], topology: Topology, entry: Entry) -> Result<(), SetupError> {
     let supported = vm.supported_cpuid()?;
     for (index, vcpu) in (0..topology.cpus()).zip(vcpus) {
         let leaves = cpuid::leaves(supported.as_slice(), index, topology);
@@ -272,12 +272,12 @@ fn load(
     topology: Topology,
     images: &Images,
     line: &str,
-) -> Result<(u64, Range<u64>), SetupError> {
-    let (entry, kernel_end) = pvh::load_kernel(ram, &images.kernel)?;
-    let initramfs = pvh::load_initramfs(ram, &images.initramfs, kernel_end, spec.memory_mib)?;
-    let processors = mptable::build(topology);
-    pvh::write_tables(ram, line, &processors, &initramfs, spec.memory_mib)?;
-    Ok((entry, layout::HIGH_RAM..kernel_end))
+) -> Result<(Entry, Range<u64>), SetupError> {
+    let mib = spec.memory_mib;
+    let kernel = Kernel::load(ram, &images.kernel, mib)?;
+    let initramfs = initramfs::load(ram, &images.initramfs, &kernel.initramfs_room(mib), mib)?;
+    kernel.write_tables(ram, line, &mptable::build(topology), &initramfs, mib)?;
+    Ok((kernel.entry(), kernel.place()))
 }
 
 fn shared(log: Option<([File; 2], u64)>) -> Result<Option<SharedLog>, SetupError> {

@@ -18,7 +18,7 @@ use types::vm::{HugePages, Stream};
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::boot::pvh;
+use crate::boot::{Entry, Kernel, initramfs};
 use crate::bus::{MmioDevice, Pio};
 use crate::control::{Inbox, Lines, Outbox};
 use crate::device::serial::Serial;
@@ -223,15 +223,24 @@ pub fn kernel(bytes: &[u8]) -> bool {
     let kernel = file(0);
     kernel.write_all_at(bytes, 0).expect("memory");
     let ram = memory::allocate(KERNEL_RAM_MIB, HugePages::Transparent).expect("memory");
-    let Ok((_, end)) = pvh::load_kernel(&ram, &kernel) else {
+    let mib = KERNEL_RAM_MIB;
+    let Ok(loaded) = Kernel::load(&ram, &kernel, mib) else {
         return false;
     };
-    let parts = [kernel];
-    let Ok(initramfs) = pvh::load_initramfs(&ram, &parts, end, KERNEL_RAM_MIB) else {
+    let end = loaded.place().end;
+    let Ok(initramfs) = initramfs::load(&ram, &[kernel], &loaded.initramfs_room(mib), mib) else {
         return false;
     };
     assert!(initramfs.start >= end, "the initramfs lies in the kernel");
-    pvh::write_tables(&ram, "", &[], &initramfs, KERNEL_RAM_MIB).expect("below the kernel");
+    let (Entry::Pvh(entry) | Entry::Long(entry)) = loaded.entry();
+    let image = matches!(loaded, Kernel::BzImage(_));
+    assert!(
+        !image || loaded.place().contains(&entry),
+        "the entry lies outside"
+    );
+    if loaded.write_tables(&ram, "", &[], &initramfs, mib).is_err() {
+        return false;
+    }
     true
 }
 

@@ -26,7 +26,7 @@ pub struct VmSpec {
     pub memory_mib: u64,
     /// /dev/kvm, opened for reading and writing.
     pub kvm: Fd,
-    /// Guest kernel: an uncompressed ELF with a PVH note.
+    /// Guest kernel: an uncompressed ELF with a PVH note, or a bzImage with a 64-bit entry.
     pub kernel: Fd,
     /// Concatenated in this order, each padded to 512 bytes.
     #[serde(default)]

@@ -1,10 +1,11 @@
-//! The state in which a vCPU begins: PVH entry for the first, the firmware's leavings for all.
+//! The state in which a vCPU begins: its kernel's entry for the first, the firmware's leavings for all.
 //!
 //! Owns: start registers and MSRs. The others wait for the first one's start-up interrupt.
 
 use kvm_bindings::{CpuId, Msrs, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs};
 use kvm_ioctls::VcpuFd;
 
+use crate::boot::{Entry, bzimage};
 use crate::memory::layout;
 
 #[derive(Debug, thiserror::Error)]
@@ -19,6 +20,10 @@ pub(crate) enum StartError {
 
 /// CR0.PE and CR0.ET: protected mode, paging off.
 const CR0: u64 = 0x11;
+const CR0_PAGING: u64 = 1 << 31;
+const CR4_PAE: u64 = 1 << 5;
+/// Enabled (LME) and active (LMA).
+const EFER_LONG_MODE: u64 = 1 << 8 | 1 << 10;
 /// The one bit of the flags register that is always set.
 const RFLAGS: u64 = 0x2;
 
@@ -28,11 +33,11 @@ const MSR_MTRR_DEFAULT: u32 = 0x2ff;
 /// Memory is write-back where no MTRR says else (there are none), MTRRs on: what firmware leaves.
 const MTRR_ENABLED_WRITE_BACK: u64 = 1 << 11 | 6;
 
-/// Prepares one vCPU. `entry`: where the kernel's PVH entry is, for the first.
+/// Prepares one vCPU. `entry`: the kernel's, for the first.
 pub(crate) fn prepare(
     vcpu: &VcpuFd,
     leaves: &[kvm_bindings::kvm_cpuid_entry2],
-    entry: Option<u64>,
+    entry: Option<Entry>,
 ) -> Result<(), StartError> {
     let cpuid = CpuId::from_entries(leaves).map_err(|_| StartError::Leaves)?;
     vcpu.set_cpuid2(&cpuid)
@@ -42,15 +47,22 @@ pub(crate) fn prepare(
     let mut sregs = vcpu
         .get_sregs()
         .map_err(|e| StartError::Ioctl("get the system registers", e))?;
-    pvh_sregs(&mut sregs);
-    vcpu.set_sregs(&sregs)
-        .map_err(|e| StartError::Ioctl("set the system registers", e))?;
-    let regs = kvm_regs {
-        rip: entry,
-        rbx: layout::START_INFO,
+    let mut regs = kvm_regs {
         rflags: RFLAGS,
         ..Default::default()
     };
+    match entry {
+        Entry::Pvh(at) => {
+            pvh_sregs(&mut sregs);
+            (regs.rip, regs.rbx) = (at, layout::START_INFO);
+        }
+        Entry::Long(at) => {
+            long_sregs(&mut sregs);
+            (regs.rip, regs.rsi) = (at, layout::ZERO_PAGE);
+        }
+    }
+    vcpu.set_sregs(&sregs)
+        .map_err(|e| StartError::Ioctl("set the system registers", e))?;
     vcpu.set_regs(&regs)
         .map_err(|e| StartError::Ioctl("set the registers", e))
 }
@@ -105,6 +117,45 @@ fn pvh_sregs(sregs: &mut kvm_sregs) {
     sregs.efer = 0;
 }
 
+/// The 64-bit boot protocol (Documentation/arch/x86/boot.rst): long mode on page tables that map memory onto
+/// itself, flat segments at the two selectors that the kernel counts on, interrupts off.
+fn long_sregs(sregs: &mut kvm_sregs) {
+    let code = kvm_segment {
+        limit: 0xffff_ffff,
+        selector: bzimage::CODE_SELECTOR,
+        type_: 0xb,
+        present: 1,
+        s: 1,
+        l: 1,
+        g: 1,
+        ..Default::default()
+    };
+    let data = kvm_segment {
+        selector: bzimage::DATA_SELECTOR,
+        type_: 0x3,
+        l: 0,
+        db: 1,
+        ..code
+    };
+    sregs.cs = code;
+    (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
+    // A busy 64-bit task, which the processor wants to see and nobody uses.
+    sregs.tr = kvm_segment {
+        limit: 0x67,
+        selector: bzimage::DATA_SELECTOR + 8,
+        type_: 0xb,
+        present: 1,
+        ..Default::default()
+    };
+    sregs.gdt.base = layout::GDT;
+    sregs.gdt.limit = bzimage::GDT_LIMIT;
+    sregs.idt.limit = 0;
+    sregs.cr3 = layout::PAGE_TABLES.start;
+    sregs.cr4 = CR4_PAE;
+    sregs.efer = EFER_LONG_MODE;
+    sregs.cr0 = CR0 | CR0_PAGING;
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -126,5 +177,21 @@ mod tests {
             (0, 0xffff_ffff, 1, 0)
         );
         assert_eq!(sregs.tr.type_, 0xb);
+    }
+
+    #[test]
+    fn a_bzimage_starts_in_long_mode_on_flat_segments() {
+        let mut sregs = kvm_sregs::default();
+        long_sregs(&mut sregs);
+        assert_eq!(
+            (sregs.cr0, sregs.cr4, sregs.efer),
+            (0x8000_0011, 0x20, 0x500)
+        );
+        assert_eq!((sregs.cs.selector, sregs.cs.l, sregs.cs.db), (0x10, 1, 0));
+        assert_eq!(
+            (sregs.ss.selector, sregs.ss.type_, sregs.ss.l),
+            (0x18, 3, 0)
+        );
+        assert_eq!(sregs.cr3, layout::PAGE_TABLES.start);
     }
 }

@@ -12,6 +12,11 @@ pub(crate) const MEMORY_MIB_MAX: u64 = 4 << 20;
 /// Where RAM pauses for devices: 3.25 GiB to 4 GiB.
 pub(crate) const HOLE: Range<u64> = 0xd000_0000..0x1_0000_0000;
 
+/// Of a bzImage: the descriptor table, its boot parameters (the "zero page"), and page tables that map
+/// the first 4 GiB onto themselves.
+pub(crate) const GDT: u64 = 0x500;
+pub(crate) const ZERO_PAGE: u64 = 0x8000;
+pub(crate) const PAGE_TABLES: Range<u64> = 0x9000..0xf000;
 /// PVH start info (`hvm_start_info`), its module list and its memory map.
 pub(crate) const START_INFO: u64 = 0x6000;
 pub(crate) const MODULE_LIST: u64 = 0x6100;
@@ -70,6 +75,9 @@ mod tests {
     fn fixed_addresses_do_not_overlap() {
         let virtio = VIRTIO..VIRTIO + u64::from(VIRTIO_IRQS.end) * VIRTIO_STRIDE;
         let mut ranges = [
+            GDT..GDT + 5 * 8,
+            ZERO_PAGE..ZERO_PAGE + 4096,
+            PAGE_TABLES,
             START_INFO..START_INFO + 56,
             MODULE_LIST..MODULE_LIST + 32,
             MEMORY_MAP..MEMORY_MAP + 16 * 24,
