@@ -231,7 +231,12 @@ impl Ours {
                     });
                 }
                 FromVmm::Stopped { reason, .. } => bail!("the guest stopped: {reason:?}"),
-                FromVmm::Guest(_) | FromVmm::ChunkFailed { .. } | FromVmm::Panicked { .. } => {}
+                FromVmm::Guest(_)
+                | FromVmm::ChunkFailed { .. }
+                | FromVmm::Panicked { .. }
+                | FromVmm::Done { .. }
+                | FromVmm::Refused { .. }
+                | FromVmm::Metrics { .. } => {}
             }
         }
         bail!("sifr-vmm says too much")
