@@ -82,7 +82,8 @@ struct Parts {
     kvm: OwnedFd,
     images: Images,
     disks: Vec<(Disk, File, Option<LazyParts>)>,
-    nets: Vec<(NetSpec, File)>,
+    /// With the TAP queue of each pair.
+    nets: Vec<(NetSpec, Vec<File>)>,
     control: Option<Arc<OwnedFd>>,
     log: Option<([File; 2], u64)>,
     serial: Option<File>,
@@ -104,7 +105,9 @@ impl Parts {
         }
         let mut nets = Vec::new();
         for net in &spec.nets {
-            nets.push((net.clone(), File::from(fds.take(net.tap, "tap")?)));
+            let taps = std::iter::once(net.tap).chain(net.queues.iter().map(|queue| queue.tap));
+            let taps = taps.map(|tap| fds.take(tap, "tap").map(File::from));
+            nets.push((net.clone(), taps.collect::<Result<_, _>>()?));
         }
         let log = match &spec.log {
             None => None,
@@ -208,7 +211,7 @@ pub(crate) fn assemble() -> Result<Machine, SetupError> {
     let mut slots = Slots::default();
     let mut workers = Vec::new();
     for (disk, file, lazy) in parts.disks {
-        let device = Blk::new(&disk.serial, file, disk.read_only, lazy, &outbox)?;
+        let device = Blk::new(&disk, file, lazy, &outbox)?;
         let served = slots.add(device, &ram)?;
         workers.push(Worker {
             name: format!("blk {}", disk.serial),
@@ -216,8 +219,8 @@ pub(crate) fn assemble() -> Result<Machine, SetupError> {
             served,
         });
     }
-    for (index, (net, tap)) in parts.nets.into_iter().enumerate() {
-        let served = slots.add(Net::new(tap, net.mac, net.mtu)?, &ram)?;
+    for (index, (net, taps)) in parts.nets.into_iter().enumerate() {
+        let served = slots.add(Net::new(&net, taps)?, &ram)?;
         workers.push(Worker {
             name: format!("net {index}"),
             filter: confine::filter(Kind::Net)?,

@@ -81,6 +81,9 @@ const KVM_RUN: u32 = 0xae80;
 /// TUNSETOFFLOAD of `Net::activate`.
 pub(crate) const TUNSETOFFLOAD: u32 = 0x4004_54d0;
 
+/// TUNSETQUEUE of `Net::attach_active`.
+pub(crate) const TUNSETQUEUE: u32 = 0x4004_54d9;
+
 /// Every thread: the allocator, locks, messages, its own end.
 const COMMON: &[Call] = &[
     any(libc::SYS_brk),                                              // allocator
@@ -129,19 +132,22 @@ const VCPU: &[Call] = &[
 const KVM_GET_REGS: u32 = 0x8090_ae81;
 
 const BLK: &[Call] = &[
-    any(libc::SYS_poll),      // event::run
-    any(libc::SYS_preadv),    // Disk::read
-    any(libc::SYS_pwritev),   // Disk::write
-    any(libc::SYS_fdatasync), // Disk::flush
-    any(libc::SYS_fallocate), // Disk::discard, Disk::write_zeroes
-    any(libc::SYS_recvfrom),  // Blk::hear
-    any(libc::SYS_sendto),    // Blk::ask, Outbox::post
+    any(libc::SYS_poll),            // event::run
+    any(libc::SYS_preadv),          // Disk::read
+    any(libc::SYS_pwritev),         // Disk::write
+    any(libc::SYS_fdatasync),       // Disk::flush
+    any(libc::SYS_fallocate),       // Disk::discard, Disk::write_zeroes
+    any(libc::SYS_recvfrom),        // Blk::hear
+    any(libc::SYS_sendto),          // Blk::ask, Outbox::post
+    any(libc::SYS_timerfd_settime), // Throttle::open
 ];
 
 const NET: &[Call] = &[
     any(libc::SYS_poll),                     // event::run
     any(libc::SYS_readv),                    // Net: packets to the guest
     with(libc::SYS_ioctl, 1, TUNSETOFFLOAD), // Net: offloads as agreed
+    with(libc::SYS_ioctl, 1, TUNSETQUEUE),   // Net: queue pairs that the driver uses
+    any(libc::SYS_timerfd_settime),          // Throttle::open
 ];
 
 fn calls(kind: Kind) -> impl Iterator<Item = &'static Call> {

@@ -14,7 +14,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair};
 use types::Mac;
-use types::vm::{HugePages, Stream};
+use types::vm::{Disk as DiskSpec, Fd, HugePages, Net as NetSpec, Stream};
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -104,7 +104,8 @@ impl Guest {
         let ram = Arc::new(GuestRam::from_ranges(&ranges).expect("maps"));
         let outbox = Arc::new(Outbox::new(None).expect("an event counter"));
         let disk = |read_only, lazy| {
-            let blk = Blk::new("upper", file(DISK_BYTES), read_only, lazy, &outbox);
+            let spec = DiskSpec::new("upper", Fd(4), read_only);
+            let blk = Blk::new(&spec, file(DISK_BYTES), lazy, &outbox);
             slot(blk.expect("a good disk"), &ram)
         };
         let mut inbox = None;
@@ -125,7 +126,8 @@ impl Guest {
             }
             Kind::Net => {
                 let (ours, world) = pair();
-                let net = Net::fake(File::from(ours), Mac([2, 0, 0, 0, 0, 1]), 1500);
+                let spec = NetSpec::new(Fd(4), Mac([2, 0, 0, 0, 0, 1]), 1500);
+                let net = Net::fake(&spec, vec![File::from(ours)]);
                 (slot(net.expect("a good MTU"), &ram), Some(world), None)
             }
             Kind::Vsock => {

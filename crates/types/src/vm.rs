@@ -3,6 +3,8 @@
 //! Owns: the JSON in descriptor 3 of a VMM process and the messages on its control socket.
 //! Refuses: paths. A VMM gets descriptors only.
 
+use std::num::NonZeroU64;
+
 use serde::{Deserialize, Serialize};
 
 use crate::guest::{FromGuest, ToGuest};
@@ -119,6 +121,55 @@ pub struct Disk {
     /// Set where the content arrives on first touch.
     #[serde(default)]
     pub lazy: Option<Lazy>,
+    /// Request queues, 1 to [`DISK_QUEUES_MAX`]: as many as vCPUs is what pays.
+    #[serde(default = "one_queue")]
+    pub queues: u8,
+    /// How fast it may be used, reads and writes together.
+    #[serde(default)]
+    pub limit: Option<Limit>,
+    #[serde(default)]
+    pub engine: Engine,
+}
+
+/// Most request queues of a disk: beyond this vCPUs share, and each costs the guest an exit at boot.
+pub const DISK_QUEUES_MAX: u8 = 8;
+/// Most queue pairs of a network card, for the same reason.
+pub const NET_QUEUES_MAX: u8 = 8;
+
+fn one_queue() -> u8 {
+    1
+}
+
+/// How a disk's requests reach the kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Engine {
+    /// One after the other until several wait at once again and again; then by io_uring, where the kernel
+    /// lets it.
+    #[default]
+    Auto,
+    /// One after the other, always.
+    Sync,
+}
+
+/// What flows through a device. What is absent is not limited.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Limit {
+    /// Requests or packets.
+    #[serde(default)]
+    pub operations: Option<Rate>,
+    /// Bytes of content: a disk's data, a packet with its Ethernet header.
+    #[serde(default)]
+    pub bytes: Option<Rate>,
+}
+
+/// A token bucket: `burst` at once, `per_second` in the long run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rate {
+    pub per_second: NonZeroU64,
+    pub burst: NonZeroU64,
 }
 
 impl Disk {
@@ -129,6 +180,9 @@ impl Disk {
             fd,
             read_only,
             lazy: None,
+            queues: one_queue(),
+            limit: None,
+            engine: Engine::default(),
         }
     }
 }
@@ -151,11 +205,49 @@ pub struct Net {
     pub tap: Fd,
     pub mac: Mac,
     pub mtu: u16,
+    /// /dev/vhost-net, opened for reading and writing: the kernel moves the packets of this queue pair.
+    #[serde(default)]
+    pub vhost: Option<Fd>,
+    /// Queue pairs besides the first, up to [`NET_QUEUES_MAX`] in all. The TAP is then IFF_MULTI_QUEUE.
+    #[serde(default)]
+    pub queues: Vec<NetQueue>,
+    #[serde(default)]
+    pub limit: Option<NetLimit>,
+}
+
+/// One more queue pair of a network card.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetQueue {
+    /// Attached to the same TAP as the first.
+    pub tap: Fd,
+    /// As [`Net::vhost`]; every pair has one or none has.
+    #[serde(default)]
+    pub vhost: Option<Fd>,
+}
+
+/// How fast a card may be used. Not together with vhost: the kernel counts nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetLimit {
+    /// What the guest sends: it waits.
+    #[serde(default)]
+    pub tx: Option<Limit>,
+    /// What the guest receives: it waits in the TAP, which drops what exceeds its queue.
+    #[serde(default)]
+    pub rx: Option<Limit>,
 }
 
 impl Net {
     pub fn new(tap: Fd, mac: Mac, mtu: u16) -> Self {
-        Self { tap, mac, mtu }
+        Self {
+            tap,
+            mac,
+            mtu,
+            vhost: None,
+            queues: Vec::new(),
+            limit: None,
+        }
     }
 }
 

@@ -7,6 +7,7 @@
 pub(crate) mod blk;
 pub(crate) mod chain;
 pub(crate) mod interrupt;
+pub(crate) mod limit;
 pub(crate) mod net;
 pub(crate) mod ring;
 pub(crate) mod rng;
@@ -65,7 +66,7 @@ pub(crate) trait Device: Send + 'static {
     const ID: u32;
 
     /// Most entries of each queue.
-    fn queues(&self) -> &'static [u16];
+    fn queues(&self) -> &[u16];
     /// Features of the device itself; the transport adds its own.
     fn features(&self) -> u64;
     /// The device configuration space. Guests never write to it.
@@ -80,6 +81,19 @@ pub(crate) trait Device: Send + 'static {
     }
     /// Do what can be done now. Only called while the driver is ready.
     fn serve(&mut self, ready: Ready, rings: &mut [Ring<'_>]) -> Result<Turn, Violation>;
+    /// Brings the device to rest: when this returns nothing of it is in flight, no part of guest memory is
+    /// read or written on its behalf, and all that a driver waits for stands in its rings. What was taken
+    /// and not begun is put back ([`Ring::untake`]). A device that is at rest goes on with the next
+    /// `serve`, to be called with [`Ready::ALL`]. Only called while the driver is ready.
+    fn quiesce(&mut self, rings: &mut [Ring<'_>]) -> Result<(), Violation> {
+        let _ = rings;
+        Ok(())
+    }
+    /// Whether the kernel takes this queue's doorbell by itself now: the worker leaves it alone.
+    fn kernel_serves(&self, queue: usize) -> bool {
+        let _ = queue;
+        false
+    }
     /// The machine has stopped: last words to the outside.
     fn stop(&mut self) {}
 }

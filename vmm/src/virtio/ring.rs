@@ -9,6 +9,7 @@ use std::sync::atomic::{Ordering, fence};
 
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress};
+use vmm_sys_util::eventfd::EventFd;
 
 use super::Turn;
 use super::chain::{Chain, ChainError};
@@ -42,12 +43,15 @@ pub(crate) struct Ring<'a> {
     queue: &'a mut Queue,
     ram: &'a GuestRam,
     interrupt: &'a Interrupt,
+    #[expect(dead_code, reason = "vhost takes it")]
+    doorbell: &'a EventFd,
     /// Where the used ring stood when the driver was last told of it.
     told: u16,
 }
 
 /// Offsets in the available ring: flags, index, entries, event index.
 const AVAILABLE_ENTRIES: u64 = 4;
+const AVAILABLE_ENTRY_BYTES: u64 = 2;
 /// Entries of the used ring begin after flags and index, and have 8 bytes.
 const USED_ENTRIES: u64 = 4;
 const USED_ENTRY_BYTES: u64 = 8;
@@ -55,12 +59,18 @@ const USED_ENTRY_BYTES: u64 = 8;
 const NO_INTERRUPT: u16 = 1;
 
 impl<'a> Ring<'a> {
-    pub(crate) fn new(queue: &'a mut Queue, ram: &'a GuestRam, interrupt: &'a Interrupt) -> Self {
+    pub(crate) fn new(
+        queue: &'a mut Queue,
+        ram: &'a GuestRam,
+        interrupt: &'a Interrupt,
+        doorbell: &'a EventFd,
+    ) -> Self {
         let told = queue.next_used();
         Self {
             queue,
             ram,
             interrupt,
+            doorbell,
             told,
         }
     }
@@ -72,6 +82,34 @@ impl<'a> Ring<'a> {
     /// Most chains that the driver can offer at once.
     pub(crate) fn size(&self) -> usize {
         usize::from(self.queue.size())
+    }
+
+    /// Chains that wait to be taken, by the driver's account: at most the ring's size.
+    #[cfg(test)]
+    pub(crate) fn waiting(&self) -> usize {
+        if !self.queue.ready() {
+            return 0;
+        }
+        let offered = self.queue.avail_idx(self.ram, Ordering::Acquire);
+        let count = offered.map_or(0, |at| at.0.wrapping_sub(self.queue.next_avail()));
+        usize::from(count.min(self.queue.size()))
+    }
+
+    /// Puts chains back that were taken and neither begun nor completed, in the order they were taken in:
+    /// they will be taken again first. The places they go to are free: a driver fills none of them before
+    /// it has these chains back.
+    pub(crate) fn untake(&mut self, heads: &[u16]) -> Result<(), Violation> {
+        for head in heads.iter().rev() {
+            let next = self.queue.next_avail().wrapping_sub(1);
+            let slot = u64::from(next % self.queue.size());
+            let at = AVAILABLE_ENTRIES + slot * AVAILABLE_ENTRY_BYTES;
+            let address = GuestAddress(self.queue.avail_ring().wrapping_add(at));
+            self.ram
+                .write_obj(head.to_le(), address)
+                .map_err(virtio_queue::Error::GuestMemory)?;
+            self.queue.set_next_avail(next);
+        }
+        Ok(())
     }
 
     /// The next request. A queue that the driver has not set up has none.
@@ -143,11 +181,27 @@ impl<'a> Ring<'a> {
         &mut self,
         mut each: impl FnMut(&mut Self, Chain) -> Result<(), Violation>,
     ) -> Result<Turn, Violation> {
+        self.drain_while((), |()| true, |ring, (), chain| each(ring, chain))
+    }
+
+    /// The same, as long as `open` holds. When it no longer does, the rest stays with the driver, which is
+    /// not asked to tell of it: who closes also knows when to look again.
+    pub(crate) fn drain_while<C>(
+        &mut self,
+        mut with: C,
+        open: impl Fn(&mut C) -> bool,
+        mut each: impl FnMut(&mut Self, &mut C, Chain) -> Result<(), Violation>,
+    ) -> Result<Turn, Violation> {
         let mut share = TURN_MAX;
         loop {
             self.disarm()?;
-            while let Some(chain) = self.pop()? {
-                each(self, chain)?;
+            loop {
+                if !open(&mut with) {
+                    self.notify()?;
+                    return Ok(Turn::Done);
+                }
+                let Some(chain) = self.pop()? else { break };
+                each(self, &mut with, chain)?;
                 share -= 1;
                 if share == 0 {
                     self.notify()?;
@@ -172,5 +226,58 @@ impl<'a> Ring<'a> {
     /// Asks to be told of new requests. True: there are some already, look again.
     pub(crate) fn arm(&mut self) -> Result<bool, Violation> {
         Ok(self.queue.ready() && self.queue.enable_notification(self.ram)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use crate::virtio::testing::{DATA, Driver};
+
+    proptest! {
+        #[test]
+        fn what_is_put_back_is_taken_again_first_and_in_order(
+            before in 0usize..40, taken in 0usize..=16, keep in prop::collection::vec(any::<bool>(), 16),
+            more in 0usize..=16,
+        ) {
+            let mut driver = Driver::new(&[16]);
+            // Move the ring's indices so that they wrap.
+            for _ in 0..before {
+                driver.offer(0, &[], &[(DATA, 16)]);
+                let mut rings = driver.rings();
+                let chain = rings[0].pop().expect("rules kept").expect("offered");
+                rings[0].complete(chain.head, 0).expect("inside");
+            }
+            driver.used(0);
+            let heads: Vec<u16> = (0..taken).map(|_| driver.offer(0, &[], &[(DATA, 16)])).collect();
+            let mut rings = driver.rings();
+            prop_assert_eq!(rings[0].waiting(), taken);
+            let mut held = Vec::new();
+            for keep in &keep[..taken] {
+                let head = rings[0].pop().expect("rules kept").expect("offered").head;
+                match keep {
+                    true => held.push(head),
+                    false => rings[0].complete(head, 0).expect("inside"),
+                }
+            }
+            rings[0].untake(&held).expect("inside");
+            drop(rings);
+            // The driver has as many free entries as it got back.
+            let more = more.min(16 - held.len());
+            let free: Vec<u16> = heads.iter().copied().filter(|h| !held.contains(h)).collect();
+            let fresh: Vec<u16> = (0..more)
+                .map(|n| match free.get(n) {
+                    Some(head) => (driver.offer_head(0, *head), *head).1,
+                    None => driver.offer(0, &[], &[(DATA, 16)]),
+                })
+                .collect();
+            let mut rings = driver.rings();
+            let mut seen = Vec::new();
+            while let Some(chain) = rings[0].pop().expect("rules kept") {
+                seen.push(chain.head);
+            }
+            prop_assert_eq!(seen, [held, fresh].concat());
+        }
     }
 }

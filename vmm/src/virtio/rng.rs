@@ -17,7 +17,7 @@ pub(crate) struct Rng;
 impl Device for Rng {
     const ID: u32 = VIRTIO_ID_RNG;
 
-    fn queues(&self) -> &'static [u16] {
+    fn queues(&self) -> &[u16] {
         &QUEUES
     }
 

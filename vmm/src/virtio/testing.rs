@@ -22,6 +22,7 @@ pub(crate) struct Driver {
     pub(crate) ram: GuestRam,
     queues: Vec<Queue>,
     interrupt: Interrupt,
+    doorbells: Vec<EventFd>,
     /// Per queue: next free descriptor, chains offered, chains seen used.
     state: Vec<(u16, u16, u16)>,
 }
@@ -53,6 +54,10 @@ impl Driver {
         Self {
             queues: sizes.iter().enumerate().map(queue).collect(),
             interrupt: Interrupt::new(EventFd::new(libc::EFD_NONBLOCK).expect("eventfd")),
+            doorbells: sizes
+                .iter()
+                .map(|_| EventFd::new(libc::EFD_NONBLOCK).expect("eventfd"))
+                .collect(),
             state: vec![(0, 0, 0); sizes.len()],
             ram,
         }
@@ -157,9 +162,18 @@ impl Driver {
     }
 
     pub(crate) fn turn<D: Device>(&mut self, device: &mut D) -> Result<Turn, Violation> {
-        let ring = |queue| Ring::new(queue, &self.ram, &self.interrupt);
-        let mut rings: Vec<_> = self.queues.iter_mut().map(ring).collect();
-        device.serve(Ready::ALL, &mut rings)
+        device.serve(Ready::ALL, &mut self.rings())
+    }
+
+    pub(crate) fn quiesce<D: Device>(&mut self, device: &mut D) -> Result<(), Violation> {
+        device.quiesce(&mut self.rings())
+    }
+
+    pub(crate) fn rings(&mut self) -> Vec<Ring<'_>> {
+        let queues = self.queues.iter_mut().zip(&self.doorbells);
+        queues
+            .map(|(queue, bell)| Ring::new(queue, &self.ram, &self.interrupt, bell))
+            .collect()
     }
 }
 

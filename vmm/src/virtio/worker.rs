@@ -58,6 +58,13 @@ impl<D: Device> Slot<D> {
             .expect("no panic while the device was locked")
     }
 
+    fn rings<'s>(&'s self, registers: &'s mut Registers) -> Vec<Ring<'s>> {
+        let queues = registers.queues().iter_mut().zip(&self.doorbells);
+        queues
+            .map(|(queue, bell)| Ring::new(queue, &self.ram, &self.interrupt, bell))
+            .collect()
+    }
+
     fn broken(&self, core: &mut Core<D>, reason: &Violation) {
         core.registers.break_down();
         self.interrupt.raise(CONFIGURATION);
@@ -73,8 +80,7 @@ impl<D: Device> Slot<D> {
             return;
         }
         let Core { registers, device } = &mut *core;
-        let ring = |queue| Ring::new(queue, &self.ram, &self.interrupt);
-        let mut rings: Vec<Ring<'_>> = registers.queues().iter_mut().map(ring).collect();
+        let mut rings = self.rings(registers);
         match device.serve(ready, &mut rings) {
             Ok(Turn::Done) => {}
             Ok(Turn::Again) => {
@@ -84,6 +90,20 @@ impl<D: Device> Slot<D> {
                 drop(rings);
                 self.broken(&mut core, &reason);
             }
+        }
+    }
+
+    /// Brings the device to rest, see [`Device::quiesce`]. It goes on when its worker next looks at it.
+    pub(crate) fn quiesce(&self) {
+        let mut core = self.lock();
+        if !core.registers.live() {
+            return;
+        }
+        let Core { registers, device } = &mut *core;
+        let mut rings = self.rings(registers);
+        if let Err(reason) = device.quiesce(&mut rings) {
+            drop(rings);
+            self.broken(&mut core, &reason);
         }
     }
 
@@ -177,8 +197,13 @@ impl<D: Device> MmioDevice for Slot<D> {
 impl<D: Device> Served for Slot<D> {
     fn sources(&self, out: &mut Vec<Source>) {
         out.push(Source::readable(&self.kick));
-        out.extend(self.doorbells.iter().map(Source::readable));
         let core = self.lock();
+        for (queue, bell) in self.doorbells.iter().enumerate() {
+            out.push(match core.device.kernel_serves(queue) {
+                true => Source::never(),
+                false => Source::readable(bell),
+            });
+        }
         if core.registers.live() {
             core.device.sources(out);
         }
@@ -207,6 +232,7 @@ impl<D: Device> Served for Slot<D> {
 
     fn stop(&self) {
         self.turn(Ready::ALL);
+        self.quiesce();
         self.lock().device.stop();
     }
 }

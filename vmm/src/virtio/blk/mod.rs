@@ -1,7 +1,7 @@
-//! virtio-blk: one disk, one queue, one thread.
+//! virtio-blk: one disk, as many queues as its guest has vCPUs, one thread.
 //!
 //! Owns: requests from ring to answer, and those that wait for chunks of a lazy disk. While one waits,
-//! the others go on.
+//! the others go on. What a limit does not let begin stays in the rings: nothing is dropped.
 
 mod disk;
 mod lazy;
@@ -16,10 +16,10 @@ use std::sync::Arc;
 use flist::wire::{self, PACKET_BYTES, ToVmm};
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv, send};
-use types::vm::FromVmm;
+use types::vm::{DISK_QUEUES_MAX, Disk as DiskSpec, FromVmm};
 use virtio_bindings::virtio_blk::{
-    VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX,
-    VIRTIO_BLK_F_WRITE_ZEROES,
+    VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO,
+    VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_WRITE_ZEROES,
 };
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 
@@ -29,6 +29,7 @@ use self::request::{
     Limits, Operation, Outcome, RANGE_SECTORS_MAX, RANGES_MAX, Request, SECTOR, SERIAL_BYTES,
 };
 use super::chain::DESCRIPTORS_MAX;
+use super::limit::Throttle;
 use super::ring::{Ring, Violation};
 use super::{Device, Ready, Turn};
 use crate::control::Outbox;
@@ -37,10 +38,11 @@ use crate::memory::GuestRam;
 use crate::memory::shared::{ChunkMap, SharedMapError};
 
 const QUEUE_SIZE: u16 = 256;
-const QUEUES: [u16; 1] = [QUEUE_SIZE];
 /// Data pieces of a request: a chain less header and status.
 const SEGMENTS_MAX: u32 = 254;
 const _: () = assert!(SEGMENTS_MAX as usize + 2 == DESCRIPTORS_MAX);
+/// The chunk daemon among [`Blk`]'s sources.
+const CHUNKS: usize = 0;
 /// Most packets of the chunk daemon taken in one turn.
 const PACKETS_PER_TURN: usize = 64;
 
@@ -48,6 +50,10 @@ const PACKETS_PER_TURN: usize = 64;
 pub(crate) enum BlkError {
     #[error("disk serial {0:?} is not 1 to {SERIAL_BYTES} printable ASCII characters")]
     Serial(String),
+    #[error("disk {0:?} has {1} queues: 1 to {DISK_QUEUES_MAX} are possible")]
+    Queues(String, u8),
+    #[error("make the timer that limits disk {0:?}")]
+    Limit(String, #[source] io::Error),
     #[error("find out the size of disk {0:?}")]
     Size(String, #[source] io::Error),
     #[error("disk {0:?} is lazy and not read-only: a lazy disk is an image")]
@@ -75,14 +81,26 @@ pub(crate) struct Blk {
     disk: Disk,
     limits: Limits,
     serial: String,
+    queues: Vec<u16>,
     features: u64,
     config: Vec<u8>,
     /// The driver sends no flush: every write is one.
     write_through: bool,
     chunks: Option<Chunks>,
-    /// Reads that wait for chunks: no more than the ring has entries.
-    parked: Vec<Request>,
+    /// Reads that wait for chunks, in the order in which they were taken.
+    parked: Vec<Parked>,
+    /// Requests of each queue that were taken and are not answered: no more than its ring has entries.
+    outstanding: Vec<usize>,
+    throttle: Throttle,
+    /// The queue that is looked at first in the next turn, so that none starves behind a limit.
+    first: usize,
     outbox: Arc<Outbox>,
+}
+
+#[derive(Debug)]
+struct Parked {
+    queue: usize,
+    request: Request,
 }
 
 /// What the node passes for a lazy disk.
@@ -94,17 +112,21 @@ pub(crate) struct LazyParts {
 
 impl Blk {
     pub(crate) fn new(
-        serial: &str,
+        spec: &DiskSpec,
         file: File,
-        read_only: bool,
         lazy: Option<LazyParts>,
         outbox: &Arc<Outbox>,
     ) -> Result<Self, BlkError> {
+        let (serial, read_only) = (spec.serial.as_str(), spec.read_only);
         let name = || serial.to_owned();
         let printable = serial.bytes().all(|b| b.is_ascii_graphic());
         if serial.is_empty() || serial.len() > SERIAL_BYTES || !printable {
             return Err(BlkError::Serial(name()));
         }
+        if !(1..=DISK_QUEUES_MAX).contains(&spec.queues) {
+            return Err(BlkError::Queues(name(), spec.queues));
+        }
+        let throttle = Throttle::new(spec.limit).map_err(|e| BlkError::Limit(name(), e))?;
         let disk = Disk::new(file).map_err(|e| BlkError::Size(name(), e))?;
         let mut bytes = disk.bytes();
         let chunks = match lazy {
@@ -134,11 +156,15 @@ impl Blk {
             disk,
             limits: Limits { bytes, read_only },
             serial: name(),
-            features: features(read_only),
-            config: config(bytes),
+            queues: vec![QUEUE_SIZE; spec.queues.into()],
+            features: features(read_only, spec.queues),
+            config: config(bytes, spec.queues),
             write_through: true,
             chunks,
             parked: Vec::new(),
+            outstanding: vec![0; spec.queues.into()],
+            throttle,
+            first: 0,
             outbox: Arc::clone(outbox),
         })
     }
@@ -179,22 +205,38 @@ impl Blk {
         ring.complete(request.head, u32::try_from(filled + 1).unwrap_or(u32::MAX))
     }
 
-    fn take(&mut self, ring: &mut Ring<'_>, request: Request) -> Result<(), Violation> {
+    /// A request that has just come off queue `queue`.
+    fn take(
+        &mut self,
+        queue: usize,
+        ring: &mut Ring<'_>,
+        request: Request,
+    ) -> Result<(), Violation> {
         match self.missing(&request) {
             Missing::Nothing => {
                 let (outcome, filled) = self.execute(ring.ram(), &request);
                 Self::answer(ring, &request, outcome, filled)
             }
-            // A driver offers an entry again only when it has got it back.
-            Missing::Wanted if self.parked.len() >= ring.size() => Err(Violation::Request(
-                "more reads at once than the ring has entries",
-            )),
             Missing::Wanted => {
-                self.parked.push(request);
+                self.hold(queue, ring)?;
+                self.parked.push(Parked { queue, request });
                 Ok(())
             }
             Missing::Never => Self::answer(ring, &request, Outcome::IoError, 0),
         }
+    }
+
+    /// Counts a request that is not answered at once. A driver offers an entry again only when it has got it
+    /// back.
+    fn hold(&mut self, queue: usize, ring: &Ring<'_>) -> Result<(), Violation> {
+        let count = &mut self.outstanding[queue];
+        if *count >= ring.size() {
+            return Err(Violation::Request(
+                "more requests at once than the ring has entries",
+            ));
+        }
+        *count += 1;
+        Ok(())
     }
 
     /// Notes as wanted every chunk that a read needs and the file does not hold.
@@ -224,7 +266,7 @@ impl Blk {
     }
 
     /// Takes what the daemon has said. Returns whether there may be more.
-    fn hear(&mut self, ring: &mut Ring<'_>) -> Result<Turn, Violation> {
+    fn hear(&mut self, rings: &mut [Ring<'_>]) -> Result<Turn, Violation> {
         let Some(chunks) = &mut self.chunks else {
             return Ok(Turn::Done);
         };
@@ -275,22 +317,43 @@ impl Blk {
             });
         }
         if ready || !failed.is_empty() {
-            self.retry(ring, &failed)?;
+            self.retry(rings, &failed)?;
         }
         Ok(turn)
     }
 
     /// Looks at every parked request again: those that wait for a failed chunk fail, those whose
     /// content has arrived are done.
-    fn retry(&mut self, ring: &mut Ring<'_>, failed: &[u32]) -> Result<(), Violation> {
-        for request in std::mem::take(&mut self.parked) {
+    fn retry(&mut self, rings: &mut [Ring<'_>], failed: &[u32]) -> Result<(), Violation> {
+        for Parked { queue, request } in std::mem::take(&mut self.parked) {
+            self.outstanding[queue] -= 1;
+            let ring = &mut rings[queue];
             if self.touches(&request, failed) {
                 Self::answer(ring, &request, Outcome::IoError, 0)?;
             } else {
-                self.take(ring, request)?;
+                self.take(queue, ring, request)?;
             }
         }
-        ring.notify()
+        rings.iter_mut().try_for_each(Ring::notify)
+    }
+
+    /// Takes what waits in the rings, as far as the limit lets it begin.
+    fn drain(&mut self, rings: &mut [Ring<'_>]) -> Result<Turn, Violation> {
+        let (count, limits) = (rings.len(), self.limits);
+        self.first = (self.first + 1) % count;
+        let mut turn = Turn::Done;
+        for queue in (self.first..count).chain(0..self.first) {
+            turn = turn.and(rings[queue].drain_while(
+                &mut *self,
+                |blk| blk.throttle.open(),
+                |ring, blk, chain| {
+                    let request = Request::read(ring.ram(), chain, limits)?;
+                    blk.throttle.take(request.data_bytes());
+                    blk.take(queue, ring, request)
+                },
+            )?);
+        }
+        Ok(turn)
     }
 
     fn touches(&self, request: &Request, failed: &[u32]) -> bool {
@@ -337,8 +400,8 @@ enum Missing {
 impl Device for Blk {
     const ID: u32 = VIRTIO_ID_BLOCK;
 
-    fn queues(&self) -> &'static [u16] {
-        &QUEUES
+    fn queues(&self) -> &[u16] {
+        &self.queues
     }
 
     fn features(&self) -> u64 {
@@ -356,40 +419,48 @@ impl Device for Blk {
     fn reset(&mut self) {
         self.write_through = true;
         self.parked.clear();
+        self.outstanding.fill(0);
         if let Some(chunks) = &mut self.chunks {
             chunks.wants.clear();
         }
     }
 
     fn sources(&self, out: &mut Vec<Source>) {
-        let Some(chunks) = self.chunks.as_ref().filter(|c| !c.closed) else {
-            return;
-        };
-        out.push(Source::readable(&chunks.socket));
-        if chunks.wants.unsent().is_some() {
+        let chunks = self.chunks.as_ref().filter(|c| !c.closed);
+        out.push(chunks.map_or(Source::never(), |c| Source::readable(&c.socket)));
+        out.push(self.throttle.source());
+        if let Some(chunks) = chunks.filter(|c| c.wants.unsent().is_some()) {
             out.push(Source::writable(&chunks.socket));
         }
     }
 
     fn serve(&mut self, ready: Ready, rings: &mut [Ring<'_>]) -> Result<Turn, Violation> {
-        let ring = &mut rings[0];
-        let heard = if ready.source(0) {
-            self.hear(ring)?
+        let heard = if ready.source(CHUNKS) {
+            self.hear(rings)?
         } else {
             Turn::Done
         };
-        let limits = self.limits;
-        let drained = ring.drain(|ring, chain| {
-            let request = Request::read(ring.ram(), chain, limits)?;
-            self.take(ring, request)
-        })?;
+        let drained = self.drain(rings)?;
         self.ask();
         Ok(heard.and(drained))
     }
+
+    /// What waits for chunks goes back to its ring: whoever fetches them answers in his own time.
+    fn quiesce(&mut self, rings: &mut [Ring<'_>]) -> Result<(), Violation> {
+        let parked = std::mem::take(&mut self.parked);
+        for (queue, ring) in rings.iter_mut().enumerate() {
+            let heads = parked.iter().filter(|p| p.queue == queue);
+            let heads: Vec<u16> = heads.map(|p| p.request.head).collect();
+            self.outstanding[queue] -= heads.len();
+            ring.untake(&heads)?;
+        }
+        Ok(())
+    }
 }
 
-fn features(read_only: bool) -> u64 {
-    let common = 1 << VIRTIO_BLK_F_SEG_MAX | 1 << VIRTIO_BLK_F_FLUSH;
+fn features(read_only: bool, queues: u8) -> u64 {
+    let several = u64::from(queues > 1) << VIRTIO_BLK_F_MQ;
+    let common = 1 << VIRTIO_BLK_F_SEG_MAX | 1 << VIRTIO_BLK_F_FLUSH | several;
     match read_only {
         true => common | 1 << VIRTIO_BLK_F_RO,
         false => common | 1 << VIRTIO_BLK_F_DISCARD | 1 << VIRTIO_BLK_F_WRITE_ZEROES,
@@ -397,7 +468,7 @@ fn features(read_only: bool) -> u64 {
 }
 
 /// `struct virtio_blk_config` as far as our features go.
-fn config(bytes: u64) -> Vec<u8> {
+fn config(bytes: u64, queues: u8) -> Vec<u8> {
     let mut config = vec![0; 60];
     let mut put = |at: usize, value: u32| config[at..at + 4].copy_from_slice(&value.to_le_bytes());
     put(12, SEGMENTS_MAX);
@@ -411,6 +482,7 @@ fn config(bytes: u64) -> Vec<u8> {
     // Write-zeroes may give blocks back.
     config[56] = 1;
     config[..8].copy_from_slice(&(bytes / SECTOR).to_le_bytes());
+    config[34] = queues;
     config
 }
 

@@ -110,6 +110,22 @@ impl Request {
     }
 }
 
+impl Request {
+    /// Bytes of content that it moves.
+    pub(crate) fn data_bytes(&self) -> u64 {
+        match &self.operation {
+            Ok(Operation::Read { data, .. } | Operation::Write { data, .. }) => data.bytes(),
+            Ok(
+                Operation::Flush
+                | Operation::Identify { .. }
+                | Operation::Discard(_)
+                | Operation::WriteZeroes(_),
+            )
+            | Err(_) => 0,
+        }
+    }
+}
+
 fn operation(
     ram: &GuestRam,
     kind: u32,

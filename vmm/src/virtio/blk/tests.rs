@@ -5,8 +5,10 @@ use std::os::unix::fs::FileExt;
 use flist::map::{Extent, PRESENT, Table};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use proptest::prelude::*;
+use types::vm::{Fd, Limit, Rate};
 use virtio_bindings::virtio_blk::{
-    VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
+    VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN,
+    VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES,
 };
 
 use super::*;
@@ -25,26 +27,38 @@ fn file(bytes: u64) -> File {
 }
 
 fn disk(file: &File, read_only: bool) -> Blk {
-    Blk::new(
-        "upper",
-        file.try_clone().expect("clones"),
-        read_only,
-        None,
-        &outbox(),
-    )
-    .expect("makes")
+    let spec = DiskSpec::new("upper", Fd(4), read_only);
+    with(file, &spec)
 }
 
-/// Offers one request; `place` keeps several apart.
+fn with(file: &File, spec: &DiskSpec) -> Blk {
+    let file = file.try_clone().expect("clones");
+    Blk::new(spec, file, None, &outbox()).expect("makes")
+}
+
+/// Offers one request on the first queue; `place` keeps several apart.
 fn request(driver: &mut Driver, place: u64, kind: u32, sector: u64, data: &[(u64, u32)]) -> u16 {
+    request_on(driver, 0, place, kind, sector, data)
+}
+
+fn request_on(
+    driver: &mut Driver,
+    queue: usize,
+    place: u64,
+    kind: u32,
+    sector: u64,
+    data: &[(u64, u32)],
+) -> u16 {
     let header = DATA + 0x9_0000 + place * 16;
     driver.write(header, &u64::from(kind).to_le_bytes());
     driver.write(header + 8, &sector.to_le_bytes());
     driver.write(STATUS + place, &[0xee]);
     let status = (STATUS + place, 1);
     match kind {
-        VIRTIO_BLK_T_OUT => driver.offer(0, &[&[(header, 16)], data].concat(), &[status]),
-        _ => driver.offer(0, &[(header, 16)], &[data, &[status]].concat()),
+        VIRTIO_BLK_T_OUT | VIRTIO_BLK_T_DISCARD | VIRTIO_BLK_T_WRITE_ZEROES => {
+            driver.offer(queue, &[&[(header, 16)], data].concat(), &[status])
+        }
+        _ => driver.offer(queue, &[(header, 16)], &[data, &[status]].concat()),
     }
 }
 
@@ -117,7 +131,12 @@ fn a_file_that_shrank_gives_an_io_error() {
 fn names_and_sizes_that_do_not_fit_are_refused() {
     for serial in ["", "a b", "äöü", "123456789012345678901"] {
         assert!(matches!(
-            Blk::new(serial, file(512), true, None, &outbox()),
+            Blk::new(
+                &DiskSpec::new(serial, Fd(4), true),
+                file(512),
+                None,
+                &outbox()
+            ),
             Err(BlkError::Serial(_))
         ));
     }
@@ -184,9 +203,8 @@ impl LazyDisk {
             socket,
         };
         let blk = Blk::new(
-            "image",
+            &DiskSpec::new("image", Fd(4), true),
             image.try_clone().expect("clones"),
-            true,
             Some(lazy),
             &outbox(),
         );
@@ -392,7 +410,7 @@ fn when_nobody_is_left_to_answer_reads_fail_instead_of_hanging() {
     assert_eq!((status(&driver, 0), status(&driver, 1)), (1, 1));
     let mut sources = Vec::new();
     blk.sources(&mut sources);
-    assert!(sources.is_empty());
+    assert!(sources.iter().all(|s| *s == Source::never()));
 }
 
 #[test]
@@ -405,6 +423,119 @@ fn a_reset_forgets_what_was_waited_for() {
     lazy.say(ToVmm::Ready(0));
     let _ = driver.turn(&mut lazy.blk).expect("rules kept");
     assert!(driver.used(0).is_empty());
+}
+
+#[test]
+fn every_queue_is_served_and_answered_on_its_own_ring() {
+    let file = file(1 << 20);
+    let spec = DiskSpec {
+        queues: 4,
+        ..DiskSpec::new("upper", Fd(4), false)
+    };
+    let mut disk = with(&file, &spec);
+    assert_eq!(disk.queues(), [256; 4]);
+    assert_ne!(disk.features() & 1 << VIRTIO_BLK_F_MQ, 0);
+    assert_eq!(disk.config()[34..36], [4, 0]);
+    let mut driver = Driver::new(&[16; 4]);
+    for queue in 0..4u8 {
+        let at = DATA + u64::from(queue) * 512;
+        driver.write(at, &[queue + 1; 512]);
+        let (place, sector) = (queue.into(), queue.into());
+        request_on(
+            &mut driver,
+            queue.into(),
+            place,
+            VIRTIO_BLK_T_OUT,
+            sector,
+            &[(at, 512)],
+        );
+    }
+    let _ = driver.turn(&mut disk).expect("rules kept");
+    for queue in 0..4 {
+        assert_eq!(driver.used(queue).len(), 1);
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, queue as u64 * 512)
+            .expect("reads");
+        assert_eq!(usize::from(byte[0]), queue + 1);
+    }
+    for queues in [0, DISK_QUEUES_MAX + 1] {
+        let spec = DiskSpec {
+            queues,
+            ..spec.clone()
+        };
+        let made = Blk::new(&spec, file.try_clone().expect("clones"), None, &outbox());
+        assert!(matches!(made, Err(BlkError::Queues(..))));
+    }
+}
+
+fn one_a_minute(burst: u64) -> Rate {
+    // So slow that a test never sees the second one.
+    let value = |v| std::num::NonZeroU64::new(v).expect("not zero");
+    Rate {
+        per_second: value(1),
+        burst: value(burst),
+    }
+}
+
+#[test]
+fn what_exceeds_a_limit_waits_in_its_ring_and_nothing_is_lost() {
+    let file = file(1 << 20);
+    for limit in [
+        Limit {
+            operations: Some(one_a_minute(3)),
+            bytes: None,
+        },
+        // Three fit; the third goes into debt by what it is larger than what is left.
+        Limit {
+            operations: None,
+            bytes: Some(one_a_minute(1100)),
+        },
+    ] {
+        let spec = DiskSpec {
+            limit: Some(limit),
+            ..DiskSpec::new("upper", Fd(4), false)
+        };
+        let (mut disk, mut driver) = (with(&file, &spec), Driver::new(&[16]));
+        for place in 0..4 {
+            request(&mut driver, place, VIRTIO_BLK_T_IN, place, &[(DATA, 512)]);
+        }
+        for _ in 0..3 {
+            assert_eq!(driver.turn(&mut disk).expect("rules kept"), Turn::Done);
+        }
+        assert_eq!(driver.used(0).len(), 3);
+        assert_eq!(driver.rings()[0].waiting(), 1);
+        let mut sources = Vec::new();
+        disk.sources(&mut sources);
+        assert!(
+            sources.iter().any(|s| *s != Source::never()),
+            "a timer tells when"
+        );
+    }
+}
+
+#[test]
+fn at_rest_nothing_is_held_and_what_waited_is_taken_again() {
+    let (mut lazy, mut driver) = (LazyDisk::new(), Driver::new(&[16]));
+    lazy.arrive(1);
+    let chunks = [0, 1, 2, 3];
+    let heads = chunks.map(|chunk| {
+        request(
+            &mut driver,
+            chunk,
+            VIRTIO_BLK_T_IN,
+            sector(chunk),
+            &[(DATA + chunk * 512, 512)],
+        )
+    });
+    let _ = driver.turn(&mut lazy.blk).expect("rules kept");
+    assert_eq!(driver.used(0), [(heads[1], 513)]);
+    driver.quiesce(&mut lazy.blk).expect("rests");
+    assert!(lazy.blk.parked.is_empty() && lazy.blk.outstanding == [0]);
+    assert_eq!(driver.rings()[0].waiting(), 3);
+    [0, 2, 3].into_iter().for_each(|chunk| lazy.arrive(chunk));
+    let _ = driver.turn(&mut lazy.blk).expect("rules kept");
+    assert_eq!(driver.used(0), [0, 2, 3].map(|n| (heads[n], 513)));
+    assert_eq!(driver.read(DATA + 1536, 1), [4]);
 }
 
 proptest! {

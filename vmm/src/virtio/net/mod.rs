@@ -1,112 +1,142 @@
 //! virtio-net: one network card on one TAP.
 //!
 //! Owns: packets both ways, straight between TAP and guest memory, with the offloads that the kernel
-//! does for us. Refuses: to look into packets. The kernel checks their headers, the network around the
+//! does for us; how many of its queue pairs the driver uses. One thread serves all pairs. What a limit does
+//! not let begin waits: in the guest's rings, or in the TAP, which drops what its own queue does not hold.
+//! Refuses: to look into packets. The kernel checks their headers, the network around the
 //! TAP says what may pass.
 
+mod pair;
 mod tap;
 
-use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 
-use types::Mac;
+use types::vm::{NET_QUEUES_MAX, Net as NetSpec, NetLimit};
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 use virtio_bindings::virtio_net::{
-    VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6,
-    VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_MAC, VIRTIO_NET_F_MRG_RXBUF,
-    VIRTIO_NET_F_MTU,
+    VIRTIO_NET_CTRL_MQ, VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET, VIRTIO_NET_ERR, VIRTIO_NET_F_CSUM,
+    VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4,
+    VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_HOST_ECN, VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6,
+    VIRTIO_NET_F_MAC, VIRTIO_NET_F_MQ, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU, VIRTIO_NET_OK,
 };
 
-use self::tap::{CHECKSUM, HEADER_BYTES, SEGMENTATION_4, SEGMENTATION_6, Tap};
-use super::chain::Chain;
+use self::pair::{Filled, Pair, Shape};
+use self::tap::{CHECKSUM, CONGESTION, HEADER_BYTES, SEGMENTATION_4, SEGMENTATION_6, Tap};
+use super::limit::Throttle;
 use super::ring::{Ring, Violation};
 use super::{Device, Ready, Turn};
 use crate::event::Source;
-use crate::memory::io::{IoVec, read_packet, write_packet};
+use crate::memory::io::write_packet;
 
-const QUEUES: [u16; 2] = [256, 256];
-const TO_GUEST: usize = 0;
-const FROM_GUEST: usize = 1;
-/// Packets for the guest in one turn; the TAP keeps what is left.
+const QUEUE_SIZE: u16 = 256;
+/// Commands are given one at a time.
+const CONTROL_SIZE: u16 = 16;
+/// Packets for the guest on one queue in one turn; the TAP keeps what is left.
 const PACKETS_PER_TURN: usize = 64;
 /// Longest packet with its Ethernet header when segmentation is left to the guest.
 const SEGMENTED_MAX: u32 = 65_535 + ETHERNET_BYTES;
 /// Ethernet header with one VLAN tag.
 const ETHERNET_BYTES: u32 = 18;
-/// Where `num_buffers` is in the header.
-const NUM_BUFFERS: u64 = 10;
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum NetError {
     #[error("set up the TAP: pass one that is attached with IFF_TAP, IFF_NO_PI and IFF_VNET_HDR")]
     Tap(#[source] io::Error),
+    #[error("queue pair {0}: pass a TAP that is attached with IFF_MULTI_QUEUE, too")]
+    Queue(usize, #[source] io::Error),
+    #[error("{0} queue pairs: 1 to {NET_QUEUES_MAX} are possible")]
+    Queues(usize),
     #[error("MTU {0} is outside 68 to 65521")]
     Mtu(u16),
+    #[error("make the timer of a limit")]
+    Limit(#[source] io::Error),
+}
+
+/// What the TAP is to be told of by the worker: a vCPU that sets a register does not wait for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum News {
+    None,
+    /// Offloads and pairs in use.
+    Agreement,
+    /// Pairs in use.
+    Pairs,
 }
 
 #[derive(Debug)]
 pub(crate) struct Net {
-    tap: Tap,
+    pairs: Vec<Pair>,
+    /// Pairs that the driver receives on: the first, until it asks for more.
+    active: usize,
+    queues: Vec<u16>,
     config: [u8; 12],
     mtu: u16,
     /// Agreed with the driver.
     features: u64,
-    /// Offloads that the TAP is not told of yet: that is the worker's to do.
-    offloads: Option<u32>,
-    /// Buffers of the guest, taken off the ring and not filled yet.
-    buffers: VecDeque<Chain>,
-    room: u64,
-    /// There is room for the next packet.
-    fillable: bool,
-}
-
-/// How filling one packet's worth of buffers ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Filled {
-    Packet,
-    NoPacket,
-    NoBuffers,
+    news: News,
+    /// Of what the guest sends.
+    tx: Throttle,
+    /// Of what it receives.
+    rx: Throttle,
 }
 
 impl Net {
-    pub(crate) fn new(tap: File, mac: Mac, mtu: u16) -> Result<Self, NetError> {
-        Self::on(Tap::new(tap).map_err(NetError::Tap)?, mac, mtu)
+    /// `taps`: one for each queue pair, the specification's first.
+    pub(crate) fn new(spec: &NetSpec, taps: Vec<File>) -> Result<Self, NetError> {
+        let taps = taps
+            .into_iter()
+            .map(Tap::new)
+            .collect::<Result<Vec<_>, _>>();
+        Self::on(spec, taps.map_err(NetError::Tap)?)
     }
 
-    /// On any descriptor of packets.
+    /// On any descriptors of packets.
     #[cfg(any(test, feature = "fuzz"))]
-    pub(crate) fn fake(packets: File, mac: Mac, mtu: u16) -> Result<Self, NetError> {
-        Self::on(Tap::fake(packets), mac, mtu)
+    pub(crate) fn fake(spec: &NetSpec, packets: Vec<File>) -> Result<Self, NetError> {
+        Self::on(spec, packets.into_iter().map(Tap::fake).collect())
     }
 
-    fn on(tap: Tap, mac: Mac, mtu: u16) -> Result<Self, NetError> {
-        if !(68..=65_521).contains(&mtu) {
-            return Err(NetError::Mtu(mtu));
+    fn on(spec: &NetSpec, taps: Vec<Tap>) -> Result<Self, NetError> {
+        if !(68..=65_521).contains(&spec.mtu) {
+            return Err(NetError::Mtu(spec.mtu));
         }
+        let count = taps.len();
+        let fits = u16::try_from(count).ok();
+        let fits = fits.filter(|n| (1..=u16::from(NET_QUEUES_MAX)).contains(n));
+        let pairs = fits.ok_or(NetError::Queues(count))?;
         // MAC, link status, queue pairs, MTU.
         let mut config = [0; 12];
-        config[..6].copy_from_slice(&mac.0);
-        config[10..].copy_from_slice(&mtu.to_le_bytes());
-        Ok(Self {
-            tap,
+        config[..6].copy_from_slice(&spec.mac.0);
+        config[8..10].copy_from_slice(&pairs.to_le_bytes());
+        config[10..].copy_from_slice(&spec.mtu.to_le_bytes());
+        let mut queues = vec![QUEUE_SIZE; 2 * count];
+        if count > 1 {
+            queues.push(CONTROL_SIZE);
+        }
+        let NetLimit { tx, rx } = spec.limit.unwrap_or_default();
+        let throttle = |limit| Throttle::new(limit).map_err(NetError::Limit);
+        let mut net = Self {
+            pairs: taps.into_iter().map(Pair::new).collect(),
+            active: 1,
+            queues,
             config,
-            mtu,
+            mtu: spec.mtu,
             features: 0,
-            offloads: None,
-            buffers: VecDeque::new(),
-            room: 0,
-            fillable: false,
-        })
+            news: News::None,
+            tx: throttle(tx)?,
+            rx: throttle(rx)?,
+        };
+        net.attach_active()
+            .map_err(|(pair, error)| NetError::Queue(pair, error))?;
+        Ok(net)
     }
 
     fn agreed(&self, feature: u32) -> bool {
         self.features >> feature & 1 != 0
     }
 
-    /// Bytes that the next packet may have, header included.
-    fn longest(&self) -> u64 {
+    fn shape(&self) -> Shape {
         let segmented =
             self.agreed(VIRTIO_NET_F_GUEST_TSO4) || self.agreed(VIRTIO_NET_F_GUEST_TSO6);
         let packet = if segmented {
@@ -114,118 +144,133 @@ impl Net {
         } else {
             u32::from(self.mtu) + ETHERNET_BYTES
         };
-        u64::from(HEADER_BYTES + packet)
-    }
-
-    /// Takes buffers off the ring until the longest packet fits. Whether there is something to fill.
-    fn gather(&mut self, ring: &mut Ring<'_>) -> Result<bool, Violation> {
-        let mergeable = self.agreed(VIRTIO_NET_F_MRG_RXBUF);
-        let longest = self.longest();
-        loop {
-            let enough = if mergeable {
-                self.room >= longest
-            } else {
-                !self.buffers.is_empty()
-            };
-            // A driver whose whole ring is too small for the longest packet gets short ones cut.
-            if enough || (self.buffers.len() >= ring.size() && !self.buffers.is_empty()) {
-                return Ok(true);
-            }
-            match ring.pop()? {
-                Some(chain) if chain.writable.bytes() < u64::from(HEADER_BYTES) => {
-                    return Err(Violation::Request(
-                        "receive buffer without room for a header",
-                    ));
-                }
-                Some(chain) => {
-                    self.room += chain.writable.bytes();
-                    self.buffers.push_back(chain);
-                }
-                None if ring.arm()? => ring.disarm()?,
-                None => return Ok(false),
-            }
+        Shape {
+            longest: u64::from(HEADER_BYTES + packet),
+            mergeable: self.agreed(VIRTIO_NET_F_MRG_RXBUF),
         }
     }
 
-    /// Reads one packet into the guest's buffers.
-    fn fill(&mut self, ring: &mut Ring<'_>) -> Result<Filled, Violation> {
-        if !self.gather(ring)? {
-            return Ok(Filled::NoBuffers);
-        }
-        let usable = if self.agreed(VIRTIO_NET_F_MRG_RXBUF) {
-            self.buffers.len()
+    /// The queue of commands, which comes after all that the driver knows of (VIRTIO 1.2 section 5.1.2).
+    fn control_queue(&self) -> Option<usize> {
+        let pairs = if self.agreed(VIRTIO_NET_F_MQ) {
+            self.pairs.len()
         } else {
             1
         };
-        let mut list = IoVec::with_capacity(usable);
-        for chain in self.buffers.iter().take(usable) {
-            if !chain.writable.append_to(ring.ram(), &mut list) {
-                return Err(Violation::Request("receive buffers in too many pieces"));
-            }
-        }
-        let mut rest = match read_packet(self.tap.as_fd(), &list) {
-            Ok(0) => return Ok(Filled::NoPacket),
-            Ok(count) => count as u64,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Filled::NoPacket),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(Filled::Packet),
-            Err(error) => return Err(Violation::Host("read the TAP", error)),
-        };
-        let mut used = Vec::new();
-        let mut first = None;
-        while rest > 0 {
-            let Some(chain) = self.buffers.pop_front() else {
-                break;
-            };
-            let room = chain.writable.bytes();
-            let written = room.min(rest);
-            self.room -= room;
-            rest -= written;
-            used.push((chain.head, u32::try_from(written).unwrap_or(u32::MAX)));
-            first.get_or_insert(chain);
-        }
-        if let Some(mut chain) = first {
-            // The TAP leaves this field to us.
-            let count = u16::try_from(used.len()).expect("no more than the ring holds");
-            if chain.writable.split_front(NUM_BUFFERS).is_some() {
-                chain.writable.copy_from(ring.ram(), &count.to_le_bytes());
-            }
-        }
-        ring.complete_together(&used)?;
-        Ok(Filled::Packet)
+        self.agreed(VIRTIO_NET_F_CTRL_VQ).then_some(2 * pairs)
     }
 
-    fn deliver(&mut self, ring: &mut Ring<'_>) -> Result<(), Violation> {
+    /// The kernel hands packets to attached queues only.
+    fn attach_active(&mut self) -> Result<(), (usize, io::Error)> {
+        for (index, pair) in self.pairs.iter_mut().enumerate() {
+            pair.attach(index < self.active).map_err(|e| (index, e))?;
+        }
+        Ok(())
+    }
+
+    fn deliver(&mut self, index: usize, ring: &mut Ring<'_>) -> Result<(), Violation> {
+        let shape = self.shape();
+        let pair = &mut self.pairs[index];
         ring.disarm()?;
         for _ in 0..PACKETS_PER_TURN {
-            match self.fill(ring)? {
-                Filled::Packet => {}
+            if !self.rx.open() {
+                break;
+            }
+            match pair.fill(ring, shape)? {
+                Filled::Packet(bytes) => self.rx.take(bytes),
+                Filled::Interrupted => {}
                 Filled::NoPacket | Filled::NoBuffers => break,
             }
         }
-        ring.notify()
+        ring.notify()?;
+        // Leaves a packet's worth of buffers in hand, or the ring armed.
+        pair.fillable = pair.gather(ring, shape)?;
+        Ok(())
     }
 
-    fn transmit(&mut self, ring: &mut Ring<'_>) -> Result<Turn, Violation> {
-        let tap = &self.tap;
-        ring.drain(|ring, chain| {
-            let length = chain.readable.bytes();
-            let fits = (u64::from(HEADER_BYTES) + 1..=u64::from(HEADER_BYTES + SEGMENTED_MAX))
-                .contains(&length);
-            if let Some(list) = chain.readable.io_vec(ring.ram()).filter(|_| fits) {
-                // A packet that the kernel does not take is lost, as on any wire.
-                let _ = write_packet(tap.as_fd(), &list);
-            }
-            ring.complete(chain.head, 0)
-        })
+    fn transmit(&mut self, index: usize, ring: &mut Ring<'_>) -> Result<Turn, Violation> {
+        let with = (&self.pairs[index].tap, &mut self.tx);
+        ring.drain_while(
+            with,
+            |(_, tx)| tx.open(),
+            |ring, (tap, tx), chain| {
+                let header = u64::from(HEADER_BYTES);
+                let length = chain.readable.bytes();
+                let fits = (header + 1..=header + u64::from(SEGMENTED_MAX)).contains(&length);
+                tx.take(length.saturating_sub(header));
+                if let Some(list) = chain.readable.io_vec(ring.ram()).filter(|_| fits) {
+                    // A packet that the kernel does not take is lost, as on any wire.
+                    let _ = write_packet(tap.as_fd(), &list);
+                }
+                ring.complete(chain.head, 0)
+            },
+        )
+    }
+
+    /// Does what the driver commands (VIRTIO 1.2 section 5.1.6.5): there is one command.
+    fn command(&mut self, ring: &mut Ring<'_>) -> Result<Turn, Violation> {
+        let several = self.agreed(VIRTIO_NET_F_MQ);
+        let turn = ring.drain_while(
+            &mut *self,
+            |_| true,
+            |ring, net, mut chain| {
+                let answer = chain.writable.split_back(1);
+                let answer =
+                    answer.ok_or(Violation::Request("command without room for an answer"))?;
+                let mut command = [0; 4];
+                let whole = chain.readable.copy_to(ring.ram(), &mut command) == command.len();
+                let [class, which, low, high] = command.map(u32::from);
+                let pairs = usize::try_from(low | high << 8).expect("16 bits");
+                let set = (class, which) == (VIRTIO_NET_CTRL_MQ, VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET);
+                let known = whole && set && several && (1..=net.pairs.len()).contains(&pairs);
+                if known {
+                    net.active = pairs;
+                    net.news = News::Pairs;
+                }
+                let said = if known { VIRTIO_NET_OK } else { VIRTIO_NET_ERR };
+                answer.copy_from(ring.ram(), &said.to_le_bytes()[..1]);
+                ring.complete(chain.head, 1)
+            },
+        )?;
+        self.tell_tap()?;
+        Ok(turn)
     }
 
     fn tell_tap(&mut self) -> Result<(), Violation> {
-        match self.offloads.take() {
-            Some(offloads) => self
-                .tap
-                .set_offloads(offloads)
-                .map_err(|e| Violation::Host("set offloads", e)),
-            None => Ok(()),
+        match std::mem::replace(&mut self.news, News::None) {
+            News::None => return Ok(()),
+            News::Agreement => {
+                let offloads = self.offloads();
+                self.pairs[0]
+                    .tap
+                    .set_offloads(offloads)
+                    .map_err(|e| Violation::Host("set offloads", e))?;
+            }
+            News::Pairs => {}
+        }
+        self.attach_active()
+            .map_err(|(_, error)| Violation::Host("attach or detach a queue of the TAP", error))
+    }
+
+    /// What the kernel may leave undone in packets for the guest.
+    fn offloads(&self) -> u32 {
+        let each = [
+            (VIRTIO_NET_F_GUEST_CSUM, CHECKSUM),
+            (VIRTIO_NET_F_GUEST_TSO4, SEGMENTATION_4),
+            (VIRTIO_NET_F_GUEST_TSO6, SEGMENTATION_6),
+            (VIRTIO_NET_F_GUEST_ECN, CONGESTION),
+        ];
+        let agreed = each.into_iter().filter(|(f, _)| self.agreed(*f));
+        let offloads = agreed.fold(0, |all, (_, offload)| all | offload);
+        // Segmentation without checksums makes no sense, and the kernel refuses it; so it does with
+        // congestion marks without segmentation.
+        match (
+            offloads & CHECKSUM,
+            offloads & (SEGMENTATION_4 | SEGMENTATION_6),
+        ) {
+            (0, _) => 0,
+            (_, 0) => CHECKSUM,
+            _ => offloads,
         }
     }
 }
@@ -233,24 +278,30 @@ impl Net {
 impl Device for Net {
     const ID: u32 = VIRTIO_ID_NET;
 
-    fn queues(&self) -> &'static [u16] {
-        &QUEUES
+    fn queues(&self) -> &[u16] {
+        &self.queues
     }
 
     fn features(&self) -> u64 {
-        [
+        let always = [
             VIRTIO_NET_F_CSUM,
             VIRTIO_NET_F_GUEST_CSUM,
             VIRTIO_NET_F_MTU,
             VIRTIO_NET_F_MAC,
             VIRTIO_NET_F_GUEST_TSO4,
             VIRTIO_NET_F_GUEST_TSO6,
+            VIRTIO_NET_F_GUEST_ECN,
             VIRTIO_NET_F_HOST_TSO4,
             VIRTIO_NET_F_HOST_TSO6,
+            VIRTIO_NET_F_HOST_ECN,
             VIRTIO_NET_F_MRG_RXBUF,
-        ]
-        .into_iter()
-        .fold(0, |all, feature| all | 1 << feature)
+        ];
+        let several: &[u32] = match self.pairs.len() {
+            1 => &[],
+            _ => &[VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_MQ],
+        };
+        let all = always.iter().chain(several);
+        all.fold(0, |all, feature| all | 1 << feature)
     }
 
     fn config(&self) -> &[u8] {
@@ -259,50 +310,62 @@ impl Device for Net {
 
     fn activate(&mut self, features: u64) {
         self.features = features;
-        let pairs = [
-            (VIRTIO_NET_F_GUEST_CSUM, CHECKSUM),
-            (VIRTIO_NET_F_GUEST_TSO4, SEGMENTATION_4),
-            (VIRTIO_NET_F_GUEST_TSO6, SEGMENTATION_6),
-        ];
-        let agreed = pairs
-            .into_iter()
-            .filter(|(feature, _)| self.agreed(*feature));
-        let offloads = agreed.fold(0, |all, (_, offload)| all | offload);
-        // Segmentation without checksums makes no sense, and the kernel refuses it.
-        self.offloads = Some(if offloads & CHECKSUM == 0 {
-            0
-        } else {
-            offloads
-        });
+        self.news = News::Agreement;
     }
 
     fn reset(&mut self) {
         self.features = 0;
-        self.buffers.clear();
-        self.room = 0;
-        self.fillable = false;
+        self.active = 1;
+        self.news = News::None;
+        self.pairs.iter_mut().for_each(Pair::forget);
     }
 
     fn sources(&self, out: &mut Vec<Source>) {
-        // While there is no room, the guest's next buffers wake us, not the next packet.
-        out.push(if self.fillable {
-            Source::readable(&self.tap)
-        } else {
-            Source::never()
-        });
+        for (index, pair) in self.pairs.iter().enumerate() {
+            // While there is no room, the guest's next buffers wake us, not the next packet.
+            let wanted = index < self.active && pair.fillable && !self.rx.closed();
+            out.push(if wanted {
+                Source::readable(&pair.tap)
+            } else {
+                Source::never()
+            });
+        }
+        out.extend([self.rx.source(), self.tx.source()]);
     }
 
     fn serve(&mut self, ready: Ready, rings: &mut [Ring<'_>]) -> Result<Turn, Violation> {
         self.tell_tap()?;
-        if ready.queue(TO_GUEST) || ready.source(0) {
-            self.deliver(&mut rings[TO_GUEST])?;
-            // Leaves a packet's worth of buffers in hand, or the ring armed.
-            self.fillable = self.gather(&mut rings[TO_GUEST])?;
+        let mut turn = Turn::Done;
+        if let Some(queue) = self.control_queue().filter(|q| ready.queue(*q)) {
+            turn = turn.and(self.command(&mut rings[queue])?);
         }
-        if ready.queue(FROM_GUEST) {
-            return self.transmit(&mut rings[FROM_GUEST]);
+        let pairs = if self.agreed(VIRTIO_NET_F_MQ) {
+            self.pairs.len()
+        } else {
+            1
+        };
+        let count = self.pairs.len();
+        let (rx_opens, tx_opens) = (ready.source(count), ready.source(count + 1));
+        for index in 0..pairs {
+            let (to_guest, from_guest) = (2 * index, 2 * index + 1);
+            let arrives = ready.queue(to_guest) || ready.source(index) || rx_opens;
+            if index < self.active && arrives {
+                self.deliver(index, &mut rings[to_guest])?;
+            }
+            if ready.queue(from_guest) || tx_opens {
+                turn = turn.and(self.transmit(index, &mut rings[from_guest])?);
+            }
         }
-        Ok(Turn::Done)
+        Ok(turn)
+    }
+
+    fn quiesce(&mut self, rings: &mut [Ring<'_>]) -> Result<(), Violation> {
+        for (index, pair) in self.pairs.iter_mut().enumerate() {
+            let heads = pair.buffers.iter().map(|chain| chain.head);
+            rings[2 * index].untake(&heads.collect::<Vec<_>>())?;
+            pair.forget();
+        }
+        Ok(())
     }
 }
 

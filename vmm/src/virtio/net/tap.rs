@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
-use crate::confine::TUNSETOFFLOAD;
+use crate::confine::{TUNSETOFFLOAD, TUNSETQUEUE};
 
 /// Bytes of `struct virtio_net_hdr_v1` before each packet.
 pub(crate) const HEADER_BYTES: u32 = 12;
@@ -18,6 +18,7 @@ pub(crate) const HEADER_BYTES: u32 = 12;
 pub(crate) const CHECKSUM: u32 = 1;
 pub(crate) const SEGMENTATION_4: u32 = 2;
 pub(crate) const SEGMENTATION_6: u32 = 4;
+pub(crate) const CONGESTION: u32 = 8;
 
 nix::ioctl_write_ptr_bad!(
     set_header_bytes,
@@ -69,6 +70,27 @@ impl Tap {
         let request = libc::Ioctl::try_from(request).expect("31 bits");
         // SAFETY: TUNSETOFFLOAD takes its argument by value and touches no memory of ours.
         match unsafe { libc::ioctl(self.file.as_raw_fd(), request, argument) } {
+            -1 => Err(io::Error::last_os_error()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether the kernel hands packets to this queue of a TAP with several.
+    pub(crate) fn attach(&self, wanted: bool) -> io::Result<()> {
+        #[cfg(any(test, feature = "fuzz"))]
+        if self.is_fake {
+            return Ok(());
+        }
+        let flag = match wanted {
+            true => libc::IFF_ATTACH_QUEUE,
+            false => libc::IFF_DETACH_QUEUE,
+        };
+        // SAFETY: ifreq is plain data (arrays and a union of integers), for which all zero is a value.
+        let mut argument: libc::ifreq = unsafe { std::mem::zeroed() };
+        argument.ifr_ifru.ifru_flags = libc::c_short::try_from(flag).expect("11 bits");
+        let request = libc::Ioctl::try_from(u64::from(TUNSETQUEUE)).expect("31 bits");
+        // SAFETY: TUNSETQUEUE reads one ifreq, which lives across the call.
+        match unsafe { libc::ioctl(self.file.as_raw_fd(), request, &raw const argument) } {
             -1 => Err(io::Error::last_os_error()),
             _ => Ok(()),
         }

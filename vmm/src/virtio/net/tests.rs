@@ -5,28 +5,43 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair};
 use proptest::prelude::*;
 
+use types::Mac;
+use types::vm::{Fd, Limit, Rate};
+
 use super::*;
 use crate::virtio::testing::{DATA, Driver, hostile};
 
 const MERGEABLE: u64 = 1 << VIRTIO_NET_F_MRG_RXBUF;
+const SEVERAL: u64 = 1 << VIRTIO_NET_F_MQ | 1 << VIRTIO_NET_F_CTRL_VQ;
 const SEGMENTED: u64 = 1 << VIRTIO_NET_F_GUEST_TSO4 | 1 << VIRTIO_NET_F_GUEST_CSUM;
 
-fn card(features: u64) -> (Net, OwnedFd) {
+const TO_GUEST: usize = 0;
+const FROM_GUEST: usize = 1;
+
+fn spec() -> NetSpec {
+    NetSpec::new(Fd(4), Mac([2, 0, 0, 0, 0, 1]), 1500)
+}
+
+fn wire() -> (File, OwnedFd) {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let (ours, wire) =
         socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags).expect("sockets");
-    let mut net = Net {
-        tap: Tap::fake(File::from(ours)),
-        config: [0; 12],
-        mtu: 1500,
-        features: 0,
-        offloads: None,
-        buffers: VecDeque::new(),
-        room: 0,
-        fillable: false,
-    };
+    (File::from(ours), wire)
+}
+
+fn card(features: u64) -> (Net, OwnedFd) {
+    let (ours, wire) = wire();
+    let mut net = Net::fake(&spec(), vec![ours]).expect("makes");
     net.activate(features);
     (net, wire)
+}
+
+/// A card with several pairs, all agreed on.
+fn wide_card(pairs: usize) -> (Net, Vec<OwnedFd>) {
+    let (ours, wires): (Vec<_>, Vec<_>) = (0..pairs).map(|_| wire()).unzip();
+    let mut net = Net::fake(&spec(), ours).expect("makes");
+    net.activate(MERGEABLE | SEVERAL);
+    (net, wires)
 }
 
 fn arrive(wire: &OwnedFd, packet: &[u8]) {
@@ -64,7 +79,7 @@ fn packets_wait_until_there_is_room_for_the_longest() {
         driver.offer(TO_GUEST, &[], &[(DATA + n * 0x1000, 4096)]);
     }
     let _ = driver.turn(&mut net).expect("rules kept");
-    assert!(driver.used(TO_GUEST).is_empty() && !net.fillable);
+    assert!(driver.used(TO_GUEST).is_empty() && !net.pairs[0].fillable);
     driver.offer(TO_GUEST, &[], &[(DATA + 0x10_0000, 4096)]);
     let _ = driver.turn(&mut net).expect("rules kept");
     assert_eq!(
@@ -121,6 +136,151 @@ fn a_reset_card_forgets_the_buffers_it_held() {
     assert!(driver.used(TO_GUEST).is_empty());
 }
 
+/// Gives a command and takes the answer.
+fn command(driver: &mut Driver, net: &mut Net, queue: usize, bytes: &[u8]) -> u8 {
+    let (at, answer) = (DATA + 0x8_0000, DATA + 0x8_1000);
+    driver.write(at, bytes);
+    driver.write(answer, &[0xee]);
+    let length = u32::try_from(bytes.len()).expect("small");
+    driver.offer(queue, &[(at, length)], &[(answer, 1)]);
+    let _ = driver.turn(net).expect("rules kept");
+    assert_eq!(driver.used(queue).len(), 1);
+    driver.read(answer, 1)[0]
+}
+
+#[test]
+fn packets_arrive_on_the_pairs_that_the_driver_has_asked_for() {
+    let (mut net, wires) = wide_card(3);
+    assert_eq!(net.queues(), [256, 256, 256, 256, 256, 256, 16]);
+    assert_eq!(net.config()[8..10], [3, 0]);
+    let mut driver = Driver::new(&[16, 16, 16, 16, 16, 16, 16]);
+    for pair in 0..3u64 {
+        driver.offer(
+            2 * usize::try_from(pair).expect("small"),
+            &[],
+            &[(DATA + pair * 0x1000, 4096)],
+        );
+    }
+    wires.iter().for_each(|wire| arrive(wire, &[1; 100]));
+    let _ = driver.turn(&mut net).expect("rules kept");
+    let arrived = |driver: &mut Driver| [0, 2, 4].map(|queue| driver.used(queue).len());
+    assert_eq!(arrived(&mut driver), [1, 0, 0]);
+    assert_eq!(command(&mut driver, &mut net, 6, &[4, 0, 2, 0]), 0);
+    let _ = driver.turn(&mut net).expect("rules kept");
+    assert_eq!(arrived(&mut driver), [0, 1, 0]);
+    let attached: Vec<_> = net.pairs.iter().map(Pair::is_attached).collect();
+    assert_eq!(attached, [true, true, false]);
+    // Too many, none, half a number, an unknown command: the answer is an error, and nothing changes.
+    for bytes in [
+        &[4, 0, 4, 0][..],
+        &[4, 0, 0, 0],
+        &[4, 0, 1],
+        &[4, 1, 1, 0],
+        &[1, 0, 1, 0],
+    ] {
+        assert_eq!(command(&mut driver, &mut net, 6, bytes), 1);
+        assert_eq!(net.active, 2);
+    }
+    net.reset();
+    assert_eq!(net.active, 1);
+}
+
+#[test]
+fn a_driver_that_knows_commands_but_no_pairs_has_its_commands_in_the_third_queue() {
+    let (mut net, _wires) = wide_card(2);
+    net.reset();
+    net.activate(1 << VIRTIO_NET_F_CTRL_VQ);
+    let mut driver = Driver::new(&[16; 5]);
+    assert_eq!(command(&mut driver, &mut net, 2, &[4, 0, 2, 0]), 1);
+    assert_eq!(net.active, 1);
+}
+
+#[test]
+fn a_card_has_one_to_a_few_pairs() {
+    for pairs in [0, usize::from(NET_QUEUES_MAX) + 1] {
+        let taps = (0..pairs).map(|_| wire().0).collect();
+        let made = Net::fake(&spec(), taps);
+        assert!(matches!(made, Err(NetError::Queues(n)) if n == pairs));
+    }
+}
+
+#[test]
+fn a_limit_holds_each_direction_back_and_a_timer_says_when_it_goes_on() {
+    let value = |v| std::num::NonZeroU64::new(v).expect("not zero");
+    // So slow that a test never sees the third one.
+    let two = Rate {
+        per_second: value(1),
+        burst: value(2),
+    };
+    let limit = Limit {
+        operations: Some(two),
+        bytes: None,
+    };
+    for (tx, rx) in [(Some(limit), None), (None, Some(limit))] {
+        let (ours, wire) = wire();
+        let spec = NetSpec {
+            limit: Some(NetLimit { tx, rx }),
+            ..spec()
+        };
+        let mut net = Net::fake(&spec, vec![ours]).expect("makes");
+        net.activate(MERGEABLE);
+        let mut driver = Driver::new(&[16, 16]);
+        for n in 0..4 {
+            driver.offer(TO_GUEST, &[], &[(DATA + n * 0x1000, 4096)]);
+            driver.offer(FROM_GUEST, &[(DATA, 112)], &[]);
+            arrive(&wire, &[1; 100]);
+        }
+        for _ in 0..3 {
+            let _ = driver.turn(&mut net).expect("rules kept");
+        }
+        let passed = (driver.used(FROM_GUEST).len(), driver.used(TO_GUEST).len());
+        let mut sources = Vec::new();
+        net.sources(&mut sources);
+        let timers = [sources[2] != Source::never(), sources[1] != Source::never()];
+        match tx {
+            Some(_) => assert_eq!((passed, timers), ((2, 4), [true, false])),
+            None => assert_eq!((passed, timers), ((4, 2), [false, true])),
+        }
+    }
+}
+
+#[test]
+fn a_card_at_rest_holds_no_buffer_and_fills_them_afterwards_in_their_order() {
+    let (mut net, wire) = card(MERGEABLE | SEGMENTED);
+    let mut driver = Driver::new(&[64, 16]);
+    let heads: Vec<u16> = (0..20)
+        .map(|n| driver.offer(TO_GUEST, &[], &[(DATA + n * 0x1000, 4096)]))
+        .collect();
+    let _ = driver.turn(&mut net).expect("rules kept");
+    assert!(!net.pairs[0].buffers.is_empty());
+    driver.quiesce(&mut net).expect("rests");
+    assert_eq!(driver.rings()[TO_GUEST].waiting(), 20);
+    arrive(&wire, &[1; 100]);
+    arrive(&wire, &[1; 100]);
+    let _ = driver.turn(&mut net).expect("rules kept");
+    assert_eq!(driver.used(TO_GUEST), [(heads[0], 112), (heads[1], 112)]);
+}
+
+#[test]
+fn offloads_are_asked_of_the_kernel_only_as_far_as_they_make_sense() {
+    let cases = [
+        (0, 0),
+        (1 << VIRTIO_NET_F_GUEST_TSO4, 0),
+        (
+            1 << VIRTIO_NET_F_GUEST_CSUM | 1 << VIRTIO_NET_F_GUEST_ECN,
+            CHECKSUM,
+        ),
+        (SEGMENTED, CHECKSUM | SEGMENTATION_4),
+        (
+            SEGMENTED | 1 << VIRTIO_NET_F_GUEST_TSO6 | 1 << VIRTIO_NET_F_GUEST_ECN,
+            CHECKSUM | SEGMENTATION_4 | SEGMENTATION_6 | CONGESTION,
+        ),
+    ];
+    for (features, offloads) in cases {
+        assert_eq!(card(features).0.offloads(), offloads, "{features:#x}");
+    }
+}
+
 proptest! {
     #[test]
     fn no_descriptors_make_the_card_panic(
@@ -142,7 +302,7 @@ proptest! {
             if driver.turn(&mut net).is_err() {
                 net.reset();
             }
-            prop_assert!(net.buffers.len() <= 16 + 1);
+            prop_assert!(net.pairs[0].buffers.len() <= 16 + 1);
         }
     }
 }

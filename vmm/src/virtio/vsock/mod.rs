@@ -312,7 +312,7 @@ fn read(ring: &Ring<'_>, chain: &Chain) -> Result<(Header, Vec<u8>), Violation> 
 impl Device for Vsock {
     const ID: u32 = VIRTIO_ID_VSOCK;
 
-    fn queues(&self) -> &'static [u16] {
+    fn queues(&self) -> &[u16] {
         &QUEUES
     }
 
