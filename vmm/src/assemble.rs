@@ -211,7 +211,7 @@ pub(crate) fn assemble() -> Result<Machine, SetupError> {
     let mut slots = Slots::default();
     let mut workers = Vec::new();
     for (disk, file, lazy) in parts.disks {
-        let device = Blk::new(&disk, file, lazy, &outbox)?;
+        let device = Blk::new(&disk, file, lazy, confine::seal_ring, &outbox)?;
         let served = slots.add(device, &ram)?;
         workers.push(Worker {
             name: format!("blk {}", disk.serial),

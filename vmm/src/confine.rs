@@ -12,6 +12,8 @@ use seccompiler::{
     SeccompFilter, SeccompRule, TargetArch,
 };
 
+use crate::virtio::blk::RING_ENTRIES;
+
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ConfineError {
     #[error("set {0}")]
@@ -84,6 +86,12 @@ pub(crate) const TUNSETOFFLOAD: u32 = 0x4004_54d0;
 /// TUNSETQUEUE of `Net::attach_active`.
 pub(crate) const TUNSETQUEUE: u32 = 0x4004_54d9;
 
+/// IORING_REGISTER_*: what a ring may be told before it is switched on.
+const REGISTER_FILES: u32 = 2;
+const REGISTER_RESTRICTIONS: u32 = 11;
+const REGISTER_ENABLE_RINGS: u32 = 12;
+const REGISTER_IOWQ_MAX_WORKERS: u32 = 19;
+
 /// Every thread: the allocator, locks, messages, its own end.
 const COMMON: &[Call] = &[
     any(libc::SYS_brk),                                              // allocator
@@ -126,20 +134,38 @@ const MAIN: &[Call] = &[
 const VCPU: &[Call] = &[
     with(libc::SYS_ioctl, 1, KVM_RUN),      // VcpuFd::run
     with(libc::SYS_ioctl, 1, KVM_GET_REGS), // vcpu::internal_error
+    any(libc::SYS_io_uring_enter),          // Engine::settle, where the driver resets a disk
+    any(libc::SYS_fdatasync),               // the same
+    any(libc::SYS_preadv),                  // the same
+    any(libc::SYS_pwritev),                 // the same
+    any(libc::SYS_fallocate),               // the same
 ];
 
 /// KVM_GET_REGS.
 const KVM_GET_REGS: u32 = 0x8090_ae81;
 
 const BLK: &[Call] = &[
-    any(libc::SYS_poll),            // event::run
-    any(libc::SYS_preadv),          // Disk::read
-    any(libc::SYS_pwritev),         // Disk::write
-    any(libc::SYS_fdatasync),       // Disk::flush
-    any(libc::SYS_fallocate),       // Disk::discard, Disk::write_zeroes
-    any(libc::SYS_recvfrom),        // Blk::hear
-    any(libc::SYS_sendto),          // Blk::ask, Outbox::post
-    any(libc::SYS_timerfd_settime), // Throttle::open
+    // Uring::new. What such a ring may do is not for a filter to see: see `seal_ring`.
+    with(libc::SYS_io_uring_setup, 0, RING_ENTRIES),
+    with(libc::SYS_io_uring_register, 1, REGISTER_FILES),
+    with(libc::SYS_io_uring_register, 1, REGISTER_RESTRICTIONS),
+    with(libc::SYS_io_uring_register, 1, REGISTER_ENABLE_RINGS),
+    with(libc::SYS_io_uring_register, 1, REGISTER_IOWQ_MAX_WORKERS),
+    with(
+        libc::SYS_prctl,
+        0,
+        libc::PR_SET_NO_NEW_PRIVS.cast_unsigned(),
+    ), // seal_ring
+    with(libc::SYS_seccomp, 0, libc::SECCOMP_SET_MODE_FILTER), // seal_ring
+    any(libc::SYS_io_uring_enter),                             // Uring::submit, Uring::wait
+    any(libc::SYS_poll),                                       // event::run
+    any(libc::SYS_preadv),                                     // Disk::read
+    any(libc::SYS_pwritev),                                    // Disk::write
+    any(libc::SYS_fdatasync),                                  // Disk::flush
+    any(libc::SYS_fallocate),                                  // Disk::discard, Disk::write_zeroes
+    any(libc::SYS_recvfrom),                                   // Blk::hear
+    any(libc::SYS_sendto),                                     // Blk::ask, Outbox::post
+    any(libc::SYS_timerfd_settime),                            // Throttle::open
 ];
 
 const NET: &[Call] = &[
@@ -177,6 +203,19 @@ pub(crate) fn filter(kind: Kind) -> Result<BpfProgram, ConfineError> {
     SeccompFilter::new(rules, kill, allow, TargetArch::x86_64)
         .and_then(BpfProgram::try_from)
         .map_err(ConfineError::Build)
+}
+
+/// For the calling thread, which has made the one ring that it needs: from now on it makes and changes none. A
+/// ring is restricted by who makes it, and one that is not would do what no filter sees. Until this is
+/// called that is left to the rest of the jail: no path to open, no network to reach.
+pub(crate) fn seal_ring() -> Result<(), String> {
+    let calls = [libc::SYS_io_uring_setup, libc::SYS_io_uring_register];
+    let rules = calls.map(|number| (number, Vec::new())).into();
+    let (allow, kill) = (SeccompAction::Allow, SeccompAction::KillProcess);
+    let filter = SeccompFilter::new(rules, allow, kill, TargetArch::x86_64);
+    let filter = filter.and_then(BpfProgram::try_from);
+    let filter = filter.map_err(|e| e.to_string())?;
+    install(&filter).map_err(|e| format!("seal the ring: {e}"))
 }
 
 /// For the whole process, before any thread starts: no privileges by exec, no core dump, no tracer of

@@ -105,7 +105,7 @@ impl Guest {
         let outbox = Arc::new(Outbox::new(None).expect("an event counter"));
         let disk = |read_only, lazy| {
             let spec = DiskSpec::new("upper", Fd(4), read_only);
-            let blk = Blk::new(&spec, file(DISK_BYTES), lazy, &outbox);
+            let blk = Blk::new(&spec, file(DISK_BYTES), lazy, || Ok(()), &outbox);
             slot(blk.expect("a good disk"), &ram)
         };
         let mut inbox = None;

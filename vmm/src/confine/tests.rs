@@ -5,6 +5,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Stdio};
 
 use super::*;
+use crate::virtio::blk;
 
 /// Set in the child: what it is to do under the filter.
 const DEED: &str = "SIFR_VMM_TEST_DEED";
@@ -34,6 +35,22 @@ fn act(deed: &str) {
         "net opens" => {
             install_as(Kind::Net);
             open();
+        }
+        "blk makes a ring" => {
+            let (mut blk, mut driver) = blk::tests::deep();
+            install_as(Kind::Blk);
+            blk::tests::go_deep(&mut blk, &mut driver);
+            // Nothing is closed that asks for its flags first.
+            std::mem::forget((blk, driver));
+        }
+        "blk makes another ring" => {
+            install_as(Kind::Blk);
+            seal_ring().expect("seals");
+            let _ = io_uring::IoUring::new(crate::virtio::blk::RING_ENTRIES);
+        }
+        "blk makes a ring of another size" => {
+            install_as(Kind::Blk);
+            let _ = io_uring::IoUring::new(8);
         }
         "vcpu makes a socket" => {
             install_as(Kind::Vcpu);
@@ -124,6 +141,8 @@ fn forbidden_calls_kill_the_process() {
         "net opens",
         "vcpu makes a socket",
         "blk runs a program",
+        "blk makes another ring",
+        "blk makes a ring of another size",
         "vcpu asks an ioctl of another kind",
     ] {
         assert_eq!(run(deed).signal(), Some(libc::SIGSYS), "{deed}");
@@ -138,6 +157,7 @@ fn needed_calls_pass() {
         "vcpu runs",
         "vcpu reads registers",
         "net agrees on offloads",
+        "blk makes a ring",
     ] {
         assert_eq!(run(deed).code(), Some(0), "{deed}");
     }

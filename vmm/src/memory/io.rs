@@ -46,6 +46,11 @@ impl<'m> IoVec<'m> {
         true
     }
 
+    /// For a call that goes on after its list's borrow has ended.
+    pub(crate) fn detach(self) -> Detached {
+        Detached { list: self.list }
+    }
+
     /// Total length.
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
@@ -73,6 +78,23 @@ impl<'m> IoVec<'m> {
 
     fn count(&self) -> i32 {
         i32::try_from(self.list.len()).expect("at most IOV_MAX")
+    }
+}
+
+/// The same pieces without the promise that they stay mapped: who hands it to the kernel keeps that.
+#[derive(Debug, Default)]
+pub(crate) struct Detached {
+    list: Vec<libc::iovec>,
+}
+
+// SAFETY: the addresses mean the same in every thread, and nothing is read or written through them here.
+unsafe impl Send for Detached {}
+
+impl Detached {
+    /// First piece and count, for as long as this lives.
+    pub(crate) fn raw(&self) -> (*const libc::iovec, u32) {
+        let count = u32::try_from(self.list.len()).expect("at most IOV_MAX");
+        (self.list.as_ptr(), count)
     }
 }
 

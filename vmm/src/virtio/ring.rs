@@ -85,7 +85,6 @@ impl<'a> Ring<'a> {
     }
 
     /// Chains that wait to be taken, by the driver's account: at most the ring's size.
-    #[cfg(test)]
     pub(crate) fn waiting(&self) -> usize {
         if !self.queue.ready() {
             return 0;

@@ -9,7 +9,7 @@ use std::os::fd::AsFd;
 
 use nix::fcntl::{FallocateFlags, fallocate};
 
-use super::request::{ByteRange, Outcome};
+use super::request::{ByteRange, Operation, Outcome};
 use crate::memory::GuestRam;
 use crate::memory::io::{read_exact_at, write_all_at};
 use crate::report;
@@ -57,29 +57,45 @@ impl Disk {
             return Outcome::IoError;
         }
         let synced = self.file.sync_data();
+        self.judge(synced)
+    }
+
+    /// What a sync has come to that another did for us; `result` as the system call's, negative errors.
+    pub(crate) fn synced(&mut self, result: i32) -> Outcome {
+        match result.wrapping_neg() {
+            // It has not begun.
+            libc::EAGAIN | libc::EINTR | libc::ECANCELED => self.flush(),
+            0 => self.judge(Ok(())),
+            error => self.judge(Err(io::Error::from_raw_os_error(error))),
+        }
+    }
+
+    fn judge(&mut self, synced: io::Result<()>) -> Outcome {
         if let Err(error) = &synced {
             self.lost = true;
             report::line(&format!("a disk has lost writes: {error}"));
         }
-        outcome(Some(synced))
+        match self.lost {
+            true => Outcome::IoError,
+            false => Outcome::Ok,
+        }
     }
 
-    /// Discarding is advice: a file system that cannot is no error of the guest's.
-    pub(crate) fn discard(&self, ranges: &[ByteRange]) -> Outcome {
-        self.on_each(ranges, |_| FallocateFlags::FALLOC_FL_PUNCH_HOLE)
+    /// Whether no flush is good any more.
+    pub(crate) fn lost(&self) -> bool {
+        self.lost
     }
 
-    pub(crate) fn write_zeroes(&self, ranges: &[ByteRange]) -> Outcome {
-        self.on_each(ranges, |range| match range.unmap {
-            true => FallocateFlags::FALLOC_FL_PUNCH_HOLE,
-            false => FallocateFlags::FALLOC_FL_ZERO_RANGE,
-        })
+    pub(crate) fn file(&self) -> &File {
+        &self.file
     }
 
-    fn on_each(&self, ranges: &[ByteRange], how: impl Fn(&ByteRange) -> FallocateFlags) -> Outcome {
+    /// Discards or zeroes ranges, as `operation` says. Discarding is advice: a file system that cannot is no
+    /// error of the guest's.
+    pub(crate) fn allocate(&self, operation: &Operation, ranges: &[ByteRange]) -> Outcome {
         let signed = |value: u64| i64::try_from(value).expect("ranges lie inside the file");
         for range in ranges {
-            let flags = how(range) | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+            let flags = allocation(operation, range);
             match fallocate(&self.file, flags, signed(range.start), signed(range.length)) {
                 Ok(()) => {}
                 Err(nix::errno::Errno::EOPNOTSUPP) => return Outcome::Unsupported,
@@ -88,6 +104,20 @@ impl Disk {
         }
         Outcome::Ok
     }
+}
+
+/// How a range is given back or zeroed.
+pub(super) fn allocation(operation: &Operation, range: &ByteRange) -> FallocateFlags {
+    let how = match operation {
+        Operation::WriteZeroes(_) if !range.unmap => FallocateFlags::FALLOC_FL_ZERO_RANGE,
+        Operation::WriteZeroes(_)
+        | Operation::Discard(_)
+        | Operation::Read { .. }
+        | Operation::Write { .. }
+        | Operation::Flush
+        | Operation::Identify { .. } => FallocateFlags::FALLOC_FL_PUNCH_HOLE,
+    };
+    how | FallocateFlags::FALLOC_FL_KEEP_SIZE
 }
 
 /// `None`: the request has more pieces than one system call takes.

@@ -1,11 +1,15 @@
 //! virtio-blk: one disk, as many queues as its guest has vCPUs, one thread.
 //!
 //! Owns: requests from ring to answer, and those that wait for chunks of a lazy disk. While one waits,
-//! the others go on. What a limit does not let begin stays in the rings: nothing is dropped.
+//! the others go on. What a limit does not let begin stays in the rings: nothing is dropped. Requests go
+//! one after the other until several have waited at once a few times; from then on they are in flight
+//! together wherever there is more than one, if the kernel has an io_uring for us.
 
 mod disk;
+mod engine;
 mod lazy;
 mod request;
+mod uring;
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -16,7 +20,7 @@ use std::sync::Arc;
 use flist::wire::{self, PACKET_BYTES, ToVmm};
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv, send};
-use types::vm::{DISK_QUEUES_MAX, Disk as DiskSpec, FromVmm};
+use types::vm::{DISK_QUEUES_MAX, Disk as DiskSpec, Engine as Wish, FromVmm};
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO,
     VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_WRITE_ZEROES,
@@ -24,10 +28,12 @@ use virtio_bindings::virtio_blk::{
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 
 use self::disk::Disk;
+use self::engine::{Done, Engine};
 use self::lazy::{News, Wants};
 use self::request::{
     Limits, Operation, Outcome, RANGE_SECTORS_MAX, RANGES_MAX, Request, SECTOR, SERIAL_BYTES,
 };
+pub(crate) use self::uring::ENTRIES as RING_ENTRIES;
 use super::chain::DESCRIPTORS_MAX;
 use super::limit::Throttle;
 use super::ring::{Ring, Violation};
@@ -36,6 +42,7 @@ use crate::control::Outbox;
 use crate::event::Source;
 use crate::memory::GuestRam;
 use crate::memory::shared::{ChunkMap, SharedMapError};
+use crate::report;
 
 const QUEUE_SIZE: u16 = 256;
 /// Data pieces of a request: a chain less header and status.
@@ -45,6 +52,16 @@ const _: () = assert!(SEGMENTS_MAX as usize + 2 == DESCRIPTORS_MAX);
 const CHUNKS: usize = 0;
 /// Most packets of the chunk daemon taken in one turn.
 const PACKETS_PER_TURN: usize = 64;
+
+/// A turn that finds this many requests waiting is deep; after so many deep turns a ring is made. A guest that
+/// boots has a few: making a ring costs it more than it gains.
+const DEEP: usize = 4;
+const DEEP_TURNS: u32 = 8;
+/// With a ring, fewer than this go faster without.
+const OVERLAP: usize = 2;
+
+/// Takes the right to make another ring from the thread that has made one.
+pub(crate) type Seal = fn() -> Result<(), String>;
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BlkError {
@@ -62,6 +79,19 @@ pub(crate) enum BlkError {
     Map(String, #[source] SharedMapError),
     #[error("disk {serial:?} has {file} bytes, its chunk map says {map}")]
     Short { serial: String, file: u64, map: u64 },
+}
+
+/// How requests reach the kernel.
+#[derive(Debug)]
+enum Way {
+    /// One after the other, as the specification wants it.
+    Sync,
+    /// One after the other so far; deep turns seen.
+    Untried(u32),
+    /// In flight together, where there are several.
+    Ring(Box<Engine>),
+    /// One after the other: the kernel has no ring for us.
+    Refused,
 }
 
 /// What makes a disk lazy.
@@ -92,6 +122,10 @@ pub(crate) struct Blk {
     /// Requests of each queue that were taken and are not answered: no more than its ring has entries.
     outstanding: Vec<usize>,
     throttle: Throttle,
+    way: Way,
+    seal: Seal,
+    /// Requests of this turn go into the ring.
+    overlap: bool,
     /// The queue that is looked at first in the next turn, so that none starves behind a limit.
     first: usize,
     outbox: Arc<Outbox>,
@@ -115,6 +149,7 @@ impl Blk {
         spec: &DiskSpec,
         file: File,
         lazy: Option<LazyParts>,
+        seal: Seal,
         outbox: &Arc<Outbox>,
     ) -> Result<Self, BlkError> {
         let (serial, read_only) = (spec.serial.as_str(), spec.read_only);
@@ -164,6 +199,12 @@ impl Blk {
             parked: Vec::new(),
             outstanding: vec![0; spec.queues.into()],
             throttle,
+            way: match spec.engine {
+                Wish::Auto => Way::Untried(0),
+                Wish::Sync => Way::Sync,
+            },
+            seal,
+            overlap: false,
             first: 0,
             outbox: Arc::clone(outbox),
         })
@@ -189,8 +230,9 @@ impl Blk {
                 answer[..self.serial.len()].copy_from_slice(self.serial.as_bytes());
                 (Outcome::Ok, data.copy_from(ram, &answer) as u64)
             }
-            Operation::Discard(ranges) => (self.disk.discard(ranges), 0),
-            Operation::WriteZeroes(ranges) => (self.disk.write_zeroes(ranges), 0),
+            Operation::Discard(ranges) | Operation::WriteZeroes(ranges) => {
+                (self.disk.allocate(operation, ranges), 0)
+            }
         }
     }
 
@@ -213,16 +255,107 @@ impl Blk {
         request: Request,
     ) -> Result<(), Violation> {
         match self.missing(&request) {
-            Missing::Nothing => {
-                let (outcome, filled) = self.execute(ring.ram(), &request);
-                Self::answer(ring, &request, outcome, filled)
-            }
+            Missing::Nothing => self.start(queue, ring, request),
             Missing::Wanted => {
                 self.hold(queue, ring)?;
                 self.parked.push(Parked { queue, request });
                 Ok(())
             }
             Missing::Never => Self::answer(ring, &request, Outcome::IoError, 0),
+        }
+    }
+
+    /// Begins a request, or does it.
+    fn start(
+        &mut self,
+        queue: usize,
+        ring: &mut Ring<'_>,
+        mut request: Request,
+    ) -> Result<(), Violation> {
+        let flush = matches!(request.operation, Ok(Operation::Flush));
+        let nothing = flush && self.limits.read_only;
+        if self.overlap && !nothing {
+            self.hold(queue, ring)?;
+            if let Way::Ring(engine) = &mut self.way {
+                request = match engine.begin(queue, request, self.write_through) {
+                    Ok(()) => return Ok(()),
+                    Err(request) => request,
+                };
+            }
+            self.outstanding[queue] -= 1;
+        }
+        let (outcome, filled) = self.execute(ring.ram(), &request);
+        Self::answer(ring, &request, outcome, filled)
+    }
+
+    /// Decides how this turn's requests go, by how many there are.
+    fn choose(&mut self, rings: &[Ring<'_>]) {
+        let waiting: usize = rings.iter().map(Ring::waiting).sum();
+        let depth = waiting + self.parked.len();
+        if let Way::Untried(turns) = &mut self.way {
+            *turns += u32::from(depth >= DEEP);
+            if *turns >= DEEP_TURNS {
+                self.make_ring(rings[0].ram());
+            }
+        }
+        self.overlap = match &self.way {
+            Way::Ring(engine) => depth >= OVERLAP || !engine.is_idle(),
+            Way::Sync | Way::Untried(_) | Way::Refused => false,
+        };
+    }
+
+    fn make_ring(&mut self, ram: &GuestRam) {
+        let made = Engine::new(self.disk.file(), ram).map_err(|e| e.to_string());
+        self.way = match made.and_then(|engine| (self.seal)().map(|()| engine)) {
+            Ok(engine) => Way::Ring(Box::new(engine)),
+            Err(error) => {
+                report::line(&format!(
+                    "disk {:?}: requests go one after the other, the kernel has no io_uring for us: {error}",
+                    self.serial
+                ));
+                Way::Refused
+            }
+        };
+    }
+
+    /// Takes what the ring has done, and hands it what is queued.
+    fn fly(&mut self, rings: &mut [Ring<'_>]) -> Result<Turn, Violation> {
+        let Way::Ring(engine) = &mut self.way else {
+            return Ok(Turn::Done);
+        };
+        let mut done = Vec::new();
+        let turned = engine.turn(&mut self.disk, &mut done);
+        self.land(rings, done)?;
+        match turned {
+            Ok(()) => Ok(Turn::Done),
+            Err(error) => match error.kind() {
+                io::ErrorKind::WouldBlock | io::ErrorKind::ResourceBusy => Ok(Turn::Again),
+                _ => Err(Violation::Host("begin requests of a disk", error)),
+            },
+        }
+    }
+
+    fn land(&mut self, rings: &mut [Ring<'_>], done: Vec<Done>) -> Result<(), Violation> {
+        for Done {
+            queue,
+            request,
+            outcome,
+        } in done
+        {
+            self.outstanding[queue] -= 1;
+            let filled = match &request.operation {
+                Ok(Operation::Read { data, .. }) => data.bytes(),
+                Ok(_) | Err(_) => 0,
+            };
+            Self::answer(&mut rings[queue], &request, outcome, filled)?;
+        }
+        rings.iter_mut().try_for_each(Ring::notify)
+    }
+
+    fn has_room(&self) -> bool {
+        match &self.way {
+            Way::Ring(engine) => !self.overlap || engine.has_room(),
+            Way::Sync | Way::Untried(_) | Way::Refused => true,
         }
     }
 
@@ -345,7 +478,7 @@ impl Blk {
         for queue in (self.first..count).chain(0..self.first) {
             turn = turn.and(rings[queue].drain_while(
                 &mut *self,
-                |blk| blk.throttle.open(),
+                |blk| blk.has_room() && blk.throttle.open(),
                 |ring, blk, chain| {
                     let request = Request::read(ring.ram(), chain, limits)?;
                     blk.throttle.take(request.data_bytes());
@@ -417,6 +550,10 @@ impl Device for Blk {
     }
 
     fn reset(&mut self) {
+        if let Way::Ring(engine) = &mut self.way {
+            // Memory that the driver takes back is not touched any more; nobody waits for answers.
+            drop(engine.settle(&mut self.disk));
+        }
         self.write_through = true;
         self.parked.clear();
         self.outstanding.fill(0);
@@ -429,24 +566,33 @@ impl Device for Blk {
         let chunks = self.chunks.as_ref().filter(|c| !c.closed);
         out.push(chunks.map_or(Source::never(), |c| Source::readable(&c.socket)));
         out.push(self.throttle.source());
+        out.push(match &self.way {
+            Way::Ring(engine) if !engine.is_idle() => Source::readable(engine.as_ref()),
+            Way::Ring(_) | Way::Sync | Way::Untried(_) | Way::Refused => Source::never(),
+        });
         if let Some(chunks) = chunks.filter(|c| c.wants.unsent().is_some()) {
             out.push(Source::writable(&chunks.socket));
         }
     }
 
     fn serve(&mut self, ready: Ready, rings: &mut [Ring<'_>]) -> Result<Turn, Violation> {
-        let heard = if ready.source(CHUNKS) {
-            self.hear(rings)?
-        } else {
-            Turn::Done
-        };
-        let drained = self.drain(rings)?;
+        let mut turn = self.fly(rings)?;
+        self.choose(rings);
+        if ready.source(CHUNKS) {
+            turn = turn.and(self.hear(rings)?);
+        }
+        turn = turn.and(self.drain(rings)?);
         self.ask();
-        Ok(heard.and(drained))
+        Ok(turn.and(self.fly(rings)?))
     }
 
-    /// What waits for chunks goes back to its ring: whoever fetches them answers in his own time.
+    /// What is in flight is answered. What waits for chunks goes back to its ring: whoever fetches them
+    /// answers in his own time.
     fn quiesce(&mut self, rings: &mut [Ring<'_>]) -> Result<(), Violation> {
+        if let Way::Ring(engine) = &mut self.way {
+            let done = engine.settle(&mut self.disk);
+            self.land(rings, done)?;
+        }
         let parked = std::mem::take(&mut self.parked);
         for (queue, ring) in rings.iter_mut().enumerate() {
             let heads = parked.iter().filter(|p| p.queue == queue);
@@ -487,4 +633,4 @@ fn config(bytes: u64, queues: u8) -> Vec<u8> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

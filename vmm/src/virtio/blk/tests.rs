@@ -20,7 +20,12 @@ fn outbox() -> Arc<Outbox> {
     Arc::new(Outbox::new(None).expect("makes"))
 }
 
-fn file(bytes: u64) -> File {
+/// The threads of tests go on to other tests.
+fn unsealed() -> Result<(), String> {
+    Ok(())
+}
+
+pub(super) fn file(bytes: u64) -> File {
     let file = tempfile::tempfile().expect("temporary file");
     file.set_len(bytes).expect("grows");
     file
@@ -31,17 +36,53 @@ fn disk(file: &File, read_only: bool) -> Blk {
     with(file, &spec)
 }
 
-fn with(file: &File, spec: &DiskSpec) -> Blk {
+pub(super) fn with(file: &File, spec: &DiskSpec) -> Blk {
     let file = file.try_clone().expect("clones");
-    Blk::new(spec, file, None, &outbox()).expect("makes")
+    Blk::new(spec, file, None, unsealed, &outbox()).expect("makes")
+}
+
+/// A disk as it is made, and requests enough to make a ring for: what the filter of its thread is tested by.
+pub(crate) fn deep() -> (Blk, Driver) {
+    let file = file(1 << 20);
+    let spec = DiskSpec::new("upper", Fd(4), false);
+    let blk = Blk::new(&spec, file, None, crate::confine::seal_ring, &outbox());
+    (blk.expect("makes"), Driver::new(&[16]))
+}
+
+pub(crate) fn go_deep(blk: &mut Blk, driver: &mut Driver) {
+    for _ in 0..2 * DEEP_TURNS {
+        for (place, kind) in (0..).zip([
+            VIRTIO_BLK_T_IN,
+            VIRTIO_BLK_T_OUT,
+            VIRTIO_BLK_T_FLUSH,
+            VIRTIO_BLK_T_IN,
+        ]) {
+            let data: &[(u64, u32)] = if kind == VIRTIO_BLK_T_FLUSH {
+                &[]
+            } else {
+                &[(DATA, 512)]
+            };
+            request(driver, place, kind, place, data);
+        }
+        let _ = driver.turn(blk).expect("rules kept");
+        driver.quiesce(blk).expect("rests");
+        assert_eq!(driver.used(0).len(), 4);
+    }
+    assert!(matches!(blk.way, Way::Ring(_) | Way::Refused));
 }
 
 /// Offers one request on the first queue; `place` keeps several apart.
-fn request(driver: &mut Driver, place: u64, kind: u32, sector: u64, data: &[(u64, u32)]) -> u16 {
+pub(super) fn request(
+    driver: &mut Driver,
+    place: u64,
+    kind: u32,
+    sector: u64,
+    data: &[(u64, u32)],
+) -> u16 {
     request_on(driver, 0, place, kind, sector, data)
 }
 
-fn request_on(
+pub(super) fn request_on(
     driver: &mut Driver,
     queue: usize,
     place: u64,
@@ -62,7 +103,7 @@ fn request_on(
     }
 }
 
-fn status(driver: &Driver, place: u64) -> u8 {
+pub(super) fn status(driver: &Driver, place: u64) -> u8 {
     driver.read(STATUS + place, 1)[0]
 }
 
@@ -135,6 +176,7 @@ fn names_and_sizes_that_do_not_fit_are_refused() {
                 &DiskSpec::new(serial, Fd(4), true),
                 file(512),
                 None,
+                unsealed,
                 &outbox()
             ),
             Err(BlkError::Serial(_))
@@ -206,6 +248,7 @@ impl LazyDisk {
             &DiskSpec::new("image", Fd(4), true),
             image.try_clone().expect("clones"),
             Some(lazy),
+            unsealed,
             &outbox(),
         );
         let states = table.states_offset() as u64;
@@ -463,7 +506,13 @@ fn every_queue_is_served_and_answered_on_its_own_ring() {
             queues,
             ..spec.clone()
         };
-        let made = Blk::new(&spec, file.try_clone().expect("clones"), None, &outbox());
+        let made = Blk::new(
+            &spec,
+            file.try_clone().expect("clones"),
+            None,
+            unsealed,
+            &outbox(),
+        );
         assert!(matches!(made, Err(BlkError::Queues(..))));
     }
 }
