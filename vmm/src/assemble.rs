@@ -26,6 +26,7 @@ use crate::hv::kvm::{HvError, Vm};
 use crate::log::{Log, SharedLog};
 use crate::machine::{Machine, Worker};
 use crate::memory::{self, GuestRam, MemoryError, layout};
+use crate::metrics::Registry;
 use crate::virtio::Device;
 use crate::virtio::blk::{Blk, BlkError, LazyParts};
 use crate::virtio::net::{Net, NetError};
@@ -241,7 +242,8 @@ pub(crate) fn assemble() -> Result<Machine, SetupError> {
 
     let ring = Ring::of(&vcpus[0]).map_err(SetupError::Ring)?;
     let shared = Arc::new(Shared::new(Pio::new(serial), Mmio::new(slots.mmio), ring));
-    let requests = Arc::new(Requests::new(inbox, &outbox, &shared));
+    let registry = Registry::new(slots.wired, &shared, &outbox, spec.memory_mib << 20);
+    let requests = Arc::new(Requests::new(inbox, &outbox, registry));
     Ok(Machine {
         vm,
         vcpus,

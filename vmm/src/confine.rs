@@ -127,6 +127,7 @@ const MAIN: &[Call] = &[
     any(libc::SYS_recvmsg),   // Inbox::next
     any(libc::SYS_sendto),    // Outbox::flush
     any(libc::SYS_getrandom), // Rng::serve
+    any(libc::SYS_getrusage), // Registry::read
     any(libc::SYS_ftruncate), // log rotation
     any(libc::SYS_fstat),     // log: length of a file
 ];

@@ -20,13 +20,13 @@ mod hv;
 mod log;
 mod machine;
 mod memory;
+mod metrics;
 mod postmortem;
 mod report;
 mod virtio;
 
 use std::error::Error;
 use std::process::ExitCode;
-use std::time::Instant;
 
 use types::vm::StopReason;
 
@@ -44,7 +44,7 @@ Exit status: 0 the guest reset the machine, 1 bad specification or set-up, 2 the
 
 /// The whole program.
 pub fn main() -> ExitCode {
-    let started = Instant::now();
+    metrics::enter();
     match std::env::args_os()
         .nth(1)
         .as_deref()
@@ -69,7 +69,7 @@ pub fn main() -> ExitCode {
         Ok(machine) => machine,
         Err(error) => return bad_setup(&error),
     };
-    match machine.run(started) {
+    match machine.run() {
         Ok(StopReason::GuestReset) => ExitCode::SUCCESS,
         Ok(StopReason::Fault { message }) => {
             report::line(&format!("sifr-vmm: {message}"));

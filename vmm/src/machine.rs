@@ -8,7 +8,6 @@ use std::io;
 use std::ops::Range;
 use std::sync::{Arc, Barrier, Mutex};
 use std::thread::{Builder, JoinHandle};
-use std::time::Instant;
 
 use kvm_ioctls::VcpuFd;
 use seccompiler::BpfProgram;
@@ -81,7 +80,7 @@ fn event() -> io::Result<EventFd> {
 
 impl Machine {
     /// Runs the machine to its end. An error means that it never began.
-    pub(crate) fn run(self, started: Instant) -> io::Result<StopReason> {
+    pub(crate) fn run(self) -> io::Result<StopReason> {
         let end = Arc::new(End {
             reason: Mutex::new(None),
             event: event()?,
@@ -113,7 +112,7 @@ impl Machine {
             })?);
         }
         enter(&self.main_filter, &gate, &end);
-        let setup_us = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
+        let setup_us = self.outbox.life.running();
         self.outbox.post(&FromVmm::Running { setup_us });
 
         let main: Vec<&dyn Served> = self.main.iter().map(AsRef::as_ref).collect();

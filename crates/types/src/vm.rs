@@ -331,6 +331,8 @@ pub enum FromVmm {
     ChunkFailed { disk: String, chunk: u32 },
     /// The guest's kernel gave up, for this reason by its own account. Its last lines are in the log.
     Panicked { reason: String },
+    /// The guest's init has connected: its kernel is up. Microseconds from process start to here.
+    GuestInit { us: u64 },
     /// The last message: why the VM ended.
     Stopped { reason: StopReason, exits: Exits },
     /// A request was done, in so many microseconds. `bytes` were written to the descriptors that came with it.

@@ -30,6 +30,7 @@ const REFUSALS_MAX: u32 = 16;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Once {
     Running,
+    GuestInit,
     Started,
     SetupFailed,
     Settling,
@@ -63,6 +64,7 @@ impl Conversation {
     fn judge(&mut self, message: &FromVmm) -> Verdict {
         let once = match message {
             FromVmm::Running { .. } => Once::Running,
+            FromVmm::GuestInit { .. } => Once::GuestInit,
             FromVmm::Guest(FromGuest::Started { .. }) => Once::Started,
             FromVmm::Guest(FromGuest::SetupFailed { .. }) => Once::SetupFailed,
             FromVmm::Guest(FromGuest::Settling) => Once::Settling,

@@ -328,6 +328,9 @@ impl NodeHost {
         };
         match message {
             FromVmm::Running { setup_us } => log::info!("{vm} runs {setup_us} us after its start"),
+            FromVmm::GuestInit { us } => {
+                log::debug!("the guest of {vm} has its init after {us} us")
+            }
             FromVmm::Guest(FromGuest::Started { .. }) => {
                 let start_ms = held.spawned.map_or(0, |at| at.elapsed().as_millis());
                 let start_ms = u64::try_from(start_ms).unwrap_or(u64::MAX);

@@ -17,6 +17,7 @@ use types::vm::FromVmm;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::event::{Served, Source, wait_writable};
+use crate::metrics::Life;
 use crate::report::Reports;
 
 /// Packets that lines of the guest may fill; of 8 KiB at most, this bounds memory to 256 KiB.
@@ -33,6 +34,8 @@ pub(crate) struct Outbox {
     /// Signalled when a packet was queued by another thread.
     wake: EventFd,
     reports: Reports,
+    /// Milestones and connections.
+    pub(crate) life: Life,
     /// Guest init has said how its program ended.
     exited: AtomicBool,
 }
@@ -55,6 +58,7 @@ impl Outbox {
             queue,
             wake: EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?,
             reports: Reports::default(),
+            life: Life::default(),
             exited: AtomicBool::new(false),
         })
     }
@@ -89,8 +93,18 @@ impl Outbox {
     /// Sends a packet, after those that wait.
     pub(crate) fn post(&self, message: &FromVmm) {
         let packet = serde_json::to_vec(message).expect("plain data");
-        if let FromVmm::Guest(FromGuest::Exited { .. }) = message {
-            self.exited.store(true, Ordering::Relaxed);
+        match message {
+            FromVmm::Guest(FromGuest::Exited { .. }) => self.exited.store(true, Ordering::Relaxed),
+            FromVmm::Guest(FromGuest::Started { .. }) => self.life.program(),
+            FromVmm::Guest(FromGuest::SetupFailed { .. } | FromGuest::Settling)
+            | FromVmm::Running { .. }
+            | FromVmm::GuestInit { .. }
+            | FromVmm::ChunkFailed { .. }
+            | FromVmm::Panicked { .. }
+            | FromVmm::Done { .. }
+            | FromVmm::Refused { .. }
+            | FromVmm::Metrics(_)
+            | FromVmm::Stopped { .. } => {}
         }
         let mut queue = self.lock();
         if queue.closed {

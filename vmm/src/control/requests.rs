@@ -5,13 +5,12 @@
 
 use std::sync::Arc;
 
-use types::metrics;
 use types::vm::{FromVmm, ToVmm};
 
 use super::inbox::Request;
 use super::{Inbox, Outbox};
-use crate::cpu::vcpu::Shared;
 use crate::event::{Served, Source};
+use crate::metrics::Registry;
 
 /// Requests of one turn, so that devices come in between.
 const REQUESTS_PER_TURN: usize = 8;
@@ -19,15 +18,15 @@ const REQUESTS_PER_TURN: usize = 8;
 pub(crate) struct Requests {
     inbox: Inbox,
     outbox: Arc<Outbox>,
-    shared: Arc<Shared>,
+    registry: Registry,
 }
 
 impl Requests {
-    pub(crate) fn new(inbox: Inbox, outbox: &Arc<Outbox>, shared: &Arc<Shared>) -> Self {
+    pub(crate) fn new(inbox: Inbox, outbox: &Arc<Outbox>, registry: Registry) -> Self {
         Self {
             inbox,
             outbox: Arc::clone(outbox),
-            shared: Arc::clone(shared),
+            registry,
         }
     }
 
@@ -47,9 +46,7 @@ impl Requests {
             },
             ToVmm::Snapshot { .. } => refused("snapshot"),
             ToVmm::Balloon { .. } => refused("balloon"),
-            ToVmm::Metrics => FromVmm::Metrics(Box::new(metrics::Machine {
-                exits: self.shared.exits.read(),
-            })),
+            ToVmm::Metrics => FromVmm::Metrics(Box::new(self.registry.read())),
         }
     }
 }

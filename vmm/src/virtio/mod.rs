@@ -67,6 +67,16 @@ pub(crate) trait Device: Send + 'static {
 
     /// Most entries of each queue.
     fn queues(&self) -> &[u16];
+    /// Whether a queue's chains are requests, which are timed until they are answered. In others they are room
+    /// for what may come.
+    fn answers(&self, queue: usize) -> bool {
+        let _ = queue;
+        false
+    }
+    /// What its metrics are named by; empty: its number among those of its kind.
+    fn name(&self) -> &str {
+        ""
+    }
     /// Features of the device itself; the transport adds its own.
     fn features(&self) -> u64;
     /// The device configuration space. Guests never write to it.

@@ -15,6 +15,7 @@ use super::Turn;
 use super::chain::{Chain, ChainError};
 use super::interrupt::{Interrupt, USED_BUFFER};
 use crate::memory::GuestRam;
+use crate::metrics::Counters;
 
 /// Most requests of one turn: other devices, registers and the end of the machine come in between.
 const TURN_MAX: usize = 256;
@@ -45,6 +46,7 @@ pub(crate) struct Ring<'a> {
     interrupt: &'a Interrupt,
     #[expect(dead_code, reason = "vhost takes it")]
     doorbell: &'a EventFd,
+    counters: &'a Counters,
     /// Where the used ring stood when the driver was last told of it.
     told: u16,
 }
@@ -64,6 +66,7 @@ impl<'a> Ring<'a> {
         ram: &'a GuestRam,
         interrupt: &'a Interrupt,
         doorbell: &'a EventFd,
+        counters: &'a Counters,
     ) -> Self {
         let told = queue.next_used();
         Self {
@@ -71,6 +74,7 @@ impl<'a> Ring<'a> {
             ram,
             interrupt,
             doorbell,
+            counters,
             told,
         }
     }
@@ -117,14 +121,32 @@ impl<'a> Ring<'a> {
             return Ok(None);
         }
         match self.queue.iter(self.ram)?.next() {
-            Some(chain) => Ok(Some(Chain::read(self.ram, chain)?)),
+            Some(chain) => {
+                let chain = Chain::read(self.ram, chain)?;
+                let (depth, bytes) = (self.depth()?, chain.readable.bytes());
+                self.counters.taken(chain.head, depth, bytes);
+                Ok(Some(chain))
+            }
             None => Ok(None),
         }
     }
 
+    /// Chains that the driver has offered and not got back.
+    fn depth(&self) -> Result<u16, Violation> {
+        let offered = self.queue.avail_idx(self.ram, Ordering::Relaxed)?;
+        Ok(offered.0.wrapping_sub(self.queue.next_used()))
+    }
+
+    /// The request that is just being answered has failed.
+    pub(crate) fn count_failure(&self) {
+        self.counters.failed();
+    }
+
     /// Gives a chain back, `written` bytes of it filled.
     pub(crate) fn complete(&mut self, head: u16, written: u32) -> Result<(), Violation> {
-        Ok(self.queue.add_used(self.ram, head, written)?)
+        self.queue.add_used(self.ram, head, written)?;
+        self.counters.answered(head, self.depth()?, written);
+        Ok(())
     }
 
     /// Gives several chains back so that the driver sees all of them or none: a received packet in
@@ -142,6 +164,7 @@ impl<'a> Ring<'a> {
             self.ram
                 .write_obj(entry, address)
                 .map_err(virtio_queue::Error::GuestMemory)?;
+            self.counters.wrote(*written);
         }
         let skip = u16::try_from(before.len()).expect("a chain is on the ring once");
         self.queue.set_next_used(next.wrapping_add(skip));

@@ -10,6 +10,7 @@ use super::interrupt::Interrupt;
 use super::ring::{Ring, Violation};
 use super::{Device, Ready, Turn};
 use crate::memory::GuestRam;
+use crate::metrics::Counters;
 
 /// Data begins here; below are the rings, 64 KiB per queue.
 pub(crate) const DATA: u64 = 0x10_0000;
@@ -23,6 +24,7 @@ pub(crate) struct Driver {
     queues: Vec<Queue>,
     interrupt: Interrupt,
     doorbells: Vec<EventFd>,
+    pub(crate) counters: Vec<Counters>,
     /// Per queue: next free descriptor, chains offered, chains seen used.
     state: Vec<(u16, u16, u16)>,
 }
@@ -58,6 +60,7 @@ impl Driver {
                 .iter()
                 .map(|_| EventFd::new(libc::EFD_NONBLOCK).expect("eventfd"))
                 .collect(),
+            counters: sizes.iter().map(|size| Counters::timed(*size)).collect(),
             state: vec![(0, 0, 0); sizes.len()],
             ram,
         }
@@ -172,9 +175,34 @@ impl Driver {
     pub(crate) fn rings(&mut self) -> Vec<Ring<'_>> {
         let queues = self.queues.iter_mut().zip(&self.doorbells);
         queues
-            .map(|(queue, bell)| Ring::new(queue, &self.ram, &self.interrupt, bell))
+            .zip(&self.counters)
+            .map(|((queue, bell), counters)| {
+                Ring::new(queue, &self.ram, &self.interrupt, bell, counters)
+            })
             .collect()
     }
+}
+
+/// A stop that has been signalled already.
+pub(crate) fn stopped() -> EventFd {
+    let stop = EventFd::new(libc::EFD_NONBLOCK).expect("an event");
+    stop.write(1).expect("counts");
+    stop
+}
+
+/// Something to serve that never has anything to do.
+pub(crate) fn idle() -> impl crate::event::Served {
+    struct Idle(EventFd);
+    impl crate::event::Served for Idle {
+        fn sources(&self, out: &mut Vec<crate::event::Source>) {
+            out.push(crate::event::Source::readable(&self.0));
+        }
+        fn serve(&self, _fired: u64) {
+            let _ = self.0.read();
+        }
+        fn stop(&self) {}
+    }
+    Idle(stopped())
 }
 
 /// Arbitrary descriptors, most of them nearly sane.

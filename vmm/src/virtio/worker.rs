@@ -4,8 +4,10 @@
 //! driver broke the rules. The worker does its I/O with the lock held: a register access in the middle
 //! of it waits, which only a driver that resets a busy device ever does.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use types::metrics;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::interrupt::{CONFIGURATION, Interrupt};
@@ -15,6 +17,7 @@ use super::{Device, Ready, Turn};
 use crate::bus::{ABSENT, MmioDevice};
 use crate::event::{Served, Source};
 use crate::memory::GuestRam;
+use crate::metrics::{Counters, kind};
 use crate::report::Reports;
 
 pub(crate) struct Slot<D> {
@@ -25,6 +28,11 @@ pub(crate) struct Slot<D> {
     kick: EventFd,
     /// One per queue; KVM signals them.
     doorbells: Vec<EventFd>,
+    /// One per queue.
+    counters: Vec<Counters>,
+    /// How often the driver broke the rules.
+    stops: AtomicU64,
+    name: String,
     reports: Reports,
 }
 
@@ -42,7 +50,18 @@ impl<D: Device> Slot<D> {
             .map(|_| event())
             .collect::<Result<_, _>>()?;
         let registers = Registers::new(D::ID, device.features(), device.queues());
+        let counters = (0..).zip(device.queues()).map(|(queue, size)| {
+            if device.answers(queue) {
+                Counters::timed(*size)
+            } else {
+                Counters::default()
+            }
+        });
+        let counters = counters.collect();
         Ok(Self {
+            counters,
+            stops: AtomicU64::new(0),
+            name: device.name().to_owned(),
             core: Mutex::new(Core { registers, device }),
             ram: Arc::clone(ram),
             interrupt: Interrupt::new(event()?),
@@ -61,12 +80,16 @@ impl<D: Device> Slot<D> {
     fn rings<'s>(&'s self, registers: &'s mut Registers) -> Vec<Ring<'s>> {
         let queues = registers.queues().iter_mut().zip(&self.doorbells);
         queues
-            .map(|(queue, bell)| Ring::new(queue, &self.ram, &self.interrupt, bell))
+            .zip(&self.counters)
+            .map(|((queue, bell), counters)| {
+                Ring::new(queue, &self.ram, &self.interrupt, bell, counters)
+            })
             .collect()
     }
 
     fn broken(&self, core: &mut Core<D>, reason: &Violation) {
         core.registers.break_down();
+        self.stops.fetch_add(1, Ordering::Relaxed);
         self.interrupt.raise(CONFIGURATION);
         let id = D::ID;
         self.reports.say(format_args!(
@@ -119,6 +142,7 @@ impl<D: Device> Slot<D> {
             Effect::Reset => {
                 core.device.reset();
                 core.registers.reset();
+                self.counters.iter().for_each(Counters::reset);
                 self.interrupt.acknowledge(u32::MAX);
             }
             Effect::Break => {
@@ -132,9 +156,11 @@ impl<D: Device> Slot<D> {
 }
 
 /// What a machine needs of any slot to connect it to KVM.
-pub(crate) trait Wired {
+pub(crate) trait Wired: Send + Sync {
     fn doorbells(&self) -> &[EventFd];
     fn interrupt_line(&self) -> &EventFd;
+    /// What it has counted; `None` where its kind has no place in the machine's metrics.
+    fn metrics(&self) -> Option<metrics::Device>;
 }
 
 impl<D: Device> Wired for Slot<D> {
@@ -144,6 +170,15 @@ impl<D: Device> Wired for Slot<D> {
 
     fn interrupt_line(&self) -> &EventFd {
         self.interrupt.line()
+    }
+
+    fn metrics(&self) -> Option<metrics::Device> {
+        Some(metrics::Device {
+            kind: kind(D::ID)?,
+            name: self.name.clone(),
+            stops: self.stops.load(Ordering::Relaxed),
+            queues: self.counters.iter().map(Counters::read).collect(),
+        })
     }
 }
 

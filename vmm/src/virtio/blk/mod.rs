@@ -243,6 +243,9 @@ impl Blk {
         filled: u64,
     ) -> Result<(), Violation> {
         request.status.copy_from(ring.ram(), &[outcome.byte()]);
+        if outcome != Outcome::Ok {
+            ring.count_failure();
+        }
         let filled = if outcome == Outcome::Ok { filled } else { 0 };
         ring.complete(request.head, u32::try_from(filled + 1).unwrap_or(u32::MAX))
     }
@@ -535,6 +538,14 @@ impl Device for Blk {
 
     fn queues(&self) -> &[u16] {
         &self.queues
+    }
+
+    fn answers(&self, _queue: usize) -> bool {
+        true
+    }
+
+    fn name(&self) -> &str {
+        &self.serial
     }
 
     fn features(&self) -> u64 {

@@ -143,6 +143,12 @@ fn what_is_written_is_read_back_and_the_driver_is_told() {
         [1, 1, 1025, 21]
     );
     assert!(driver.interrupted());
+    let counted = driver.counters[0].read();
+    assert_eq!((counted.requests, counted.errors), (4, 0));
+    // Four headers, and what was written; then four outcomes, and what was read.
+    assert_eq!(counted.from_guest_bytes, 4 * 16 + 1024);
+    assert_eq!(counted.to_guest_bytes, 4 + 1024 + 20);
+    assert_eq!((counted.depth, counted.depth_max), (0, 4));
 }
 
 #[test]
@@ -152,6 +158,7 @@ fn a_read_only_disk_answers_a_write_with_an_error_and_stays_as_it_is() {
     request(&mut driver, 0, VIRTIO_BLK_T_OUT, 0, &[(DATA, 512)]);
     let _ = driver.turn(&mut disk(&file, true)).expect("rules kept");
     assert_eq!(status(&driver, 0), Outcome::IoError.byte());
+    assert_eq!(driver.counters[0].read().errors, 1);
     let mut content = [9; 512];
     file.read_exact_at(&mut content, 0).expect("reads");
     assert_eq!(content, [0; 512]);
@@ -286,6 +293,38 @@ impl LazyDisk {
         }
         out
     }
+}
+
+/// All that a disk's thread ever does, after `confined`: for the tests of its filter.
+pub(crate) fn work(confined: impl FnOnce()) {
+    use virtio_bindings::virtio_blk::{VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_WRITE_ZEROES};
+    let file = file(1 << 20);
+    let (mut disk, mut driver) = (disk(&file, false), Driver::new(&[64]));
+    let (mut lazy, mut other) = (LazyDisk::new(), Driver::new(&[64]));
+    lazy.arrive(1);
+    lazy.say(ToVmm::Failed(0));
+    confined();
+    driver.write(DATA, &[0x5a; 512]);
+    request(&mut driver, 0, VIRTIO_BLK_T_OUT, 0, &[(DATA, 512)]);
+    request(&mut driver, 1, VIRTIO_BLK_T_IN, 0, &[(DATA + 0x1000, 512)]);
+    request(&mut driver, 2, VIRTIO_BLK_T_FLUSH, 0, &[]);
+    let _ = driver.turn(&mut disk).expect("rules kept");
+    for kind in [VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_WRITE_ZEROES] {
+        // Sector 0, one of them, no flags.
+        driver.write(DATA, &[0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0]);
+        let header = DATA + 0x9_0000;
+        driver.write(header, &u64::from(kind).to_le_bytes());
+        driver.offer(0, &[(header, 16), (DATA, 16)], &[(STATUS, 1)]);
+        let _ = driver.turn(&mut disk).expect("rules kept");
+    }
+    assert_eq!(driver.used(0).len(), 5);
+    request(&mut other, 0, VIRTIO_BLK_T_IN, sector(0), &[(DATA, 512)]);
+    request(&mut other, 1, VIRTIO_BLK_T_IN, sector(1), &[(DATA, 512)]);
+    // One is there, one is asked for; then the daemon gives up on it.
+    let _ = other.turn(&mut lazy.blk).expect("rules kept");
+    let _ = other.turn(&mut lazy.blk).expect("rules kept");
+    let stop = crate::virtio::testing::stopped();
+    crate::event::run(&[&crate::virtio::testing::idle()], &stop).expect("waits");
 }
 
 fn sector(chunk: u64) -> u64 {

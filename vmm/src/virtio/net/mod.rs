@@ -198,9 +198,11 @@ impl Net {
                 let length = chain.readable.bytes();
                 let fits = (header + 1..=header + u64::from(SEGMENTED_MAX)).contains(&length);
                 tx.take(length.saturating_sub(header));
-                if let Some(list) = chain.readable.io_vec(ring.ram()).filter(|_| fits) {
-                    // A packet that the kernel does not take is lost, as on any wire.
-                    let _ = write_packet(tap.as_fd(), &list);
+                let packet = chain.readable.io_vec(ring.ram()).filter(|_| fits);
+                let sent = packet.is_some_and(|list| write_packet(tap.as_fd(), &list).is_ok());
+                // A packet that the kernel does not take is lost, as on any wire.
+                if !sent {
+                    ring.count_failure();
                 }
                 ring.complete(chain.head, 0)
             },
@@ -370,4 +372,4 @@ impl Device for Net {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -101,8 +101,10 @@ impl Vsock {
             // The first that connects to the control port is guest init; no program takes its place.
             let taken = key.0 == Port::Control && self.control_reader().is_some();
             if !room || taken || self.connections.contains_key(&key) {
+                self.host.refused();
                 return Err(Reset);
             }
+            self.host.connected(key.0);
             let entry = Entry {
                 connection: Connection::new(header),
                 inbox: Vec::new(),
@@ -328,6 +330,7 @@ impl Device for Vsock {
 
     fn reset(&mut self) {
         self.connections.clear();
+        self.host.connections(0);
         self.resets.clear();
         self.last = None;
     }
@@ -346,6 +349,7 @@ impl Device for Vsock {
         self.host.seen();
         let turn = self.receive(&mut rings[FROM_GUEST])?;
         self.advance();
+        self.host.connections(self.connections.len());
         let stalled = self.resets.len() >= RESETS_MAX;
         let turn = turn.and(self.transmit(&mut rings[TO_GUEST])?);
         let resumed = stalled && self.resets.len() < RESETS_MAX;

@@ -85,6 +85,25 @@ impl Host {
         }
     }
 
+    /// The guest has opened a connection. The first to the control port is its init's.
+    pub(crate) fn connected(&self, port: Port) {
+        self.outbox.life.connected();
+        if port == Port::Control
+            && let Some(us) = self.outbox.life.guest_init()
+        {
+            self.outbox.post(&FromVmm::GuestInit { us });
+        }
+    }
+
+    pub(crate) fn refused(&self) {
+        self.outbox.life.refused();
+    }
+
+    /// How many connections there are now.
+    pub(crate) fn connections(&self, count: usize) {
+        self.outbox.life.open(count);
+    }
+
     /// Output of the program. Always taken.
     pub(crate) fn output(&self, stream: Stream, bytes: &[u8]) {
         let Some(log) = &self.log else { return };

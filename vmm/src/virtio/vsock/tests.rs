@@ -131,6 +131,11 @@ impl Guest {
 fn lines_reach_the_node_and_its_messages_reach_the_guest() {
     let mut guest = Guest::new();
     guest.connect(CONTROL_PORT);
+    let init = guest.node_hears();
+    assert!(
+        matches!(init, Some(FromVmm::GuestInit { us: 1.. })),
+        "{init:?}"
+    );
     guest.say(Guest::header(CONTROL_PORT, op::DATA), &EXITED[..20]);
     assert_eq!(guest.node_hears(), None);
     guest.say(Guest::header(CONTROL_PORT, op::DATA), &EXITED[20..]);
@@ -282,6 +287,10 @@ fn a_node_that_does_not_read_stops_the_guest_and_loses_nothing() {
         buffered = guest.device.connections[&key].inbox.len();
     }
     let mut got = 0;
+    assert!(matches!(
+        guest.node_hears(),
+        Some(FromVmm::GuestInit { .. })
+    ));
     while let Some(message) = guest.node_hears() {
         assert!(matches!(message, FromVmm::Guest(_)));
         got += 1;
