@@ -12,7 +12,7 @@ use virtio_bindings::virtio_blk::{
 };
 
 use super::*;
-use crate::virtio::testing::{DATA, Driver, hostile};
+use crate::virtio::testing::{DATA, Driver, hostile, idle, stopped};
 
 const STATUS: u64 = DATA + 0x8_0000;
 
@@ -295,15 +295,18 @@ impl LazyDisk {
     }
 }
 
-/// All that a disk's thread ever does, after `confined`: for the tests of its filter.
-pub(crate) fn work(confined: impl FnOnce()) {
+/// All that a disk's thread ever does, between `confined` and `done`: for the tests of its filter.
+pub(crate) fn work(confined: impl FnOnce(), done: impl FnOnce()) {
     use virtio_bindings::virtio_blk::{VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_WRITE_ZEROES};
     let file = file(1 << 20);
     let (mut disk, mut driver) = (disk(&file, false), Driver::new(&[64]));
     let (mut lazy, mut other) = (LazyDisk::new(), Driver::new(&[64]));
     lazy.arrive(1);
     lazy.say(ToVmm::Failed(0));
+    let (stop, idle) = (stopped(), idle());
+    let (mut deep, mut many) = deep();
     confined();
+    go_deep(&mut deep, &mut many);
     driver.write(DATA, &[0x5a; 512]);
     request(&mut driver, 0, VIRTIO_BLK_T_OUT, 0, &[(DATA, 512)]);
     request(&mut driver, 1, VIRTIO_BLK_T_IN, 0, &[(DATA + 0x1000, 512)]);
@@ -323,8 +326,8 @@ pub(crate) fn work(confined: impl FnOnce()) {
     // One is there, one is asked for; then the daemon gives up on it.
     let _ = other.turn(&mut lazy.blk).expect("rules kept");
     let _ = other.turn(&mut lazy.blk).expect("rules kept");
-    let stop = crate::virtio::testing::stopped();
-    crate::event::run(&[&crate::virtio::testing::idle()], &stop).expect("waits");
+    crate::event::run(&[&idle], &stop).expect("waits");
+    done();
 }
 
 fn sector(chunk: u64) -> u64 {

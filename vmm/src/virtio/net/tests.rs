@@ -9,7 +9,7 @@ use types::Mac;
 use types::vm::{Fd, Limit, Rate};
 
 use super::*;
-use crate::virtio::testing::{DATA, Driver, hostile};
+use crate::virtio::testing::{DATA, Driver, hostile, idle, stopped};
 
 const MERGEABLE: u64 = 1 << VIRTIO_NET_F_MRG_RXBUF;
 const SEVERAL: u64 = 1 << VIRTIO_NET_F_MQ | 1 << VIRTIO_NET_F_CTRL_VQ;
@@ -53,8 +53,8 @@ fn arrive(wire: &OwnedFd, packet: &[u8]) {
     .expect("sends");
 }
 
-/// All that a card's thread ever does but for one ioctl, after `confined`: for the tests of its filter.
-pub(crate) fn work(confined: impl FnOnce()) {
+/// All that a card's thread ever does but for one ioctl, between `confined` and `done`: for the tests of its filter.
+pub(crate) fn work(confined: impl FnOnce(), done: impl FnOnce()) {
     let (mut net, wire) = card(MERGEABLE);
     let mut driver = Driver::new(&[16, 16]);
     for n in 0..4 {
@@ -62,12 +62,13 @@ pub(crate) fn work(confined: impl FnOnce()) {
     }
     driver.offer(FROM_GUEST, &[(DATA + 0x8000, 112)], &[]);
     arrive(&wire, &[7; 1200]);
+    let (stop, idle) = (stopped(), idle());
     confined();
     let _ = driver.turn(&mut net).expect("rules kept");
     assert_eq!(driver.used(TO_GUEST).len(), 3);
     assert_eq!(driver.counters[FROM_GUEST].read().errors, 0);
-    let stop = crate::virtio::testing::stopped();
-    crate::event::run(&[&crate::virtio::testing::idle()], &stop).expect("waits");
+    crate::event::run(&[&idle], &stop).expect("waits");
+    done();
 }
 
 #[test]
