@@ -9,7 +9,7 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 
 use kvm_ioctls::VcpuFd;
-use types::vm::{Disk, Net as NetSpec, VmSpec};
+use types::vm::{Disk, Net as NetSpec, NetQueue, VmSpec};
 
 use crate::boot::{BootError, Entry, Kernel, cmdline, initramfs, mptable};
 use crate::bus::{Mmio, MmioDevice, Pio};
@@ -78,13 +78,35 @@ struct Images {
     initramfs: Vec<File>,
 }
 
+/// The TAP queues of a network card, and the vhost descriptors of those that have one.
+struct Pairs {
+    taps: Vec<File>,
+    vhosts: Vec<File>,
+}
+
+impl Pairs {
+    fn take(fds: &mut Inherited, net: &NetSpec) -> Result<Self, FdError> {
+        let first = NetQueue {
+            tap: net.tap,
+            vhost: net.vhost,
+        };
+        let (mut taps, mut vhosts) = (Vec::new(), Vec::new());
+        for pair in [first].iter().chain(&net.queues) {
+            taps.push(fds.take(pair.tap, "tap")?.into());
+            if let Some(vhost) = pair.vhost {
+                vhosts.push(fds.take(vhost, "vhost-net")?.into());
+            }
+        }
+        Ok(Self { taps, vhosts })
+    }
+}
+
 /// Everything the specification names, as open descriptors.
 struct Parts {
     kvm: OwnedFd,
     images: Images,
     disks: Vec<(Disk, File, Option<LazyParts>)>,
-    /// With the TAP queue of each pair.
-    nets: Vec<(NetSpec, Vec<File>)>,
+    nets: Vec<(NetSpec, Pairs)>,
     control: Option<Arc<OwnedFd>>,
     log: Option<([File; 2], u64)>,
     serial: Option<File>,
@@ -106,9 +128,7 @@ impl Parts {
         }
         let mut nets = Vec::new();
         for net in &spec.nets {
-            let taps = std::iter::once(net.tap).chain(net.queues.iter().map(|queue| queue.tap));
-            let taps = taps.map(|tap| fds.take(tap, "tap").map(File::from));
-            nets.push((net.clone(), taps.collect::<Result<_, _>>()?));
+            nets.push((net.clone(), Pairs::take(&mut fds, net)?));
         }
         let log = match &spec.log {
             None => None,
@@ -220,8 +240,8 @@ pub(crate) fn assemble() -> Result<Machine, SetupError> {
             served,
         });
     }
-    for (index, (net, taps)) in parts.nets.into_iter().enumerate() {
-        let served = slots.add(Net::new(&net, taps)?, &ram)?;
+    for (index, (net, pairs)) in parts.nets.into_iter().enumerate() {
+        let served = slots.add(Net::new(&net, pairs.taps, pairs.vhosts)?, &ram)?;
         workers.push(Worker {
             name: format!("net {index}"),
             filter: confine::filter(Kind::Net)?,

@@ -99,6 +99,22 @@ pub(crate) const TUNSETOFFLOAD: u32 = 0x4004_54d0;
 /// TUNSETQUEUE of `Net::attach_active`.
 pub(crate) const TUNSETQUEUE: u32 = 0x4004_54d9;
 
+/// VHOST_* of linux/vhost.h, each for `Vhost`.
+pub(crate) mod vhost {
+    pub(crate) const GET_FEATURES: u32 = 0x8008_af00;
+    pub(crate) const SET_FEATURES: u32 = 0x4008_af00;
+    pub(crate) const SET_OWNER: u32 = 0xaf01;
+    pub(crate) const SET_MEM_TABLE: u32 = 0x4008_af03;
+    pub(crate) const SET_VRING_NUM: u32 = 0x4008_af10;
+    pub(crate) const SET_VRING_ADDR: u32 = 0x4028_af11;
+    pub(crate) const SET_VRING_BASE: u32 = 0x4008_af12;
+    pub(crate) const GET_VRING_BASE: u32 = 0xc008_af12;
+    pub(crate) const SET_VRING_KICK: u32 = 0x4008_af20;
+    pub(crate) const SET_VRING_CALL: u32 = 0x4008_af21;
+    pub(crate) const SET_VRING_ERR: u32 = 0x4008_af22;
+    pub(crate) const NET_SET_BACKEND: u32 = 0x4008_af30;
+}
+
 /// IORING_REGISTER_*: what a ring may be told before it is switched on.
 const REGISTER_FILES: u32 = 2;
 const REGISTER_RESTRICTIONS: u32 = 11;
@@ -146,13 +162,14 @@ const MAIN: &[Call] = &[
 ];
 
 const VCPU: &[Call] = &[
-    with(libc::SYS_ioctl, 1, KVM_RUN),      // VcpuFd::run
-    with(libc::SYS_ioctl, 1, KVM_GET_REGS), // vcpu::internal_error
-    any(libc::SYS_io_uring_enter),          // Engine::settle, where the driver resets a disk
-    any(libc::SYS_fdatasync),               // the same
-    any(libc::SYS_preadv),                  // the same
-    any(libc::SYS_pwritev),                 // the same
-    any(libc::SYS_fallocate),               // the same
+    with(libc::SYS_ioctl, 1, KVM_RUN),                // VcpuFd::run
+    with(libc::SYS_ioctl, 1, KVM_GET_REGS),           // vcpu::internal_error
+    with(libc::SYS_ioctl, 1, vhost::NET_SET_BACKEND), // Vhost::stop, where the driver resets a card
+    any(libc::SYS_io_uring_enter), // Engine::settle, where the driver resets a disk
+    any(libc::SYS_fdatasync),      // the same
+    any(libc::SYS_preadv),         // the same
+    any(libc::SYS_pwritev),        // the same
+    any(libc::SYS_fallocate),      // the same
 ];
 
 /// KVM_GET_REGS.
@@ -183,11 +200,22 @@ const BLK: &[Call] = &[
 ];
 
 const NET: &[Call] = &[
-    any(libc::SYS_poll),                     // event::run
-    any(libc::SYS_readv),                    // Net: packets to the guest
-    with(libc::SYS_ioctl, 1, TUNSETOFFLOAD), // Net: offloads as agreed
-    with(libc::SYS_ioctl, 1, TUNSETQUEUE),   // Net: queue pairs that the driver uses
-    any(libc::SYS_timerfd_settime),          // Throttle::open
+    with(libc::SYS_ioctl, 1, vhost::SET_FEATURES), // Vhost::introduce
+    with(libc::SYS_ioctl, 1, vhost::SET_OWNER),    // Vhost::introduce
+    with(libc::SYS_ioctl, 1, vhost::SET_MEM_TABLE), // Vhost::introduce
+    with(libc::SYS_ioctl, 1, vhost::SET_VRING_NUM), // Vhost::hand_over
+    with(libc::SYS_ioctl, 1, vhost::SET_VRING_ADDR), // Vhost::hand_over
+    with(libc::SYS_ioctl, 1, vhost::SET_VRING_BASE), // Vhost::hand_over
+    with(libc::SYS_ioctl, 1, vhost::SET_VRING_KICK), // Vhost::hand_over
+    with(libc::SYS_ioctl, 1, vhost::SET_VRING_CALL), // Vhost::hand_over
+    with(libc::SYS_ioctl, 1, vhost::SET_VRING_ERR), // Vhost::hand_over
+    with(libc::SYS_ioctl, 1, vhost::NET_SET_BACKEND), // Vhost::back
+    with(libc::SYS_ioctl, 1, vhost::GET_VRING_BASE), // Vhost::position
+    any(libc::SYS_poll),                           // event::run
+    any(libc::SYS_readv),                          // Net: packets to the guest
+    with(libc::SYS_ioctl, 1, TUNSETOFFLOAD),       // Net: offloads as agreed
+    with(libc::SYS_ioctl, 1, TUNSETQUEUE),         // Net: queue pairs that the driver uses
+    any(libc::SYS_timerfd_settime),                // Throttle::open
 ];
 
 fn calls(kind: Kind) -> impl Iterator<Item = &'static Call> {

@@ -20,6 +20,8 @@ pub(crate) struct Interrupt {
 #[derive(Debug)]
 struct Shared {
     status: AtomicU32,
+    /// Causes that are there whatever the driver acknowledges: another than us signals the line.
+    standing: AtomicU32,
     line: EventFd,
 }
 
@@ -28,6 +30,7 @@ impl Interrupt {
         Self {
             shared: Arc::new(Shared {
                 status: AtomicU32::new(0),
+                standing: AtomicU32::new(0),
                 line,
             }),
         }
@@ -45,10 +48,31 @@ impl Interrupt {
     }
 
     pub(crate) fn status(&self) -> u32 {
-        self.shared.status.load(Ordering::SeqCst)
+        self.shared.status.load(Ordering::SeqCst) | self.shared.standing.load(Ordering::SeqCst)
+    }
+
+    /// From now on these causes are always there, and no others always.
+    pub(crate) fn stand(&self, causes: u32) {
+        self.shared.standing.store(causes, Ordering::SeqCst);
     }
 
     pub(crate) fn acknowledge(&self, causes: u32) {
         self.shared.status.fetch_and(!causes, Ordering::SeqCst);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_standing_cause_is_there_until_it_is_taken_back() {
+        let interrupt = Interrupt::new(EventFd::new(libc::EFD_NONBLOCK).expect("eventfd"));
+        interrupt.stand(USED_BUFFER);
+        interrupt.raise(CONFIGURATION);
+        interrupt.acknowledge(u32::MAX);
+        assert_eq!(interrupt.status(), USED_BUFFER);
+        interrupt.stand(0);
+        assert_eq!(interrupt.status(), 0);
     }
 }

@@ -8,7 +8,7 @@ use std::io::Error as IoError;
 use std::sync::atomic::{Ordering, fence};
 
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::Turn;
@@ -44,11 +44,21 @@ pub(crate) struct Ring<'a> {
     queue: &'a mut Queue,
     ram: &'a GuestRam,
     interrupt: &'a Interrupt,
-    #[expect(dead_code, reason = "vhost takes it")]
     doorbell: &'a EventFd,
     counters: &'a Counters,
     /// Where the used ring stood when the driver was last told of it.
     told: u16,
+}
+
+/// A ring in the address space of this process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Place {
+    pub(crate) size: u16,
+    pub(crate) descriptors: u64,
+    pub(crate) available: u64,
+    pub(crate) used: u64,
+    /// Index of the next available entry.
+    pub(crate) next: u16,
 }
 
 /// Offsets in the available ring: flags, index, entries, event index.
@@ -81,6 +91,57 @@ impl<'a> Ring<'a> {
 
     pub(crate) fn ram(&self) -> &'a GuestRam {
         self.ram
+    }
+
+    pub(crate) fn doorbell(&self) -> &'a EventFd {
+        self.doorbell
+    }
+
+    pub(crate) fn interrupt_line(&self) -> &'a EventFd {
+        self.interrupt.line()
+    }
+
+    /// Whether somebody else signals the line: then a used buffer is always among the causes.
+    pub(crate) fn lend_interrupt(&self, lent: bool) {
+        match lent {
+            true => self.interrupt.stand(USED_BUFFER),
+            false => {
+                self.interrupt.stand(0);
+                // For a signal whose cause the driver has not read yet.
+                self.interrupt.raise(USED_BUFFER);
+            }
+        }
+    }
+
+    /// Where the ring is, for who serves it in our place; `None` where the driver has not set it up.
+    pub(crate) fn place(&self) -> Result<Option<Place>, Violation> {
+        if !self.queue.ready() {
+            return Ok(None);
+        }
+        let (size, entries) = (self.queue.size(), usize::from(self.queue.size()));
+        let host = |address: u64, bytes: usize| {
+            // In one piece of memory, and inside it.
+            let slice = GuestMemoryBackend::get_slice(self.ram, GuestAddress(address), bytes);
+            let slice = slice.map_err(virtio_queue::Error::GuestMemory)?;
+            Ok::<_, Violation>(slice.ptr_guard().as_ptr().addr() as u64)
+        };
+        // VIRTIO 1.2 section 2.7: flags, index, entries and event index.
+        Ok(Some(Place {
+            size,
+            descriptors: host(self.queue.desc_table(), entries * 16)?,
+            available: host(self.queue.avail_ring(), entries * 2 + 6)?,
+            used: host(self.queue.used_ring(), entries * 8 + 6)?,
+            next: self.queue.next_avail(),
+        }))
+    }
+
+    /// Goes on where another has stopped who had taken chains up to `next`, and has answered them.
+    pub(crate) fn take_over(&mut self, next: u16) -> Result<(), Violation> {
+        let used = self.queue.used_idx(self.ram, Ordering::Acquire)?.0;
+        self.queue.set_next_avail(next);
+        self.queue.set_next_used(used);
+        self.told = used;
+        Ok(())
     }
 
     /// Most chains that the driver can offer at once.

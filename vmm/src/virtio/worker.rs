@@ -143,6 +143,7 @@ impl<D: Device> Slot<D> {
                 core.device.reset();
                 core.registers.reset();
                 self.counters.iter().for_each(Counters::reset);
+                self.interrupt.stand(0);
                 self.interrupt.acknowledge(u32::MAX);
             }
             Effect::Break => {

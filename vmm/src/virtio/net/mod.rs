@@ -3,15 +3,17 @@
 //! Owns: packets both ways, straight between TAP and guest memory, with the offloads that the kernel
 //! does for us; how many of its queue pairs the driver uses. One thread serves all pairs. What a limit does
 //! not let begin waits: in the guest's rings, or in the TAP, which drops what its own queue does not hold.
+//! Where the specification brings vhost-net, the kernel moves the packets from DRIVER_OK until reset or rest.
 //! Refuses: to look into packets. The kernel checks their headers, the network around the
 //! TAP says what may pass.
 
 mod pair;
 mod tap;
+mod vhost;
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 
 use types::vm::{NET_QUEUES_MAX, Net as NetSpec, NetLimit};
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
@@ -24,6 +26,7 @@ use virtio_bindings::virtio_net::{
 
 use self::pair::{Filled, Pair, Shape};
 use self::tap::{CHECKSUM, CONGESTION, HEADER_BYTES, SEGMENTATION_4, SEGMENTATION_6, Tap};
+use self::vhost::Vhost;
 use super::limit::Throttle;
 use super::ring::{Ring, Violation};
 use super::{Device, Ready, Turn};
@@ -50,6 +53,12 @@ pub(crate) enum NetError {
     Queues(usize),
     #[error("MTU {0} is outside 68 to 65521")]
     Mtu(u16),
+    #[error("vhost-net: pass /dev/vhost-net, opened for reading and writing, or no `vhost`")]
+    Vhost(#[source] io::Error),
+    #[error("{vhosts} vhost descriptors for {pairs} queue pairs: every pair has one or none has")]
+    SomeVhost { vhosts: usize, pairs: usize },
+    #[error("a card with vhost has no limit: leave one of them out, the kernel counts no packets")]
+    LimitedVhost,
     #[error("make the timer of a limit")]
     Limit(#[source] io::Error),
 }
@@ -75,6 +84,8 @@ pub(crate) struct Net {
     /// Agreed with the driver.
     features: u64,
     news: News,
+    /// One for each pair where the kernel moves the packets, else none.
+    vhosts: Vec<Vhost>,
     /// Of what the guest sends.
     tx: Throttle,
     /// Of what it receives.
@@ -82,22 +93,44 @@ pub(crate) struct Net {
 }
 
 impl Net {
-    /// `taps`: one for each queue pair, the specification's first.
-    pub(crate) fn new(spec: &NetSpec, taps: Vec<File>) -> Result<Self, NetError> {
-        let taps = taps
-            .into_iter()
-            .map(Tap::new)
-            .collect::<Result<Vec<_>, _>>();
-        Self::on(spec, taps.map_err(NetError::Tap)?)
+    /// `taps`: one for each queue pair, the specification's first; `vhosts`: likewise, or none.
+    pub(crate) fn new(
+        spec: &NetSpec,
+        taps: Vec<File>,
+        vhosts: Vec<File>,
+    ) -> Result<Self, NetError> {
+        let (count, pairs) = (vhosts.len(), taps.len());
+        if count != 0 && count != pairs {
+            return Err(NetError::SomeVhost {
+                vhosts: count,
+                pairs,
+            });
+        }
+        if count != 0 && spec.limit.is_some() {
+            return Err(NetError::LimitedVhost);
+        }
+        let vhosts = vhosts.into_iter().map(Vhost::new);
+        let vhosts = vhosts.collect::<Result<Vec<_>, _>>();
+        let taps = taps.into_iter().map(Tap::new);
+        let taps = taps.collect::<Result<Vec<_>, _>>();
+        Self::on(
+            spec,
+            taps.map_err(NetError::Tap)?,
+            vhosts.map_err(NetError::Vhost)?,
+        )
     }
 
     /// On any descriptors of packets.
     #[cfg(any(test, feature = "fuzz"))]
     pub(crate) fn fake(spec: &NetSpec, packets: Vec<File>) -> Result<Self, NetError> {
-        Self::on(spec, packets.into_iter().map(Tap::fake).collect())
+        Self::on(
+            spec,
+            packets.into_iter().map(Tap::fake).collect(),
+            Vec::new(),
+        )
     }
 
-    fn on(spec: &NetSpec, taps: Vec<Tap>) -> Result<Self, NetError> {
+    fn on(spec: &NetSpec, taps: Vec<Tap>, vhosts: Vec<Vhost>) -> Result<Self, NetError> {
         if !(68..=65_521).contains(&spec.mtu) {
             return Err(NetError::Mtu(spec.mtu));
         }
@@ -124,6 +157,7 @@ impl Net {
             mtu: spec.mtu,
             features: 0,
             news: News::None,
+            vhosts,
             tx: throttle(tx)?,
             rx: throttle(rx)?,
         };
@@ -152,12 +186,8 @@ impl Net {
 
     /// The queue of commands, which comes after all that the driver knows of (VIRTIO 1.2 section 5.1.2).
     fn control_queue(&self) -> Option<usize> {
-        let pairs = if self.agreed(VIRTIO_NET_F_MQ) {
-            self.pairs.len()
-        } else {
-            1
-        };
-        self.agreed(VIRTIO_NET_F_CTRL_VQ).then_some(2 * pairs)
+        self.agreed(VIRTIO_NET_F_CTRL_VQ)
+            .then_some(2 * self.known_pairs())
     }
 
     /// The kernel hands packets to attached queues only.
@@ -238,6 +268,60 @@ impl Net {
         Ok(turn)
     }
 
+    /// What was agreed, and what is commanded.
+    fn settle(&mut self, ready: Ready, rings: &mut [Ring<'_>]) -> Result<Turn, Violation> {
+        self.tell_tap()?;
+        match self.control_queue().filter(|q| ready.queue(*q)) {
+            Some(queue) => self.command(&mut rings[queue]),
+            None => Ok(Turn::Done),
+        }
+    }
+
+    /// Pairs that the driver has a use for.
+    fn known_pairs(&self) -> usize {
+        match self.agreed(VIRTIO_NET_F_MQ) {
+            true => self.pairs.len(),
+            false => 1,
+        }
+    }
+
+    /// Gives the kernel what it does not have yet.
+    fn hand_over(&mut self, rings: &mut [Ring<'_>]) -> Result<Turn, Violation> {
+        let (known, features) = (self.known_pairs(), self.features);
+        for (index, vhost) in self.vhosts.iter_mut().enumerate().take(known) {
+            if vhost.has_given_up() {
+                return Err(Violation::Request("a ring that vhost-net cannot follow"));
+            }
+            if vhost.is_running() {
+                continue;
+            }
+            let (to_guest, from_guest) = (&rings[2 * index], &rings[2 * index + 1]);
+            // Before the kernel may signal.
+            to_guest.lend_interrupt(true);
+            let tap = self.pairs[index].tap.as_raw_fd();
+            vhost.start(tap, features, [to_guest, from_guest])?;
+        }
+        Ok(Turn::Done)
+    }
+
+    /// Moves packets.
+    fn exchange(&mut self, ready: Ready, rings: &mut [Ring<'_>]) -> Result<Turn, Violation> {
+        let mut turn = Turn::Done;
+        let count = self.pairs.len();
+        let (rx_opens, tx_opens) = (ready.source(count), ready.source(count + 1));
+        for index in 0..self.known_pairs() {
+            let (to_guest, from_guest) = (2 * index, 2 * index + 1);
+            let arrives = ready.queue(to_guest) || ready.source(index) || rx_opens;
+            if index < self.active && arrives {
+                self.deliver(index, &mut rings[to_guest])?;
+            }
+            if ready.queue(from_guest) || tx_opens {
+                turn = turn.and(self.transmit(index, &mut rings[from_guest])?);
+            }
+        }
+        Ok(turn)
+    }
+
     fn tell_tap(&mut self) -> Result<(), Violation> {
         match std::mem::replace(&mut self.news, News::None) {
             News::None => return Ok(()),
@@ -303,7 +387,9 @@ impl Device for Net {
             _ => &[VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_MQ],
         };
         let all = always.iter().chain(several);
-        all.fold(0, |all, feature| all | 1 << feature)
+        let all = all.fold(0, |all, feature| all | 1 << feature);
+        let kernels = self.vhosts.iter();
+        kernels.fold(all, |all, vhost| all & (vhost.features() | !vhost::SHARED))
     }
 
     fn config(&self) -> &[u8] {
@@ -320,6 +406,7 @@ impl Device for Net {
         self.active = 1;
         self.news = News::None;
         self.pairs.iter_mut().for_each(Pair::forget);
+        self.vhosts.iter_mut().for_each(Vhost::stop);
     }
 
     fn sources(&self, out: &mut Vec<Source>) {
@@ -333,35 +420,41 @@ impl Device for Net {
             });
         }
         out.extend([self.rx.source(), self.tx.source()]);
+        out.extend(self.vhosts.iter().map(Vhost::source));
+    }
+
+    fn kernel_serves(&self, queue: usize) -> bool {
+        let vhost = self.vhosts.get(queue / 2);
+        vhost.is_some_and(Vhost::is_running)
     }
 
     fn serve(&mut self, ready: Ready, rings: &mut [Ring<'_>]) -> Result<Turn, Violation> {
-        self.tell_tap()?;
-        let mut turn = Turn::Done;
-        if let Some(queue) = self.control_queue().filter(|q| ready.queue(*q)) {
-            turn = turn.and(self.command(&mut rings[queue])?);
+        let turn = self.settle(ready, rings).and_then(|turn| {
+            let more = match self.vhosts.is_empty() {
+                true => self.exchange(ready, rings)?,
+                false => self.hand_over(rings)?,
+            };
+            Ok(turn.and(more))
+        });
+        if turn.is_err() {
+            // The driver is told to reset the card; until then nothing moves.
+            self.vhosts.iter_mut().for_each(Vhost::stop);
         }
-        let pairs = if self.agreed(VIRTIO_NET_F_MQ) {
-            self.pairs.len()
-        } else {
-            1
-        };
-        let count = self.pairs.len();
-        let (rx_opens, tx_opens) = (ready.source(count), ready.source(count + 1));
-        for index in 0..pairs {
-            let (to_guest, from_guest) = (2 * index, 2 * index + 1);
-            let arrives = ready.queue(to_guest) || ready.source(index) || rx_opens;
-            if index < self.active && arrives {
-                self.deliver(index, &mut rings[to_guest])?;
-            }
-            if ready.queue(from_guest) || tx_opens {
-                turn = turn.and(self.transmit(index, &mut rings[from_guest])?);
-            }
-        }
-        Ok(turn)
+        turn
     }
 
     fn quiesce(&mut self, rings: &mut [Ring<'_>]) -> Result<(), Violation> {
+        for (index, vhost) in self.vhosts.iter_mut().enumerate() {
+            if !vhost.is_running() {
+                continue;
+            }
+            vhost.stop();
+            for (ring, which) in rings[2 * index..2 * index + 2].iter_mut().zip(0..) {
+                let next = vhost.position(which);
+                ring.take_over(next.map_err(|e| Violation::Host("take a ring back", e))?)?;
+                ring.lend_interrupt(false);
+            }
+        }
         for (index, pair) in self.pairs.iter_mut().enumerate() {
             let heads = pair.buffers.iter().map(|chain| chain.head);
             rings[2 * index].untake(&heads.collect::<Vec<_>>())?;

@@ -299,6 +299,62 @@ fn offloads_are_asked_of_the_kernel_only_as_far_as_they_make_sense() {
     }
 }
 
+#[test]
+fn a_card_has_vhost_for_every_pair_or_none_and_no_limit_beside_it() {
+    let null = || {
+        File::options()
+            .read(true)
+            .write(true)
+            .open("/dev/null")
+            .expect("opens")
+    };
+    let some = Net::new(&spec(), vec![wire().0, wire().0], vec![null()]);
+    let [vhosts, pairs] = [1, 2];
+    assert!(
+        matches!(some, Err(NetError::SomeVhost { vhosts: v, pairs: p }) if (v, p) == (vhosts, pairs))
+    );
+    let limited = NetSpec {
+        limit: Some(NetLimit::default()),
+        ..spec()
+    };
+    let limited = Net::new(&limited, vec![wire().0], vec![null()]);
+    assert!(matches!(limited, Err(NetError::LimitedVhost)));
+    let wrong = Net::new(&spec(), vec![wire().0], vec![null()]);
+    assert!(matches!(wrong, Err(NetError::Vhost(_) | NetError::Tap(_))));
+}
+
+#[test]
+fn a_ring_that_another_serves_is_whole_and_goes_on_where_he_stopped() {
+    let mut driver = Driver::new(&[16, 16]);
+    driver.offer(TO_GUEST, &[], &[(DATA, 4096)]);
+    let base = {
+        let slice =
+            vm_memory::GuestMemoryBackend::get_slice(&driver.ram, vm_memory::GuestAddress(0), 1);
+        slice.expect("inside").ptr_guard().as_ptr().addr() as u64
+    };
+    let rings = driver.rings();
+    let place = rings[TO_GUEST].place().expect("inside").expect("set up");
+    let offsets = [place.descriptors, place.available, place.used].map(|at| at - base);
+    assert_eq!(
+        (place.size, place.next, offsets),
+        (16, 0, [0, 0x4000, 0x8000])
+    );
+    // He takes the chain and answers it.
+    driver.write(0x8004, &0u64.to_le_bytes());
+    driver.write(0x8002, &1u16.to_le_bytes());
+    let mut rings = driver.rings();
+    rings[TO_GUEST].take_over(1).expect("inside");
+    assert_eq!(rings[TO_GUEST].waiting(), 0);
+    drop(rings);
+    let head = driver.offer(TO_GUEST, &[], &[(DATA, 4096)]);
+    let mut rings = driver.rings();
+    let chain = rings[TO_GUEST].pop().expect("rules kept").expect("offered");
+    assert_eq!(chain.head, head);
+    rings[TO_GUEST].complete(head, 7).expect("inside");
+    drop(rings);
+    assert_eq!(driver.used(TO_GUEST), [(0, 0), (head, 7)]);
+}
+
 proptest! {
     #[test]
     fn no_descriptors_make_the_card_panic(
