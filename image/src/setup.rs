@@ -52,6 +52,8 @@ const PACKAGES: &[(&str, &str)] = &[
 
 /// The target all programs in the image are built for.
 pub(crate) const TARGET: &str = "x86_64-unknown-linux-musl";
+/// The target of guest kernels that tests are made of.
+pub const BARE_TARGET: &str = "x86_64-unknown-none";
 
 /// Lines that dpkg prints about each package it installs, for the progress bar.
 const LINES_A_PACKAGE: u64 = 4;
@@ -65,10 +67,12 @@ pub fn setup() -> Result<()> {
     if !missing.is_empty() {
         install(&missing)?;
     }
-    if !rust_target_installed()? {
-        eprintln!("adding the Rust target {TARGET}");
-        command::output(command::clean("rustup").args(["target", "add", TARGET]))
-            .with_context(|| format!("add the Rust target {TARGET}: is rustup installed?"))?;
+    for target in [TARGET, BARE_TARGET] {
+        if !rust_target_installed(target)? {
+            eprintln!("adding the Rust target {target}");
+            command::output(command::clean("rustup").args(["target", "add", target]))
+                .with_context(|| format!("add the Rust target {target}: is rustup installed?"))?;
+        }
     }
     Ok(())
 }
@@ -118,9 +122,9 @@ fn missing<'a>(wanted: &[&'a str], installed: &str) -> Vec<&'a str> {
         .collect()
 }
 
-fn rust_target_installed() -> Result<bool> {
+fn rust_target_installed(target: &str) -> Result<bool> {
     let mut rustc = command::clean("rustc");
-    let library = command::output(rustc.args(["--print", "target-libdir", "--target", TARGET]))?;
+    let library = command::output(rustc.args(["--print", "target-libdir", "--target", target]))?;
     Ok(fs::read_dir(library.trim()).is_ok_and(|mut entries| entries.next().is_some()))
 }
 

@@ -24,4 +24,9 @@ mod tests {
     fn smoke_a_guest_boots_and_ends_as_it_says_on_any_number_of_processors() {
         run("smoke");
     }
+
+    #[test]
+    fn hostile_guests_are_answered_or_end_alone_and_their_neighbour_is_served() {
+        run("hostile");
+    }
 }

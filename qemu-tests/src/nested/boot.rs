@@ -10,11 +10,12 @@ use image::assemble::Image;
 use image::kernel::{self, Kind};
 use image::paths::Paths;
 use image::qemu::{Machine, Node};
+use image::setup::BARE_TARGET;
 use types::Bytes;
 use types::cpio::Archive;
 
 use super::report::{END, Line};
-use super::{GROUP, INIT, INITRAMFS, KERNEL, ONLY, VMM, scenario};
+use super::{GROUP, HOSTILE, INIT, INITRAMFS, KERNEL, ONLY, SEED, SEED_WORD, VMM, scenario};
 use crate::archive;
 
 const PROGRAM_NAME: &str = "vmm-node";
@@ -40,7 +41,10 @@ pub fn run(group: &str) -> Result<()> {
     let paths = Paths::find()?;
     let initramfs = node(&paths)?;
     let mut machine = machine(&paths)?;
-    let arguments = format!("loglevel=1 rdinit={INIT} {GROUP}={what}");
+    let mut arguments = format!("loglevel=1 rdinit={INIT} {GROUP}={what}");
+    if let Ok(seed) = std::env::var(SEED) {
+        arguments.push_str(&format!(" {SEED_WORD}={seed}"));
+    }
     let _file = archive::instead(&mut machine, &initramfs, &arguments)?;
     let node = Node::spawn(&machine)?;
     let ended = node.wait_for_line(END, PATIENCE);
@@ -94,6 +98,8 @@ fn node(paths: &Paths) -> Result<Vec<u8>> {
     node.file(INIT, 0o755, program)?;
     node.file(VMM, 0o755, monitor(paths)?)?;
     node.file(KERNEL, 0o644, kernel)?;
+    let hostile = archive::built(paths, "hostile", "hostile", BARE_TARGET)?;
+    node.file(HOSTILE, 0o644, hostile)?;
     Ok(node.encode())
 }
 

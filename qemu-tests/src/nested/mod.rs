@@ -21,9 +21,15 @@ pub const GROUP: &str = "nested";
 pub const GUEST: &str = "guest";
 /// The environment variable of this machine that picks one scenario of a group.
 pub const ONLY: &str = "NESTED_SCENARIO";
+/// The environment variable of this machine that holds a seed for scenarios with random parts, so that what
+/// one of them found is found again.
+pub const SEED: &str = "NESTED_SEED";
+/// Its name on the node's kernel command line.
+const SEED_WORD: &str = "seed";
 
 /// Files of the node.
 const INIT: &str = "/init";
 const VMM: &str = "/bin/sifr-vmm";
 const KERNEL: &str = "/guest/kernel";
 const INITRAMFS: &str = "/guest/initramfs";
+const HOSTILE: &str = "/guest/hostile";

@@ -20,7 +20,7 @@ use sys::process::{Child, Confinement, Ended, FIRST_FD, Program};
 use types::vm::{CONTROL_PACKET_MAX, Exits, Fd, FromVmm, StopReason, ToVmm, VmSpec};
 use types::{Name, PublicKey, VmId};
 
-use super::{GUEST, INITRAMFS, KERNEL, VMM};
+use super::{GUEST, HOSTILE, INITRAMFS, KERNEL, VMM};
 use crate::bench::report::Overhead;
 use crate::inside::overhead;
 
@@ -65,6 +65,13 @@ impl Node {
         let initramfs = plan.pass(open(INITRAMFS)?);
         plan.spec.initramfs.push(initramfs);
         plan.spec.cmdline = format!("console=ttyS0 {GUEST}={guest}");
+        Ok(plan)
+    }
+
+    /// The same with the kernel that attacks its monitor, whose command line is `arguments`.
+    pub fn hostile(&self, name: &str, arguments: &str) -> Result<Plan<'_>> {
+        let mut plan = self.bare(name, open(HOSTILE)?)?;
+        plan.spec.cmdline = format!("console=ttyS0 {arguments}");
         Ok(plan)
     }
 
@@ -178,6 +185,8 @@ pub struct Life {
     pub output: String,
     /// The console, from the beginning.
     pub console: String,
+    /// Most memory that guest and monitor ever had together, as their cgroup counted it.
+    pub peak_bytes: u64,
 }
 
 impl Life {
@@ -220,6 +229,16 @@ impl Machine {
                 );
             }
         }
+    }
+
+    /// Forgets the lines that have been said so far.
+    pub fn forget_lines(&mut self) -> Result<()> {
+        while let Some(console) = &self.console
+            && readable(console.as_fd(), Instant::now())?
+            && self.read_console()?
+        {}
+        while self.next_line().is_some() {}
+        Ok(())
     }
 
     fn next_line(&mut self) -> Option<String> {
@@ -325,6 +344,14 @@ impl Machine {
         Ok(line.with_context(|| format!("no {key}"))?.trim().to_owned())
     }
 
+    /// Time on processors that the monitor and its vCPUs have had.
+    pub fn processor_time(&self) -> Result<Duration> {
+        let stat = fs::read_to_string(self.group.join("cpu.stat")).context("read cpu.stat")?;
+        let micros = stat.lines().find_map(|l| l.strip_prefix("usage_usec "));
+        let micros = micros.context("no usage_usec")?.parse()?;
+        Ok(Duration::from_micros(micros))
+    }
+
     /// Whether the monitor has not ended.
     pub fn alive(&mut self) -> Result<bool> {
         Ok(self.wait(Instant::now())?.is_none())
@@ -352,8 +379,10 @@ impl Machine {
             );
         };
         while self.hear(Duration::ZERO)?.is_some() {}
+        let peak = fs::read_to_string(self.group.join("memory.peak"));
         Ok(Life {
             ended,
+            peak_bytes: peak.context("read the most memory")?.trim().parse()?,
             messages: std::mem::take(&mut self.messages),
             output: self.output()?,
             console: String::from_utf8_lossy(&self.said).into_owned(),

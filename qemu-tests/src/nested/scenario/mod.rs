@@ -3,6 +3,7 @@
 //! Owns: the tables that find a scenario or a guest's program by its name. A new module stands in both.
 //! Refuses: two of one name.
 
+mod hostile;
 mod smoke;
 
 use anyhow::{Context, Result, ensure};
@@ -19,10 +20,11 @@ pub struct Scenario {
 }
 
 /// Scenarios that share one boot of a node. Each has its test in `tests/vmm.rs`.
-pub const GROUPS: &[(&str, &[Scenario])] = &[("smoke", smoke::SCENARIOS)];
+pub const GROUPS: &[(&str, &[Scenario])] =
+    &[("smoke", smoke::SCENARIOS), ("hostile", hostile::SCENARIOS)];
 
 /// Programs of guests, by the word on their command line.
-const GUESTS: &[&[(&str, Program)]] = &[smoke::GUESTS];
+const GUESTS: &[&[(&str, Program)]] = &[smoke::GUESTS, hostile::GUESTS];
 
 /// The scenarios of `group`, or the one of `group/name`.
 pub fn named(what: &str) -> Result<Vec<&'static Scenario>> {

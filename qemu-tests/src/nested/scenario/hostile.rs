@@ -1,0 +1,255 @@
+//! Guests that attack their monitor, and an honest guest beside them.
+//!
+//! Owns: the judgement: after each attack the machine answers or ends alone, for a reason that is said; its
+//! memory is bounded; what it may not write is unwritten; its neighbour is served meanwhile.
+//! Refuses: attacks; they are in the package `hostile`.
+
+use std::fs::{self, File};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use hostile::{ANSWERED, ATTACKS, Attack, Ends, FAILED, MEMORY_MIB, pattern};
+use sys::process::Ended;
+use types::Mac;
+use types::vm::{Disk, Net, StopReason};
+
+use super::Scenario;
+use crate::nested::SEED_WORD;
+use crate::nested::guest::{Program, mount, say};
+use crate::nested::toolkit::{FILES, Life, Machine, Node, PATIENCE};
+
+pub(super) const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        name: "rings",
+        run: |node| group(node, "rings"),
+    },
+    Scenario {
+        name: "queues",
+        run: |node| group(node, "queues"),
+    },
+    Scenario {
+        name: "registers",
+        run: |node| group(node, "registers"),
+    },
+    Scenario {
+        name: "devices",
+        run: |node| group(node, "devices"),
+    },
+    Scenario {
+        name: "exits",
+        run: |node| group(node, "exits"),
+    },
+    Scenario {
+        name: "ends",
+        run: |node| group(node, "ends"),
+    },
+    Scenario {
+        name: "random",
+        run: random,
+    },
+];
+
+pub(super) const GUESTS: &[(&str, Program)] = &[("honest", honest)];
+
+/// Beyond the guest's own, as its cgroup counts it: the monitor, and the kernel's books for both.
+const OVERHEAD_MAX: u64 = 16 << 20;
+/// The attacked machine's devices: two disks, a network card, sockets, entropy.
+const DEVICES: &str = "5 devices";
+const DISK_BYTES: u64 = 1 << 20;
+const READ_ONLY_BYTES: u64 = 64 << 10;
+/// The honest guest's longest wait for its disk: far above any that was seen, far below a wedged node's.
+const SERVED_WITHIN: Duration = Duration::from_secs(30);
+/// An attack is some thousand steps in an emulated machine in another.
+const ATTACK_PATIENCE: Duration = Duration::from_secs(300);
+/// How long a halted machine is watched.
+const WATCHED: Duration = Duration::from_secs(2);
+/// The random phase: the same each time, and some that are new each time.
+const SEEDS: std::ops::Range<u64> = 1..5;
+const NEW_SEEDS: usize = 2;
+
+/// All attacks of a group, each on a machine of its own.
+fn group(node: &Node, group: &str) -> Result<String> {
+    let attacks: Vec<_> = ATTACKS.iter().filter(|a| a.group == group).collect();
+    ensure!(!attacks.is_empty(), "no attacks in {group}");
+    let runs: Vec<_> = attacks.into_iter().map(|attack| (attack, 1)).collect();
+    beside_an_honest_guest(node, &runs)
+}
+
+fn random(node: &Node) -> Result<String> {
+    let attack = ATTACKS.iter().find(|a| a.group == "random");
+    let attack = attack.context("no random attack")?;
+    let seeds = match std::env::var(SEED_WORD) {
+        Ok(seed) => vec![seed.parse().context("the seed is a number")?],
+        Err(_) => {
+            let mut bytes = [0; NEW_SEEDS * 8];
+            sys::random::fill(&mut bytes)?;
+            let (new, _) = bytes.as_chunks::<8>();
+            SEEDS
+                .chain(new.iter().map(|b| u64::from_le_bytes(*b)))
+                .collect()
+        }
+    };
+    let runs: Vec<_> = seeds.into_iter().map(|seed| (attack, seed)).collect();
+    beside_an_honest_guest(node, &runs)
+}
+
+fn beside_an_honest_guest(node: &Node, runs: &[(&Attack, u64)]) -> Result<String> {
+    let mut neighbour = neighbour(node)?;
+    neighbour.line("beat", PATIENCE)?;
+    let (mut told, mut failures) = (Vec::new(), Vec::new());
+    for (attack, seed) in runs {
+        let name = format!("{} (seed {seed})", attack.name);
+        let started = Instant::now();
+        match one(node, attack, *seed) {
+            Ok(figures) => told.push(format!(
+                "{name} {} ms {figures}",
+                started.elapsed().as_millis()
+            )),
+            Err(error) => failures.push(format!("{name}: {error:#}")),
+        }
+        neighbour.forget_lines()?;
+        let beat = neighbour.line("beat", SERVED_WITHIN);
+        beat.with_context(|| format!("the neighbour after {name}"))?;
+    }
+    neighbour.forget_lines()?;
+    let beat = neighbour.line("beat", SERVED_WITHIN)?;
+    let worst = beat.split(' ').next_back().context("no figure")?.parse()?;
+    ensure!(
+        Duration::from_millis(worst) < SERVED_WITHIN,
+        "the neighbour once waited {worst} ms"
+    );
+    if failures.is_empty() {
+        let all = told.join("; ");
+        Ok(format!("{all}; the neighbour waited {worst} ms at most"))
+    } else {
+        bail!("{} | fine: {}", failures.join(" | "), told.join("; "))
+    }
+}
+
+/// A guest with a disk that it writes, flushes and reads without end.
+fn neighbour(node: &Node) -> Result<Machine> {
+    let mut plan = node.plan("neighbour", "honest")?;
+    let disk = file(DISK_BYTES, |_| 0)?;
+    let fd = plan.pass(disk);
+    plan.spec.disks.push(Disk::new("honest", fd, false));
+    plan.start()
+}
+
+fn honest() -> Result<()> {
+    mount("devtmpfs", "/dev")?;
+    let mut disk = File::options().read(true).write(true).open("/dev/vda")?;
+    let (mut worst, mut block) = (0, [0; 4096]);
+    for count in 0_u64.. {
+        let started = Instant::now();
+        block.fill(count.to_le_bytes()[0]);
+        disk.seek(SeekFrom::Start(count % 64 * 4096))?;
+        disk.write_all(&block)?;
+        disk.sync_data()?;
+        std::thread::sleep(Duration::from_millis(50));
+        worst = worst.max(started.elapsed().as_millis());
+        say(&format!("beat {count} worst {worst}"));
+    }
+    Ok(())
+}
+
+/// One attack on one machine. Gives figures.
+fn one(node: &Node, attack: &Attack, seed: u64) -> Result<String> {
+    let words = format!("attack={} seed={seed}", attack.name);
+    let mut plan = node.hostile(&format!("attack-{}", attack.name), &words)?;
+    plan.spec.memory_mib = MEMORY_MIB;
+    let (disk, read_only) = (file(DISK_BYTES, |_| 0)?, file(READ_ONLY_BYTES, pattern)?);
+    let fd = plan.pass(disk.try_clone()?);
+    plan.spec.disks.push(Disk::new("writable", fd, false));
+    let fd = plan.pass(read_only.try_clone()?);
+    plan.spec.disks.push(Disk::new("read-only", fd, true));
+    let fd = plan.pass(tap()?);
+    let mac = Mac([2, 0, 0, 0, 0, 1]);
+    plan.spec.nets.push(Net::new(fd, mac, 1500));
+    let mut machine = plan.start()?;
+    if attack.ends == Ends::Hangs {
+        return halted(&mut machine);
+    }
+    let life = machine.finish(ATTACK_PATIENCE)?;
+    judge(attack, &life)?;
+    ensure!(
+        disk.metadata()?.len() == DISK_BYTES && read_only.metadata()?.len() == READ_ONLY_BYTES,
+        "a disk has another length"
+    );
+    unwritten(&read_only)?;
+    let limit = (MEMORY_MIB << 20) + OVERHEAD_MAX;
+    ensure!(
+        life.peak_bytes <= limit,
+        "{} bytes of memory, {limit} at most: {life:?}",
+        life.peak_bytes
+    );
+    let (reason, exits) = life.stopped()?;
+    let all = exits.pio_in + exits.pio_out + exits.mmio_read + exits.mmio_write + exits.other;
+    Ok(match reason {
+        StopReason::GuestReset => format!("{all} exits {} KiB", life.peak_bytes >> 10),
+        StopReason::Fault { message } => message.clone(),
+    })
+}
+
+fn judge(attack: &Attack, life: &Life) -> Result<()> {
+    let said = |text: &str| life.console.contains(text);
+    ensure!(!life.output.contains("panicked"), "a panic: {life:?}");
+    let answers = life.ended == Ended::Code(0)
+        && matches!(life.stopped()?.0, StopReason::GuestReset)
+        && said(&format!("{ANSWERED} {DEVICES}"))
+        && !said(FAILED);
+    let faults = |text: &str| -> Result<bool> {
+        let stopped = life.stopped()?.0;
+        let fits = matches!(stopped, StopReason::Fault { message } if message.contains(text));
+        Ok(life.ended == Ended::Code(2) && fits)
+    };
+    let fine = match attack.ends {
+        Ends::Answers => answers,
+        Ends::Faults(text) => faults(text)?,
+        Ends::Either => answers || faults("")?,
+        Ends::Hangs => false,
+    };
+    ensure!(fine, "should be {:?}, was {life:?}", attack.ends);
+    Ok(())
+}
+
+/// A machine that does nothing takes no time, and can be killed.
+fn halted(machine: &mut Machine) -> Result<String> {
+    machine.running()?;
+    std::thread::sleep(WATCHED);
+    let before = machine.processor_time()?;
+    std::thread::sleep(WATCHED);
+    let spent = machine.processor_time()? - before;
+    ensure!(machine.alive()?, "it ended");
+    ensure!(spent < WATCHED / 4, "it does nothing and takes {spent:?}");
+    machine.kill()?;
+    Ok(format!("{} us in {WATCHED:?}", spent.as_micros()))
+}
+
+/// A nameless file whose bytes all exist, so that their memory is nobody's who touches them later.
+fn file(bytes: u64, content: impl Fn(u64) -> u8) -> Result<File> {
+    let mut file = tempfile::tempfile_in(FILES).context("make a disk")?;
+    let all: Vec<u8> = (0..bytes).map(content).collect();
+    file.write_all(&all).context("fill a disk")?;
+    Ok(file)
+}
+
+fn unwritten(disk: &File) -> Result<()> {
+    let mut bytes = Vec::new();
+    let mut disk = disk;
+    disk.seek(SeekFrom::Start(0))?;
+    disk.read_to_end(&mut bytes)?;
+    let same = (0..).zip(&bytes).all(|(at, byte)| *byte == pattern(at));
+    ensure!(same, "the read-only disk was written");
+    Ok(())
+}
+
+/// A TAP of the node's, up. It goes with its last descriptor.
+fn tap() -> Result<std::os::fd::OwnedFd> {
+    const NAME: &str = "attacked";
+    /// IFF_UP | IFF_BROADCAST | IFF_MULTICAST.
+    const UP: &str = "0x1003";
+    let tap = sys::tap::open(NAME).context("make a TAP")?;
+    fs::write(format!("/sys/class/net/{NAME}/flags"), UP).context("bring a TAP up")?;
+    Ok(tap)
+}
