@@ -4,12 +4,12 @@
 //! Refuses: judging what a device answers; that is for the tests beside it. Here it must stand.
 
 use ::types::vm::LogRecord;
-use ::vmm::fuzz::{self, Guest, Kind, Ports};
+use ::vmm::fuzz::{self, Guest, Kind, Ports, Registers};
 
 use crate::Target;
 use crate::choices::{Choices, Made};
 
-pub(crate) const TARGETS: [Target; 10] = [
+pub(crate) const TARGETS: [Target; 14] = [
     Target {
         name: "vmm-blk",
         bytes_max: 2048,
@@ -27,6 +27,20 @@ pub(crate) const TARGETS: [Target; 10] = [
         bytes_max: 2048,
         run: |input| device(Kind::ReadOnlyDisk, input),
         seeds: disk_drivers,
+    },
+    Target {
+        name: "vmm-blk-wide",
+        bytes_max: 2048,
+        run: |input| device(Kind::WideDisk, input),
+        seeds: wide_disk_drivers,
+    },
+    Target {
+        name: "vmm-bzimage",
+        bytes_max: 4096,
+        run: |input| {
+            fuzz::kernel(input);
+        },
+        seeds: bzimages,
     },
     Target {
         name: "vmm-chunk-map",
@@ -55,6 +69,12 @@ pub(crate) const TARGETS: [Target; 10] = [
         seeds: net_drivers,
     },
     Target {
+        name: "vmm-net-wide",
+        bytes_max: 2048,
+        run: |input| device(Kind::WideNet, input),
+        seeds: wide_net_drivers,
+    },
+    Target {
         name: "vmm-ports",
         bytes_max: 256,
         run: ports,
@@ -63,6 +83,12 @@ pub(crate) const TARGETS: [Target; 10] = [
             let write = |made: Made, (port, value): (u16, u8)| made.u8(1).u16(port).u8(value);
             vec![hello.into_iter().fold(Made::default(), write).0]
         },
+    },
+    Target {
+        name: "vmm-registers",
+        bytes_max: 1024,
+        run: registers,
+        seeds: register_drivers,
     },
     Target {
         name: "vmm-rng",
@@ -103,11 +129,14 @@ mod deed {
     pub(super) const SET_CHUNK: u8 = 7;
     pub(super) const HEAR: u8 = 8;
     pub(super) const HANG_UP: u8 = 9;
-    pub(super) const ALL: u8 = 10;
+    pub(super) const REST: u8 = 10;
+    pub(super) const ALL: u8 = 11;
 }
 
 /// Where the seeds' drivers have their rings: 16 KiB for each queue.
 const RING_BYTES: u32 = 0x4000;
+/// Most queues of a device: a card with two pairs, and its control queue.
+const QUEUES: u8 = 5;
 /// Entries of each ring of a seed.
 const RING_SIZE: u16 = 16;
 /// Their data begins here.
@@ -124,7 +153,7 @@ fn address(choices: &mut Choices<'_>) -> u64 {
 fn device(kind: Kind, input: &[u8]) {
     let mut choices = Choices(input);
     let mut guest = Guest::new(kind);
-    let mut offered = [0u16; 3];
+    let mut offered = [0u16; QUEUES as usize];
     while !choices.is_empty() {
         match choices.u8() % deed::ALL {
             deed::WRITE_REGISTER => {
@@ -138,7 +167,7 @@ fn device(kind: Kind, input: &[u8]) {
             deed::WRITE_MEMORY => guest.write_memory(address(&mut choices), choices.short()),
             deed::SERVE => guest.serve(choices.u8().into()),
             deed::DESCRIBE => {
-                let (queue, index) = (choices.u8() % 3, choices.u8());
+                let (queue, index) = (choices.u8() % QUEUES, choices.u8());
                 let at = u64::from(queue) * u64::from(RING_BYTES) + u64::from(index) * 16;
                 guest.write_memory(at, &address(&mut choices).to_le_bytes());
                 let (length, flags, next) = (choices.u32(), choices.u8(), choices.u8());
@@ -146,7 +175,7 @@ fn device(kind: Kind, input: &[u8]) {
                 guest.write_memory(at + 8, &tail.to_le_bytes());
             }
             deed::OFFER => {
-                let (queue, head) = (choices.u8() % 3, choices.u16());
+                let (queue, head) = (choices.u8() % QUEUES, choices.u16());
                 let ring = u64::from(queue) * u64::from(RING_BYTES) + 0x1000;
                 let count = &mut offered[usize::from(queue)];
                 let place = u64::from(*count % RING_SIZE);
@@ -159,6 +188,7 @@ fn device(kind: Kind, input: &[u8]) {
             deed::HEAR => {
                 guest.hear();
             }
+            deed::REST => guest.rest(),
             _ => guest.hang_up(),
         }
     }
@@ -272,6 +302,23 @@ fn disk_drivers() -> Vec<Vec<u8>> {
         .to_vec()
 }
 
+/// Requests on one queue after the other, more than the limit lets through at once; the machine pauses.
+fn wide_disk_drivers() -> Vec<Vec<u8>> {
+    let mut driver = Driver::new(1 << 9 | 1 << 12 | 1 << 13 | 1 << 14, 3);
+    for queue in [0, 1, 2, 0] {
+        let header = DATA + u32::from(queue) * 0x100;
+        driver.memory(header, &[0; 16]);
+        let data = (DATA + 0x1000, 2048, true);
+        driver.offer(
+            queue,
+            &[(header, 16, false), data, (header + 0x80, 1, true)],
+        );
+    }
+    driver.serve();
+    driver.with(|made| made.u8(deed::REST));
+    vec![driver.done()]
+}
+
 fn lazy_drivers() -> Vec<Vec<u8>> {
     let mut driver = Driver::new(1 << 9, 1);
     disk_requests(&mut driver);
@@ -306,6 +353,69 @@ fn net_drivers() -> Vec<Vec<u8>> {
             driver.done()
         })
         .to_vec()
+}
+
+/// The second pair is turned on by the control queue (VIRTIO 1.2 section 5.1.6.5.5).
+fn wide_net_drivers() -> Vec<Vec<u8>> {
+    let features = 1 << 15 | 1 << 17 | 1 << 22;
+    let mut driver = Driver::new(features, 5);
+    driver.memory(DATA, &[4, 0, 2, 0]);
+    let (class, pairs) = ((DATA, 2, false), (DATA + 2, 2, false));
+    driver.offer(4, &[class, pairs, (DATA + 0x80, 1, true)]);
+    driver.serve();
+    for queue in [0, 2] {
+        driver.offer(queue, &[(DATA + 0x2000, 0x800, true)]);
+    }
+    for queue in [1, 3, 1] {
+        driver.offer(
+            queue,
+            &[(DATA + 0x4000, 12, false), (DATA + 0x5000, 60, false)],
+        );
+    }
+    driver.say(&[7; 300]);
+    driver.serve();
+    driver.with(|made| made.u8(deed::REST));
+    vec![driver.done()]
+}
+
+/// Reads and writes of any width anywhere in the row of devices and a little beyond.
+fn registers(input: &[u8]) {
+    let mut choices = Choices(input);
+    let registers = Registers::default();
+    while !choices.is_empty() {
+        let (kind, page, offset) = (choices.u8(), choices.u8() % 8, choices.u16() & 0xfff);
+        let address = u64::from(page) << 12 | u64::from(offset);
+        match kind % 3 {
+            0 => registers.write(address, choices.short()),
+            1 => {
+                let mut bytes = [0; 8];
+                let width = 1 << (choices.u8() & 3);
+                registers.read(address, &mut bytes[..width]);
+            }
+            _ => registers.serve(choices.u8().into()),
+        }
+    }
+    registers.serve(u64::MAX);
+}
+
+/// Each device from reset to running, without a queue.
+fn register_drivers() -> Vec<Vec<u8>> {
+    let mut made = Made::default();
+    for page in 0..5 {
+        let steps = [
+            (register::STATUS, 3u32),
+            (register::DRIVER_FEATURES_SEL, 1),
+            (register::DRIVER_FEATURES, 1),
+            (register::STATUS, 0xb),
+            (register::STATUS, 0xf),
+        ];
+        for (offset, value) in steps {
+            made = made.u8(0).u8(page).u16(offset).short(&value.to_le_bytes());
+        }
+        made = made.u8(1).u8(page).u16(register::STATUS).u8(2);
+        made = made.u8(2).u8(0).u16(0).u8(0xff);
+    }
+    vec![made.0]
 }
 
 fn rng_drivers() -> Vec<Vec<u8>> {
@@ -409,6 +519,30 @@ fn kernels() -> Vec<Vec<u8>> {
     word(&mut elf, 0x10_0000);
     assert!(fuzz::kernel(&elf), "the seed is a kernel");
     vec![elf]
+}
+
+/// A header of protocol 2.15 that wants 1 MiB at 16 MiB, set-up code of one sector, and some bytes to load
+/// (kernel document `arch/x86/boot.rst`); the same that may not move.
+fn bzimages() -> Vec<Vec<u8>> {
+    let image = |relocatable: u8| {
+        let mut image = vec![0; 1024 + 1024];
+        let mut put = |at: usize, bytes: &[u8]| image[at..at + bytes.len()].copy_from_slice(bytes);
+        put(0x1f1, &[1]);
+        put(0x1fe, &[0x55, 0xaa, 0xeb, 0x6a]);
+        put(0x202, b"HdrS");
+        put(0x206, &[15, 2]);
+        put(0x211, &[1]);
+        put(0x22c, &0x7fff_ffff_u32.to_le_bytes());
+        put(0x230, &0x20_0000_u32.to_le_bytes());
+        put(0x234, &[relocatable, 21]);
+        put(0x236, &[1, 0]);
+        put(0x238, &2047_u32.to_le_bytes());
+        put(0x258, &0x100_0000_u64.to_le_bytes());
+        put(0x260, &0x10_0000_u32.to_le_bytes());
+        assert!(fuzz::kernel(&image), "the seed is a kernel");
+        image
+    };
+    vec![image(0), image(1)]
 }
 
 /// What was whole before an append is whole after it, and what is appended is there.

@@ -1,10 +1,11 @@
 //! What a hostile guest can reach, for the package `fuzz`.
 //!
 //! Owns: one device in its slot with guest memory before it and a stand-in for the world behind it; the
-//! loader of guest kernels; I/O ports; the log of a workload.
+//! loader of guest kernels; the registers of a whole machine; I/O ports; the log of a workload.
 //! Refuses: KVM. What a guest does arrives here as calls.
 
 use std::fs::File;
+use std::num::NonZeroU64;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex};
@@ -14,16 +15,17 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair};
 use types::Mac;
-use types::vm::{Disk as DiskSpec, Fd, HugePages, Net as NetSpec, Stream};
+use types::vm::{Disk as DiskSpec, Fd, HugePages, Limit, Net as NetSpec, NetLimit, Rate, Stream};
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::boot::{Entry, Kernel, initramfs};
-use crate::bus::{MmioDevice, Pio};
+use crate::bus::{Mmio, MmioDevice, Pio};
 use crate::control::{Inbox, Lines, Outbox};
 use crate::device::serial::Serial;
 use crate::event::Served;
 use crate::log::Log;
+use crate::memory::layout::VIRTIO;
 use crate::memory::{self, GuestRam, shared};
 use crate::virtio::Device;
 use crate::virtio::blk::{Blk, LazyParts};
@@ -46,9 +48,13 @@ const PACKET_MAX: usize = 4 << 10;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     Disk,
+    /// With several queues and a limit.
+    WideDisk,
     ReadOnlyDisk,
     LazyDisk,
     Net,
+    /// With two pairs of queues, a control queue and limits.
+    WideNet,
     Vsock,
     Rng,
 }
@@ -68,9 +74,15 @@ pub struct Guest {
     inbox: Option<Inbox>,
 }
 
-trait Both: MmioDevice + Served + std::fmt::Debug {}
+trait Both: MmioDevice + Served + std::fmt::Debug {
+    fn rest(&self);
+}
 
-impl<D: Device> Both for Slot<D> {}
+impl<D: Device> Both for Slot<D> {
+    fn rest(&self) {
+        self.quiesce();
+    }
+}
 
 impl<D> std::fmt::Debug for Slot<D> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -95,6 +107,89 @@ fn slot<D: Device>(device: D, ram: &Arc<GuestRam>) -> Arc<dyn Both> {
     Arc::new(Slot::new(device, ram).expect("event counters"))
 }
 
+/// So slow that requests wait, so quick that they come through.
+fn limit() -> Limit {
+    let number = |n| NonZeroU64::new(n).expect("not zero");
+    let rate = |burst| Rate {
+        per_second: number(1 << 20),
+        burst: number(burst),
+    };
+    Limit {
+        operations: Some(rate(2)),
+        bytes: Some(rate(1024)),
+    }
+}
+
+fn disk_spec(kind: Kind, read_only: bool) -> DiskSpec {
+    let spec = DiskSpec::new("upper", Fd(4), read_only);
+    match kind {
+        Kind::WideDisk => DiskSpec {
+            queues: 3,
+            limit: Some(limit()),
+            ..spec
+        },
+        _ => spec,
+    }
+}
+
+/// The card, and the world's end of its first pair of queues.
+fn net(kind: Kind) -> (Net, OwnedFd) {
+    let mut spec = NetSpec::new(Fd(4), Mac([2, 0, 0, 0, 0, 1]), 1500);
+    let (ours, world) = pair();
+    let mut packets = vec![File::from(ours)];
+    if let Kind::WideNet = kind {
+        // Nobody ever speaks to the second pair: its other end is gone.
+        packets.push(File::from(pair().0));
+        spec.limit = Some(NetLimit {
+            tx: Some(limit()),
+            rx: Some(limit()),
+        });
+    }
+    (Net::fake(&spec, packets).expect("a good card"), world)
+}
+
+/// The registers of a whole machine: several devices in their row, as vCPUs reach them.
+pub struct Registers {
+    bus: Mmio,
+    slots: Vec<Arc<dyn Both>>,
+}
+
+impl std::fmt::Debug for Registers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Registers")
+    }
+}
+
+impl Default for Registers {
+    fn default() -> Self {
+        let kinds = [Kind::WideDisk, Kind::ReadOnlyDisk, Kind::WideNet];
+        let kinds = kinds.into_iter().chain([Kind::Vsock, Kind::Rng]);
+        // Each has memory of its own, which is blank: rings in it are proper and empty.
+        let slots: Vec<_> = kinds.map(|kind| Guest::new(kind).device).collect();
+        let devices = slots.iter().map(|slot| slot.clone() as Arc<dyn MmioDevice>);
+        Self {
+            bus: Mmio::new(devices.collect()),
+            slots,
+        }
+    }
+}
+
+impl Registers {
+    /// `address` counts from the first device's first register.
+    pub fn read(&self, address: u64, bytes: &mut [u8]) {
+        self.bus.read(VIRTIO.wrapping_add(address), bytes);
+    }
+
+    pub fn write(&self, address: u64, bytes: &[u8]) {
+        self.bus.write(VIRTIO.wrapping_add(address), bytes);
+    }
+
+    /// Every worker wakes.
+    pub fn serve(&self, fired: u64) {
+        self.slots.iter().for_each(|slot| slot.serve(fired));
+    }
+}
+
 impl Guest {
     pub fn new(kind: Kind) -> Self {
         let ranges = RAM.map(|r| {
@@ -104,13 +199,13 @@ impl Guest {
         let ram = Arc::new(GuestRam::from_ranges(&ranges).expect("maps"));
         let outbox = Arc::new(Outbox::new(None).expect("an event counter"));
         let disk = |read_only, lazy| {
-            let spec = DiskSpec::new("upper", Fd(4), read_only);
+            let spec = disk_spec(kind, read_only);
             let blk = Blk::new(&spec, file(DISK_BYTES), lazy, || Ok(()), &outbox);
             slot(blk.expect("a good disk"), &ram)
         };
         let mut inbox = None;
         let (device, world, map) = match kind {
-            Kind::Disk => (disk(false, None), None, None),
+            Kind::Disk | Kind::WideDisk => (disk(false, None), None, None),
             Kind::ReadOnlyDisk => (disk(true, None), None, None),
             Kind::LazyDisk => {
                 let table = table();
@@ -124,11 +219,9 @@ impl Guest {
                 let states = table.states_offset() as u64;
                 (disk(true, Some(lazy)), Some(world), Some((map, states)))
             }
-            Kind::Net => {
-                let (ours, world) = pair();
-                let spec = NetSpec::new(Fd(4), Mac([2, 0, 0, 0, 0, 1]), 1500);
-                let net = Net::fake(&spec, vec![File::from(ours)]);
-                (slot(net.expect("a good MTU"), &ram), Some(world), None)
+            Kind::Net | Kind::WideNet => {
+                let (net, world) = net(kind);
+                (slot(net, &ram), Some(world), None)
             }
             Kind::Vsock => {
                 let (ours, world) = pair();
@@ -150,6 +243,11 @@ impl Guest {
             outbox,
             inbox,
         }
+    }
+
+    /// The machine pauses: the device comes to rest.
+    pub fn rest(&self) {
+        self.device.rest();
     }
 
     pub fn write_register(&self, offset: u64, bytes: &[u8]) {

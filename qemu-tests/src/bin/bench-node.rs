@@ -232,6 +232,7 @@ impl Ours {
                 }
                 FromVmm::Stopped { reason, .. } => bail!("the guest stopped: {reason:?}"),
                 FromVmm::Guest(_)
+                | FromVmm::GuestInit { .. }
                 | FromVmm::ChunkFailed { .. }
                 | FromVmm::Panicked { .. }
                 | FromVmm::Done { .. }

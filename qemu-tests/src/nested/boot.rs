@@ -3,6 +3,7 @@
 //! Owns: the node's initramfs, and reading what its console says.
 //! Refuses: a group that says nothing, and one whose last line never comes.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -40,7 +41,8 @@ pub fn run(group: &str) -> Result<()> {
     let expected = scenario::named(&what)?.len();
     let paths = Paths::find()?;
     let initramfs = node(&paths)?;
-    let mut machine = machine(&paths)?;
+    let log = paths.root.join(format!("target/nested-{group}.log"));
+    let mut machine = machine(&paths, log)?;
     let mut arguments = format!("loglevel=1 rdinit={INIT} {GROUP}={what}");
     if let Ok(seed) = std::env::var(SEED) {
         arguments.push_str(&format!(" {SEED_WORD}={seed}"));
@@ -67,8 +69,8 @@ pub fn run(group: &str) -> Result<()> {
     Ok(())
 }
 
-/// Both kernels are from the cache, or are built now.
-fn machine(paths: &Paths) -> Result<Machine> {
+/// Both kernels are from the cache, or are built now. What the console says is also in `log`, as it comes.
+fn machine(paths: &Paths, log: PathBuf) -> Result<Machine> {
     let kernel = kernel::kernel(paths, Kind::Host)?.file;
     let mut machine = Machine::new(
         &Image {
@@ -80,6 +82,7 @@ fn machine(paths: &Paths) -> Result<Machine> {
         "",
     );
     machine.memory = MEMORY;
+    machine.console_log = Some(log);
     machine.cpus = CPUS;
     machine.nets.clear();
     Ok(machine)

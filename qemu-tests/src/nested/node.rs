@@ -9,6 +9,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use sys::mount::Flags;
 
+use super::guest::say;
 use super::report::Line;
 use super::scenario::{self, Scenario};
 use super::toolkit::Node;
@@ -20,15 +21,15 @@ pub fn main() {
     match prepare().and_then(|node| Ok((node, scenario::named(&what)?))) {
         Err(error) => {
             let (name, why) = (what, format!("{error:#}"));
-            println!("\n{}", Line::Failed { name, why });
+            say(&format!("\n{}", Line::Failed { name, why }));
         }
         Ok((node, scenarios)) => {
             for scenario in scenarios {
-                println!("\n{}", run(&node, scenario));
+                say(&format!("\n{}", run(&node, scenario)));
             }
         }
     }
-    println!("\n{}", Line::End);
+    say(&format!("\n{}", Line::End));
 }
 
 fn run(node: &Node, scenario: &Scenario) -> Line {

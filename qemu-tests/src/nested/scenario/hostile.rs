@@ -186,7 +186,10 @@ fn one(node: &Node, attack: &Attack, seed: u64) -> Result<String> {
     let (reason, exits) = life.stopped()?;
     let all = exits.pio_in + exits.pio_out + exits.mmio_read + exits.mmio_write + exits.other;
     Ok(match reason {
-        StopReason::GuestReset => format!("{all} exits {} KiB", life.peak_bytes >> 10),
+        StopReason::GuestReset => {
+            let (reports, peak) = (life.output.lines().count(), life.peak_bytes >> 10);
+            format!("{all} exits {peak} KiB {reports} reports")
+        }
         StopReason::Fault { message } => message.clone(),
     })
 }
