@@ -6,6 +6,7 @@
 
 use std::ops::Range;
 
+use memchr::memmem;
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::memory::GuestRam;
@@ -14,6 +15,9 @@ use crate::memory::GuestRam;
 const MARK: &[u8] = b"Kernel panic - not syncing: ";
 /// What follows where it is not said but stands in the kernel's code.
 const FORMAT: &[u8] = b"%s";
+/// The log is among the kernel's last parts (`.bss`): in the kernel that we build, 2.1 MiB before its end. What is
+/// in front is code, constants and, below where it was linked to, memory that nobody has touched.
+const LOG_WITHIN_BYTES: u64 = 4 << 20;
 /// Memory looked through at a time: the VMM's own memory is small.
 const WINDOW_BYTES: usize = 64 << 10;
 /// Of the log before the mark (the registers and calls of an oops) and after it (who ran, and its calls).
@@ -34,6 +38,8 @@ pub(crate) struct LastWords {
 
 /// What the kernel in this part of memory said when it panicked, if it did.
 pub(crate) fn last_words(ram: &GuestRam, kernel: Range<u64>) -> Option<LastWords> {
+    let start = kernel.end.saturating_sub(LOG_WITHIN_BYTES);
+    let kernel = start.max(kernel.start)..kernel.end;
     let at = find(ram, kernel.clone())?;
     let start = at.saturating_sub(BEFORE_BYTES as u64).max(kernel.start);
     let end = (at + AFTER_BYTES as u64).min(kernel.end);
@@ -42,7 +48,7 @@ pub(crate) fn last_words(ram: &GuestRam, kernel: Range<u64>) -> Option<LastWords
     Some(understand(&text, usize::try_from(at - start).ok()?))
 }
 
-/// Where the last panic is said. The log lies behind code and constants.
+/// Where the last panic is said.
 fn find(ram: &GuestRam, kernel: Range<u64>) -> Option<u64> {
     // A mark and what follows it may lie across two windows.
     let overlap = MARK.len() + FORMAT.len();
@@ -67,12 +73,7 @@ fn find_last(bytes: &[u8]) -> Option<usize> {
         let rest = &bytes[*at + MARK.len()..];
         !rest.starts_with(FORMAT) && rest.first().is_some_and(|b| is_text(*b))
     };
-    bytes
-        .windows(MARK.len())
-        .enumerate()
-        .filter(|(_, window)| *window == MARK)
-        .map(|(at, _)| at)
-        .rfind(said)
+    memmem::find_iter(bytes, MARK).filter(said).last()
 }
 
 fn is_text(byte: u8) -> bool {
