@@ -22,25 +22,48 @@ pub(super) const MIB: f64 = 1024.0 * 1024.0;
 /// Talos 1.x, its initramfs alone.
 const TALOS_MIB: f64 = 58.0 * 1e6 / MIB;
 
-/// Everything, in the order of the table. Progress is told on stderr.
-pub fn all(paths: &Paths) -> Result<Vec<Row>> {
+/// A part of the benchmark that can be measured alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Group {
+    Boot,
+    Disk,
+    Smallest,
+    Idle,
+    Machines,
+}
+
+impl Group {
+    /// In the order of the table, with what each is called on the command line and in progress.
+    pub const ALL: [(Self, &str, &str); 5] = [
+        (Self::Boot, "boot", "a node without a disk, from power-on"),
+        (Self::Disk, "disk", "a node with a disk, twice"),
+        (Self::Smallest, "smallest", "machines with ever less memory"),
+        (Self::Idle, "idle", "a node that is left alone"),
+        (Self::Machines, "machines", "virtual machines in a node"),
+    ];
+
+    fn measure(self, image: &Image, program: &[u8]) -> Result<Vec<Row>> {
+        match self {
+            Self::Boot => boot::to_api(image, program),
+            Self::Disk => boot::with_disk(),
+            Self::Smallest => memory::smallest(),
+            Self::Idle => memory::idle(image, program),
+            Self::Machines => machines::compare(image, program),
+        }
+    }
+}
+
+/// Everything, or one group, in the order of the table. Progress is told on stderr.
+pub fn all(paths: &Paths, only: Option<Group>) -> Result<Vec<Row>> {
     let image = Image::find(paths)?;
-    let program = step("1/6 the measuring program", || archive::program(paths))?;
+    let program = step("the measuring program", || archive::program(paths))?;
     let mut rows = size(&image)?;
-    rows.extend(step("2/6 a node without a disk, from power-on", || {
-        boot::to_api(&image, &program)
-    })?);
-    rows.extend(step("3/6 a node with a disk, twice", boot::with_disk)?);
-    rows.extend(step(
-        "4/6 machines with ever less memory",
-        memory::smallest,
-    )?);
-    rows.extend(step("5/6 a node that is left alone", || {
-        memory::idle(&image, &program)
-    })?);
-    rows.extend(step("6/6 virtual machines in a node", || {
-        machines::compare(&image, &program)
-    })?);
+    for (number, (group, _, what)) in (1..).zip(Group::ALL) {
+        if only.is_none_or(|only| only == group) {
+            let what = format!("{number}/{} {what}", Group::ALL.len());
+            rows.extend(step(&what, || group.measure(&image, &program))?);
+        }
+    }
     Ok(rows)
 }
 

@@ -13,4 +13,4 @@ mod memory;
 pub mod report;
 pub mod table;
 
-pub use measure::all;
+pub use measure::{Group, all};
