@@ -29,4 +29,14 @@ mod tests {
     fn hostile_guests_are_answered_or_end_alone_and_their_neighbour_is_served() {
         run("hostile");
     }
+
+    #[test]
+    fn kernels_of_both_protocols_boot_and_find_the_processors_that_were_asked_for() {
+        run("kernels");
+    }
+
+    #[test]
+    fn alone_a_machine_runs_from_a_file_and_answers_on_its_socket() {
+        run("alone");
+    }
 }

@@ -212,8 +212,7 @@ impl Slots {
 /// Builds the machine; nothing of it runs yet.
 pub(crate) fn assemble() -> Result<Machine, SetupError> {
     let (fds, spec) = Inherited::spec()?;
-    let topology = Topology::new(spec.cpus, spec.topology)?;
-    check(&spec)?;
+    let topology = check(&spec)?;
     let parts = Parts::take(fds, &spec)?;
     confine::process()?;
 
@@ -311,12 +310,15 @@ fn shared(log: Option<([File; 2], u64)>) -> Result<Option<SharedLog>, SetupError
     Ok(log.map(|log| Arc::new(Mutex::new(log))))
 }
 
-fn check(spec: &VmSpec) -> Result<(), SetupError> {
+/// What can be said of a specification without its descriptors.
+pub(crate) fn check(spec: &VmSpec) -> Result<Topology, SetupError> {
+    let topology = Topology::new(spec.cpus, spec.topology)?;
+    memory::check(spec.memory_mib, spec.huge_pages)?;
     let mut serials: Vec<&str> = spec.disks.iter().map(|d| d.serial.as_str()).collect();
     serials.sort_unstable();
     match serials.windows(2).find(|pair| pair[0] == pair[1]) {
         Some(pair) => Err(SetupError::Serials(pair[0].to_owned())),
-        None => Ok(()),
+        None => Ok(topology),
     }
 }
 

@@ -17,7 +17,7 @@ const SPEC_BYTES_MAX: u64 = 1 << 20;
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum FdError {
-    #[error("descriptor {number} ({what}) is not open: pass it to the new process", number = .fd.0)]
+    #[error("descriptor {number} ({what}) is not open: pass it to the new process, or see sifr-vmm --help", number = .fd.0)]
     NotOpen { fd: Fd, what: &'static str },
     #[error("descriptor {number} ({what}) is used twice or kept for the specification", number = .fd.0)]
     Taken { fd: Fd, what: &'static str },

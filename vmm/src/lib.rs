@@ -1,10 +1,12 @@
 //! sifr-vmm: one process, one virtual machine.
 //!
-//! Owns: the machine that descriptor 3 specifies. Exit status: 0 = the guest reset the machine, 1 = the
-//! specification or set-up was bad (message on stderr), 2 = the machine faulted.
-//! Refuses: paths. Everything it works on it has inherited as a descriptor.
+//! Owns: the machine that descriptor 3 specifies; `alone` makes that descriptor where no node does. Exit
+//! status: 0 = the guest reset the machine, 1 = the specification or set-up was bad (message on stderr), 2 = the
+//! machine faulted.
+//! Refuses: paths in the machine's process. Everything it works on it has inherited as a descriptor.
 #![deny(unsafe_code)]
 
+mod alone;
 mod assemble;
 mod boot;
 mod bus;
@@ -28,43 +30,33 @@ mod virtio;
 use std::error::Error;
 use std::process::ExitCode;
 
+use alone::Command;
 use types::vm::StopReason;
 
 const BAD_SETUP: u8 = 1;
 const FAULT: u8 = 2;
 
-const HELP: &str = "\
-sifr-vmm runs one virtual machine. It is started by a Sifr node, not by hand.
-
-It takes no arguments but --help and --version. Descriptor 3 holds the specification as JSON
-(types::vm::VmSpec), which names the other descriptors by number.
-
-Exit status: 0 the guest reset the machine, 1 bad specification or set-up, 2 the machine faulted.
-";
-
 /// The whole program.
 pub fn main() -> ExitCode {
     metrics::enter();
-    match std::env::args_os()
-        .nth(1)
-        .as_deref()
-        .map(|a| a.to_string_lossy().into_owned())
-        .as_deref()
-    {
-        None => {}
-        Some("--version") => {
+    match Command::parse(std::env::args_os().skip(1)) {
+        Ok(Command::Machine) => machine(),
+        Ok(Command::Version) => {
             println!("sifr-vmm: {}", sifr::IDENTITY);
-            return ExitCode::SUCCESS;
+            ExitCode::SUCCESS
         }
-        Some("--help") => {
-            print!("{HELP}");
-            return ExitCode::SUCCESS;
+        Ok(Command::Help) => {
+            print!("{}", alone::HELP);
+            ExitCode::SUCCESS
         }
-        Some(other) => {
-            eprintln!("sifr-vmm: argument {other:?} is unknown; see --help");
-            return ExitCode::from(BAD_SETUP);
-        }
+        Ok(Command::Check { file }) => alone::check(&file),
+        Ok(Command::Run { file, control }) => alone::run(&file, control.as_deref()),
+        Err(error) => bad_setup(&error),
     }
+}
+
+/// The machine of descriptor 3, to its end.
+fn machine() -> ExitCode {
     let machine = match assemble::assemble() {
         Ok(machine) => machine,
         Err(error) => return bad_setup(&error),
@@ -80,12 +72,21 @@ pub fn main() -> ExitCode {
 }
 
 fn bad_setup(error: &dyn Error) -> ExitCode {
+    say(error);
+    ExitCode::from(BAD_SETUP)
+}
+
+/// An error and its causes, as one line on standard error.
+fn say(error: &dyn Error) {
+    report::line(&format!("sifr-vmm: {}", chain(error)));
+}
+
+fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(inner) = source {
         text.push_str(&format!(": {inner}"));
         source = inner.source();
     }
-    report::line(&format!("sifr-vmm: {text}"));
-    ExitCode::from(BAD_SETUP)
+    text
 }

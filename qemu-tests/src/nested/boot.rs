@@ -16,7 +16,9 @@ use types::Bytes;
 use types::cpio::Archive;
 
 use super::report::{END, Line};
-use super::{GROUP, HOSTILE, INIT, INITRAMFS, KERNEL, ONLY, SEED, SEED_WORD, VMM, scenario};
+use super::{
+    BZIMAGE, GROUP, HOSTILE, INIT, INITRAMFS, KERNEL, ONLY, SEED, SEED_WORD, VMM, scenario,
+};
 use crate::archive;
 
 const PROGRAM_NAME: &str = "vmm-node";
@@ -91,6 +93,7 @@ fn machine(paths: &Paths, log: PathBuf) -> Result<Machine> {
 fn node(paths: &Paths) -> Result<Vec<u8>> {
     let program = archive::program(paths, PROGRAM_NAME)?;
     let kernel = archive::read(&kernel::kernel(paths, Kind::Guest)?.file)?;
+    let own = archive::read(&kernel::kernel(paths, Kind::Host)?.file)?;
     let mut node = Archive::default();
     for directory in ["/bin", "/dev", "/guest", "/proc", "/run", "/sys"] {
         node.directory(directory, 0o755)?;
@@ -101,6 +104,7 @@ fn node(paths: &Paths) -> Result<Vec<u8>> {
     node.file(INIT, 0o755, program)?;
     node.file(VMM, 0o755, monitor(paths)?)?;
     node.file(KERNEL, 0o644, kernel)?;
+    node.file(BZIMAGE, 0o644, own)?;
     let hostile = archive::built(paths, "hostile", "hostile", BARE_TARGET)?;
     node.file(HOSTILE, 0o644, hostile)?;
     Ok(node.encode())

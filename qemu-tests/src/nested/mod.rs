@@ -31,5 +31,7 @@ const SEED_WORD: &str = "seed";
 const INIT: &str = "/init";
 const VMM: &str = "/bin/sifr-vmm";
 const KERNEL: &str = "/guest/kernel";
+/// The node's own kernel, for guests that boot a bzImage.
+const BZIMAGE: &str = "/guest/bzImage";
 const INITRAMFS: &str = "/guest/initramfs";
 const HOSTILE: &str = "/guest/hostile";

@@ -9,6 +9,7 @@ pub(crate) mod io;
 pub(crate) mod layout;
 pub(crate) mod shared;
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use types::vm::HugePages;
@@ -46,10 +47,7 @@ pub(crate) enum MemoryError {
 
 /// Maps `mib` MiB of zeroed RAM, in one piece below the device hole and one above 4 GiB.
 pub(crate) fn allocate(mib: u64, pages: HugePages) -> Result<Arc<GuestRam>, MemoryError> {
-    let ranges = layout::ram_ranges(mib).ok_or(MemoryError::Size(mib))?;
-    if pages == HugePages::Reserved2Mi && !mib.is_multiple_of(HUGE_MIB) {
-        return Err(MemoryError::Odd(mib));
-    }
+    let ranges = check(mib, pages)?;
     let mut regions = Vec::with_capacity(ranges.len());
     for range in &ranges {
         let bytes = usize::try_from(range.end - range.start).expect("64-bit only");
@@ -61,6 +59,15 @@ pub(crate) fn allocate(mib: u64, pages: HugePages) -> Result<Arc<GuestRam>, Memo
     }
     let ram = GuestRam::from_regions(regions).map_err(|e| MemoryError::Collect(mib, e))?;
     Ok(Arc::new(ram))
+}
+
+/// The ranges of so much memory, if there may be so much of these pages.
+pub(crate) fn check(mib: u64, pages: HugePages) -> Result<Vec<Range<u64>>, MemoryError> {
+    let ranges = layout::ram_ranges(mib).ok_or(MemoryError::Size(mib))?;
+    if pages == HugePages::Reserved2Mi && !mib.is_multiple_of(HUGE_MIB) {
+        return Err(MemoryError::Odd(mib));
+    }
+    Ok(ranges)
 }
 
 /// Anonymous memory. What is reserved is reserved here: a guest must not die on its first touch of a page

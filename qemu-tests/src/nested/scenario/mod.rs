@@ -3,7 +3,9 @@
 //! Owns: the tables that find a scenario or a guest's program by its name. A new module stands in both.
 //! Refuses: two of one name.
 
+mod alone;
 mod hostile;
+mod kernels;
 mod smoke;
 
 use anyhow::{Context, Result, ensure};
@@ -20,11 +22,20 @@ pub struct Scenario {
 }
 
 /// Scenarios that share one boot of a node. Each has its test in `tests/vmm.rs`.
-pub const GROUPS: &[(&str, &[Scenario])] =
-    &[("smoke", smoke::SCENARIOS), ("hostile", hostile::SCENARIOS)];
+pub const GROUPS: &[(&str, &[Scenario])] = &[
+    ("alone", alone::SCENARIOS),
+    ("hostile", hostile::SCENARIOS),
+    ("kernels", kernels::SCENARIOS),
+    ("smoke", smoke::SCENARIOS),
+];
 
 /// Programs of guests, by the word on their command line.
-const GUESTS: &[&[(&str, Program)]] = &[smoke::GUESTS, hostile::GUESTS];
+const GUESTS: &[&[(&str, Program)]] = &[
+    alone::GUESTS,
+    hostile::GUESTS,
+    kernels::GUESTS,
+    smoke::GUESTS,
+];
 
 /// The scenarios of `group`, or the one of `group/name`.
 pub fn named(what: &str) -> Result<Vec<&'static Scenario>> {

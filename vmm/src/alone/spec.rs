@@ -1,0 +1,204 @@
+//! The file that describes a machine by paths.
+//!
+//! Owns: its JSON form and defaults. Refuses: fields it does not know, by name, and units that must be guessed.
+
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use types::vm::{Engine, HugePages, Limit, NetLimit, Topology};
+use types::{Bytes, Mac, VmId};
+
+/// Longest file: some paths and a command line.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+/// Ethernet's.
+const MTU: u16 = 1500;
+
+#[derive(Debug, thiserror::Error)]
+pub(super) enum SpecError {
+    #[error("read the specification")]
+    Read(#[source] io::Error),
+    #[error("the specification is longer than {FILE_BYTES_MAX} bytes")]
+    Long,
+    #[error("the specification is not understood; see sifr-vmm --help")]
+    Parse(#[source] serde_json::Error),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct MachineFile {
+    /// For people, and the process's name.
+    #[serde(default = "name")]
+    pub(super) name: VmId,
+    pub(super) kernel: PathBuf,
+    #[serde(default)]
+    pub(super) initramfs: Vec<PathBuf>,
+    #[serde(default)]
+    pub(super) cmdline: String,
+    #[serde(default = "one")]
+    pub(super) cpus: u8,
+    #[serde(default)]
+    pub(super) topology: Option<Topology>,
+    pub(super) memory: Bytes,
+    #[serde(default)]
+    pub(super) huge_pages: HugePages,
+    #[serde(default)]
+    pub(super) disks: Vec<DiskFile>,
+    #[serde(default)]
+    pub(super) nets: Vec<NetFile>,
+    #[serde(default)]
+    pub(super) console: ConsoleFile,
+    #[serde(default)]
+    pub(super) log: Option<LogFile>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct DiskFile {
+    /// A raw image, or a block device.
+    pub(super) path: PathBuf,
+    /// `disk0` for the first one, and so on.
+    #[serde(default)]
+    pub(super) serial: Option<String>,
+    #[serde(default)]
+    pub(super) read_only: bool,
+    /// One for each vCPU, as far as they pay, if absent.
+    #[serde(default)]
+    pub(super) queues: Option<u8>,
+    #[serde(default)]
+    pub(super) limit: Option<Limit>,
+    #[serde(default)]
+    pub(super) engine: Engine,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct NetFile {
+    /// Name of a TAP link that exists.
+    pub(super) tap: String,
+    pub(super) mac: Mac,
+    #[serde(default = "mtu")]
+    pub(super) mtu: u16,
+    /// The kernel moves the packets (/dev/vhost-net).
+    #[serde(default)]
+    pub(super) vhost: bool,
+    #[serde(default)]
+    pub(super) limit: Option<NetLimit>,
+}
+
+/// Where the guest's console is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum ConsoleFile {
+    /// The serial port, shown on standard output. Output only.
+    #[default]
+    Serial,
+    None,
+}
+
+/// What programs under `sifr-guest` write: two files, PATH.a and PATH.b, used in turn.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct LogFile {
+    pub(super) path: PathBuf,
+    /// Of each file.
+    #[serde(default = "log_size")]
+    pub(super) size: Bytes,
+}
+
+fn name() -> VmId {
+    "vm".parse().expect("a plain word")
+}
+
+const fn one() -> u8 {
+    1
+}
+
+const fn mtu() -> u16 {
+    MTU
+}
+
+const fn log_size() -> Bytes {
+    Bytes::mib(1)
+}
+
+impl MachineFile {
+    pub(super) fn read(path: &Path) -> Result<Self, SpecError> {
+        let mut text = Vec::new();
+        File::open(path)
+            .and_then(|file| file.take(FILE_BYTES_MAX + 1).read_to_end(&mut text))
+            .map_err(SpecError::Read)?;
+        if text.len() as u64 > FILE_BYTES_MAX {
+            return Err(SpecError::Long);
+        }
+        serde_json::from_slice(&text).map_err(SpecError::Parse)
+    }
+}
+
+impl fmt::Display for MachineFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{}: {} vCPUs, {} of memory, {} disks, {} network cards",
+            self.name,
+            self.cpus,
+            self.memory,
+            self.disks.len(),
+            self.nets.len()
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<MachineFile, serde_json::Error> {
+        serde_json::from_str(text)
+    }
+
+    #[test]
+    fn a_kernel_and_memory_are_enough() {
+        let file = parse(r#"{"kernel": "vmlinux", "memory": "64Mi"}"#).expect("the least");
+        assert_eq!((file.cpus, file.memory.as_mib()), (1, 64));
+        assert_eq!(file.console, ConsoleFile::Serial);
+    }
+
+    #[test]
+    fn the_example_is_one() {
+        let text = include_str!("../../../docs/examples/machine.json");
+        let file = parse(text).expect("the example");
+        assert!(!file.disks.is_empty() && !file.nets.is_empty() && !file.initramfs.is_empty());
+    }
+
+    #[test]
+    fn a_field_that_is_not_known_is_named_wherever_it_stands() {
+        for (text, field) in [
+            (r#"{"kernel":"k","memory":"1Gi","vcpus":2}"#, "vcpus"),
+            (
+                r#"{"kernel":"k","memory":"1Gi","disks":[{"path":"d","readonly":true}]}"#,
+                "readonly",
+            ),
+            (
+                r#"{"kernel":"k","memory":"1Gi","nets":[{"tap":"t","mac":"02:00:00:00:00:01","ip":""}]}"#,
+                "ip",
+            ),
+        ] {
+            let error = parse(text).expect_err("unknown").to_string();
+            assert!(
+                error.contains(&format!("unknown field `{field}`")),
+                "{error}"
+            );
+        }
+        let error = parse(r#"{"kernel":"k"}"#)
+            .expect_err("no memory")
+            .to_string();
+        assert!(error.contains("missing field `memory`"), "{error}");
+        let error = parse(r#"{"kernel":"k","memory":"64MB"}"#)
+            .expect_err("a foreign unit")
+            .to_string();
+        assert!(error.contains("64MB") && error.contains("Mi"), "{error}");
+    }
+}
