@@ -126,8 +126,7 @@ pub fn build(paths: &Paths, owner: Option<PublicKey>) -> Result<Image> {
         owner,
     };
     let archive = node.archive()?;
-    let packed =
-        zstd::bulk::compress(&archive.encode(), ZSTD_LEVEL).context("compress the initramfs")?;
+    let packed = packed(&paths.target().join("packed"), &archive.encode())?;
     let image = Image::at(paths);
     replace(&image.kernel, &paths::read(&host.file)?)?;
     replace(&image.initramfs, &packed)?;
@@ -154,6 +153,22 @@ pub fn build(paths: &Paths, owner: Option<PublicKey>) -> Result<Image> {
     }
     print!("{}", table(&manifest));
     Ok(image)
+}
+
+/// The compressed bytes, which take seconds to make and are kept until others are made.
+fn packed(kept: &Path, bytes: &[u8]) -> Result<Vec<u8>> {
+    let version = zstd::zstd_safe::version_string();
+    let level = ZSTD_LEVEL.to_string();
+    let file = kept.join(digest::key(&[version, &level, &digest::sha256(bytes)]));
+    if !file.is_file() {
+        if kept.exists() {
+            fs::remove_dir_all(kept).with_context(|| format!("clear {}", kept.display()))?;
+        }
+        let packed = zstd::bulk::compress(bytes, ZSTD_LEVEL).context("compress the initramfs")?;
+        paths::create(kept)?;
+        replace(&file, &packed)?;
+    }
+    paths::read(&file)
 }
 
 /// The iPXE script: addresses are relative to where it was loaded from.
@@ -263,6 +278,22 @@ mod tests {
         assert_eq!(boot_script(None), plain);
         let key = PublicKey([0xab; 32]);
         assert!(boot_script(Some(&key)).contains(&format!("115200 sifr.owner={key}\n")));
+    }
+
+    #[test]
+    fn what_is_packed_is_kept_until_other_bytes_are() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let kept = directory.path().join("packed");
+        let first = packed(&kept, b"first").expect("packed");
+        assert_eq!(
+            zstd::bulk::decompress(&first, 100).expect("sound"),
+            b"first"
+        );
+        let file = paths::entries(&kept).expect("readable").remove(0);
+        fs::write(&file, b"kept").expect("write");
+        assert_eq!(packed(&kept, b"first").expect("kept"), b"kept");
+        packed(&kept, b"other").expect("packed");
+        assert_eq!(packed(&kept, b"first").expect("packed anew"), first);
     }
 
     #[test]

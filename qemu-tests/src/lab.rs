@@ -20,6 +20,9 @@ use crate::{Follower, PATIENCE};
 /// Port of the node that tests publish on, and that leads to [`Lab::web`].
 pub const WEB_PORT: u16 = 8080;
 
+/// Size of a node's disk.
+const DISK: Bytes = Bytes::gib(4);
+
 /// What kind of node.
 #[derive(Debug, Clone)]
 pub struct Setup {
@@ -97,7 +100,7 @@ impl Lab {
         machine.memory = setup.memory;
         if setup.disk {
             let file = directory.path().join("pool.raw");
-            blank_disk(&file, Bytes::gib(4))?;
+            blank_disk(&file, DISK)?;
             machine.disks.push(Disk {
                 file,
                 bus: Bus::Virtio,
@@ -143,6 +146,22 @@ impl Lab {
             .context("an empty line")?
             .trim()
             .to_owned())
+    }
+
+    /// Takes disks out and puts others in, while the power is off.
+    pub fn disks(&mut self) -> &mut Vec<Disk> {
+        &mut self.machine.disks
+    }
+
+    /// A blank disk, as tall as any here.
+    pub fn blank_disk(&self, serial: &str) -> Result<Disk> {
+        let file = self.directory.path().join(format!("{serial}.raw"));
+        blank_disk(&file, DISK)?;
+        Ok(Disk {
+            file,
+            bus: Bus::Virtio,
+            serial: serial.to_owned(),
+        })
     }
 
     /// Pulls the plug.

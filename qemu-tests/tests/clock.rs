@@ -45,13 +45,17 @@ mod tests {
         logs.lines().map(time).collect()
     }
 
-    #[test]
-    fn a_guest_sleeps_as_long_as_it_asks_where_the_host_first_took_its_processor_for_slower() {
-        let setup = Setup {
-            arguments: ARGUMENTS.to_owned(),
-            ..Setup::default()
-        };
-        let lab = Lab::with(&setup, |machine| {
+    /// How long the machine takes from its deployment to its end, many times over.
+    const NAP: &str = "60s";
+    /// QEMU 7.2, when it counts instructions, now and then (one boot in ten here) gives a guest's guest its timer
+    /// interrupt a second time while the first is being handled with interrupts off; that guest then waits for
+    /// a lock that it holds itself, and counting makes its waiting so slow that the node stands still with
+    /// it. Three such boots in a row are none of QEMU's.
+    const BOOTS: usize = 3;
+
+    /// The times of a nap's lines. `None`: the node stood still.
+    fn nap(setup: &Setup) -> Option<Vec<u64>> {
+        let lab = Lab::with(setup, |machine| {
             machine.time = Time::InstructionsAndWaits;
             Ok(())
         });
@@ -68,9 +72,24 @@ mod tests {
             .expect("sifr runs")
             .must()
             .expect("deployed");
-        let end = lab.wait("nap", "exited").expect("sifr runs");
+        let wait = ["wait", "nap", "--for", "exited", "--timeout", NAP];
+        let end = lab.sifr(&wait).expect("sifr runs");
+        if end.code != 0 && lab.sifr(&["node", "info"]).expect("sifr runs").code != 0 {
+            eprintln!("the node stands still: {end:?}");
+            return None;
+        }
         end.must().expect("it ends");
-        let times = times(&lab, "nap");
+        Some(times(&lab, "nap"))
+    }
+
+    #[test]
+    fn a_guest_sleeps_as_long_as_it_asks_where_the_host_first_took_its_processor_for_slower() {
+        let setup = Setup {
+            arguments: ARGUMENTS.to_owned(),
+            ..Setup::default()
+        };
+        let times = (0..BOOTS).find_map(|_| nap(&setup));
+        let times = times.expect("a node that does not stand still");
         let [tired, rested] = times[..] else {
             panic!("two lines, not {times:?}");
         };

@@ -203,4 +203,35 @@ mod tests {
         }
         lab.delete("web").expect("deleted");
     }
+
+    #[test]
+    fn of_two_pools_the_one_with_statements_is_used_and_the_other_is_named() {
+        let mut lab = Lab::new().expect("a node");
+        lab.power_cut().expect("off");
+        // The node's disk is away for a boot: another becomes its pool, and somebody counts on that.
+        let away = std::mem::take(lab.disks());
+        let other = lab.blank_disk("LAB1").expect("a disk");
+        lab.disks().push(other);
+        lab.power_on().expect("on");
+        let key = lab.key().expect("a key");
+        let address = format!("127.0.0.1:{}", lab.api);
+        let add = ["node", "add", "lab", &address, "--key", &key, "--replace"];
+        lab.sifr(&add).expect("sifr runs").must().expect("pinned");
+        let flist = busybox(lab.command(), lab.directory()).expect("an image");
+        let held = (lab, flist);
+        run(&held, "web", "");
+        let mut lab = held.0;
+        lab.power_cut().expect("off");
+        // The first is the older one, and its serial the smaller.
+        lab.disks().splice(0..0, away);
+        lab.power_on().expect("on");
+        assert_eq!(lab.key().expect("a key"), key);
+        runs(&lab, "web");
+        let told = lab.sifr(&["node", "info"]).expect("sifr runs");
+        let told = told.must().expect("info").stdout;
+        assert!(
+            told.contains("several pools") && told.contains("vda"),
+            "{told}"
+        );
+    }
 }
