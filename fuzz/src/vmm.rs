@@ -9,7 +9,13 @@ use ::vmm::fuzz::{self, Guest, Kind, Ports, Registers};
 use crate::Target;
 use crate::choices::{Choices, Made};
 
-pub(crate) const TARGETS: [Target; 14] = [
+pub(crate) const TARGETS: [Target; 17] = [
+    Target {
+        name: "vmm-balloon",
+        bytes_max: 2048,
+        run: |input| device(Kind::Balloon, input),
+        seeds: balloon_drivers,
+    },
     Target {
         name: "vmm-blk",
         bytes_max: 2048,
@@ -49,6 +55,12 @@ pub(crate) const TARGETS: [Target; 14] = [
         seeds: crate::flist::maps,
     },
     Target {
+        name: "vmm-console",
+        bytes_max: 2048,
+        run: |input| device(Kind::Console, input),
+        seeds: console_drivers,
+    },
+    Target {
         name: "vmm-kernel",
         bytes_max: 1024,
         run: |input| {
@@ -75,13 +87,21 @@ pub(crate) const TARGETS: [Target; 14] = [
         seeds: wide_net_drivers,
     },
     Target {
+        name: "vmm-pmem",
+        bytes_max: 2048,
+        run: |input| device(Kind::Pmem, input),
+        seeds: pmem_drivers,
+    },
+    Target {
         name: "vmm-ports",
         bytes_max: 256,
         run: ports,
         seeds: || {
-            let hello = [(0x3f9, 7), (0x3f8, b'h'), (0x3fb, 0x80), (0x64, 0xfe)];
+            let serial = [(0x3f9, 7), (0x3f8, b'h'), (0x3fb, 0x80), (0x64, 0xfe)];
+            let others = [(0x70, 0x0a), (0x443, 5), (0x441, 0), (0x505, 1)];
+            let writes = serial.into_iter().chain(others);
             let write = |made: Made, (port, value): (u16, u8)| made.u8(1).u16(port).u8(value);
-            vec![hello.into_iter().fold(Made::default(), write).0]
+            vec![writes.fold(Made::default(), write).0]
         },
     },
     Target {
@@ -416,6 +436,68 @@ fn register_drivers() -> Vec<Vec<u8>> {
         made = made.u8(2).u8(0).u16(0).u8(0xff);
     }
     vec![made.0]
+}
+
+fn balloon_drivers() -> Vec<Vec<u8>> {
+    let statistics = 1 << 1;
+    let reporting = 1 << 5;
+    [statistics | reporting, reporting, 0]
+        .map(|features| {
+            let queues = 2 + u8::try_from(u64::count_ones(features)).expect("two");
+            let mut driver = Driver::new(features, queues);
+            let pages: Vec<u8> = [0x30u32, 0x31, 0x33]
+                .iter()
+                .flat_map(|p| p.to_le_bytes())
+                .collect();
+            driver.memory(DATA, &pages);
+            for queue in 0..2 {
+                driver.offer(queue, &[(DATA, 12, false)]);
+                driver.serve();
+            }
+            if features & statistics != 0 {
+                driver.memory(DATA + 0x100, &[4, 0, 1, 2, 3, 0, 0, 0, 0, 0]);
+                driver.offer(2, &[(DATA + 0x100, 10, false)]);
+                driver.serve();
+            }
+            let reports = [(DATA + 0x4000, 0x4000, true), (DATA + 0x1000, 0x1000, true)];
+            driver.offer(queues - 1, &reports);
+            // What the driver says it holds.
+            driver.register(0x104, 3);
+            driver.done()
+        })
+        .to_vec()
+}
+
+fn console_drivers() -> Vec<Vec<u8>> {
+    let mut plain = Driver::new(0, 2);
+    plain.memory(DATA, b"hello");
+    plain.offer(1, &[(DATA, 3, false), (DATA + 3, 2, false)]);
+    plain.offer(0, &[(DATA + 0x100, 64, true)]);
+    plain.serve();
+    plain.say(b"input");
+    let mut gone = plain.clone();
+    gone.with(|made| made.u8(deed::HANG_UP));
+    let mut ports = Driver::new(1 << 1, 4);
+    for place in 0..6 {
+        ports.offer(2, &[(DATA + 0x1000 + place * 0x40, 0x40, true)]);
+    }
+    // The device is ready, its port is, and is opened (VIRTIO 1.2 section 5.3.6.2).
+    for (place, event) in (0u32..).zip([0, 3, 6]) {
+        let at = DATA + 0x800 + place * 8;
+        ports.memory(at, &[0, 0, 0, 0, event, 0, 1, 0]);
+        ports.offer(3, &[(at, 8, false)]);
+        ports.serve();
+    }
+    ports.offer(0, &[(DATA + 0x100, 64, true)]);
+    ports.say(b"input");
+    [plain, gone, ports].map(Driver::done).to_vec()
+}
+
+fn pmem_drivers() -> Vec<Vec<u8>> {
+    let mut driver = Driver::new(0, 1);
+    driver.memory(DATA, &[0; 4]);
+    driver.offer(0, &[(DATA, 4, false), (DATA + 64, 4, true)]);
+    vec![driver.done()]
 }
 
 fn rng_drivers() -> Vec<Vec<u8>> {

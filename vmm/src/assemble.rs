@@ -14,12 +14,14 @@ use types::vm::{Disk, Net as NetSpec, NetQueue, VmSpec};
 use crate::boot::{BootError, Entry, Kernel, cmdline, initramfs, mptable};
 use crate::bus::{Mmio, MmioDevice, Pio};
 use crate::confine::{self, ConfineError, Kind};
-use crate::control::{Inbox, Lines, Outbox, Requests};
+use crate::control::{Inbox, Lines, Outbox, Requests, SharedBalloon};
 use crate::cpu::topology::{Topology, TopologyError};
 use crate::cpu::vcpu::Shared;
 use crate::cpu::{cpuid, start};
 use crate::device::serial::Serial;
+use crate::end::End;
 use crate::event::Served;
+use crate::extras::{ExtraError, ExtraFds, Extras};
 use crate::fds::{FdError, Inherited};
 use crate::hv::coalesced::Ring;
 use crate::hv::kvm::{HvError, Vm};
@@ -61,6 +63,8 @@ pub(crate) enum SetupError {
     Blk(#[from] BlkError),
     #[error("network card")]
     Net(#[from] NetError),
+    #[error(transparent)]
+    Extra(#[from] ExtraError),
     #[error("map the ring of a machine's writes")]
     Ring(#[source] io::Error),
     #[error("read the log's files")]
@@ -110,6 +114,7 @@ struct Parts {
     control: Option<Arc<OwnedFd>>,
     log: Option<([File; 2], u64)>,
     serial: Option<File>,
+    extras: ExtraFds,
 }
 
 impl Parts {
@@ -161,11 +166,15 @@ impl Parts {
                 .map(|fd| fds.take(fd, "serial"))
                 .transpose()?
                 .map(File::from),
+            extras: ExtraFds::take(&mut fds, spec)?,
         };
         fds.close_rest();
         Ok(parts)
     }
 }
+
+/// The balloon, which is spoken to, and all that the main thread serves.
+type Added = (Option<SharedBalloon>, Vec<Arc<dyn Served>>);
 
 /// Devices in the order of their slots.
 #[derive(Default)]
@@ -179,11 +188,60 @@ impl Slots {
         &mut self,
         device: D,
         ram: &Arc<GuestRam>,
-    ) -> Result<Arc<dyn Served>, SetupError> {
+    ) -> Result<Arc<Slot<D>>, SetupError> {
         let slot = Arc::new(Slot::new(device, ram).map_err(SetupError::Event)?);
         self.mmio.push(slot.clone());
         self.wired.push(slot.clone());
         Ok(slot)
+    }
+
+    /// Disks and cards, each with a thread of its own.
+    fn add_workers(
+        &mut self,
+        disks: Vec<(Disk, File, Option<LazyParts>)>,
+        nets: Vec<(NetSpec, Pairs)>,
+        outbox: &Arc<Outbox>,
+        ram: &Arc<GuestRam>,
+    ) -> Result<Vec<Worker>, SetupError> {
+        let mut workers = Vec::new();
+        for (disk, file, lazy) in disks {
+            let device = Blk::new(&disk, file, lazy, confine::seal_ring, outbox)?;
+            let served = self.add(device, ram)?;
+            workers.push(Worker {
+                name: format!("blk {}", disk.serial),
+                filter: confine::filter(Kind::Blk)?,
+                served,
+            });
+        }
+        for (index, (net, pairs)) in nets.into_iter().enumerate() {
+            let served = self.add(Net::new(&net, pairs.taps, pairs.vhosts)?, ram)?;
+            workers.push(Worker {
+                name: format!("net {index}"),
+                filter: confine::filter(Kind::Net)?,
+                served,
+            });
+        }
+        Ok(workers)
+    }
+
+    fn add_extras(
+        &mut self,
+        extras: &mut Extras,
+        ram: &Arc<GuestRam>,
+    ) -> Result<Added, SetupError> {
+        let mut served = std::mem::take(&mut extras.served);
+        let balloon = extras.balloon.take().map(|device| self.add(device, ram));
+        let balloon = balloon.transpose()?;
+        if let Some(balloon) = &balloon {
+            served.push(balloon.clone());
+        }
+        if let Some(console) = extras.console.take() {
+            served.push(self.add(console, ram)?);
+        }
+        for pmem in extras.pmems.drain(..) {
+            served.push(self.add(pmem, ram)?);
+        }
+        Ok((balloon, served))
     }
 
     /// Interrupt line of each slot.
@@ -219,7 +277,9 @@ pub(crate) fn assemble() -> Result<Machine, SetupError> {
     // Memory before interrupt controllers before vCPUs before doorbells: in another order each waits
     // for a grace period of the kernel's.
     let ram = memory::allocate(spec.memory_mib, spec.huge_pages)?;
-    let vm = Vm::new(parts.kvm, &ram)?;
+    let end = Arc::new(End::new().map_err(SetupError::Event)?);
+    let mut extras = Extras::new(parts.extras, &spec, &end)?;
+    let vm = Vm::new(parts.kvm, &ram, std::mem::take(&mut extras.images))?;
     let vcpus = topology
         .apic_ids()
         .map(|id| vm.create_vcpu(id))
@@ -229,27 +289,11 @@ pub(crate) fn assemble() -> Result<Machine, SetupError> {
     let lines = Arc::new(Lines::new().map_err(SetupError::Event)?);
     let inbox = Inbox::new(parts.control, &lines, &outbox).map_err(SetupError::Control)?;
     let mut slots = Slots::default();
-    let mut workers = Vec::new();
-    for (disk, file, lazy) in parts.disks {
-        let device = Blk::new(&disk, file, lazy, confine::seal_ring, &outbox)?;
-        let served = slots.add(device, &ram)?;
-        workers.push(Worker {
-            name: format!("blk {}", disk.serial),
-            filter: confine::filter(Kind::Blk)?,
-            served,
-        });
-    }
-    for (index, (net, pairs)) in parts.nets.into_iter().enumerate() {
-        let served = slots.add(Net::new(&net, pairs.taps, pairs.vhosts)?, &ram)?;
-        workers.push(Worker {
-            name: format!("net {index}"),
-            filter: confine::filter(Kind::Net)?,
-            served,
-        });
-    }
+    let workers = slots.add_workers(parts.disks, parts.nets, &outbox, &ram)?;
     let log = shared(parts.log)?;
     let vsock = slots.add(Vsock::new(&outbox, &lines, log.clone()), &ram)?;
     let rng = slots.add(Rng, &ram)?;
+    let (balloon, more) = slots.add_extras(&mut extras, &ram)?;
     let irqs = slots.irqs()?;
 
     let wants_serial = parts.serial.is_some() && cmdline::wants_serial(&spec.cmdline);
@@ -257,12 +301,24 @@ pub(crate) fn assemble() -> Result<Machine, SetupError> {
     let (entry, kernel) = load(&ram, &spec, topology, &parts.images, &line)?;
     prepare(&vm, &vcpus, topology, entry)?;
     slots.connect(&vm, &irqs)?;
-    let serial = serial(&vm, parts.serial.filter(|_| wants_serial))?;
+    extras.ports.serial = serial(&vm, parts.serial.filter(|_| wants_serial))?;
 
     let ring = Ring::of(&vcpus[0]).map_err(SetupError::Ring)?;
-    let shared = Arc::new(Shared::new(Pio::new(serial), Mmio::new(slots.mmio), ring));
-    let registry = Registry::new(slots.wired, &shared, &outbox, spec.memory_mib << 20);
-    let requests = Arc::new(Requests::new(inbox, &outbox, registry));
+    let shared = Arc::new(Shared::new(
+        Pio::new(extras.ports),
+        Mmio::new(slots.mmio),
+        ring,
+    ));
+    let registry = Registry::new(
+        slots.wired,
+        &shared,
+        &outbox,
+        balloon.clone(),
+        spec.memory_mib,
+    );
+    let requests: Arc<dyn Served> = Arc::new(Requests::new(inbox, &outbox, registry, balloon));
+    let mut main = vec![outbox.clone(), requests, vsock, rng];
+    main.extend(more);
     Ok(Machine {
         vm,
         vcpus,
@@ -270,7 +326,8 @@ pub(crate) fn assemble() -> Result<Machine, SetupError> {
         shared,
         workers,
         main_filter: confine::filter(Kind::Main)?,
-        main: vec![outbox.clone(), requests, vsock, rng],
+        main,
+        end,
         outbox,
         ram,
         kernel,

@@ -152,13 +152,15 @@ const COMMON: &[Call] = &[
 ];
 
 const MAIN: &[Call] = &[
-    any(libc::SYS_poll),      // event::run
-    any(libc::SYS_recvmsg),   // Inbox::next
-    any(libc::SYS_sendto),    // Outbox::flush
-    any(libc::SYS_getrandom), // Rng::serve
-    any(libc::SYS_getrusage), // Registry::read
-    any(libc::SYS_ftruncate), // log rotation
-    any(libc::SYS_fstat),     // log: length of a file
+    any(libc::SYS_poll),                                           // event::run
+    any(libc::SYS_recvmsg),                                        // Inbox::next
+    any(libc::SYS_sendto),                                         // Outbox::flush
+    any(libc::SYS_getrandom),                                      // Rng::serve
+    any(libc::SYS_getrusage),                                      // Registry::read
+    any(libc::SYS_ftruncate),                                      // log rotation
+    any(libc::SYS_fstat),                                          // log: length of a file
+    any(libc::SYS_readv),                                          // Console: input to the guest
+    with(libc::SYS_madvise, 2, libc::MADV_REMOVE.cast_unsigned()), // Balloon: shared memory
 ];
 
 const VCPU: &[Call] = &[
@@ -170,6 +172,7 @@ const VCPU: &[Call] = &[
     any(libc::SYS_preadv),         // the same
     any(libc::SYS_pwritev),        // the same
     any(libc::SYS_fallocate),      // the same
+    any(libc::SYS_timerfd_settime), // Watchdog::write
 ];
 
 /// KVM_GET_REGS.

@@ -95,6 +95,17 @@ pub(crate) fn wait_writable(fd: BorrowedFd<'_>, milliseconds: i32) -> io::Result
     Ok(poll(&mut list, milliseconds)? > 0)
 }
 
+/// Whether the other end of a descriptor is closed, for both directions.
+pub(crate) fn hung_up(fd: BorrowedFd<'_>) -> bool {
+    let mut list = [libc::pollfd {
+        fd: fd.as_raw_fd(),
+        events: 0,
+        revents: 0,
+    }];
+    let asked = poll(&mut list, 0).is_ok();
+    asked && list[0].revents & (libc::POLLHUP | libc::POLLERR) != 0
+}
+
 fn poll(list: &mut [libc::pollfd], milliseconds: i32) -> io::Result<i32> {
     let count = libc::nfds_t::try_from(list.len()).expect("a handful");
     loop {

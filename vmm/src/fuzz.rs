@@ -15,21 +15,29 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair};
 use types::Mac;
-use types::vm::{Disk as DiskSpec, Fd, HugePages, Limit, Net as NetSpec, NetLimit, Rate, Stream};
+use types::vm::{
+    ConsoleKind, Disk as DiskSpec, Fd, HugePages, Limit, Net as NetSpec, NetLimit, Rate, Stream,
+};
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::boot::{Entry, Kernel, initramfs};
-use crate::bus::{Mmio, MmioDevice, Pio};
+use crate::bus::{self, Mmio, MmioDevice, Pio};
 use crate::control::{Inbox, Lines, Outbox};
+use crate::device::rtc::Rtc;
 use crate::device::serial::Serial;
+use crate::device::watchdog::Watchdog;
+use crate::end::End;
 use crate::event::Served;
 use crate::log::Log;
 use crate::memory::layout::VIRTIO;
 use crate::memory::{self, GuestRam, shared};
 use crate::virtio::Device;
+use crate::virtio::balloon::Balloon;
 use crate::virtio::blk::{Blk, LazyParts};
+use crate::virtio::console::Console;
 use crate::virtio::net::Net;
+use crate::virtio::pmem::Pmem;
 use crate::virtio::rng::Rng;
 use crate::virtio::vsock::Vsock;
 use crate::virtio::worker::Slot;
@@ -57,6 +65,9 @@ pub enum Kind {
     WideNet,
     Vsock,
     Rng,
+    Balloon,
+    Console,
+    Pmem,
 }
 
 /// A device as its guest sees it, and what is behind it.
@@ -234,6 +245,17 @@ impl Guest {
                 (slot(vsock, &ram), Some(world), None)
             }
             Kind::Rng => (slot(Rng, &ram), None, None),
+            Kind::Balloon => {
+                let spec = types::vm::Balloon::reporting();
+                let balloon = Balloon::new(&spec, KERNEL_RAM_MIB);
+                (slot(balloon.expect("a good target"), &ram), None, None)
+            }
+            Kind::Console => {
+                let (ours, world) = pair();
+                let console = Console::new(File::from(ours), ConsoleKind::Terminal);
+                (slot(console.expect("a flag"), &ram), Some(world), None)
+            }
+            Kind::Pmem => (slot(Pmem::new(1 << 32, 1 << 21), &ram), None, None),
         };
         Self {
             device,
@@ -356,14 +378,20 @@ pub fn chunk_map(bytes: &[u8]) {
     }
 }
 
-/// I/O ports of one machine with a serial port.
+/// I/O ports of one machine with all that there can be.
 #[derive(Debug)]
 pub struct Ports(Pio);
 
 impl Default for Ports {
     fn default() -> Self {
         let interrupt = EventFd::new(libc::EFD_NONBLOCK).expect("an event counter");
-        Self(Pio::new(Some(Serial::new(file(0), interrupt))))
+        let end = Arc::new(End::new().expect("an event counter"));
+        Self(Pio::new(bus::Ports {
+            serial: Some(Serial::new(file(0), interrupt)),
+            rtc: Some(Rtc::default()),
+            watchdog: Some(Arc::new(Watchdog::new(&end).expect("a timer"))),
+            pvpanic: true,
+        }))
     }
 }
 

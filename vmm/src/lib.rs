@@ -14,7 +14,9 @@ mod confine;
 mod control;
 mod cpu;
 mod device;
+mod end;
 mod event;
+mod extras;
 mod fds;
 #[cfg(any(test, feature = "fuzz"))]
 pub mod fuzz;
@@ -65,6 +67,10 @@ fn machine() -> ExitCode {
         Ok(StopReason::GuestReset) => ExitCode::SUCCESS,
         Ok(StopReason::Fault { message }) => {
             report::line(&format!("sifr-vmm: {message}"));
+            ExitCode::from(FAULT)
+        }
+        Ok(StopReason::Watchdog) => {
+            report::line("sifr-vmm: the guest did not feed its watchdog");
             ExitCode::from(FAULT)
         }
         Err(error) => bad_setup(&error),

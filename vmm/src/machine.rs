@@ -6,7 +6,7 @@
 
 use std::io;
 use std::ops::Range;
-use std::sync::{Arc, Barrier, Mutex};
+use std::sync::{Arc, Barrier};
 use std::thread::{Builder, JoinHandle};
 
 use kvm_ioctls::VcpuFd;
@@ -17,6 +17,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::confine;
 use crate::control::Outbox;
 use crate::cpu::vcpu::{self, Shared};
+use crate::end::End;
 use crate::event::{self, Served};
 use crate::hv::kvm::Vm;
 use crate::log::SharedLog;
@@ -42,36 +43,12 @@ pub(crate) struct Machine {
     pub(crate) main_filter: BpfProgram,
     /// Served by the calling thread.
     pub(crate) main: Vec<Arc<dyn Served>>,
+    pub(crate) end: Arc<End>,
     pub(crate) outbox: Arc<Outbox>,
     pub(crate) ram: Arc<GuestRam>,
     /// Where the guest's kernel is.
     pub(crate) kernel: Range<u64>,
     pub(crate) log: Option<SharedLog>,
-}
-
-/// Why the machine ends, once somebody says so.
-struct End {
-    reason: Mutex<Option<StopReason>>,
-    event: EventFd,
-}
-
-impl End {
-    fn say(&self, reason: StopReason) {
-        self.reason
-            .lock()
-            .expect("no panic while locked")
-            .get_or_insert(reason);
-        // Counters of events overflow only after 2^64 signals.
-        let _ = self.event.write(1);
-    }
-
-    fn said(&self) -> Option<StopReason> {
-        self.reason.lock().expect("no panic while locked").clone()
-    }
-
-    fn fault(&self, message: String) {
-        self.say(StopReason::Fault { message });
-    }
 }
 
 fn event() -> io::Result<EventFd> {
@@ -81,10 +58,7 @@ fn event() -> io::Result<EventFd> {
 impl Machine {
     /// Runs the machine to its end. An error means that it never began.
     pub(crate) fn run(self) -> io::Result<StopReason> {
-        let end = Arc::new(End {
-            reason: Mutex::new(None),
-            event: event()?,
-        });
+        let end = self.end;
         let threads = self.vcpus.len() + self.workers.len() + 1;
         let gate = Arc::new(Barrier::new(threads));
         let stop_workers = Arc::new(event()?);

@@ -16,8 +16,9 @@ use types::metrics::{
 };
 use virtio_bindings::virtio_ids;
 
-use crate::control::Outbox;
+use crate::control::{Outbox, SharedBalloon};
 use crate::cpu::vcpu::Shared;
+use crate::virtio::balloon::Balloon;
 use crate::virtio::worker::Wired;
 
 /// When this process entered `main`: the zero of its milestones.
@@ -187,6 +188,12 @@ impl Counters {
         }
     }
 
+    /// The chain taken last was not done, and will be taken again.
+    pub(crate) fn put_back(&self, bytes: u64) {
+        self.requests.fetch_sub(1, Ordering::Relaxed);
+        self.from_guest.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
     /// A chain has been given back, `bytes` of it written; `depth` are left.
     pub(crate) fn answered(&self, head: u16, depth: u16, bytes: u32) {
         add(&self.to_guest, bytes.into());
@@ -235,27 +242,32 @@ pub(crate) struct Registry {
     devices: Vec<Arc<dyn Wired>>,
     shared: Arc<Shared>,
     outbox: Arc<Outbox>,
+    balloon: Option<SharedBalloon>,
     guest_bytes: u64,
 }
 
 impl Registry {
-    /// `guest_bytes`: the guest's memory.
+    /// `memory_mib`: the guest's memory.
     pub(crate) fn new(
         devices: Vec<Arc<dyn Wired>>,
         shared: &Arc<Shared>,
         outbox: &Arc<Outbox>,
-        guest_bytes: u64,
+        balloon: Option<SharedBalloon>,
+        memory_mib: u64,
     ) -> Self {
         Self {
             devices,
             shared: Arc::clone(shared),
             outbox: Arc::clone(outbox),
-            guest_bytes,
+            balloon,
+            guest_bytes: memory_mib << 20,
         }
     }
 
-    /// What has been counted by now. Takes no device's lock: the answer waits for none that is busy.
+    /// What has been counted by now. Takes no device's lock but the balloon's, which the same thread serves: the
+    /// answer waits for none that is busy. The guest is asked for newer statistics.
     pub(crate) fn read(&self) -> metrics::Machine {
+        let balloon = self.balloon.as_ref().map(|b| b.ask(Balloon::standing));
         metrics::Machine {
             boot: self.outbox.life.boot(),
             exits: self.shared.exits.read(),
@@ -263,9 +275,10 @@ impl Registry {
             vsock: self.outbox.life.vsock(),
             memory: metrics::Memory {
                 guest_bytes: self.guest_bytes,
-                balloon_bytes: None,
+                balloon_bytes: balloon.map(|balloon| balloon.actual_bytes),
                 resident_max_bytes: resident_max_bytes(),
             },
+            balloon,
         }
     }
 }

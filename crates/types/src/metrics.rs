@@ -26,6 +26,9 @@ pub struct Machine {
     pub devices: Vec<Device>,
     pub vsock: Vsock,
     pub memory: Memory,
+    /// Of a machine that has one.
+    #[serde(default)]
+    pub balloon: Option<Balloon>,
 }
 
 /// Milestones of a boot, in microseconds since the entry of the VMM's process; `None`: not reached.
@@ -133,6 +136,34 @@ pub struct Memory {
     pub resident_max_bytes: u64,
 }
 
+/// How a balloon stands, and what the guest said last of its memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Balloon {
+    /// What it is to hold.
+    pub target_bytes: u64,
+    /// What the guest says it holds.
+    pub actual_bytes: u64,
+    /// Given back to the host since the start, all in all: what was taken again and given again counts twice.
+    pub returned_bytes: u64,
+    pub guest: GuestMemory,
+}
+
+/// The guest's memory by its own account: at the time of the question before this one, or of its boot. `None`:
+/// its kernel does not count that.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GuestMemory {
+    pub free_bytes: Option<u64>,
+    pub total_bytes: Option<u64>,
+    /// Could be used without swapping.
+    pub available_bytes: Option<u64>,
+    /// Could be dropped at once: the page cache.
+    pub cache_bytes: Option<u64>,
+    pub major_faults: Option<u64>,
+    pub oom_kills: Option<u64>,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -186,6 +217,19 @@ mod tests {
                 balloon_bytes: Some(MOST),
                 resident_max_bytes: MOST,
             },
+            balloon: Some(Balloon {
+                target_bytes: MOST,
+                actual_bytes: MOST,
+                returned_bytes: MOST,
+                guest: GuestMemory {
+                    free_bytes: Some(MOST),
+                    total_bytes: Some(MOST),
+                    available_bytes: Some(MOST),
+                    cache_bytes: Some(MOST),
+                    major_faults: Some(MOST),
+                    oom_kills: Some(MOST),
+                },
+            }),
         };
         let json = serde_json::to_vec(&machine).expect("JSON");
         // The message around it.

@@ -54,6 +54,25 @@ pub struct VmSpec {
     /// Pages of the host that back the guest's memory.
     #[serde(default)]
     pub huge_pages: HugePages,
+    /// Lets memory go back to the host.
+    #[serde(default)]
+    pub balloon: Option<Balloon>,
+    /// A stream for bulk output and input.
+    #[serde(default)]
+    pub console: Option<Console>,
+    /// Disk images as guest-physical memory, read-only: `/dev/pmem0` is the first.
+    #[serde(default)]
+    pub pmems: Vec<Pmem>,
+    /// A timer that the guest starts and feeds (IB700, I/O ports 0x441 and 0x443). When it runs out the
+    /// machine ends with [`StopReason::Watchdog`].
+    #[serde(default)]
+    pub watchdog: bool,
+    /// A clock with the host's time, UTC (MC146818, I/O ports 0x70 and 0x71).
+    #[serde(default)]
+    pub rtc: bool,
+    /// A port by which the guest's kernel says that it has panicked (pvpanic, I/O port 0x505).
+    #[serde(default)]
+    pub pvpanic: bool,
 }
 
 impl VmSpec {
@@ -74,6 +93,12 @@ impl VmSpec {
             serial: None,
             topology: None,
             huge_pages: HugePages::default(),
+            balloon: None,
+            console: None,
+            pmems: Vec::new(),
+            watchdog: false,
+            rtc: false,
+            pvpanic: false,
         }
     }
 }
@@ -251,6 +276,64 @@ impl Net {
     }
 }
 
+/// How the guest gives memory back (virtio-balloon).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Balloon {
+    /// MiB that the guest keeps once its driver is there, all of its memory if absent. [`ToVmm::Balloon`]
+    /// changes it.
+    #[serde(default)]
+    pub target_mib: Option<u64>,
+    /// A guest that runs out of memory takes it from the balloon.
+    #[serde(default)]
+    pub deflate_on_oom: bool,
+    /// The guest reports free memory by itself, and the host takes it back.
+    #[serde(default)]
+    pub free_page_reporting: bool,
+}
+
+impl Balloon {
+    /// Takes nothing from the guest but what it does not use.
+    pub fn reporting() -> Self {
+        Self {
+            target_mib: None,
+            deflate_on_oom: true,
+            free_page_reporting: true,
+        }
+    }
+}
+
+/// Both directions of one descriptor: a socket, a pseudoterminal, or a pipe or file that output goes to. The VMM
+/// makes it non-blocking.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Console {
+    pub fd: Fd,
+    #[serde(default)]
+    pub kind: ConsoleKind,
+}
+
+/// As what the guest sees a [`Console`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ConsoleKind {
+    /// A stream of bytes, `/dev/vport<N>p0`, whose name in sysfs is `sifr.console`. A writer that nobody
+    /// reads from sleeps.
+    #[default]
+    Stream,
+    /// A terminal, `/dev/hvc0`, which can be the kernel's console (`console=hvc0`). A vCPU that writes
+    /// what nobody reads waits and does nothing else: Linux's driver works so.
+    Terminal,
+}
+
+/// A file that never shrinks while the machine runs. Its content is padded with zeros to whole units of 2 MiB.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pmem {
+    /// Opened for reading.
+    pub fd: Fd,
+}
+
 /// The workload's output: two files used in turn. When one holds `max_bytes`, the other is truncated
 /// and written next. `types::vm::LogRecord` says what they hold.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -351,6 +434,8 @@ pub enum StopReason {
     GuestReset,
     /// KVM could not go on: triple fault, internal error, failed entry.
     Fault { message: String },
+    /// The guest started its watchdog and then did not feed it.
+    Watchdog,
 }
 
 /// Exits of all vCPUs to user space, by kind.

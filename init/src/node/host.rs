@@ -379,8 +379,8 @@ impl NodeHost {
             }
             FromVmm::Stopped { reason, exits } => {
                 log::info!("{vm} has stopped: {reason:?} after {exits:?}");
-                if let StopReason::Fault { message } = reason {
-                    held.remains.trouble = Some(printable(&message));
+                if let Some(trouble) = trouble_of(&reason) {
+                    held.remains.trouble = Some(trouble);
                     held.remains.save(&vm);
                 }
             }
@@ -615,6 +615,15 @@ impl Work {
             prepared = prepare::prepare(self.means.clone(), start, upper) => prepared,
             () = self.cancel.notified() => Err("the start was abandoned".to_owned()),
         }
+    }
+}
+
+/// What a machine's end says of it, if it is no proper one.
+fn trouble_of(reason: &StopReason) -> Option<String> {
+    match reason {
+        StopReason::GuestReset => None,
+        StopReason::Fault { message } => Some(printable(message)),
+        StopReason::Watchdog => Some("the guest hung: it did not feed its watchdog".to_owned()),
     }
 }
 

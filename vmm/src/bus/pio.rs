@@ -1,12 +1,14 @@
-//! I/O ports: the keyboard controller's reset line and, if asked for, a serial port.
+//! I/O ports: the keyboard controller's reset line, and what the specification asks for.
 //!
 //! Owns: port to device. Refuses: every other port.
 
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use super::ABSENT;
-use crate::device::i8042;
+use crate::device::rtc::Rtc;
 use crate::device::serial::Serial;
+use crate::device::watchdog::Watchdog;
+use crate::device::{i8042, pvpanic, rtc, watchdog};
 
 /// What a write to a port led to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,17 +16,34 @@ pub(crate) enum PioWrite {
     Done,
     /// The guest pulled the reset line.
     Reset,
+    /// The guest's kernel says that it has panicked.
+    Panicked,
+}
+
+/// What there is at ports, besides the reset line.
+#[derive(Debug, Default)]
+pub(crate) struct Ports {
+    pub(crate) serial: Option<Serial>,
+    pub(crate) rtc: Option<Rtc>,
+    pub(crate) watchdog: Option<Arc<Watchdog>>,
+    pub(crate) pvpanic: bool,
 }
 
 #[derive(Debug, Default)]
 pub(crate) struct Pio {
     serial: Option<Mutex<Serial>>,
+    rtc: Option<Mutex<Rtc>>,
+    watchdog: Option<Arc<Watchdog>>,
+    pvpanic: bool,
 }
 
 impl Pio {
-    pub(crate) fn new(serial: Option<Serial>) -> Self {
+    pub(crate) fn new(ports: Ports) -> Self {
         Self {
-            serial: serial.map(Mutex::new),
+            serial: ports.serial.map(Mutex::new),
+            rtc: ports.rtc.map(Mutex::new),
+            watchdog: ports.watchdog,
+            pvpanic: ports.pvpanic,
         }
     }
 
@@ -40,23 +59,50 @@ impl Pio {
         Some((serial, u8::try_from(offset).expect("below 8")))
     }
 
+    fn rtc(&self) -> Option<std::sync::MutexGuard<'_, Rtc>> {
+        let rtc = self.rtc.as_ref()?.lock();
+        Some(rtc.expect("no panic while the clock was locked"))
+    }
+
     pub(crate) fn read(&self, port: u16, data: &mut [u8]) {
         data.fill(ABSENT);
         let [byte] = data else { return };
-        if port == i8042::COMMAND {
-            *byte = i8042::STATUS;
-        } else if let Some((mut serial, offset)) = self.serial(port) {
-            *byte = serial.read(offset);
+        match port {
+            i8042::COMMAND => *byte = i8042::STATUS,
+            rtc::DATA => {
+                if let Some(rtc) = self.rtc() {
+                    *byte = rtc.read();
+                }
+            }
+            pvpanic::PORT if self.pvpanic => *byte = pvpanic::EVENTS,
+            _ => {
+                if let Some((mut serial, offset)) = self.serial(port) {
+                    *byte = serial.read(offset);
+                }
+            }
         }
     }
 
     pub(crate) fn write(&self, port: u16, data: &[u8]) -> PioWrite {
         let [byte] = *data else { return PioWrite::Done };
-        if port == i8042::COMMAND && byte == i8042::RESET {
-            return PioWrite::Reset;
-        }
-        if let Some((mut serial, offset)) = self.serial(port) {
-            serial.write(offset, byte);
+        match port {
+            i8042::COMMAND if byte == i8042::RESET => return PioWrite::Reset,
+            pvpanic::PORT if self.pvpanic && pvpanic::ends(byte) => return PioWrite::Panicked,
+            rtc::INDEX => {
+                if let Some(mut rtc) = self.rtc() {
+                    rtc.select(byte);
+                }
+            }
+            watchdog::START | watchdog::STOP => {
+                if let Some(watchdog) = &self.watchdog {
+                    watchdog.write(port, byte);
+                }
+            }
+            _ => {
+                if let Some((mut serial, offset)) = self.serial(port) {
+                    serial.write(offset, byte);
+                }
+            }
         }
         PioWrite::Done
     }
@@ -66,13 +112,41 @@ impl Pio {
 mod tests {
     use super::*;
 
+    use crate::end::End;
+
     #[test]
-    fn the_reset_line_is_the_only_port_that_does_anything_without_a_serial_port() {
-        let pio = Pio::new(None);
+    fn what_is_asked_for_answers_at_its_ports_and_a_panic_is_told() {
+        let end = Arc::new(End::new().expect("an event counter"));
+        let pio = Pio::new(Ports {
+            serial: None,
+            rtc: Some(Rtc::default()),
+            watchdog: Some(Arc::new(Watchdog::new(&end).expect("a timer"))),
+            pvpanic: true,
+        });
+        let read = |port| {
+            let mut byte = [0xaa];
+            pio.read(port, &mut byte);
+            byte[0]
+        };
+        assert_eq!(pio.write(0x70, &[0x0d]), PioWrite::Done);
+        assert_eq!([read(0x70), read(0x71), read(0x505)], [ABSENT, 0x80, 3]);
+        assert_eq!(pio.write(0x71, &[0]), PioWrite::Done);
+        assert_eq!(read(0x71), 0x80);
+        assert_eq!(pio.write(0x505, &[2]), PioWrite::Done);
+        assert_eq!(pio.write(0x505, &[1]), PioWrite::Panicked);
+        assert_eq!([read(0x441), read(0x443)], [ABSENT; 2]);
+    }
+
+    #[test]
+    fn the_reset_line_is_the_only_port_that_does_anything_in_a_plain_machine() {
+        let pio = Pio::new(Ports::default());
         for port in 0..=u16::MAX {
-            for value in [0, 0xfe, 0xff] {
-                let reset = port == 0x64 && value == 0xfe;
-                assert_eq!(pio.write(port, &[value]) == PioWrite::Reset, reset);
+            for value in [0, 1, 0xfe, 0xff] {
+                let done = match (port, value) {
+                    (0x64, 0xfe) => PioWrite::Reset,
+                    _ => PioWrite::Done,
+                };
+                assert_eq!(pio.write(port, &[value]), done);
             }
             let mut byte = [0xaa];
             pio.read(port, &mut byte);

@@ -4,6 +4,7 @@
 //! Refuses: with words what it cannot do. A request never ends the machine.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use types::vm::{FromVmm, ToVmm};
 
@@ -11,22 +12,34 @@ use super::inbox::Request;
 use super::{Inbox, Outbox};
 use crate::event::{Served, Source};
 use crate::metrics::Registry;
+use crate::virtio::balloon::Balloon;
+use crate::virtio::worker::Slot;
 
 /// Requests of one turn, so that devices come in between.
 const REQUESTS_PER_TURN: usize = 8;
+
+/// The machine's balloon, if it has one.
+pub(crate) type SharedBalloon = Arc<Slot<Balloon>>;
 
 pub(crate) struct Requests {
     inbox: Inbox,
     outbox: Arc<Outbox>,
     registry: Registry,
+    balloon: Option<SharedBalloon>,
 }
 
 impl Requests {
-    pub(crate) fn new(inbox: Inbox, outbox: &Arc<Outbox>, registry: Registry) -> Self {
+    pub(crate) fn new(
+        inbox: Inbox,
+        outbox: &Arc<Outbox>,
+        registry: Registry,
+        balloon: Option<SharedBalloon>,
+    ) -> Self {
         Self {
             inbox,
             outbox: Arc::clone(outbox),
             registry,
+            balloon,
         }
     }
 
@@ -45,8 +58,26 @@ impl Requests {
                 ),
             },
             ToVmm::Snapshot { .. } => refused("snapshot"),
-            ToVmm::Balloon { .. } => refused("balloon"),
+            ToVmm::Balloon { target_mib } => self.inflate(*target_mib),
             ToVmm::Metrics => FromVmm::Metrics(Box::new(self.registry.read())),
+        }
+    }
+
+    /// Done is that the guest has been told; how far it has come stands in the metrics.
+    fn inflate(&self, target_mib: u64) -> FromVmm {
+        let Some(balloon) = &self.balloon else {
+            let message = "the machine has no balloon: name one in its specification".to_owned();
+            return FromVmm::Refused { message };
+        };
+        let started = Instant::now();
+        match balloon.reconfigure(|balloon| balloon.keep(target_mib)) {
+            Ok(()) => FromVmm::Done {
+                took_us: u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX),
+                bytes: 0,
+            },
+            Err(error) => FromVmm::Refused {
+                message: error.to_string(),
+            },
         }
     }
 }

@@ -84,6 +84,10 @@ pub(crate) fn run(index: usize, mut vcpu: VcpuFd, shared: &Arc<Shared>) -> StopR
                 match shared.pio.write(port, data) {
                     PioWrite::Done => {}
                     PioWrite::Reset => return StopReason::GuestReset,
+                    PioWrite::Panicked => {
+                        let message = "the guest's kernel says that it has panicked".to_owned();
+                        return StopReason::Fault { message };
+                    }
                 }
             }
             VcpuExit::MmioRead(address, data) => {

@@ -7,13 +7,14 @@ use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 use std::sync::Arc;
 
 use kvm_bindings::{
-    KVM_API_VERSION, KVM_CAP_PMU_CAPABILITY, KVM_MAX_CPUID_ENTRIES, KVM_PMU_CAP_DISABLE,
-    kvm_enable_cap, kvm_userspace_memory_region,
+    KVM_API_VERSION, KVM_CAP_PMU_CAPABILITY, KVM_MAX_CPUID_ENTRIES, KVM_MEM_READONLY,
+    KVM_PMU_CAP_DISABLE, kvm_cpuid_entry2, kvm_enable_cap, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::memory::image::Placed;
 use crate::memory::{GuestRam, layout};
 
 #[derive(Debug, thiserror::Error)]
@@ -22,6 +23,10 @@ pub(crate) enum HvError {
     Version(i32),
     #[error("the KVM of this kernel lacks {0:?}")]
     Missing(Cap),
+    #[error(
+        "images end at {end:#x}, and addresses of this processor have {bits} bits: give the guest smaller ones"
+    )]
+    Addresses { end: u64, bits: u32 },
     #[error("{0}")]
     Ioctl(&'static str, #[source] kvm_ioctls::Error),
 }
@@ -36,18 +41,28 @@ const REQUIRED: [Cap; 6] = [
     Cap::TscDeadlineTimer,
 ];
 
+/// CPUID leaf whose EAX says how wide addresses are.
+const ADDRESS_SIZES: u32 = 0x8000_0008;
+
 /// Reads of a device's registers that end in user space go through the bus; this goes past it.
 pub(crate) struct Vm {
     kvm: Kvm,
     vm: VmFd,
     /// Kept for as long as the kernel may write into it.
     _ram: Arc<GuestRam>,
+    /// Kept for as long as the kernel may read it.
+    _images: Vec<Placed>,
 }
 
 impl Vm {
     /// A VM with this memory and the in-kernel APICs, and without a PIT: guests have the TSC deadline
     /// timer. Memory comes first: it is what the later calls would make slow.
-    pub(crate) fn new(kvm: OwnedFd, ram: &Arc<GuestRam>) -> Result<Self, HvError> {
+    /// Images are memory that the guest cannot write to.
+    pub(crate) fn new(
+        kvm: OwnedFd,
+        ram: &Arc<GuestRam>,
+        images: Vec<Placed>,
+    ) -> Result<Self, HvError> {
         // SAFETY: `kvm` is an open descriptor that we own; `Kvm` becomes its owner. That it really is
         // /dev/kvm shows in the API version right below: other files refuse the ioctl.
         let kvm = unsafe { Kvm::from_raw_fd(kvm.into_raw_fd()) };
@@ -75,6 +90,8 @@ impl Vm {
             unsafe { vm.set_user_memory_region(region) }
                 .map_err(|e| HvError::Ioctl("give the VM its memory", e))?;
         }
+        let first = u32::try_from(ram.num_regions()).expect("two at most");
+        add_images(&kvm, &vm, first, &images)?;
         let tss = usize::try_from(layout::TSS).expect("64-bit only");
         vm.set_tss_address(tss)
             .map_err(|e| HvError::Ioctl("set the TSS address", e))?;
@@ -84,6 +101,7 @@ impl Vm {
             kvm,
             vm,
             _ram: Arc::clone(ram),
+            _images: images,
         })
     }
 
@@ -137,6 +155,40 @@ impl Vm {
     }
 }
 
+/// A write of the guest to an image is an exit to us, and goes nowhere.
+fn add_images(kvm: &Kvm, vm: &VmFd, first_slot: u32, images: &[Placed]) -> Result<(), HvError> {
+    let Some(last) = images.last() else {
+        return Ok(());
+    };
+    if !kvm.check_extension(Cap::ReadonlyMem) {
+        return Err(HvError::Missing(Cap::ReadonlyMem));
+    }
+    let supported = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES);
+    let supported = supported.map_err(|e| HvError::Ioctl("ask for the width of addresses", e))?;
+    let width = |leaf: &&kvm_cpuid_entry2| leaf.function == ADDRESS_SIZES;
+    let bits = supported.as_slice().iter().find(width);
+    // Without the leaf a processor has 36 (Intel's manual, volume 3, section 4.1.4).
+    let bits = bits.map_or(36, |leaf| leaf.eax & 0xff);
+    let end = last.start + last.image.bytes();
+    if end > 1u64.checked_shl(bits).unwrap_or(u64::MAX) {
+        return Err(HvError::Addresses { end, bits });
+    }
+    for (slot, placed) in (first_slot..).zip(images) {
+        let region = kvm_userspace_memory_region {
+            slot,
+            flags: KVM_MEM_READONLY,
+            guest_phys_addr: placed.start,
+            memory_size: placed.image.bytes(),
+            userspace_addr: placed.image.address(),
+        };
+        // SAFETY: the image is mapped, of this length, and stays so while `_images` lives, which is as long as
+        // the VM does. It lies above all RAM and above the image before it.
+        unsafe { vm.set_user_memory_region(region) }
+            .map_err(|e| HvError::Ioctl("give the VM an image", e))?;
+    }
+    Ok(())
+}
+
 /// No performance counters, before the first vCPU: AMD's oldest ones have no CPUID bit to hide them by. A
 /// KVM that does not offer this (before Linux 5.18, or told to virtualise no counters) is taken as it is.
 fn forgo_counters(kvm: &Kvm, vm: &VmFd) -> Result<(), HvError> {
@@ -175,7 +227,7 @@ mod tests {
         };
         let ram = memory::allocate(memory::layout::MEMORY_MIB_MIN, types::vm::HugePages::None)
             .expect("memory");
-        let vm = Vm::new(kvm.into(), &ram).expect("a VM");
+        let vm = Vm::new(kvm.into(), &ram, Vec::new()).expect("a VM");
         let vcpu = vm.create_vcpu(0).expect("a vCPU");
         let supported = vm.supported_cpuid().expect("leaves");
         let one = crate::cpu::topology::Topology::new(1, None).expect("one vCPU");

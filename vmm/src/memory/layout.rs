@@ -42,6 +42,27 @@ pub(crate) const TSS: u64 = 0xfffb_d000;
 pub(crate) const VIRTIO_IRQS: Range<u32> = 5..24;
 pub(crate) const SERIAL_IRQ: u32 = 4;
 
+/// Pmem images begin on a huge page's boundary and have whole ones: what a guest's kernel can map, and a host's
+/// too.
+pub(crate) const PMEM_UNIT: u64 = 2 << 20;
+/// Nor does RAM share a memory section of Linux (128 MiB on x86-64) with one.
+const PMEM_APART: u64 = 128 << 20;
+/// Addresses have at most so many bits without five-level page tables, on any processor.
+pub(crate) const ADDRESS_BITS_MAX: u32 = 46;
+
+/// Where images of these lengths are put: above all RAM, one after the other. `None`: there is no room below
+/// `end`, the first address that the guest's processor does not have.
+pub(crate) fn pmem_starts(mib: u64, lengths: &[u64], end: u64) -> Option<Vec<u64>> {
+    let mut at = ram_ranges(mib)?.last()?.end.max(HOLE.end);
+    let mut starts = Vec::with_capacity(lengths.len());
+    for length in lengths {
+        let start = at.checked_next_multiple_of(PMEM_APART)?;
+        at = start.checked_add(*length).filter(|at| *at <= end)?;
+        starts.push(start);
+    }
+    Some(starts)
+}
+
 /// The ranges of RAM of a guest with `mib` MiB. `None`: too little or too much.
 pub(crate) fn ram_ranges(mib: u64) -> Option<Vec<Range<u64>>> {
     if !(MEMORY_MIB_MIN..=MEMORY_MIB_MAX).contains(&mib) {
@@ -90,6 +111,23 @@ mod tests {
         ];
         ranges.sort_by_key(|r| r.start);
         assert!(ranges.windows(2).all(|w| w[0].end <= w[1].start));
+    }
+
+    #[test]
+    fn pmem_images_lie_above_all_ram_apart_and_inside_the_address_space() {
+        let unit = PMEM_UNIT;
+        let end = 1 << 40;
+        let starts = pmem_starts(256, &[unit, 3 * unit], end).expect("room");
+        assert_eq!(starts, [4 << 30, (4 << 30) + PMEM_APART]);
+        let ram = ram_ranges(5000).expect("in range");
+        let starts = pmem_starts(5000, &[unit], end).expect("room");
+        assert!(starts[0] >= ram[1].end && starts[0].is_multiple_of(PMEM_APART));
+        assert_eq!(
+            pmem_starts(256, &[end - (4 << 30)], end).map(|s| s[0]),
+            Some(4 << 30)
+        );
+        assert_eq!(pmem_starts(256, &[end - (4 << 30), unit], end), None);
+        assert_eq!(pmem_starts(256, &[u64::MAX], u64::MAX), None);
     }
 
     #[test]

@@ -5,8 +5,10 @@
 //! `VolatileSlice`, a raw pointer or an atomic.
 #![allow(unsafe_code)]
 
+pub(crate) mod image;
 pub(crate) mod io;
 pub(crate) mod layout;
+pub(crate) mod reclaim;
 pub(crate) mod shared;
 
 use std::ops::Range;

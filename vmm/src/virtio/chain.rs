@@ -84,6 +84,10 @@ pub(crate) struct Segments {
 }
 
 impl Segments {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Segment> {
+        self.list.iter()
+    }
+
     pub(crate) fn bytes(&self) -> u64 {
         self.list.iter().map(|s| u64::from(s.length)).sum()
     }

@@ -4,11 +4,14 @@
 //! Refuses: trust in a driver. One that breaks the rules of its rings gets its device stopped
 //! (DEVICE_NEEDS_RESET) and nothing else.
 
+pub(crate) mod balloon;
 pub(crate) mod blk;
 pub(crate) mod chain;
+pub(crate) mod console;
 pub(crate) mod interrupt;
 pub(crate) mod limit;
 pub(crate) mod net;
+pub(crate) mod pmem;
 pub(crate) mod ring;
 pub(crate) mod rng;
 #[cfg(test)]
@@ -79,8 +82,12 @@ pub(crate) trait Device: Send + 'static {
     }
     /// Features of the device itself; the transport adds its own.
     fn features(&self) -> u64;
-    /// The device configuration space. Guests never write to it.
+    /// The device configuration space.
     fn config(&self) -> &[u8];
+    /// The driver writes to the configuration space, anything at any offset. Most devices do not care.
+    fn write_config(&mut self, offset: usize, data: &[u8]) {
+        let _ = (offset, data);
+    }
     /// The driver is ready, with these features.
     fn activate(&mut self, features: u64);
     /// The driver has reset the device: forget everything it ever said.

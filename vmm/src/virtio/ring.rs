@@ -192,6 +192,13 @@ impl<'a> Ring<'a> {
         }
     }
 
+    /// Leaves the chain popped last, with so many readable bytes, to the next [`Ring::pop`]: the device could
+    /// not finish it now.
+    pub(crate) fn put_back(&mut self, readable: u64) {
+        self.queue.go_to_previous_position();
+        self.counters.put_back(readable);
+    }
+
     /// Chains that the driver has offered and not got back.
     fn depth(&self) -> Result<u16, Violation> {
         let offered = self.queue.avail_idx(self.ram, Ordering::Relaxed)?;
@@ -262,20 +269,38 @@ impl<'a> Ring<'a> {
     /// Hands every waiting request to `each`, those that arrive meanwhile too, up to a turn's share.
     pub(crate) fn drain(
         &mut self,
+        each: impl FnMut(&mut Self, Chain) -> Result<(), Violation>,
+    ) -> Result<Turn, Violation> {
+        self.drain_some(TURN_MAX, each)
+    }
+
+    /// The same with a share of its own, for requests that cost more than most. `share` is not 0.
+    pub(crate) fn drain_some(
+        &mut self,
+        share: usize,
         mut each: impl FnMut(&mut Self, Chain) -> Result<(), Violation>,
     ) -> Result<Turn, Violation> {
-        self.drain_while((), |()| true, |ring, (), chain| each(ring, chain))
+        self.drain_share(share, (), |()| true, |ring, (), chain| each(ring, chain))
     }
 
     /// The same, as long as `open` holds. When it no longer does, the rest stays with the driver, which is
     /// not asked to tell of it: who closes also knows when to look again.
     pub(crate) fn drain_while<C>(
         &mut self,
+        with: C,
+        open: impl Fn(&mut C) -> bool,
+        each: impl FnMut(&mut Self, &mut C, Chain) -> Result<(), Violation>,
+    ) -> Result<Turn, Violation> {
+        self.drain_share(TURN_MAX, with, open, each)
+    }
+
+    fn drain_share<C>(
+        &mut self,
+        mut share: usize,
         mut with: C,
         open: impl Fn(&mut C) -> bool,
         mut each: impl FnMut(&mut Self, &mut C, Chain) -> Result<(), Violation>,
     ) -> Result<Turn, Violation> {
-        let mut share = TURN_MAX;
         loop {
             self.disarm()?;
             loop {

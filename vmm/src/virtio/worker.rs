@@ -39,6 +39,9 @@ pub(crate) struct Slot<D> {
 struct Core<D> {
     registers: Registers,
     device: D,
+    /// Counts changes of the configuration space (VIRTIO 1.2 section 2.5.1): what a driver reads in pieces
+    /// is whole when this is the same before and after.
+    generation: u32,
 }
 
 impl<D: Device> Slot<D> {
@@ -62,7 +65,11 @@ impl<D: Device> Slot<D> {
             counters,
             stops: AtomicU64::new(0),
             name: device.name().to_owned(),
-            core: Mutex::new(Core { registers, device }),
+            core: Mutex::new(Core {
+                registers,
+                device,
+                generation: 0,
+            }),
             ram: Arc::clone(ram),
             interrupt: Interrupt::new(event()?),
             kick: event()?,
@@ -87,6 +94,24 @@ impl<D: Device> Slot<D> {
             .collect()
     }
 
+    /// Changes the device's configuration space. A driver that is there is told.
+    pub(crate) fn reconfigure<R>(&self, change: impl FnOnce(&mut D) -> R) -> R {
+        let mut core = self.lock();
+        let result = change(&mut core.device);
+        core.generation = core.generation.wrapping_add(1);
+        if core.registers.live() {
+            self.interrupt.raise(CONFIGURATION);
+        }
+        result
+    }
+
+    /// Asks the device something, and has its worker look at it.
+    pub(crate) fn ask<R>(&self, question: impl FnOnce(&mut D) -> R) -> R {
+        let result = question(&mut self.lock().device);
+        let _ = self.kick.write(1);
+        result
+    }
+
     fn broken(&self, core: &mut Core<D>, reason: &Violation) {
         core.registers.break_down();
         self.stops.fetch_add(1, Ordering::Relaxed);
@@ -102,7 +127,9 @@ impl<D: Device> Slot<D> {
         if !core.registers.live() {
             return;
         }
-        let Core { registers, device } = &mut *core;
+        let Core {
+            registers, device, ..
+        } = &mut *core;
         let mut rings = self.rings(registers);
         match device.serve(ready, &mut rings) {
             Ok(Turn::Done) => {}
@@ -122,7 +149,9 @@ impl<D: Device> Slot<D> {
         if !core.registers.live() {
             return;
         }
-        let Core { registers, device } = &mut *core;
+        let Core {
+            registers, device, ..
+        } = &mut *core;
         let mut rings = self.rings(registers);
         if let Err(reason) = device.quiesce(&mut rings) {
             drop(rings);
@@ -198,6 +227,7 @@ impl<D: Device> MmioDevice for Slot<D> {
         }
         let value = match offset {
             mmio::INTERRUPT_STATUS => self.interrupt.status(),
+            mmio::CONFIG_GENERATION => self.lock().generation,
             _ => self.lock().registers.read(offset),
         };
         // Registers are read as words (section 4.2.2.2). Anything else reads as nothing would: what stood in
@@ -209,6 +239,11 @@ impl<D: Device> MmioDevice for Slot<D> {
     }
 
     fn write(&self, offset: u64, data: &[u8]) {
+        if let Some(at) = offset.checked_sub(mmio::CONFIG) {
+            let at = usize::try_from(at).expect("a page at most");
+            self.lock().device.write_config(at, data);
+            return;
+        }
         let Ok(word) = <[u8; 4]>::try_from(data) else {
             return;
         };
@@ -224,7 +259,6 @@ impl<D: Device> MmioDevice for Slot<D> {
                     let _ = bell.write(1);
                 }
             }
-            mmio::CONFIG.. => {}
             _ => self.write_register(offset, value),
         }
     }

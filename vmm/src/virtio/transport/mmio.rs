@@ -35,7 +35,7 @@ pub(crate) const QUEUE_DRIVER: u64 = 0x90;
 pub(crate) const QUEUE_DEVICE: u64 = 0xa0;
 const SHM_LEN: u64 = 0xb0;
 const SHM_BASE: u64 = 0xb8;
-const CONFIG_GENERATION: u64 = 0xfc;
+pub(crate) const CONFIG_GENERATION: u64 = 0xfc;
 pub(crate) const CONFIG: u64 = 0x100;
 
 /// Registers whose write is not felt before another register is read or STATUS written: the guest need
@@ -134,7 +134,8 @@ impl Registers {
             .filter(|index| *index < self.queues.len())
     }
 
-    /// Registers that are the transport's; the interrupt status is the interrupt's.
+    /// Registers that are the transport's; the interrupt status is the interrupt's, the configuration's
+    /// generation the slot's.
     pub(crate) fn read(&self, offset: u64) -> u32 {
         let queue = self.selected().map(|index| &self.queues[index]);
         match offset {
@@ -148,8 +149,6 @@ impl Registers {
             STATUS => self.status.bits(),
             // No shared memory regions: length and base read as all ones.
             SHM_LEN | 0xb4 | SHM_BASE | 0xbc => u32::MAX,
-            // The configuration never changes.
-            CONFIG_GENERATION => 0,
             _ => 0,
         }
     }
