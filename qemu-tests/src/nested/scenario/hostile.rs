@@ -191,6 +191,7 @@ fn one(node: &Node, attack: &Attack, seed: u64) -> Result<String> {
             format!("{all} exits {peak} KiB {reports} reports")
         }
         StopReason::Fault { message } => message.clone(),
+        StopReason::Watchdog => "its watchdog ran out".to_owned(),
     })
 }
 
