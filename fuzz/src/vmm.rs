@@ -403,7 +403,7 @@ fn registers(input: &[u8]) {
     let mut choices = Choices(input);
     let registers = Registers::default();
     while !choices.is_empty() {
-        let (kind, page, offset) = (choices.u8(), choices.u8() % 8, choices.u16() & 0xfff);
+        let (kind, page, offset) = (choices.u8(), choices.u8() % 10, choices.u16() & 0xfff);
         let address = u64::from(page) << 12 | u64::from(offset);
         match kind % 3 {
             0 => registers.write(address, choices.short()),
@@ -421,7 +421,7 @@ fn registers(input: &[u8]) {
 /// Each device from reset to running, without a queue.
 fn register_drivers() -> Vec<Vec<u8>> {
     let mut made = Made::default();
-    for page in 0..5 {
+    for page in 0..8 {
         let steps = [
             (register::STATUS, 3u32),
             (register::DRIVER_FEATURES_SEL, 1),

@@ -174,7 +174,13 @@ impl std::fmt::Debug for Registers {
 impl Default for Registers {
     fn default() -> Self {
         let kinds = [Kind::WideDisk, Kind::ReadOnlyDisk, Kind::WideNet];
-        let kinds = kinds.into_iter().chain([Kind::Vsock, Kind::Rng]);
+        let kinds = kinds.into_iter().chain([
+            Kind::Vsock,
+            Kind::Rng,
+            Kind::Balloon,
+            Kind::Console,
+            Kind::Pmem,
+        ]);
         // Each has memory of its own, which is blank: rings in it are proper and empty.
         let slots: Vec<_> = kinds.map(|kind| Guest::new(kind).device).collect();
         let devices = slots.iter().map(|slot| slot.clone() as Arc<dyn MmioDevice>);

@@ -3,6 +3,7 @@
 //! Owns: the node's initramfs, and reading what its console says.
 //! Refuses: a group that says nothing, and one whose last line never comes.
 
+use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -43,7 +44,9 @@ pub fn run(group: &str) -> Result<()> {
     let expected = scenario::named(&what)?.len();
     let paths = Paths::find()?;
     let initramfs = node(&paths)?;
-    let log = paths.root.join(format!("target/nested-{group}.log"));
+    let target = paths.root.join("target");
+    fs::create_dir_all(&target).context("make the directory for the console")?;
+    let log = target.join(format!("nested-{group}.log"));
     let mut machine = machine(&paths, log)?;
     let mut arguments = format!("loglevel=1 rdinit={INIT} {GROUP}={what}");
     if let Ok(seed) = std::env::var(SEED) {

@@ -52,8 +52,9 @@ pub(super) const SCENARIOS: &[Scenario] = &[
 
 pub(super) const GUESTS: &[(&str, Program)] = &[("honest", honest)];
 
-/// Beyond the guest's own, as its cgroup counts it: the monitor, and the kernel's books for both.
-const OVERHEAD_MAX: u64 = 16 << 20;
+/// The monitor, the kernel's books, and what of the guest's memory was ever touched, as their cgroup counts it:
+/// twice what was seen of any attack. None touches more than a few MiB; a request held whole in the monitor has 32.
+const PEAK_MAX: u64 = 16 << 20;
 /// The attacked machine's devices: two disks, a network card, sockets, entropy.
 const DEVICES: &str = "5 devices";
 const DISK_BYTES: u64 = 1 << 20;
@@ -160,7 +161,10 @@ fn one(node: &Node, attack: &Attack, seed: u64) -> Result<String> {
     plan.spec.memory_mib = MEMORY_MIB;
     let (disk, read_only) = (file(DISK_BYTES, |_| 0)?, file(READ_ONLY_BYTES, pattern)?);
     let fd = plan.pass(disk.try_clone()?);
-    plan.spec.disks.push(Disk::new("writable", fd, false));
+    plan.spec.disks.push(Disk {
+        queues: 2,
+        ..Disk::new("writable", fd, false)
+    });
     let fd = plan.pass(read_only.try_clone()?);
     plan.spec.disks.push(Disk::new("read-only", fd, true));
     let fd = plan.pass(tap()?);
@@ -177,10 +181,9 @@ fn one(node: &Node, attack: &Attack, seed: u64) -> Result<String> {
         "a disk has another length"
     );
     unwritten(&read_only)?;
-    let limit = (MEMORY_MIB << 20) + OVERHEAD_MAX;
     ensure!(
-        life.peak_bytes <= limit,
-        "{} bytes of memory, {limit} at most: {life:?}",
+        life.peak_bytes <= PEAK_MAX,
+        "{} bytes of memory, {PEAK_MAX} at most: {life:?}",
         life.peak_bytes
     );
     let (reason, exits) = life.stopped()?;
