@@ -35,12 +35,20 @@ impl fmt::Display for Miss {
 
 /// How many devices serve: all of them, or the first that does not.
 pub(crate) fn all(devices: &[Device]) -> Result<usize, Miss> {
-    for device in devices {
-        one(device).map_err(|what| Miss {
-            device: *device,
-            what,
-        })?;
-    }
+    let each = |check: fn(&Device) -> Result<(), &'static str>| {
+        devices.iter().try_for_each(|device| {
+            check(device).map_err(|what| Miss {
+                device: *device,
+                what,
+            })
+        })
+    };
+    // First all of them: one that still runs may write where another's answer is judged.
+    each(|device| match device.reset() {
+        true => Ok(()),
+        false => Err("does not reset"),
+    })?;
+    each(one)?;
     Ok(devices.len())
 }
 

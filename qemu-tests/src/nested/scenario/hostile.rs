@@ -63,6 +63,10 @@ const READ_ONLY_BYTES: u64 = 64 << 10;
 const SERVED_WITHIN: Duration = Duration::from_secs(30);
 /// An attack is some thousand steps in an emulated machine in another.
 const ATTACK_PATIENCE: Duration = Duration::from_secs(300);
+/// QEMU's nested virtualisation now and then gives a guest an event that nobody raised (on the same seed one
+/// run in some dozens). A program without a table of interrupts then ends by a triple fault.
+const TRIES: usize = 2;
+const TRIPLE: &str = "triple fault";
 /// How long a halted machine is watched.
 const WATCHED: Duration = Duration::from_secs(2);
 /// The random phase: the same each time, and some that are new each time.
@@ -102,7 +106,7 @@ fn beside_an_honest_guest(node: &Node, runs: &[(&Attack, u64)]) -> Result<String
     for (attack, seed) in runs {
         let name = format!("{} (seed {seed})", attack.name);
         let started = Instant::now();
-        match one(node, attack, *seed) {
+        match surely(node, attack, *seed) {
             Ok(figures) => told.push(format!(
                 "{name} {} ms {figures}",
                 started.elapsed().as_millis()
@@ -154,8 +158,18 @@ fn honest() -> Result<()> {
     Ok(())
 }
 
-/// One attack on one machine. Gives figures.
-fn one(node: &Node, attack: &Attack, seed: u64) -> Result<String> {
+/// One attack, again where the machine faulted and should not have: what the attack does, it does each time.
+fn surely(node: &Node, attack: &Attack, seed: u64) -> Result<String> {
+    for _ in 0..TRIES {
+        if let Some(figures) = one(node, attack, seed)? {
+            return Ok(figures);
+        }
+    }
+    bail!("should be {:?}, was a triple fault, twice", attack.ends)
+}
+
+/// One attack on one machine. Gives figures. `None`: a triple fault that it does not aim at.
+fn one(node: &Node, attack: &Attack, seed: u64) -> Result<Option<String>> {
     let words = format!("attack={} seed={seed}", attack.name);
     let mut plan = node.hostile(&format!("attack-{}", attack.name), &words)?;
     plan.spec.memory_mib = MEMORY_MIB;
@@ -172,9 +186,14 @@ fn one(node: &Node, attack: &Attack, seed: u64) -> Result<String> {
     plan.spec.nets.push(Net::new(fd, mac, 1500));
     let mut machine = plan.start()?;
     if attack.ends == Ends::Hangs {
-        return halted(&mut machine);
+        return halted(&mut machine).map(Some);
     }
     let life = machine.finish(ATTACK_PATIENCE)?;
+    let triple =
+        matches!(life.stopped()?.0, StopReason::Fault { message } if message.contains(TRIPLE));
+    if triple && attack.ends == Ends::Answers {
+        return Ok(None);
+    }
     judge(attack, &life)?;
     ensure!(
         disk.metadata()?.len() == DISK_BYTES && read_only.metadata()?.len() == READ_ONLY_BYTES,
@@ -188,14 +207,15 @@ fn one(node: &Node, attack: &Attack, seed: u64) -> Result<String> {
     );
     let (reason, exits) = life.stopped()?;
     let all = exits.pio_in + exits.pio_out + exits.mmio_read + exits.mmio_write + exits.other;
-    Ok(match reason {
+    let figures = match reason {
         StopReason::GuestReset => {
             let (reports, peak) = (life.output.lines().count(), life.peak_bytes >> 10);
             format!("{all} exits {peak} KiB {reports} reports")
         }
         StopReason::Fault { message } => message.clone(),
         StopReason::Watchdog => "its watchdog ran out".to_owned(),
-    })
+    };
+    Ok(Some(figures))
 }
 
 fn judge(attack: &Attack, life: &Life) -> Result<()> {
