@@ -28,6 +28,7 @@ use types::vm::{CONTROL_PACKET_MAX, FromVmm, ToVmm, VmSpec};
 use super::bridge::{Asker, Bridge, Heard, ListenError};
 use super::open::Opened;
 use super::request::{Answer, answer};
+use super::terminal::{Input, Typed};
 
 /// How long a guest's init may take: the stop signal's grace and a minute to write out its disk.
 const STOP_LIMIT: Duration = Duration::from_secs(90);
@@ -140,6 +141,8 @@ struct Front {
     child: Child,
     bridge: Bridge,
     console: Option<UnixStream>,
+    /// Of a console that is a terminal.
+    input: Option<Input>,
     signals: Signals,
     phase: Phase,
     init_speaks: bool,
@@ -154,6 +157,7 @@ pub(super) fn run(opened: Opened, control: Option<&Path>) -> Result<u8, FrontErr
         fds,
         control: machine,
         console,
+        terminal,
     } = opened;
     let prepare = |e| FrontError::Io("prepare the machine's sockets", e);
     sys::socket::set_nonblocking(&machine).map_err(prepare)?;
@@ -161,10 +165,22 @@ pub(super) fn run(opened: Opened, control: Option<&Path>) -> Result<u8, FrontErr
     let child = start(&spec, &fds)?;
     // The machine has its copies: what it closes has to be closed.
     drop(fds);
+    if let Some(console) = &console {
+        console.set_nonblocking(true).map_err(prepare)?;
+    }
+    let input = terminal.then(Input::open).transpose();
+    let input = match input {
+        Ok(input) => input,
+        Err(error) => {
+            kill(&child);
+            return Err(FrontError::Io("make the terminal raw", error));
+        }
+    };
     let mut front = Front {
         child,
         bridge,
         console,
+        input,
         signals,
         phase: Phase::Running,
         init_speaks: false,
@@ -254,6 +270,9 @@ enum Source {
     Child,
     Machine,
     Console,
+    /// There is room for what was typed.
+    ConsoleRoom,
+    Input,
     Listener,
     Client(u64),
 }
@@ -275,6 +294,12 @@ impl Front {
                     Source::Machine => while self.hear()? {},
                     Source::Console => {
                         self.copy_console();
+                    }
+                    Source::Input => self.read_input(),
+                    Source::ConsoleRoom => {
+                        if let (Some(input), Some(console)) = (&mut self.input, &mut self.console) {
+                            input.push(console);
+                        }
                     }
                     Source::Listener => self.bridge.accept(),
                     Source::Client(id) => match self.bridge.hear(*id) {
@@ -301,7 +326,14 @@ impl Front {
             (Source::Signal, self.signals.as_fd()),
             (Source::Machine, self.bridge.machine()),
         ];
-        sources.extend(self.console.as_ref().map(|c| (Source::Console, c.as_fd())));
+        if let Some(console) = &self.console {
+            sources.push((Source::Console, console.as_fd()));
+            if let Some(input) = &self.input {
+                sources.extend(input.source().map(|fd| (Source::Input, fd)));
+                let room = (Source::ConsoleRoom, console.as_fd());
+                sources.extend(input.waits().then_some(room));
+            }
+        }
         sources.extend(self.bridge.listener().map(|fd| (Source::Listener, fd)));
         let clients = self.bridge.clients();
         sources.extend(clients.map(|(id, fd)| (Source::Client(id), fd)));
@@ -385,6 +417,15 @@ impl Front {
         Phase::Killed
     }
 
+    /// Hands on what was typed.
+    fn read_input(&mut self) {
+        if let (Some(input), Some(console)) = (&mut self.input, &mut self.console)
+            && input.read(console) == Typed::Stop
+        {
+            self.happened(Event::AskedToStop);
+        }
+    }
+
     /// Copies what the console has to standard output. False when it has nothing.
     fn copy_console(&mut self) -> bool {
         let Some(console) = &mut self.console else {
@@ -405,7 +446,6 @@ impl Front {
 
 /// False at the end of what is copied.
 fn copy(from: &mut UnixStream, bytes: &mut [u8], to: &mut impl Write) -> io::Result<bool> {
-    from.set_nonblocking(true)?;
     let count = from.read(bytes)?;
     to.write_all(&bytes[..count])?;
     to.flush()?;
@@ -425,7 +465,10 @@ fn ready(sources: &[(Source, BorrowedFd<'_>)], until: Option<Instant>) -> io::Re
     };
     let mut set: Vec<_> = sources
         .iter()
-        .map(|(_, fd)| PollFd::new(*fd, PollFlags::POLLIN))
+        .map(|(source, fd)| match source {
+            Source::ConsoleRoom => PollFd::new(*fd, PollFlags::POLLOUT),
+            _ => PollFd::new(*fd, PollFlags::POLLIN),
+        })
         .collect();
     match poll(&mut set, timeout) {
         Ok(_) | Err(Errno::EINTR) => {}
@@ -490,6 +533,7 @@ mod tests {
     #[test]
     fn the_console_is_copied_whole_and_its_end_is_seen() {
         let (mut ours, mut theirs) = UnixStream::pair().expect("sockets");
+        ours.set_nonblocking(true).expect("a flag of every socket");
         let mut out = Vec::new();
         let mut bytes = [0; 4];
         let nothing = copy(&mut ours, &mut bytes, &mut out).expect_err("nothing yet");

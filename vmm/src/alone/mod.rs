@@ -9,6 +9,7 @@ mod front;
 mod open;
 mod request;
 mod spec;
+mod terminal;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -38,8 +39,9 @@ FILE is JSON. Paths in it are relative to its directory. The least, and a disk a
     \"nets\": [{ \"tap\": \"tap0\", \"mac\": \"02:00:00:00:00:01\" }]
   }
 
-The kernel is a vmlinux with a PVH entry (CONFIG_PVH=y) or a bzImage. Its serial console is shown here.
-Ctrl-C ends the machine; a second one ends it at once. --control listens on a SOCK_SEQPACKET at PATH for
+The kernel is a vmlinux with a PVH entry (CONFIG_PVH=y) or a bzImage. Its serial console is shown here, and
+Ctrl-C ends the machine, a second one at once. With \"console\": \"terminal\" it has a terminal (/dev/hvc0) that
+takes what you type; Ctrl-A x ends the machine. --control listens on a SOCK_SEQPACKET at PATH for
 requests, one JSON object a packet: {\"request\":\"pause\"}, resume, metrics, balloon, snapshot, stop.
 docs/vmm.md is the manual, docs/examples/machine.json a complete example.
 

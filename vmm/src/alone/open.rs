@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use nix::unistd::{Gid, Group};
 use types::Bytes;
-use types::vm::{DISK_QUEUES_MAX, Disk, Fd, Log, Net, SPEC_FD, VmSpec};
+use types::vm::{Console, ConsoleKind, DISK_QUEUES_MAX, Disk, Fd, Log, Net, Pmem, SPEC_FD, VmSpec};
 
 use super::spec::{ConsoleFile, DiskFile, LogFile, MachineFile, NetFile};
 
@@ -72,6 +72,8 @@ pub(super) struct Opened {
     pub(super) control: OwnedFd,
     /// Our end of the guest's console.
     pub(super) console: Option<UnixStream>,
+    /// The console is a terminal: it takes what is typed.
+    pub(super) terminal: bool,
 }
 
 /// Gives descriptors their numbers.
@@ -103,6 +105,12 @@ pub(super) fn open(file: &MachineFile, base: &Path) -> Result<Opened, OpenError>
     spec.cmdline.clone_from(&file.cmdline);
     spec.topology = file.topology;
     spec.huge_pages = file.huge_pages;
+    spec.balloon = file.balloon;
+    (spec.watchdog, spec.rtc, spec.pvpanic) = (file.watchdog, file.rtc, file.pvpanic);
+    for (index, path) in file.pmems.iter().enumerate() {
+        let fd = passed.pass(readable(base, path, format!("pmems[{index}]"))?);
+        spec.pmems.push(Pmem { fd });
+    }
     for (index, wanted) in file.disks.iter().enumerate() {
         let image = disk_file(base, wanted, index)?;
         spec.disks
@@ -114,17 +122,7 @@ pub(super) fn open(file: &MachineFile, base: &Path) -> Result<Opened, OpenError>
     if let Some(log) = &file.log {
         spec.log = Some(log_files(base, log, &mut passed)?);
     }
-    let console = match file.console {
-        ConsoleFile::None => None,
-        ConsoleFile::Serial => {
-            let (ours, theirs) = UnixStream::pair().map_err(OpenError::Pair)?;
-            // What nobody reads is lost; the guest does not wait.
-            theirs.set_nonblocking(true).map_err(OpenError::Pair)?;
-            spec.serial = Some(passed.pass(theirs));
-            spec.cmdline = with_console(&spec.cmdline, "ttyS0");
-            Some(ours)
-        }
-    };
+    let console = console(file.console, &mut spec, &mut passed)?;
     let (control, theirs) = sys::socket::pair().map_err(OpenError::Pair)?;
     spec.control = Some(passed.pass(theirs));
     Ok(Opened {
@@ -132,7 +130,33 @@ pub(super) fn open(file: &MachineFile, base: &Path) -> Result<Opened, OpenError>
         fds: passed.0,
         control,
         console,
+        terminal: file.console == ConsoleFile::Terminal,
     })
+}
+
+/// Puts the console into the specification; gives our end of it.
+fn console(
+    wanted: ConsoleFile,
+    spec: &mut VmSpec,
+    passed: &mut Passed,
+) -> Result<Option<UnixStream>, OpenError> {
+    if wanted == ConsoleFile::None {
+        return Ok(None);
+    }
+    let (ours, theirs) = UnixStream::pair().map_err(OpenError::Pair)?;
+    // Of a serial port what nobody reads is lost; the guest does not wait.
+    theirs.set_nonblocking(true).map_err(OpenError::Pair)?;
+    let fd = passed.pass(theirs);
+    let device = if wanted == ConsoleFile::Terminal {
+        let kind = ConsoleKind::Terminal;
+        spec.console = Some(Console { fd, kind });
+        "hvc0"
+    } else {
+        spec.serial = Some(fd);
+        "ttyS0"
+    };
+    spec.cmdline = with_console(&spec.cmdline, device);
+    Ok(Some(ours))
 }
 
 /// The command line with a console on it, unless it names one.

@@ -8,7 +8,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
-use types::vm::{Engine, HugePages, Limit, NetLimit, Topology};
+use types::vm::{Balloon, Engine, HugePages, Limit, NetLimit, Topology};
 use types::{Bytes, Mac, VmId};
 
 /// Longest file: some paths and a command line.
@@ -48,6 +48,17 @@ pub(super) struct MachineFile {
     pub(super) disks: Vec<DiskFile>,
     #[serde(default)]
     pub(super) nets: Vec<NetFile>,
+    /// Raw images that the guest maps as memory, read-only.
+    #[serde(default)]
+    pub(super) pmems: Vec<PathBuf>,
+    #[serde(default)]
+    pub(super) balloon: Option<Balloon>,
+    #[serde(default)]
+    pub(super) watchdog: bool,
+    #[serde(default)]
+    pub(super) rtc: bool,
+    #[serde(default)]
+    pub(super) pvpanic: bool,
     #[serde(default)]
     pub(super) console: ConsoleFile,
     #[serde(default)]
@@ -95,6 +106,8 @@ pub(super) enum ConsoleFile {
     /// The serial port, shown on standard output. Output only.
     #[default]
     Serial,
+    /// A virtio console, `/dev/hvc0`: both directions, the terminal here is raw meanwhile.
+    Terminal,
     None,
 }
 
