@@ -21,6 +21,11 @@ mod tests {
     }
 
     #[test]
+    fn devices_give_memory_back_stream_and_bite() {
+        run("devices");
+    }
+
+    #[test]
     fn smoke_a_guest_boots_and_ends_as_it_says_on_any_number_of_processors() {
         run("smoke");
     }

@@ -4,6 +4,7 @@
 //! Refuses: two of one name.
 
 mod alone;
+mod devices;
 mod hostile;
 mod kernels;
 mod smoke;
@@ -24,6 +25,7 @@ pub struct Scenario {
 /// Scenarios that share one boot of a node. Each has its test in `tests/vmm.rs`.
 pub const GROUPS: &[(&str, &[Scenario])] = &[
     ("alone", alone::SCENARIOS),
+    ("devices", devices::SCENARIOS),
     ("hostile", hostile::SCENARIOS),
     ("kernels", kernels::SCENARIOS),
     ("smoke", smoke::SCENARIOS),
@@ -32,6 +34,7 @@ pub const GROUPS: &[(&str, &[Scenario])] = &[
 /// Programs of guests, by the word on their command line.
 const GUESTS: &[&[(&str, Program)]] = &[
     alone::GUESTS,
+    devices::GUESTS,
     hostile::GUESTS,
     kernels::GUESTS,
     smoke::GUESTS,
