@@ -7,7 +7,9 @@ use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use nix::fcntl::{FallocateFlags, FcntlArg, SealFlag};
+use nix::fcntl::{
+    AT_FDCWD, FallocateFlags, FcntlArg, OFlag, OpenHow, ResolveFlag, SealFlag, openat2,
+};
 use nix::sys::memfd::MFdFlags;
 
 use crate::error::{During, Result};
@@ -53,6 +55,17 @@ pub fn write_atomic(path: &Path, content: &[u8], mode: u32) -> Result<()> {
     std::fs::rename(&temporary, path)
         .during(|| format!("rename {} over {}", temporary.display(), path.display()))?;
     sync_directory(directory)
+}
+
+/// Opens for reading what is at `path` itself: no part of the path may be a symbolic link, which whoever can write
+/// to a directory on the way could lead elsewhere.
+pub fn open_without_links(path: &Path) -> Result<File> {
+    let how = OpenHow::new()
+        .flags(OFlag::O_RDONLY | OFlag::O_CLOEXEC)
+        .resolve(ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+    openat2(AT_FDCWD, path, how)
+        .map(File::from)
+        .during(|| format!("open {} without following links", path.display()))
 }
 
 /// A memory file with `content` that nobody can change any more, not even its maker.
@@ -106,6 +119,22 @@ pub fn reserve(file: &File, length: u64) -> io::Result<()> {
 mod tests {
     use super::*;
     use std::os::unix::fs::FileExt;
+
+    #[test]
+    fn a_path_with_a_link_in_it_is_not_opened() {
+        let directory = tempfile::tempdir().expect("a directory");
+        // The directory's own path may have links, as /tmp has on some systems.
+        let real = directory.path().canonicalize().expect("a path");
+        let (file, link) = (real.join("file"), real.join("link"));
+        std::fs::write(&file, b"x").expect("written");
+        std::os::unix::fs::symlink(&file, &link).expect("linked");
+        std::os::unix::fs::symlink(&real, real.join("here")).expect("linked");
+        assert!(open_without_links(&file).is_ok());
+        for path in [link, real.join("here/file")] {
+            let error = open_without_links(&path).expect_err("a link");
+            assert_eq!(error.source.raw_os_error(), Some(nix::libc::ELOOP));
+        }
+    }
 
     #[test]
     fn a_file_is_replaced_whole_and_a_left_over_temporary_is_no_obstacle() {

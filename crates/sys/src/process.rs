@@ -340,6 +340,10 @@ unsafe fn attempt(p: &Prepared) -> std::result::Result<std::convert::Infallible,
     Err((Step::Exec, libc::EIO))
 }
 
+/// linux/securebits.h: user 0 and programs that are its own get no capability (bit 0), none is raised in the ambient
+/// set (6), and none of the four can be changed again (1, 3, 5, 7).
+const SECUREBITS: libc::c_ulong = 1 | 1 << 1 | 1 << 3 | 1 << 5 | 1 << 6 | 1 << 7;
+
 /// Limits, no capability in any set, the jail's user, and no way back. Allocates nothing.
 fn drop_privileges(jail: &Jail, last_capability: i32) -> std::result::Result<(), (Step, i32)> {
     let id = jail.id;
@@ -358,6 +362,16 @@ fn drop_privileges(jail: &Jail, last_capability: i32) -> std::result::Result<(),
         );
     }
     let (prctl, capabilities) = (libc::SYS_prctl, Step::Capabilities);
+    // First: it takes a capability that goes below.
+    must!(
+        capabilities,
+        prctl,
+        libc::PR_SET_SECUREBITS,
+        SECUREBITS,
+        0,
+        0,
+        0
+    );
     for capability in 0..=last_capability {
         must!(
             capabilities,

@@ -56,7 +56,7 @@ fn group(vm: &VmId) -> PathBuf {
 /// The cgroup of an agent, to start it in.
 pub(super) fn agent_group(name: &str) -> sys::Result<File> {
     let path = Path::new(CGROUPS).join(name);
-    File::open(&path).during(|| format!("open cgroup {}", path.display()))
+    sys::fs::open_without_links(&path)
 }
 
 /// Starts a VMM in its jail. `output` takes what it writes to standard output and error.
@@ -95,8 +95,8 @@ fn start(
     output: &impl AsFd,
     group: &Path,
 ) -> sys::Result<Child> {
-    let file = File::open(VMM).during(|| format!("open {VMM}"))?;
-    let group = File::open(group).during(|| format!("open cgroup {}", group.display()))?;
+    let file = sys::fs::open_without_links(Path::new(VMM))?;
+    let group = sys::fs::open_without_links(group)?;
     let name = CString::new(format!("vmm:{vm}")).during(|| "name the VMM".to_owned())?;
     sys::process::spawn(&Program {
         file: file.as_fd(),
