@@ -157,4 +157,19 @@ mod tests {
         pio.read(0x64, &mut wide);
         assert_eq!(wide, [ABSENT; 4]);
     }
+
+    #[test]
+    fn no_read_of_any_port_leaves_what_stood_in_its_buffer() {
+        let pio = Pio::new(None);
+        for port in 0..=u16::MAX {
+            for size in [1, 2, 4, 16] {
+                let read = |poison: u8| {
+                    let mut data = vec![poison; size];
+                    pio.read(port, &mut data);
+                    data
+                };
+                assert_eq!(read(0x5a), read(0xa5), "{size} bytes of {port:#x}");
+            }
+        }
+    }
 }
