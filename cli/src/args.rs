@@ -79,6 +79,8 @@ pub(crate) enum Command {
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(..=api::logs::TAIL_MAX))]
         tail: Option<u64>,
     },
+    /// The machines of a deployment in numbers, as Prometheus reads them
+    Metrics { name: Name },
     /// Stop all machines of a deployment; their disks stay
     Stop { name: Name },
     /// Start what was stopped
@@ -127,6 +129,8 @@ pub(crate) enum NodeCommand {
     Info,
     /// The node's kernel log
     Dmesg,
+    /// The node and all machines in numbers, as Prometheus reads them
+    Metrics,
     /// Kill a part of the node as a crash would, and see it come back
     Drill {
         /// node (the agent), chunks, or deployment[/workload] (its VMM)
@@ -323,6 +327,8 @@ mod tests {
             "node list --output json",
             "node info --node lab",
             "node dmesg",
+            "node metrics",
+            "metrics shop",
             "node drill node",
             "node drill chunks --node lab",
             "node drill shop/web --output json",

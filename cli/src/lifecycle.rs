@@ -13,7 +13,9 @@ use serde_json::json;
 use tokio::time::Instant;
 use types::Name;
 use types::deployment::{Action, Statement};
-use types::status::{Ack, DeploymentStatus, Desired, Exit, RefusalCode, State, WorkloadStatus};
+use types::status::{
+    Ack, DeploymentStatus, Desired, Exit, RefusalCode, State, Timeline, WorkloadStatus,
+};
 use types::vm::Stream;
 
 use crate::Context;
@@ -104,7 +106,7 @@ pub(crate) async fn get(context: &Context, name: Option<Name>) -> anyhow::Result
                 .deployment(&name)
                 .await
                 .with_context(|| format!("cannot get {name}"))?;
-            context.screen.show(&status, || statuses(&[&status]))
+            context.screen.show(&status, || detail(&status))
         }
         None => {
             let all = client
@@ -341,6 +343,59 @@ pub(crate) async fn only_workload(client: &Client, deployment: &Name) -> anyhow:
     }
 }
 
+/// One deployment: its table, and how each machine came up.
+fn detail(status: &DeploymentStatus) -> String {
+    let mut out = statuses(&[status]);
+    for (name, workload) in &status.workloads {
+        if let Some(timeline) = &workload.timeline
+            && let Some(drawn) = draw(timeline)
+        {
+            out.push_str(&format!(
+                "\n{}/{name}, its newest start:\n{drawn}",
+                status.name
+            ));
+        }
+    }
+    out
+}
+
+/// Columns of the longest bar.
+const BAR: u64 = 40;
+
+/// A bar for each step of a start, from the end of the step before it. `None`: nothing has been reached.
+fn draw(timeline: &Timeline) -> Option<String> {
+    let Timeline {
+        image_ms,
+        vmm_ms,
+        vcpus_ms,
+        guest_init_ms,
+        program_ms,
+    } = *timeline;
+    let steps = [
+        ("image open", image_ms),
+        ("VMM started", vmm_ms),
+        ("vCPUs run", vcpus_ms),
+        ("guest init", guest_init_ms),
+        ("program started", program_ms),
+    ];
+    let end = steps.iter().filter_map(|(_, ms)| *ms).max()?;
+    let column = |ms: u64| {
+        let scaled = u128::from(ms) * u128::from(BAR) / u128::from(end.max(1));
+        usize::try_from(scaled).expect("at most the bar's length")
+    };
+    let mut before = 0;
+    let mut out = String::new();
+    for (step, ms) in steps {
+        // An agent that was started again meanwhile has not heard of all.
+        let Some(ms) = ms else { continue };
+        let (from, to) = (column(before.min(ms)), column(ms));
+        let bar = format!("{}{}", " ".repeat(from), "#".repeat((to - from).max(1)));
+        out.push_str(&format!("  {step:<15} {ms:>7} ms  {bar}\n"));
+        before = before.max(ms);
+    }
+    Some(out)
+}
+
 fn statuses(all: &[&DeploymentStatus]) -> String {
     let mut rows = Vec::new();
     for status in all {
@@ -468,6 +523,7 @@ mod tests {
             message: None,
             start_ms: None,
             chunks: None,
+            timeline: None,
         };
         DeploymentStatus {
             name: "shop".parse().expect("a name"),
@@ -489,6 +545,37 @@ mod tests {
             ..status(State::Running, None)
         };
         assert!(statuses(&[&deleted]).contains("deleted"));
+    }
+
+    #[test]
+    fn a_start_is_drawn_step_by_step() {
+        let timeline = Timeline {
+            image_ms: Some(100),
+            vmm_ms: Some(110),
+            vcpus_ms: None,
+            guest_init_ms: Some(390),
+            program_ms: Some(400),
+        };
+        let drawn = draw(&timeline).expect("reached");
+        let bars: Vec<_> = drawn.lines().map(|line| line.split_at(30).1).collect();
+        assert_eq!(
+            bars,
+            [
+                "##########",
+                "          #",
+                &format!("{}{}", " ".repeat(11), "#".repeat(28)),
+                &format!("{}#", " ".repeat(39)),
+            ],
+            "{drawn}"
+        );
+        assert!(drawn.contains("program started     400 ms"), "{drawn}");
+        assert_eq!(draw(&Timeline::default()), None);
+        let late = Timeline {
+            image_ms: Some(u64::MAX),
+            vmm_ms: Some(1),
+            ..Timeline::default()
+        };
+        assert!(draw(&late).is_some_and(|drawn| drawn.lines().count() == 2));
     }
 
     #[test]

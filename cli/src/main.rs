@@ -72,6 +72,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Flist(command) => flists::flist(&context, command),
         Command::Deploy(options) => deploy::deploy(&context, *options).await,
         Command::Get { name } => lifecycle::get(&context, name).await,
+        Command::Metrics { name } => nodes::metrics(&context, Some(name)).await,
         Command::Wait {
             name,
             until,

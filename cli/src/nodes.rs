@@ -92,23 +92,40 @@ pub(crate) async fn node(context: &Context, command: NodeCommand) -> anyhow::Res
             screen.show(&info, || report(&name, &pin, &info))
         }
         NodeCommand::Drill { target } => crate::drill::drill(context, target).await,
+        NodeCommand::Metrics => metrics(context, None).await,
         NodeCommand::Dmesg => {
             let (name, _, client) = home.client(context.node.as_deref())?;
             let text = client
                 .dmesg()
                 .await
                 .with_context(|| format!("cannot ask node {name}"))?;
-            let text = String::from_utf8_lossy(&text);
-            if screen.is_json() {
-                return screen.show(&json!({ "dmesg": text }), String::new);
-            }
-            let clean: String = text
-                .chars()
-                .filter(|c| !c.is_control() || matches!(c, '\n' | '\t'))
-                .collect();
-            Ok(io::stdout().lock().write_all(clean.as_bytes())?)
+            copy(context, "dmesg", &text)
         }
     }
+}
+
+/// What a node, or with a name a deployment, has counted.
+pub(crate) async fn metrics(context: &Context, deployment: Option<Name>) -> anyhow::Result<()> {
+    let (node, _, client) = context.home.client(context.node.as_deref())?;
+    let text = client.metrics(deployment.as_ref()).await;
+    let text = text.with_context(|| match deployment {
+        None => format!("cannot ask node {node}"),
+        Some(name) => format!("cannot show the metrics of {name}"),
+    })?;
+    copy(context, "metrics", &text)
+}
+
+/// A text of a node as it is, but for control characters.
+fn copy(context: &Context, what: &str, text: &[u8]) -> anyhow::Result<()> {
+    let text = String::from_utf8_lossy(text);
+    if context.screen.is_json() {
+        return context.screen.show(&json!({ what: text }), String::new);
+    }
+    let clean: String = text
+        .chars()
+        .filter(|c| !c.is_control() || matches!(c, '\n' | '\t'))
+        .collect();
+    Ok(io::stdout().lock().write_all(clean.as_bytes())?)
 }
 
 /// Asks all at once: one that is off does not hold up the others.

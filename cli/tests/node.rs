@@ -112,6 +112,11 @@ mod tests {
                     message: exited.then(|| "the program ended\x1b[2J".to_owned()),
                     start_ms: Some(12),
                     chunks: None,
+                    timeline: Some(types::status::Timeline {
+                        image_ms: Some(3),
+                        program_ms: Some(12),
+                        ..Default::default()
+                    }),
                 };
                 (name.clone(), status)
             });
@@ -216,6 +221,9 @@ mod tests {
             let state = || self.state.lock().expect("no test panics inside");
             match route {
                 Route::Node => Ok(Answer::json(&self.info())),
+                Route::NodeMetrics => Ok(Answer::metrics("# HELP up Up.\n".to_owned())),
+                Route::Metrics(name) => Self::status(&state(), &name)
+                    .map(|_| Answer::metrics("sifr_machine_up 1\n".to_owned())),
                 Route::Dmesg => Ok(Answer::text("[0.0] Linux\x1b[2J\n")),
                 Route::PutFlist(digest) => {
                     let bytes = body.collect().await?;
@@ -537,6 +545,10 @@ mod tests {
                 .out
                 .contains('\x1b')
         );
+        bench.run(&["node", "metrics"]).ends(0).says("# HELP up");
+        let json = bench.run(&["node", "metrics", "--output", "json"]).json();
+        assert_eq!(json["metrics"], "# HELP up Up.\n");
+        bench.run(&["metrics", "none"]).ends(3).says("none");
         let other = PublicKey([2; 32]).to_string();
         bench
             .run(&["node", "add", "lab", "10.0.0.1", "--key", &other])

@@ -18,6 +18,8 @@ use types::status::{Refusal, RefusalCode};
 
 const JSON: &str = "application/json";
 const TEXT: &str = "text/plain; charset=utf-8";
+/// Prometheus' text exposition format.
+const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
 const JSON_LINES: &str = "application/jsonl";
 
 #[derive(Debug)]
@@ -61,6 +63,11 @@ impl Answer {
 
     pub fn text(text: impl Into<Vec<u8>>) -> Self {
         Self::whole(StatusCode::OK, TEXT, text.into())
+    }
+
+    /// What Prometheus reads.
+    pub fn metrics(text: String) -> Self {
+        Self::whole(StatusCode::OK, METRICS, text.into())
     }
 
     /// JSON lines (see [`crate::LogLine::to_json_line`]), for as long as a sender lives.

@@ -222,6 +222,15 @@ impl Client {
         self.ask(&Route::Dmesg, Bytes::new()).await
     }
 
+    /// The node's metrics, or only those of a deployment's machines, as Prometheus reads them.
+    pub async fn metrics(&self, deployment: Option<&Name>) -> Result<Vec<u8>, ClientError> {
+        let route = match deployment {
+            None => Route::NodeMetrics,
+            Some(name) => Route::Metrics(name.clone()),
+        };
+        self.ask(&route, Bytes::new()).await
+    }
+
     /// Sends a .flist file; the answer is what the node lacks of its chunks.
     pub async fn put_flist(&self, digest: Digest, file: Bytes) -> Result<Vec<Digest>, ClientError> {
         let route = Route::PutFlist(digest);

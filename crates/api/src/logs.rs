@@ -110,6 +110,7 @@ mod tests {
                 message: None,
                 start_ms: None,
                 chunks: None,
+                timeline: None,
             };
             let [shop, web, db] = ["shop", "web", "db"].map(|n| n.parse::<Name>().expect("a name"));
             let status = DeploymentStatus {

@@ -52,6 +52,10 @@ pub enum Route {
     },
     /// `POST /v1/node/drill`
     Drill,
+    /// `GET /v1/node/metrics`: of the node and all machines, for Prometheus
+    NodeMetrics,
+    /// `GET /v1/deployments/{name}/metrics`: of its machines
+    Metrics(Name),
 }
 
 /// Answer once `until` is met or never can be, at the latest after `timeout`.
@@ -182,6 +186,8 @@ impl Route {
                 begin: query.begin()?,
             },
             ("POST", ["node", "drill"]) => Self::Drill,
+            ("GET", ["node", "metrics"]) => Self::NodeMetrics,
+            ("GET", ["deployments", name, "metrics"]) => Self::Metrics(label(name)?),
             _ => return Err(unknown()),
         };
         query.finish()?;
@@ -196,6 +202,8 @@ impl Route {
             | Self::Dmesg
             | Self::Deployments
             | Self::Deployment { .. }
+            | Self::NodeMetrics
+            | Self::Metrics(_)
             | Self::Logs { .. } => Method::GET,
         }
     }
@@ -236,6 +244,8 @@ impl Route {
                 )
             }
             Self::Drill => "/v1/node/drill".to_owned(),
+            Self::NodeMetrics => "/v1/node/metrics".to_owned(),
+            Self::Metrics(name) => format!("/v1/deployments/{name}/metrics"),
         }
     }
 
@@ -250,6 +260,8 @@ impl Route {
             | Self::Dmesg
             | Self::Deployments
             | Self::Deployment { .. }
+            | Self::NodeMetrics
+            | Self::Metrics(_)
             | Self::Logs { .. } => 0,
         }
     }
@@ -370,6 +382,7 @@ mod tests {
         prop_oneof![
             digest().prop_map(Route::PutFlist),
             digest().prop_map(Route::PutChunk),
+            label().prop_map(Route::Metrics),
             (label(), proptest::option::of(wait))
                 .prop_map(|(name, wait)| Route::Deployment { name, wait }),
             (label(), label(), any::<bool>(), begin).prop_map(
@@ -452,6 +465,11 @@ mod tests {
                 "GET /v1/deployments/shop/workloads/web/logs?follow=1&from=18446744073709551615",
             ),
             (Route::Drill, "POST /v1/node/drill"),
+            (Route::NodeMetrics, "GET /v1/node/metrics"),
+            (
+                Route::Metrics(name("shop")),
+                "GET /v1/deployments/shop/metrics",
+            ),
         ] {
             assert_eq!(format!("{} {}", route.method(), route.target()), line);
             assert_eq!(Route::parse(&route.method(), &route.target()), Ok(route));
@@ -533,6 +551,7 @@ mod tests {
             message: None,
             start_ms: None,
             chunks: None,
+            timeline: None,
         };
         let workloads = states.iter().enumerate();
         DeploymentStatus {

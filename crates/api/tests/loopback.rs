@@ -64,6 +64,7 @@ mod tests {
                     "no node report in this test",
                 )),
                 Route::Dmesg => Ok(Answer::text("line one\nline two\n")),
+                Route::NodeMetrics | Route::Metrics(_) => Ok(Answer::metrics(String::new())),
                 Route::PutFlist(digest) => {
                     while let Some(bytes) = body.next().await? {
                         self.received

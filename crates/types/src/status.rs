@@ -74,6 +74,25 @@ pub struct WorkloadStatus {
     pub start_ms: Option<u64>,
     /// Share of the image that is on the node, in chunks: (present, all).
     pub chunks: Option<(u64, u64)>,
+    /// The newest start, step by step.
+    #[serde(default)]
+    pub timeline: Option<Timeline>,
+}
+
+/// When a start reached each of its milestones, in milliseconds since it began: with the acknowledgement of the
+/// deployment where that was new. `None`: not reached. By the node's clock, as the news came to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Timeline {
+    /// The image and the writable layer are open, the network is ready.
+    pub image_ms: Option<u64>,
+    /// The VMM's process has been started.
+    pub vmm_ms: Option<u64>,
+    /// Its vCPUs run.
+    pub vcpus_ms: Option<u64>,
+    /// The guest's kernel has entered its init.
+    pub guest_init_ms: Option<u64>,
+    /// The program has been started.
+    pub program_ms: Option<u64>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

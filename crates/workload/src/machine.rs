@@ -550,6 +550,7 @@ impl Machine {
             message: unreadable.or_else(|| self.message.clone().filter(|_| !void)),
             start_ms: self.start_ms,
             chunks: None,
+            timeline: None,
         }
     }
 }

@@ -4,6 +4,7 @@
 //! have been taken over by one.
 //! Refuses: understanding (`host` does). One that breaks the contract again and again is to be ended.
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::rc::Rc;
 
@@ -58,6 +59,10 @@ struct Conversation {
     chunks: u32,
     refusals: u32,
     breaches: u32,
+    /// Questions without an answer.
+    open: Rc<Cell<u32>>,
+    /// Answers that an earlier agent may have asked for.
+    owed: u32,
 }
 
 impl Conversation {
@@ -82,12 +87,28 @@ impl Conversation {
                 return Verdict::Pass;
             }
             FromVmm::Refused { .. } => return Verdict::Drop,
-            FromVmm::Done { .. } | FromVmm::Metrics(_) => return self.breach(),
+            FromVmm::Metrics(_) => return self.judge_answer(),
+            FromVmm::Done { .. } => return self.breach(),
         };
         if self.said.insert(once) {
             Verdict::Pass
         } else {
             self.breach()
+        }
+    }
+
+    /// An answer comes for a question.
+    fn judge_answer(&mut self) -> Verdict {
+        if let Some(open) = self.open.get().checked_sub(1) {
+            self.open.set(open);
+            return Verdict::Pass;
+        }
+        match self.owed.checked_sub(1) {
+            Some(owed) => {
+                self.owed = owed;
+                Verdict::Drop
+            }
+            None => self.breach(),
         }
     }
 
@@ -103,14 +124,21 @@ impl Conversation {
 
 /// Passes on what a VMM says until its socket is closed, or it has broken the contract too often. A packet is
 /// taken from the socket only when it has been noted: pid1 keeps the socket, and if this agent dies first, the
-/// next one finds the packet there. Each may be heard twice that way, by two agents.
+/// next one finds the packet there. Each may be heard twice that way, by two agents. `open`: questions that have
+/// been asked; `owed`: answers that an earlier agent may have asked for.
 pub(crate) async fn listen(
     vm: VmId,
     attempt: u64,
     control: Rc<Packets>,
     messages: mpsc::Sender<Message>,
+    open: Rc<Cell<u32>>,
+    owed: u32,
 ) {
-    let mut conversation = Conversation::default();
+    let mut conversation = Conversation {
+        open,
+        owed,
+        ..Conversation::default()
+    };
     for turn in 1usize.. {
         if turn.is_multiple_of(PACKETS_PER_TURN) {
             tokio::task::yield_now().await;
@@ -184,6 +212,21 @@ mod tests {
         let (last, before) = verdicts.split_last().expect("some");
         assert!(before.iter().all(|v| *v == Verdict::Breach));
         assert_eq!(*last, Verdict::Over);
+    }
+
+    #[test]
+    fn an_answer_needs_a_question() {
+        let answer = FromVmm::Metrics(Box::default());
+        let open = Rc::new(Cell::new(1));
+        let mut conversation = Conversation {
+            open: open.clone(),
+            owed: 1,
+            ..Conversation::default()
+        };
+        let verdicts = [(); 3].map(|()| conversation.judge(&answer));
+        assert_eq!(verdicts, [Verdict::Pass, Verdict::Drop, Verdict::Breach]);
+        open.set(1);
+        assert_eq!(conversation.judge(&answer), Verdict::Pass);
     }
 
     #[test]

@@ -18,7 +18,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use types::deployment::Action;
 use types::node::{Capacity, NodeInfo};
 use types::status::{Ack, DeploymentStatus, Refusal, RefusalCode};
-use types::{Bytes, Digest, PublicKey};
+use types::{Bytes, Digest, PublicKey, VmId};
 use workload::admission::{self, Admitted, admit};
 use workload::desired::{Desired, Key, Verified};
 use workload::host::{Event, Host};
@@ -31,6 +31,7 @@ use super::drills::{DrillReply, Drills};
 use super::host::{Message, NodeHost};
 use super::images::{Images, News};
 use super::machines::Machines;
+use super::metrics::Asked;
 use super::network;
 use super::packets::Packets;
 use super::prepare::Means;
@@ -62,6 +63,12 @@ pub(crate) enum Request {
     Drill { victim: Victim, reply: DrillReply },
     /// Read the ledger again, in another agent: this one ends, and pid1 starts it.
     End,
+    /// Ask the VMMs what they have counted: those of one signer, or of all; of one deployment, or of all.
+    Metrics {
+        signer: Option<PublicKey>,
+        deployment: Option<types::Name>,
+        reply: oneshot::Sender<Vec<Asked>>,
+    },
     /// Flists that may not be swept.
     Images {
         reply: oneshot::Sender<BTreeMap<Digest, Keep>>,
@@ -456,6 +463,13 @@ impl Engine {
                     Err(error) => log::error!("ask pid1 for a drill: {error}"),
                 }
             }
+            Request::Metrics {
+                signer,
+                deployment,
+                reply,
+            } => {
+                let _ = reply.send(self.ask_metrics(signer, deployment.as_ref()));
+            }
             Request::Images { reply } => {
                 let used = self.images.used();
                 let _ = reply.send(sweep::needed(self.reconciler.desired(), &used));
@@ -525,10 +539,43 @@ impl Engine {
         })
     }
 
+    /// Asks every VMM of these; who asked waits for the answers.
+    fn ask_metrics(
+        &mut self,
+        signer: Option<PublicKey>,
+        deployment: Option<&types::Name>,
+    ) -> Vec<Asked> {
+        let of = |key: &Key| {
+            signer.is_none_or(|signer| signer == key.signer)
+                && deployment.is_none_or(|name| *name == key.name)
+        };
+        let desired = self.reconciler.desired();
+        let keys: Vec<Key> = desired.iter().map(|(key, _)| key.clone()).collect();
+        let mut asked = Vec::new();
+        for key in keys.into_iter().filter(of) {
+            let Some(status) = self.reconciler.status(&key, self.durable) else {
+                continue;
+            };
+            for (workload, status) in status.workloads {
+                let vm = VmId::new(&key.signer, &key.name, &workload);
+                asked.push(Asked {
+                    deployment: key.name.clone(),
+                    workload,
+                    state: status.state,
+                    restarts: status.restarts,
+                    answer: self.host.ask_metrics(&vm),
+                    vm,
+                });
+            }
+        }
+        asked
+    }
+
     fn status(&self, key: &Key) -> Option<DeploymentStatus> {
         let mut status = self.reconciler.status(key, self.durable)?;
         let target = self.reconciler.desired().get(key)?;
         for (name, workload) in &mut status.workloads {
+            workload.timeline = self.host.timeline(&VmId::new(&key.signer, &key.name, name));
             workload.chunks = target
                 .machine(name)
                 .and_then(|machine| self.host.progress(&machine.image.flist));

@@ -14,7 +14,8 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use types::deployment::Machine;
 use types::guest::{FromGuest, ToGuest};
-use types::status::Exit;
+use types::metrics;
+use types::status::{Exit, Timeline};
 use types::vm::{CONTROL_PACKET_MAX, FromVmm, StopReason, ToVmm};
 use types::{Digest, VmId};
 use workload::admission::{LOG_FILE_MAX, Storage, memory_limit};
@@ -26,7 +27,8 @@ use super::conversation;
 use super::network::{self, Forwarders};
 use super::packets::Packets;
 use super::prepare::{self, Means, Prepared};
-use super::remains::{Remains, Tag};
+use super::questions::Questions;
+use super::remains::{Began, Remains, Tag};
 use crate::wire::{FromPid1, Limits, SLOTS_MAX, Status, ToPid1};
 
 /// Messages of tasks to the loop. A full queue holds up the tasks, and with them VMMs that talk too
@@ -101,6 +103,7 @@ struct Vm {
     /// When this agent asked for it; `None` for one from before.
     spawned: Option<Instant>,
     remains: Remains,
+    questions: Questions,
     status: Option<Status>,
     control_closed: bool,
 }
@@ -113,6 +116,8 @@ pub(crate) struct NodeHost {
     forwarders: Forwarders,
     starting: BTreeMap<VmId, Starting>,
     vms: BTreeMap<VmId, Vm>,
+    /// The newest start of each machine of this boot.
+    timelines: BTreeMap<VmId, Began>,
     attempts: u64,
     messages: mpsc::Sender<Message>,
     events: VecDeque<Event>,
@@ -134,6 +139,7 @@ impl NodeHost {
             forwarders: Forwarders::default(),
             starting: BTreeMap::new(),
             vms: BTreeMap::new(),
+            timelines: BTreeMap::new(),
             attempts: 0,
             messages,
             events: VecDeque::new(),
@@ -155,6 +161,32 @@ impl NodeHost {
         self.vms
             .get(vm)
             .is_some_and(|held| held.status.is_some() && !held.control_closed)
+    }
+
+    /// Asks a VMM what it has counted. `None`: it cannot be asked.
+    pub(crate) fn ask_metrics(&mut self, vm: &VmId) -> Option<oneshot::Receiver<metrics::Machine>> {
+        let Vm {
+            questions, control, ..
+        } = self.vms.get_mut(vm).filter(|held| held.status.is_none())?;
+        questions.ask(|| control.send(&ToVmm::Metrics, Vec::new()))
+    }
+
+    /// How the newest start of a VM went.
+    pub(crate) fn timeline(&self, vm: &VmId) -> Option<Timeline> {
+        self.timelines.get(vm).map(|t| t.timeline)
+    }
+
+    /// Notes a milestone of a start, the first time that it is reached.
+    fn reach(&mut self, vm: &VmId, milestone: fn(&mut Timeline) -> &mut Option<u64>) {
+        let Some(began) = self.timelines.get_mut(vm) else {
+            return;
+        };
+        let now = sys::clock::since_boot().saturating_sub(began.at);
+        let now = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
+        milestone(&mut began.timeline).get_or_insert(now);
+        if let Some(held) = self.vms.get_mut(vm) {
+            held.remains.began = Some(*began);
+        }
     }
 
     /// VMs that run on an image.
@@ -181,6 +213,9 @@ impl NodeHost {
         let control = Packets::new(control, CONTROL_PACKET_MAX).context("take a control socket")?;
         let remains = Remains::load(&vm);
         let start_ms = remains.start_ms;
+        if let Some(began) = remains.began {
+            self.timelines.insert(vm.clone(), began);
+        }
         if remains.settling {
             self.events.push_back(Event::Settling { vm: vm.clone() });
         }
@@ -213,8 +248,15 @@ impl NodeHost {
     ) {
         self.attempts += 1;
         let (attempt, control) = (self.attempts, Rc::new(control));
-        let reader =
-            conversation::listen(vm.clone(), attempt, control.clone(), self.messages.clone());
+        let questions = Questions::default();
+        let reader = conversation::listen(
+            vm.clone(),
+            attempt,
+            control.clone(),
+            self.messages.clone(),
+            questions.open(),
+            u32::from(spawned.is_none()),
+        );
         let held = Vm {
             attempt,
             slot,
@@ -223,6 +265,7 @@ impl NodeHost {
             reader: tokio::task::spawn_local(reader),
             spawned,
             remains,
+            questions,
             status: None,
             control_closed: false,
         };
@@ -244,9 +287,10 @@ impl NodeHost {
                     self.events.push_back(Event::StartFailed { vm, message });
                 }
             }
-            // The guest's word is waited for, not the process's. The others are the engine's.
-            FromPid1::Spawned { .. }
-            | FromPid1::Kept { .. }
+            // The guest's word is waited for, not the process's.
+            FromPid1::Spawned { vm, .. } => self.reach(&vm, |t| &mut t.vmm_ms),
+            // The engine's.
+            FromPid1::Kept { .. }
             | FromPid1::Welcome
             | FromPid1::Drilled { .. }
             | FromPid1::Stop { .. } => {}
@@ -265,6 +309,7 @@ impl NodeHost {
                 let vm = prepared.start.vm.clone();
                 if self.starting.get(&vm).is_some_and(|s| s.attempt == attempt) {
                     self.starting.remove(&vm);
+                    self.reach(&vm, |t| &mut t.image_ms);
                     if let Err(error) = self.spawn(*prepared) {
                         self.means.images.detach(&vm);
                         let message = format!("{error:#}");
@@ -327,18 +372,14 @@ impl NodeHost {
             return;
         };
         match message {
-            FromVmm::Running { setup_us } => log::info!("{vm} runs {setup_us} us after its start"),
-            FromVmm::GuestInit { us } => {
-                log::debug!("the guest of {vm} has its init after {us} us")
+            FromVmm::Running { setup_us } => {
+                log::info!("{vm} runs {setup_us} us after its start");
+                self.reach(&vm, |t| &mut t.vcpus_ms);
             }
+            FromVmm::GuestInit { us: _ } => self.reach(&vm, |t| &mut t.guest_init_ms),
             FromVmm::Guest(FromGuest::Started { .. }) => {
-                let start_ms = held.spawned.map_or(0, |at| at.elapsed().as_millis());
-                let start_ms = u64::try_from(start_ms).unwrap_or(u64::MAX);
-                if held.remains.start_ms.is_none() {
-                    held.remains.start_ms = Some(start_ms);
-                    held.remains.save(&vm);
-                    self.events.push_back(Event::Running { vm, start_ms });
-                }
+                self.reach(&vm, |t| &mut t.program_ms);
+                self.started(vm);
             }
             FromVmm::Guest(FromGuest::SetupFailed { stage, message }) => {
                 held.remains.trouble = Some(printable(&format!("{stage}: {message}")));
@@ -374,7 +415,8 @@ impl NodeHost {
                 held.remains.save(&vm);
             }
             FromVmm::Refused { message } => log::warn!("{vm} refused: {}", printable(&message)),
-            FromVmm::Done { .. } | FromVmm::Metrics(_) => {
+            FromVmm::Metrics(machine) => held.questions.answer(&machine),
+            FromVmm::Done { .. } => {
                 log::warn!("{vm} answers what was not asked: {message:?}");
             }
             FromVmm::Stopped { reason, exits } => {
@@ -384,6 +426,19 @@ impl NodeHost {
                     held.remains.save(&vm);
                 }
             }
+        }
+    }
+
+    fn started(&mut self, vm: VmId) {
+        let Some(held) = self.vms.get_mut(&vm) else {
+            return;
+        };
+        let start_ms = held.spawned.map_or(0, |at| at.elapsed().as_millis());
+        let start_ms = u64::try_from(start_ms).unwrap_or(u64::MAX);
+        if held.remains.start_ms.is_none() {
+            held.remains.start_ms = Some(start_ms);
+            held.remains.save(&vm);
+            self.events.push_back(Event::Running { vm, start_ms });
         }
     }
 
@@ -425,6 +480,7 @@ impl NodeHost {
 
     fn start(&mut self, start: Start) {
         self.attempts += 1;
+        self.timelines.insert(start.vm.clone(), Began::now());
         let (attempt, vm) = (self.attempts, start.vm.clone());
         let cancel = Rc::new(Notify::new());
         let work = Work {
@@ -537,7 +593,8 @@ impl NodeHost {
         });
     }
 
-    fn remove(&self, vm: VmId) {
+    fn remove(&mut self, vm: VmId) {
+        self.timelines.remove(&vm);
         let (machines, messages) = (self.means.machines.clone(), self.messages.clone());
         tokio::task::spawn_local(async move {
             let of = vm.clone();

@@ -486,3 +486,78 @@ async fn nonsense_from_a_vmm_ends_nothing_and_a_guests_words_are_made_printable(
     })
     .await;
 }
+
+/// What a VMM is asked, without waiting.
+fn asked(vmm: &OwnedFd) -> Option<ToVmm> {
+    let mut packet = vec![0; 4096];
+    sys::socket::set_nonblocking(vmm).expect("non-blocking");
+    let received = sys::socket::receive(vmm.as_fd(), &mut packet).ok()??;
+    serde_json::from_slice(&packet[..received.length]).ok()
+}
+
+#[tokio::test]
+async fn a_vmm_is_asked_once_for_all_who_want_its_numbers() {
+    locally(async {
+        let (mut stage, vm) = (Stage::new(None), vm("numbers"));
+        let vmm = stage.adopt(&vm, 3, None);
+        let first = stage.host.ask_metrics(&vm).expect("asked");
+        let second = stage.host.ask_metrics(&vm).expect("waits with it");
+        assert_eq!(asked(&vmm), Some(ToVmm::Metrics));
+        assert_eq!(asked(&vmm), None);
+        let mut machine = metrics::Machine::default();
+        machine.exits.pio_in = 7;
+        say(&vmm, &FromVmm::Metrics(Box::new(machine.clone())));
+        stage.settle().await;
+        assert_eq!(
+            (first.await, second.await),
+            (Ok(machine.clone()), Ok(machine))
+        );
+        drop(stage.host.ask_metrics(&vm).expect("asked anew"));
+        assert_eq!(asked(&vmm), Some(ToVmm::Metrics));
+        let gone = FromPid1::Exited {
+            vm: vm.clone(),
+            status: Status::Code(0),
+        };
+        stage.host.hear_pid1(gone);
+        assert!(stage.host.ask_metrics(&vm).is_none(), "it has ended");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_start_is_timed_step_by_step_and_the_next_agent_knows_it() {
+    locally(async {
+        let (mut stage, vm) = (Stage::new(None), vm("timeline"));
+        assert_eq!(stage.host.timeline(&vm), None);
+        stage.host.timelines.insert(vm.clone(), Began::now());
+        let (control, vmm) = sys::socket::pair().expect("a pair");
+        let kept = control.try_clone().expect("a copy");
+        stage.take_over(&vm, 4, control, None);
+        stage.host.hear_pid1(FromPid1::Spawned {
+            vm: vm.clone(),
+            pid: 77,
+        });
+        say(&vmm, &FromVmm::Running { setup_us: 5 });
+        say(&vmm, &FromVmm::GuestInit { us: 9 });
+        stage.settle().await;
+        let timeline = stage.host.timeline(&vm).expect("known");
+        assert!(timeline.vmm_ms <= timeline.vcpus_ms && timeline.vmm_ms.is_some());
+        assert!(timeline.vcpus_ms <= timeline.guest_init_ms);
+        assert_eq!((timeline.image_ms, timeline.program_ms), (None, None));
+        let started = FromGuest::Started {
+            pid: 2,
+            uptime_ms: 5,
+        };
+        say(&vmm, &FromVmm::Guest(started));
+        let event = stage.event().await;
+        assert!(matches!(event, Event::Running { .. }), "{event:?}");
+        let timeline = stage.host.timeline(&vm);
+        assert!(timeline.expect("known").program_ms.is_some());
+        drop(stage);
+        let mut next = Stage::new(None);
+        next.take_over(&vm, 4, kept, None);
+        assert_eq!(next.host.timeline(&vm), timeline);
+        Remains::remove(&vm);
+    })
+    .await;
+}

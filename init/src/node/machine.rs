@@ -9,14 +9,23 @@ use types::Bytes;
 
 /// Memory as the kernel counts it, from `/proc/meminfo`.
 pub(crate) fn memory() -> Bytes {
-    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    total(&text).unwrap_or_default()
+    meminfo("MemTotal")
 }
 
-fn total(meminfo: &str) -> Option<Bytes> {
+/// Memory that new programs could have, by the kernel's estimate.
+pub(crate) fn memory_available() -> Bytes {
+    meminfo("MemAvailable")
+}
+
+fn meminfo(name: &str) -> Bytes {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    field(&text, name).unwrap_or_default()
+}
+
+fn field(meminfo: &str, name: &str) -> Option<Bytes> {
     let line = meminfo
         .lines()
-        .find_map(|line| line.strip_prefix("MemTotal:"))?;
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
     let kib: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
     Some(Bytes(kib << 10))
 }
@@ -29,6 +38,13 @@ pub(crate) fn cpus() -> u64 {
 pub(crate) fn size_of(path: &Path) -> Bytes {
     nix::sys::statvfs::statvfs(path)
         .map(|s| Bytes(s.blocks().saturating_mul(s.fragment_size())))
+        .unwrap_or_default()
+}
+
+/// Bytes of the file system at `path` that nothing is written to.
+pub(crate) fn available_in(path: &Path) -> Bytes {
+    nix::sys::statvfs::statvfs(path)
+        .map(|s| Bytes(s.blocks_available().saturating_mul(s.fragment_size())))
         .unwrap_or_default()
 }
 
@@ -62,10 +78,10 @@ mod tests {
     #[test]
     fn memory_is_what_the_kernel_says() {
         assert_eq!(
-            total("MemTotal:  1024 kB\nMemFree: 1 kB\n"),
+            field("MemTotal:  1024 kB\nMemFree: 1 kB\n", "MemTotal"),
             Some(Bytes::mib(1))
         );
-        assert_eq!(total("nothing"), None);
+        assert_eq!(field("nothing", "MemTotal"), None);
     }
 
     #[test]

@@ -4,9 +4,10 @@
 //! already. Refuses: surviving a reboot; VMs do not either.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use types::status::Exit;
+use types::status::{Exit, Timeline};
 use types::{Digest, Name, PublicKey, VmId};
 use workload::desired::Key;
 use workload::host::Launch;
@@ -42,6 +43,26 @@ pub(crate) struct Remains {
     pub(crate) settling: bool,
     pub(crate) exit: Option<Exit>,
     pub(crate) trouble: Option<String>,
+    /// How its start went.
+    #[serde(default)]
+    pub(crate) began: Option<Began>,
+}
+
+/// A start, from when on and how far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Began {
+    /// CLOCK_BOOTTIME.
+    pub(crate) at: Duration,
+    pub(crate) timeline: Timeline,
+}
+
+impl Began {
+    pub(crate) fn now() -> Self {
+        Self {
+            at: sys::clock::since_boot(),
+            timeline: Timeline::default(),
+        }
+    }
 }
 
 fn path(vm: &VmId) -> PathBuf {

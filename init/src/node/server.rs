@@ -23,7 +23,9 @@ use super::context::NodeContext;
 use super::drills::DrillReply;
 use super::engine::{Refused, Request};
 use super::logs;
+use super::machine;
 use super::machines::Machines;
+use super::metrics;
 use super::sweep;
 use crate::room::{Room, RoomError};
 use crate::wire::Victim;
@@ -134,6 +136,8 @@ impl Server {
                 .map(Answer::text)
                 .map_err(|e| refusal(RefusalCode::Internal, sys::error::chain(&e))),
             Route::Drill => self.drill(peer, body).await,
+            Route::NodeMetrics => self.node_metrics(peer).await,
+            Route::Metrics(name) => self.deployment_metrics(peer, name).await,
             Route::PutFlist(digest) => self.put_flist(digest, body).await,
             Route::PutChunk(digest) => self.put_chunk(digest, body).await,
             Route::PostStatement => {
@@ -170,6 +174,46 @@ impl Server {
                 self.logs(key, workload, follow, begin).await
             }
         }
+    }
+
+    /// All machines are the owner's to see; a tenant sees its own, and nothing of the node.
+    async fn node_metrics(&self, peer: PublicKey) -> Result<Answer, Refusal> {
+        let is_owner = self.owner == Some(peer);
+        let signer = (!is_owner).then_some(peer);
+        let figures = self.figures(signer, None).await?;
+        let node = metrics::Node {
+            uptime: sys::clock::since_boot(),
+            memory: machine::memory(),
+            memory_available: machine::memory_available(),
+            pool: machine::size_of(&self.pool),
+            pool_available: machine::available_in(&self.pool),
+            capacity: self.info.borrow().capacity,
+        };
+        let node = is_owner.then_some(&node);
+        Ok(Answer::metrics(metrics::render(node, &figures)))
+    }
+
+    async fn deployment_metrics(&self, peer: PublicKey, name: Name) -> Result<Answer, Refusal> {
+        let key = Key { signer: peer, name };
+        // Says so where there is none.
+        self.status(&key).await?;
+        let figures = self.figures(Some(peer), Some(key.name)).await?;
+        Ok(Answer::metrics(metrics::render(None, &figures)))
+    }
+
+    async fn figures(
+        &self,
+        signer: Option<PublicKey>,
+        deployment: Option<Name>,
+    ) -> Result<Vec<metrics::Figures>, Refusal> {
+        let asked = self
+            .ask(|reply| Request::Metrics {
+                signer,
+                deployment,
+                reply,
+            })
+            .await?;
+        Ok(metrics::collect(asked).await)
     }
 
     fn node_info(&self) -> NodeInfo {

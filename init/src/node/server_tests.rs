@@ -100,6 +100,7 @@ fn status(state: State) -> DeploymentStatus {
         message: None,
         start_ms: None,
         chunks: None,
+        timeline: None,
     };
     DeploymentStatus {
         name: shop(),
@@ -128,6 +129,7 @@ async fn play<S: Into<Option<State>>>(
             Request::Status { reply, .. } => drop(reply.send(Some(status()))),
             Request::List { reply, .. } => drop(reply.send(vec![status()])),
             Request::Images { reply } => drop(reply.send(BTreeMap::new())),
+            Request::Metrics { reply, .. } => drop(reply.send(Vec::new())),
             Request::Drill { victim, reply } => drop(reply.send(match victim {
                 Victim::Node => panic!("it is killed when its answer has been read"),
                 Victim::Chunks => None,
@@ -707,6 +709,81 @@ async fn a_node_is_killed_after_its_answer_has_been_read() {
             Some(Request::Drill { victim, .. }) => assert_eq!(victim, Victim::Node),
             other => panic!("{other:?}"),
         }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_owner_reads_all_metrics_a_stranger_none_and_nobody_waits_for_a_silent_vmm() {
+    locally(async {
+        let mut stage = Stage::new(true).await;
+        let owner = SecretKey::from_seed([1; 32]).public();
+        let (_silent, silence) = oneshot::channel();
+        let engine = async {
+            let asked = stage.requests.recv().await.expect("a request");
+            let Request::Metrics {
+                signer: None,
+                deployment: None,
+                reply,
+            } = asked
+            else {
+                panic!("{asked:?}")
+            };
+            let web: Name = "web".parse().expect("a name");
+            let asked = metrics::Asked {
+                vm: VmId::new(&owner, &shop(), &web),
+                deployment: shop(),
+                workload: web,
+                state: State::Running,
+                restarts: 0,
+                answer: Some(silence),
+            };
+            reply.send(vec![asked]).expect("waits");
+            match stage.requests.recv().await {
+                Some(Request::Status { reply, .. }) => {
+                    drop(reply.send(Some(status(State::Running))))
+                }
+                other => panic!("{other:?}"),
+            }
+            match stage.requests.recv().await {
+                Some(Request::Metrics {
+                    signer: Some(signer),
+                    deployment: Some(name),
+                    reply,
+                }) => {
+                    assert_eq!((signer, name), (owner, shop()));
+                    drop(reply.send(Vec::new()));
+                }
+                other => panic!("{other:?}"),
+            }
+        };
+        let client = async {
+            assert_eq!(
+                code(stage.stranger.metrics(None).await),
+                RefusalCode::UnknownKey
+            );
+            assert_eq!(
+                code(stage.stranger.metrics(Some(&shop())).await),
+                RefusalCode::UnknownKey
+            );
+            let text = stage.client.metrics(None).await.expect("an answer");
+            let text = String::from_utf8(text).expect("UTF-8");
+            let samples = crate::node::exposition::tests::parse(&text);
+            let value = |name: &str| {
+                let found = samples.iter().find(|(of, ..)| of == name);
+                found.unwrap_or_else(|| panic!("{name}: {text}")).2
+            };
+            assert_eq!(value("sifr_machine_up"), 0.0);
+            assert!(value("sifr_node_memory_bytes") >= value("sifr_node_memory_available_bytes"));
+            assert!(value("sifr_node_pool_bytes") > 0.0);
+            let of_shop = stage
+                .client
+                .metrics(Some(&shop()))
+                .await
+                .expect("an answer");
+            assert!(of_shop.is_empty(), "no machines, and nothing of the node");
+        };
+        tokio::join!(engine, client);
     })
     .await;
 }

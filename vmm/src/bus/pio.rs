@@ -160,7 +160,7 @@ mod tests {
 
     #[test]
     fn no_read_of_any_port_leaves_what_stood_in_its_buffer() {
-        let pio = Pio::new(None);
+        let pio = Pio::new(Ports::default());
         for port in 0..=u16::MAX {
             for size in [1, 2, 4, 16] {
                 let read = |poison: u8| {
