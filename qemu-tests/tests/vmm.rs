@@ -26,6 +26,16 @@ mod tests {
     }
 
     #[test]
+    fn disk_many_requests_at_once_give_the_right_bytes_and_a_limit_is_kept() {
+        run("disk");
+    }
+
+    #[test]
+    fn net_large_transfers_are_whole_on_one_queue_pair_and_several_with_vhost_and_without() {
+        run("net");
+    }
+
+    #[test]
     fn smoke_a_guest_boots_and_ends_as_it_says_on_any_number_of_processors() {
         run("smoke");
     }

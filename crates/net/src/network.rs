@@ -5,6 +5,7 @@
 //! forwarding on.
 
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
+use std::num::NonZeroU8;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -233,12 +234,21 @@ pub async fn remove(network: &Network) -> Result<(), Error> {
 
 /// Opens a TAP (IFF_TAP | IFF_NO_PI | IFF_VNET_HDR, non-blocking) as a port of the bridge, up. It goes
 /// when the last descriptor is closed. `EBUSY` while an earlier VMM still holds it. Apply the firewall
-/// first: a TAP that the rules do not name passes nothing. Within a tokio runtime.
-pub async fn open_tap(network: &Network, tap: &TapSpec) -> Result<OwnedFd, Error> {
+/// first: a TAP that the rules do not name passes nothing. Within a tokio runtime. One descriptor for each of
+/// `queues`; with more than one the TAP is IFF_MULTI_QUEUE.
+pub async fn open_tap(
+    network: &Network,
+    tap: &TapSpec,
+    queues: NonZeroU8,
+) -> Result<Vec<OwnedFd>, Error> {
     let operation = || format!("open TAP {} in namespace {}", tap.name, network.name);
     let namespace = existing(network)?;
-    let fd = within(&namespace, || {
-        sys::tap::open(&tap.name).map_err(Error::io(operation()))
+    let fds = within(&namespace, || {
+        let opened = match queues.get() {
+            1 => sys::tap::open(&tap.name).map(|fd| vec![fd]),
+            several => sys::tap::open_queues(&tap.name, several.into()),
+        };
+        opened.map_err(Error::io(operation()))
     })?;
     let port = Desired {
         mtu: Some(tap.mtu),
@@ -248,7 +258,7 @@ pub async fn open_tap(network: &Network, tap: &TapSpec) -> Result<OwnedFd, Error
     let mut handle = Handle::open_in(&namespace)?;
     let steps = plan(&[port], &handle.observe().await?);
     handle.apply(&steps).await?;
-    Ok(fd)
+    Ok(fds)
 }
 
 /// Port 53 on the gateway's address, for [`dns::forward`].

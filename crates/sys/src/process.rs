@@ -38,8 +38,10 @@ pub struct Program<'a> {
 /// A jail: own namespaces (PID, mount, network, IPC, UTS), own user, no capability, one empty directory.
 #[derive(Debug, Clone)]
 pub struct Confinement {
-    /// uid and gid; no supplementary groups.
+    /// uid and gid.
     pub id: u32,
+    /// The one supplementary group, if any.
+    pub group: Option<u32>,
     /// An empty directory, which becomes the read-only root.
     pub root: CString,
     /// RLIMIT_NOFILE.
@@ -127,6 +129,7 @@ struct Prepared {
 #[derive(Clone, Copy)]
 struct Jail {
     id: u32,
+    group: Option<u32>,
     root: *const libc::c_char,
     /// Resource, whose type is the C library's, and limit.
     limits: [(libc::c_long, u64); 3],
@@ -137,6 +140,7 @@ impl Jail {
     fn new(confinement: &Confinement) -> Self {
         Self {
             id: confinement.id,
+            group: confinement.group,
             root: confinement.root.as_ptr(),
             limits: [
                 (libc::RLIMIT_NOFILE.into(), confinement.files_max),
@@ -383,7 +387,13 @@ fn drop_privileges(jail: &Jail, last_capability: i32) -> std::result::Result<(),
             0
         );
     }
-    must!(Step::User, libc::SYS_setgroups, 0, 0);
+    let groups = jail.group.as_slice();
+    must!(
+        Step::User,
+        libc::SYS_setgroups,
+        groups.len(),
+        groups.as_ptr()
+    );
     must!(Step::User, libc::SYS_setresgid, id, id, id);
     must!(Step::User, libc::SYS_setresuid, id, id, id);
     let clear = libc::PR_CAP_AMBIENT_CLEAR_ALL;
@@ -545,6 +555,7 @@ mod tests {
             cgroup: None,
             confinement: Some(Confinement {
                 id: 100_017,
+                group: Some(99_999),
                 root: c(root.to_str().expect("a path in UTF-8")),
                 files_max: 99,
                 file_bytes_max: 12_345,
@@ -566,7 +577,7 @@ mod tests {
         assert_eq!(field("Uid"), "100017 100017 100017 100017");
         assert_eq!(
             (field("Gid"), field("Groups")),
-            ("100017 100017 100017 100017".to_owned(), String::new())
+            ("100017 100017 100017 100017".to_owned(), "99999".to_owned())
         );
         for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
             assert_eq!(field(set), "0000000000000000", "{set}");

@@ -34,8 +34,9 @@ use crate::wire::{FromPid1, Limits, SLOTS_MAX, Status, ToPid1};
 /// Messages of tasks to the loop. A full queue holds up the tasks, and with them VMMs that talk too
 /// much.
 const MESSAGES_MAX: usize = 256;
-/// Threads of a VMM beside its vCPUs: the main loop, and room for what KVM starts for it.
-const VMM_THREADS: u64 = 16;
+/// Threads of a VMM beside its vCPUs: the main loop, one for each disk and card, and room for what the kernel
+/// starts for it: five workers of a disk's ring, one of vhost-net for each queue pair, and KVM's.
+const VMM_THREADS: u64 = 32;
 /// cgroup v2 `cpu.weight` of one vCPU; a VM's share follows its size.
 const WEIGHT_PER_CPU: u64 = 100;
 /// Longest text of a guest or VMM that is shown.

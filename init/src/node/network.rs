@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::num::NonZeroU8;
 use std::os::fd::OwnedFd;
 
 use net::dns::Names;
@@ -52,15 +53,16 @@ fn tap_name(address: Ipv4Addr) -> String {
     format!("tap{}", address.octets()[3])
 }
 
-/// Opens a machine's TAP. Its network must have been applied. Blocking: on a thread of the runtime's pool.
-pub(crate) fn open_tap(address: Ipv4Addr) -> Result<OwnedFd, String> {
+/// Opens a machine's TAP, a descriptor for each queue. Its network must have been applied. Blocking: on a
+/// thread of the runtime's pool.
+pub(crate) fn open_tap(address: Ipv4Addr, queues: NonZeroU8) -> Result<Vec<OwnedFd>, String> {
     let network =
         network_of(address).ok_or_else(|| format!("{address} is in no tenant network"))?;
     let tap = TapSpec {
         name: tap_name(address),
         mtu: u32::from(MTU),
     };
-    let opened = runtime::Handle::current().block_on(network::open_tap(&network, &tap));
+    let opened = runtime::Handle::current().block_on(network::open_tap(&network, &tap, queues));
     opened.map_err(|e| sys::error::chain(&e))
 }
 

@@ -7,13 +7,17 @@
 use std::cell::OnceCell;
 use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
+use std::io::ErrorKind;
+use std::num::NonZeroU8;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::rc::Rc;
 
 use tokio::sync::watch;
 use types::guest::{Link, RUN_SPEC_PATH};
-use types::vm::{Disk, Fd, Lazy, Log, Net, SPEC_FD, VmSpec};
+use types::vm::{
+    DISK_QUEUES_MAX, Disk, Fd, Lazy, Log, NET_QUEUES_MAX, Net, NetQueue, SPEC_FD, VmSpec,
+};
 use types::{Cidr, cpio};
 use workload::address::PREFIX;
 use workload::admission::{LOG_FILE_MAX, Storage};
@@ -27,6 +31,7 @@ use super::runspec::{self, IMAGE_SERIAL, UPPER_SERIAL};
 const KERNEL: &str = "/lib/sifr/guest/vmlinux.zst";
 const INITRAMFS: &str = "/lib/sifr/guest/initramfs.cpio";
 const KVM: &str = "/dev/kvm";
+const VHOST_NET: &str = "/dev/vhost-net";
 /// The run specification holds the tenant's environment: only the guest's root reads it.
 const RUN_SPEC_MODE: u32 = 0o400;
 
@@ -91,8 +96,9 @@ pub(crate) async fn prepare(
     let made = networks.wait_for(|made| made.contains(&network.name)).await;
     drop(made.map_err(|_| "the node's network is gone".to_owned())?);
     let address = start.record.address;
-    let tap = tokio::task::spawn_blocking(move || network::open_tap(address)).await;
-    let tap = tap.map_err(text)??;
+    let queues = queues(start.machine.cpus, NET_QUEUES_MAX);
+    let taps = tokio::task::spawn_blocking(move || network::open_tap(address, queues)).await;
+    let taps = taps.map_err(text)??;
     let (chunks, vmm_chunks) = sys::socket::pair().map_err(text)?;
     let (control, vmm_control) = sys::socket::pair().map_err(text)?;
     let parts = Parts {
@@ -100,7 +106,7 @@ pub(crate) async fn prepare(
         chunks: vmm_chunks,
         control: vmm_control,
         upper: upper.into(),
-        tap,
+        taps,
         run,
     };
     let child = assemble(&means, &start, parts, &link)?;
@@ -132,7 +138,8 @@ struct Parts {
     chunks: OwnedFd,
     control: OwnedFd,
     upper: OwnedFd,
-    tap: OwnedFd,
+    /// One for each queue pair.
+    taps: Vec<OwnedFd>,
     run: Vec<u8>,
 }
 
@@ -145,6 +152,37 @@ impl Table {
         self.0.push(fd);
         let place = i32::try_from(self.0.len()).expect("a dozen descriptors");
         Fd(SPEC_FD + place)
+    }
+}
+
+/// As many queues as vCPUs, up to what the VMM takes: each vCPU then has one of its own.
+fn queues(cpus: u8, max: u8) -> NonZeroU8 {
+    NonZeroU8::new(cpus.min(max)).unwrap_or(NonZeroU8::MIN)
+}
+
+/// The machine's network card, whose packets the kernel moves where it can.
+fn card(table: &mut Table, taps: Vec<OwnedFd>, link: &Link) -> Result<Net, String> {
+    let mut pairs = Vec::new();
+    for tap in taps {
+        pairs.push(NetQueue {
+            tap: table.add(tap),
+            vhost: vhost()?.map(|fd| table.add(fd)),
+        });
+    }
+    let first = pairs.remove(0);
+    Ok(Net {
+        vhost: first.vhost,
+        queues: pairs,
+        ..Net::new(first.tap, link.mac, link.mtu)
+    })
+}
+
+/// One a queue pair. A kernel may lack it: the VMM then moves the packets.
+fn vhost() -> Result<Option<OwnedFd>, String> {
+    match OpenOptions::new().read(true).write(true).open(VHOST_NET) {
+        Ok(file) => Ok(Some(file.into())),
+        Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(None),
+        Err(e) => Err(format!("open {VHOST_NET}: {e}")),
     }
 }
 
@@ -164,12 +202,17 @@ fn assemble(
         map: table.add(parts.image.map),
         chunks: table.add(parts.chunks),
     };
+    let queues = queues(start.machine.cpus, DISK_QUEUES_MAX).get();
     let image = Disk {
         lazy: Some(lazy),
+        queues,
         ..Disk::new(IMAGE_SERIAL, table.add(parts.image.disk), true)
     };
-    let upper = Disk::new(UPPER_SERIAL, table.add(parts.upper), false);
-    let net = Net::new(table.add(parts.tap), link.mac, link.mtu);
+    let upper = Disk {
+        queues,
+        ..Disk::new(UPPER_SERIAL, table.add(parts.upper), false)
+    };
+    let net = card(&mut table, parts.taps, link)?;
     let [a, b] = means
         .machines
         .open_logs(&start.vm)
@@ -252,6 +295,31 @@ mod tests {
         assert_eq!(back, plain);
         std::fs::write(&path, b"no kernel").expect("write");
         assert!(unpack(&path).expect_err("damaged").contains("vmlinux.zst"));
+    }
+
+    #[test]
+    fn every_vcpu_has_a_queue_of_its_own_up_to_what_there_is() {
+        let counts = [0, 1, 4, 8, 32].map(|cpus| queues(cpus, 8).get());
+        assert_eq!(counts, [1, 1, 4, 8, 8]);
+    }
+
+    #[test]
+    fn a_card_names_a_tap_for_each_pair_and_vhost_for_each_or_none() {
+        let fd = || OwnedFd::from(File::open("/dev/null").expect("open"));
+        let link = Link {
+            mac: types::Mac([2, 0, 0, 0, 0, 1]),
+            address: "10.0.0.2/24".parse().expect("a CIDR"),
+            gateway: std::net::Ipv4Addr::new(10, 0, 0, 1),
+            dns: std::net::Ipv4Addr::new(10, 0, 0, 1),
+            mtu: 1500,
+        };
+        let mut table = Table(Vec::new());
+        let card = card(&mut table, vec![fd(), fd(), fd()], &link).expect("descriptors");
+        assert_eq!(card.queues.len(), 2);
+        let vhosts = card.queues.iter().filter(|pair| pair.vhost.is_some());
+        assert_eq!(vhosts.count(), if card.vhost.is_some() { 2 } else { 0 });
+        let expected = if card.vhost.is_some() { 6 } else { 3 };
+        assert_eq!(table.0.len(), expected);
     }
 
     #[test]

@@ -154,7 +154,7 @@ fn run_directories() -> sys::Result<()> {
 
 /// Kernel settings: path below /proc/sys, value, reason. A setting that this kernel was built without
 /// needs no hardening.
-const SETTINGS: [(&str, &str, &str); 14] = [
+const SETTINGS: [(&str, &str, &str); 15] = [
     (
         "kernel/kptr_restrict",
         "2",
@@ -181,9 +181,14 @@ const SETTINGS: [(&str, &str, &str); 14] = [
         "a kernel that is wrong stops, and reboots",
     ),
     (
+        "kernel/io_uring_group",
+        super::jail::RING_GROUP,
+        "VMMs, whose filters let a disk's thread make one ring for one file",
+    ),
+    (
         "kernel/io_uring_disabled",
         "1",
-        "io_uring is for the privileged: a large attack surface",
+        "io_uring is for the privileged and that group: a large attack surface",
     ),
     ("kernel/unprivileged_bpf_disabled", "2", "nothing loads BPF"),
     (

@@ -20,6 +20,9 @@ const CGROUPS: &str = "/sys/fs/cgroup";
 const VMM: &str = "/bin/sifr-vmm";
 /// uid and gid of slot 0. Nothing else on a node uses this range.
 const FIRST_ID: u32 = 100_000;
+/// The group that may make an io_uring (`kernel.io_uring_group`): all VMMs, and nothing else on a node.
+pub(super) const RING_GROUP: &str = "99999";
+const RING_GROUP_ID: u32 = 99_999;
 /// Descriptors of a VMM: what it inherits, and as many again for its own events and connections.
 const FILES_MAX: u64 = 1024;
 
@@ -107,6 +110,7 @@ fn start(
         cgroup: Some(group.as_fd()),
         confinement: Some(Confinement {
             id: FIRST_ID + u32::from(slot),
+            group: Some(RING_GROUP_ID),
             root: CString::new(EMPTY_ROOT).during(|| "name the empty root".to_owned())?,
             files_max: FILES_MAX,
             file_bytes_max: limits.file_bytes,

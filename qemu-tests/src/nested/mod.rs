@@ -7,6 +7,7 @@
 
 mod boot;
 pub mod guest;
+pub mod link;
 pub mod node;
 pub mod report;
 pub mod scenario;

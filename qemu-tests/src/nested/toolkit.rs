@@ -139,6 +139,7 @@ impl Plan<'_> {
             cgroup: Some(File::open(&group).context("open a cgroup")?.as_fd()),
             confinement: Some(Confinement {
                 id: FIRST_ID + slot,
+                group: None,
                 root: CString::new(EMPTY_ROOT)?,
                 files_max: OPEN_FILES_MAX,
                 file_bytes_max: FILE_BYTES_MAX,

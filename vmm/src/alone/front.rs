@@ -251,6 +251,7 @@ fn jail() -> Result<Confinement, FrontError> {
     }
     Ok(Confinement {
         id: FIRST_ID + std::process::id(),
+        group: None,
         root: CString::new(EMPTY_ROOT).map_err(FrontError::Name)?,
         files_max: FILES_MAX,
         file_bytes_max: libc::RLIM_INFINITY,

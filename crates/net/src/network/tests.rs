@@ -340,7 +340,12 @@ fn replies(tap: &OwnedFd, wait: Duration) -> Vec<Mac> {
 }
 
 fn open(spec: &TapSpec) -> Result<OwnedFd, Error> {
-    on_a_runtime(open_tap(&network(), spec))
+    let mut fds = open_queues(spec, NonZeroU8::MIN)?;
+    Ok(fds.remove(0))
+}
+
+fn open_queues(spec: &TapSpec, queues: NonZeroU8) -> Result<Vec<OwnedFd>, Error> {
+    on_a_runtime(open_tap(&network(), spec, queues))
 }
 
 fn a_tap_passes_only_its_own_frames() {
@@ -364,6 +369,11 @@ fn a_tap_passes_only_its_own_frames() {
         send(&arp(me.mac, me.mac, me.address));
         assert_eq!(replies(&tap, SILENCE), [gateway]);
     }
+    let two = NonZeroU8::new(2).expect("not zero");
+    let queues = open_queues(&spec, two).expect("a TAP with two queues");
+    assert_eq!(queues.len(), 2);
+    assert!(open_queues(&spec, two).is_err(), "it is held");
+    drop(queues);
     an_address_that_is_not_its_own_gets_nowhere(&spec);
     let unknown = TapSpec {
         name: "tap5".to_owned(),

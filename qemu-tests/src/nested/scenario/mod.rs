@@ -5,8 +5,10 @@
 
 mod alone;
 mod devices;
+mod disk;
 mod hostile;
 mod kernels;
+mod net;
 mod smoke;
 
 use anyhow::{Context, Result, ensure};
@@ -26,8 +28,10 @@ pub struct Scenario {
 pub const GROUPS: &[(&str, &[Scenario])] = &[
     ("alone", alone::SCENARIOS),
     ("devices", devices::SCENARIOS),
+    ("disk", disk::SCENARIOS),
     ("hostile", hostile::SCENARIOS),
     ("kernels", kernels::SCENARIOS),
+    ("net", net::SCENARIOS),
     ("smoke", smoke::SCENARIOS),
 ];
 
@@ -35,8 +39,10 @@ pub const GROUPS: &[(&str, &[Scenario])] = &[
 const GUESTS: &[&[(&str, Program)]] = &[
     alone::GUESTS,
     devices::GUESTS,
+    disk::GUESTS,
     hostile::GUESTS,
     kernels::GUESTS,
+    net::GUESTS,
     smoke::GUESTS,
 ];
 
