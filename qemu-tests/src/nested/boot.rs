@@ -28,6 +28,10 @@ const RUST_TARGET: &str = "x86_64-unknown-linux-musl";
 const MEMORY: Bytes = Bytes::gib(3);
 /// Monitor threads and vCPUs that really run at once find what turns on one processor hide.
 const CPUS: u8 = 2;
+/// A node has been seen to end without a word in a storm of random steps, once in five runs. That it is QEMU
+/// 7.2's nested virtualisation is likely and not proven. What a guest can do to its node, with the same
+/// seed, it does twice.
+const BOOTS: usize = 2;
 /// A group may boot some dozen guests, each in a few seconds of two emulated cores.
 const PATIENCE: Duration = Duration::from_secs(1200);
 /// /dev/console and /dev/null (kernel document `admin-guide/devices.txt`).
@@ -53,14 +57,16 @@ pub fn run(group: &str) -> Result<()> {
         arguments.push_str(&format!(" {SEED_WORD}={seed}"));
     }
     let _file = archive::instead(&mut machine, &initramfs, &arguments)?;
-    let node = Node::spawn(&machine)?;
-    let ended = node.wait_for_line(END, PATIENCE);
-    let console = node.console();
-    let lines: Vec<_> = console.lines().filter_map(Line::parse).collect();
-    for line in &lines {
-        println!("{line}");
-    }
-    ended.with_context(|| format!("the node that runs {what}"))?;
+    let mut boots = (1..=BOOTS).map(|boot| (boot, once(&machine)));
+    let told = boots.find_map(|(boot, told)| match told {
+        Err(error) if boot < BOOTS => {
+            println!("the node that runs {what}, and once more: {error:#}");
+            None
+        }
+        told => Some(told),
+    });
+    let lines = told.expect("the last boot is told of, whatever becomes of it");
+    let lines = lines.with_context(|| format!("the node that runs {what}"))?;
     let failed = lines.iter().filter(|l| matches!(l, Line::Failed { .. }));
     let failed: Vec<_> = failed.map(ToString::to_string).collect();
     if !failed.is_empty() {
@@ -72,6 +78,18 @@ pub fn run(group: &str) -> Result<()> {
         .count();
     ensure!(ok == expected, "{ok} of {expected} scenarios have run");
     Ok(())
+}
+
+/// What one boot says of its scenarios. An error: the node itself came to no end.
+fn once(machine: &Machine) -> Result<Vec<Line>> {
+    let node = Node::spawn(machine)?;
+    let ended = node.wait_for_line(END, PATIENCE);
+    let console = node.console();
+    let lines: Vec<_> = console.lines().filter_map(Line::parse).collect();
+    for line in &lines {
+        println!("{line}");
+    }
+    ended.map(|_| lines)
 }
 
 /// Both kernels are from the cache, or are built now. What the console says is also in `log`, as it comes.

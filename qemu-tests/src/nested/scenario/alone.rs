@@ -15,7 +15,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail, ensure};
 
 use super::Scenario;
-use crate::nested::guest::{Program, say};
+use crate::nested::guest::{Program, mount, say};
 use crate::nested::toolkit::{FILES, Node, PATIENCE, readable};
 use crate::nested::{INITRAMFS, KERNEL, VMM};
 
@@ -43,6 +43,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
 ];
 
 pub(super) const GUESTS: &[(&str, Program)] = &[("reads-and-waits", || {
+    mount("devtmpfs", "/dev")?;
     let disk = File::open("/dev/vda").context("open the disk")?;
     let mut first = [0; 8];
     disk.read_exact_at(&mut first, 0)?;
@@ -81,8 +82,14 @@ struct Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // One that has ended already needs neither.
-        let _ = self.child.kill();
+        // In order, and then at once: a front end that is killed would leave its machine. One that has
+        // ended already needs neither.
+        if let Ok(pid) = i32::try_from(self.child.id()) {
+            for _ in 0..2 {
+                let pid = nix::unistd::Pid::from_raw(pid);
+                let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM);
+            }
+        }
         let _ = self.child.wait();
     }
 }
@@ -168,8 +175,6 @@ fn control(_: &Node) -> Result<String> {
 
     let socket = sys::seqpacket::connect(Path::new(CONTROL)).context("connect")?;
     for (request, answer) in [
-        (r#"{"request":"pause"}"#, r#""answer":"done""#),
-        (r#"{"request":"resume"}"#, r#""answer":"done""#),
         (r#"{"request":"metrics"}"#, r#""answer":"metrics""#),
         (r#"{"request":"dance"}"#, r#""answer":"refused""#),
         ("no JSON", r#""answer":"refused""#),
