@@ -36,6 +36,11 @@ mod tests {
     }
 
     #[test]
+    fn snapshot_a_machine_goes_into_two_files_and_out_of_them_as_it_was() {
+        run("snapshot");
+    }
+
+    #[test]
     fn smoke_a_guest_boots_and_ends_as_it_says_on_any_number_of_processors() {
         run("smoke");
     }

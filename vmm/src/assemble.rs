@@ -9,7 +9,9 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 
 use kvm_ioctls::VcpuFd;
+use types::guest::ToGuest;
 use types::vm::{Disk, Net as NetSpec, NetQueue, VmSpec};
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use crate::boot::{BootError, Entry, Kernel, cmdline, initramfs, mptable};
 use crate::bus::{Mmio, MmioDevice, Pio};
@@ -23,12 +25,15 @@ use crate::end::End;
 use crate::event::Served;
 use crate::extras::{ExtraError, ExtraFds, Extras};
 use crate::fds::{FdError, Inherited};
+use crate::gate::{Gate, Halting};
 use crate::hv::coalesced::Ring;
-use crate::hv::kvm::{HvError, Vm};
+use crate::hv::kvm::{HvError, Vm, Writes};
 use crate::log::{Log, SharedLog};
 use crate::machine::{Machine, Worker};
 use crate::memory::{self, GuestRam, MemoryError, layout};
 use crate::metrics::Registry;
+use crate::snapshot::machine::Subject;
+use crate::snapshot::{self, Chain, Files, Shape, SnapshotError, State};
 use crate::virtio::Device;
 use crate::virtio::blk::{Blk, BlkError, LazyParts};
 use crate::virtio::net::{Net, NetError};
@@ -49,6 +54,10 @@ pub(crate) enum SetupError {
     Devices { count: usize },
     #[error("two disks have the serial {0:?}")]
     Serials(String),
+    #[error(
+        "`track_memory` and a card with vhost-net: the kernel does not say what vhost-net writes, leave one away"
+    )]
+    Untracked,
     #[error("guest memory")]
     Memory(#[from] MemoryError),
     #[error("virtual machine")]
@@ -71,6 +80,8 @@ pub(crate) enum SetupError {
     Log(#[source] io::Error),
     #[error("prepare the control socket")]
     Control(#[source] io::Error),
+    #[error("restore the snapshot")]
+    Restore(#[from] SnapshotError),
     #[error("make an event counter")]
     Event(#[source] io::Error),
 }
@@ -115,6 +126,8 @@ struct Parts {
     log: Option<([File; 2], u64)>,
     serial: Option<File>,
     extras: ExtraFds,
+    /// State and memory of each snapshot in the chain, the full one first.
+    snapshots: Vec<(File, File)>,
 }
 
 impl Parts {
@@ -143,7 +156,17 @@ impl Parts {
                 Some((files, log.max_bytes))
             }
         };
+        let mut snapshots = Vec::new();
+        if let Some(restore) = &spec.restore {
+            let bases = restore.bases.iter().map(|base| (base.state, base.memory));
+            for (state, memory) in bases.chain([(restore.state, restore.memory)]) {
+                let state = fds.take(state, "state of a snapshot")?;
+                let memory = fds.take(memory, "memory of a snapshot")?;
+                snapshots.push((state.into(), memory.into()));
+            }
+        }
         let parts = Self {
+            snapshots,
             kvm: fds.take(spec.kvm, "kvm")?,
             images: Images {
                 kernel: File::from(fds.take(spec.kernel, "kernel")?),
@@ -271,17 +294,21 @@ impl Slots {
 pub(crate) fn assemble() -> Result<Machine, SetupError> {
     let (fds, spec) = Inherited::spec()?;
     let topology = check(&spec)?;
-    let parts = Parts::take(fds, &spec)?;
+    let mut parts = Parts::take(fds, &spec)?;
     confine::process()?;
+    let wants_serial = parts.serial.is_some() && cmdline::wants_serial(&spec.cmdline);
+    let mut shape = shape(&spec, topology, wants_serial);
 
     // Memory before interrupt controllers before vCPUs before doorbells: in another order each waits
     // for a grace period of the kernel's.
-    let ram = memory::allocate(spec.memory_mib, spec.huge_pages)?;
+    let (saved, ram) = recall(&spec, std::mem::take(&mut parts.snapshots), &shape)?;
+    let writes = writes(&spec, &ram);
     let end = Arc::new(End::new().map_err(SetupError::Event)?);
     let mut extras = Extras::new(parts.extras, &spec, &end)?;
-    let vm = Vm::new(parts.kvm, &ram, std::mem::take(&mut extras.images))?;
-    let vcpus = topology
-        .apic_ids()
+    let images = std::mem::take(&mut extras.images);
+    let vm = Vm::new(parts.kvm, &ram, images, writes)?;
+    let ids = topology.apic_ids();
+    let vcpus = ids
         .map(|id| vm.create_vcpu(id))
         .collect::<Result<Vec<_>, _>>()?;
 
@@ -291,48 +318,191 @@ pub(crate) fn assemble() -> Result<Machine, SetupError> {
     let mut slots = Slots::default();
     let workers = slots.add_workers(parts.disks, parts.nets, &outbox, &ram)?;
     let log = shared(parts.log)?;
+    let gate = Gate::new(vcpus.len(), workers.len()).map_err(SetupError::Event)?;
+    let gate = Arc::new(gate);
     let vsock = slots.add(Vsock::new(&outbox, &lines, log.clone()), &ram)?;
     let rng = slots.add(Rng, &ram)?;
     let (balloon, more) = slots.add_extras(&mut extras, &ram)?;
+    let own = halting(&gate, [vsock, rng], more);
     let irqs = slots.irqs()?;
 
-    let wants_serial = parts.serial.is_some() && cmdline::wants_serial(&spec.cmdline);
-    let line = cmdline::build(&irqs, &spec.cmdline, wants_serial)?;
-    let (entry, kernel) = load(&ram, &spec, topology, &parts.images, &line)?;
-    prepare(&vm, &vcpus, topology, entry)?;
+    shape.kernel = begin(
+        &saved,
+        &vm,
+        &vcpus,
+        &ram,
+        &spec,
+        topology,
+        &parts.images,
+        (&irqs, wants_serial),
+    )?;
     slots.connect(&vm, &irqs)?;
     extras.ports.serial = serial(&vm, parts.serial.filter(|_| wants_serial))?;
-
     let ring = Ring::of(&vcpus[0]).map_err(SetupError::Ring)?;
-    let shared = Arc::new(Shared::new(
-        Pio::new(extras.ports),
-        Mmio::new(slots.mmio),
-        ring,
-    ));
-    let registry = Registry::new(
-        slots.wired,
-        &shared,
-        &outbox,
-        balloon.clone(),
-        spec.memory_mib,
-    );
-    let requests: Arc<dyn Served> = Arc::new(Requests::new(inbox, &outbox, registry, balloon));
-    let mut main = vec![outbox.clone(), requests, vsock, rng];
-    main.extend(more);
-    Ok(Machine {
-        vm,
-        vcpus,
-        vcpu_filter: confine::filter(Kind::Vcpu)?,
+    let (pio, mmio) = (Pio::new(extras.ports), Mmio::new(slots.mmio));
+    let shared = Arc::new(Shared::new(pio, mmio, ring));
+    if let Some(state) = &saved {
+        revive(state, &slots.wired, &shared, &ram, &lines, &spec)?;
+    }
+    let subject = Subject {
+        vm: Arc::new(vm),
+        vcpus: vcpus.into_iter().map(|v| Arc::new(Mutex::new(v))).collect(),
         shared,
+        ram,
+        anonymous: saved.is_none(),
+        writes,
+        slots: slots.wired,
+        own,
+        never: never(&spec),
+        gate,
+        shape,
+        tracking: Mutex::default(),
+    };
+    finish(inbox, outbox, log, workers, subject, (end, balloon))
+}
+
+/// Guest memory: new, or a snapshot's with the state that goes with it.
+fn recall(
+    spec: &VmSpec,
+    files: Vec<(File, File)>,
+    shape: &Shape,
+) -> Result<(Option<State>, Arc<GuestRam>), SetupError> {
+    let Some(chain) = open(spec, files)? else {
+        return Ok((None, memory::allocate(spec.memory_mib, spec.huge_pages)?));
+    };
+    chain.check(shape)?;
+    let (state, ram) = chain.memory()?;
+    Ok((Some(state), ram))
+}
+
+/// Where vCPUs begin: at a kernel's entry, or where they were. Gives the kernel's place.
+#[expect(clippy::too_many_arguments, reason = "all that a boot consists of")]
+fn begin(
+    saved: &Option<State>,
+    vm: &Vm,
+    vcpus: &[VcpuFd],
+    ram: &GuestRam,
+    spec: &VmSpec,
+    topology: Topology,
+    images: &Images,
+    (irqs, wants_serial): (&[u32], bool),
+) -> Result<Range<u64>, SetupError> {
+    if let Some(state) = saved {
+        state.restore_vm(vm)?;
+        state.restore_vcpus(vm, vcpus)?;
+        return Ok(state.shape().kernel.clone());
+    }
+    let line = cmdline::build(irqs, &spec.cmdline, wants_serial)?;
+    let (entry, kernel) = load(ram, spec, topology, images, &line)?;
+    prepare(vm, vcpus, topology, entry)?;
+    Ok(kernel)
+}
+
+/// Devices as they were, and a new identity for the guest.
+fn revive(
+    state: &State,
+    slots: &[Arc<dyn Wired>],
+    shared: &Shared,
+    ram: &GuestRam,
+    lines: &Lines,
+    spec: &VmSpec,
+) -> Result<(), SetupError> {
+    state.restore_devices(slots, &shared.pio)?;
+    let link = spec.restore.as_ref().and_then(|r| r.link.clone());
+    let identity = snapshot::machine::identity(ram, link)?;
+    let added = lines.add(&ToGuest::Restored(Box::new(identity)));
+    assert!(added, "the first line finds room");
+    Ok(())
+}
+
+fn shape(spec: &VmSpec, topology: Topology, serial: bool) -> Shape {
+    Shape {
+        memory_mib: spec.memory_mib,
+        apic_ids: topology.apic_ids().collect(),
+        serial,
+        kernel: 0..0,
+    }
+}
+
+/// What the main thread serves, and leaves alone while the machine is paused.
+fn halting(
+    gate: &Arc<Gate>,
+    first: [Arc<dyn Served>; 2],
+    more: Vec<Arc<dyn Served>>,
+) -> Vec<Arc<dyn Served>> {
+    let halting = |device| -> Arc<dyn Served> {
+        let gate = gate.clone();
+        Arc::new(Halting { gate, device })
+    };
+    first.into_iter().chain(more).map(halting).collect()
+}
+
+/// The threads' filters, and what each serves.
+fn finish(
+    inbox: Inbox,
+    outbox: Arc<Outbox>,
+    log: Option<SharedLog>,
+    workers: Vec<Worker>,
+    subject: Subject,
+    (end, balloon): (Arc<End>, Option<SharedBalloon>),
+) -> Result<Machine, SetupError> {
+    let mut machine = Machine {
+        vm: subject.vm.clone(),
+        vcpus: subject.vcpus.clone(),
+        gate: subject.gate.clone(),
+        vcpu_filter: confine::filter(Kind::Vcpu)?,
+        shared: subject.shared.clone(),
         workers,
         main_filter: confine::filter(Kind::Main)?,
-        main,
+        main: vec![outbox.clone()],
         end,
-        outbox,
-        ram,
-        kernel,
+        outbox: outbox.clone(),
+        ram: subject.ram.clone(),
+        kernel: subject.shape.kernel.clone(),
         log,
-    })
+    };
+    let own = subject.own.clone();
+    let registry = Registry::new(
+        subject.slots.clone(),
+        &subject.shared,
+        &outbox,
+        balloon.clone(),
+        subject.shape.memory_mib,
+    );
+    let requests = Requests::new(inbox, &outbox, registry, balloon, subject);
+    machine.main.push(Arc::new(requests));
+    machine.main.extend(own);
+    Ok(machine)
+}
+
+/// What of the machine cannot be in a snapshot, besides what its devices say.
+fn never(spec: &VmSpec) -> Option<&'static str> {
+    let parts = [(spec.rtc, "clock (rtc)"), (spec.watchdog, "watchdog")];
+    parts
+        .into_iter()
+        .find(|(has, _)| *has)
+        .map(|(_, name)| name)
+}
+
+/// Turns noting on in this process; KVM is told with the memory.
+fn writes(spec: &VmSpec, ram: &GuestRam) -> Writes {
+    if !spec.track_memory {
+        return Writes::Unnoted;
+    }
+    ram.iter().for_each(|region| region.bitmap().begin());
+    Writes::Noted
+}
+
+/// The snapshot that the specification names, with all that it is based on.
+fn open(spec: &VmSpec, files: Vec<(File, File)>) -> Result<Option<Chain>, SetupError> {
+    let Some(restore) = &spec.restore else {
+        return Ok(None);
+    };
+    let mut opened = Vec::with_capacity(files.len());
+    for (state, memory) in files {
+        opened.push(Files::open(&state, memory, restore.trusted)?);
+    }
+    Ok(Some(Chain::new(opened)?))
 }
 
 /// Gives every vCPU its CPUID and state; the first one starts at `entry`.
@@ -371,6 +541,10 @@ fn shared(log: Option<([File; 2], u64)>) -> Result<Option<SharedLog>, SetupError
 pub(crate) fn check(spec: &VmSpec) -> Result<Topology, SetupError> {
     let topology = Topology::new(spec.cpus, spec.topology)?;
     memory::check(spec.memory_mib, spec.huge_pages)?;
+    let vhost = |net: &NetSpec| net.vhost.is_some() || net.queues.iter().any(|q| q.vhost.is_some());
+    if spec.track_memory && spec.nets.iter().any(vhost) {
+        return Err(SetupError::Untracked);
+    }
     let mut serials: Vec<&str> = spec.disks.iter().map(|d| d.serial.as_str()).collect();
     serials.sort_unstable();
     match serials.windows(2).find(|pair| pair[0] == pair[1]) {

@@ -158,8 +158,29 @@ const MAIN: &[Call] = &[
     any(libc::SYS_getrandom),                                      // Rng::serve
     any(libc::SYS_getrusage),                                      // Registry::read
     any(libc::SYS_ftruncate),                                      // log rotation
-    any(libc::SYS_fstat),                                          // log: length of a file
-    any(libc::SYS_readv),                                          // Console: input to the guest
+    any(libc::SYS_fstat),    // log: length of a file; Subject::snapshot
+    any(libc::SYS_pwrite64), // snapshot: both files
+    any(libc::SYS_mincore),  // memory::resident
+    with(libc::SYS_tgkill, 2, libc::SIGUSR1.cast_unsigned()), // Kick::interrupt
+    with(libc::SYS_tkill, 1, libc::SIGUSR1.cast_unsigned()), // Kick::interrupt, musl
+    with(libc::SYS_fcntl, 1, libc::F_GETFL.cast_unsigned()), // Subject::snapshot: is the file writable
+    with(libc::SYS_ioctl, 1, KVM_GET_REGS),                  // VcpuState::save, as all below
+    with(libc::SYS_ioctl, 1, 0x8138_ae83),                   // KVM_GET_SREGS
+    with(libc::SYS_ioctl, 1, 0x9000_aea4),                   // KVM_GET_XSAVE
+    with(libc::SYS_ioctl, 1, 0x8188_aea6),                   // KVM_GET_XCRS
+    with(libc::SYS_ioctl, 1, 0x8080_aea1),                   // KVM_GET_DEBUGREGS
+    with(libc::SYS_ioctl, 1, 0x8400_ae8e),                   // KVM_GET_LAPIC
+    with(libc::SYS_ioctl, 1, 0x8004_ae98),                   // KVM_GET_MP_STATE
+    with(libc::SYS_ioctl, 1, 0x8040_ae9f),                   // KVM_GET_VCPU_EVENTS
+    with(libc::SYS_ioctl, 1, 0xc008_ae88),                   // KVM_GET_MSRS
+    with(libc::SYS_ioctl, 1, 0xc008_ae91),                   // KVM_GET_CPUID2
+    with(libc::SYS_ioctl, 1, 0xaea3),                        // KVM_GET_TSC_KHZ
+    with(libc::SYS_ioctl, 1, 0xaead),                        // KVM_KVMCLOCK_CTRL, Subject::pause
+    with(libc::SYS_ioctl, 1, 0xc004_ae02),                   // KVM_GET_MSR_INDEX_LIST, Vm::msrs
+    with(libc::SYS_ioctl, 1, 0xc208_ae62),                   // KVM_GET_IRQCHIP, Subject::state
+    with(libc::SYS_ioctl, 1, 0x8030_ae7c),                   // KVM_GET_CLOCK, Subject::state
+    with(libc::SYS_ioctl, 1, 0x4010_ae42),                   // KVM_GET_DIRTY_LOG, Vm::take_log
+    any(libc::SYS_readv),                                    // Console: input to the guest
     with(libc::SYS_madvise, 2, libc::MADV_REMOVE.cast_unsigned()), // Balloon: shared memory
 ];
 

@@ -43,6 +43,9 @@ pub(crate) trait Served: Send + Sync {
     fn sources(&self, out: &mut Vec<Source>);
     /// One bit per source that fired, in the order of `sources`.
     fn serve(&self, fired: u64);
+    /// Called before a pause: what is in flight is brought to an end, and what is not begun waits for the
+    /// next `serve`.
+    fn quiesce(&self) {}
     /// Called once, after the last `serve`, when the machine stops.
     fn stop(&self);
 }

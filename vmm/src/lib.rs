@@ -20,6 +20,7 @@ mod extras;
 mod fds;
 #[cfg(any(test, feature = "fuzz"))]
 pub mod fuzz;
+mod gate;
 mod hv;
 mod log;
 mod machine;
@@ -27,6 +28,7 @@ mod memory;
 mod metrics;
 mod postmortem;
 mod report;
+mod snapshot;
 mod virtio;
 
 use std::error::Error;

@@ -6,7 +6,8 @@
 
 use std::io;
 use std::ops::Range;
-use std::sync::{Arc, Barrier};
+use std::os::fd::AsRawFd;
+use std::sync::{Arc, Barrier, Mutex};
 use std::thread::{Builder, JoinHandle};
 
 use kvm_ioctls::VcpuFd;
@@ -19,6 +20,8 @@ use crate::control::Outbox;
 use crate::cpu::vcpu::{self, Shared};
 use crate::end::End;
 use crate::event::{self, Served};
+use crate::gate::{Gate, Place};
+use crate::hv::kick::Kick;
 use crate::hv::kvm::Vm;
 use crate::log::SharedLog;
 use crate::memory::GuestRam;
@@ -35,8 +38,10 @@ pub(crate) struct Worker {
 }
 
 pub(crate) struct Machine {
-    pub(crate) vm: Vm,
-    pub(crate) vcpus: Vec<VcpuFd>,
+    pub(crate) vm: Arc<Vm>,
+    pub(crate) vcpus: Vec<Arc<Mutex<VcpuFd>>>,
+    /// Where all its threads rest in a pause.
+    pub(crate) gate: Arc<Gate>,
     pub(crate) vcpu_filter: BpfProgram,
     pub(crate) shared: Arc<Shared>,
     pub(crate) workers: Vec<Worker>,
@@ -66,25 +71,32 @@ impl Machine {
         let mut joins: Vec<JoinHandle<()>> = Vec::with_capacity(self.workers.len());
         for worker in self.workers {
             let (end, gate, stop) = (end.clone(), gate.clone(), stop_workers.clone());
+            let (rest, device) = (self.gate.clone(), worker.served.clone());
+            let place = Place { gate: rest, device };
             joins.push(thread(worker.name.clone(), move || {
                 enter(&worker.filter, &gate, &end);
-                if let Err(error) = event::run(&[worker.served.as_ref()], &stop) {
+                if let Err(error) = event::run(&[worker.served.as_ref(), &place], &stop) {
                     end.fault(format!("wait for {}: {error}", worker.name));
                 }
             })?);
         }
         let filter = Arc::new(self.vcpu_filter);
+        let mut kicks = Vec::with_capacity(self.vcpus.len());
         for (index, vcpu) in self.vcpus.into_iter().enumerate() {
             let (end, gate, filter) = (end.clone(), gate.clone(), filter.clone());
-            let shared = self.shared.clone();
+            let (shared, rest) = (self.shared.clone(), self.gate.clone());
+            let number = vcpu.lock().expect("nobody runs it yet").as_raw_fd();
             // Nobody joins these: one that waits inside KVM_RUN ends with the process.
-            drop(thread(format!("vcpu {index}"), move || {
+            let handle = thread(format!("vcpu {index}"), move || {
                 enter(&filter, &gate, &end);
                 if end.said().is_none() {
-                    end.say(vcpu::run(index, vcpu, &shared));
+                    end.say(vcpu::run(index, &vcpu, &shared, &rest));
                 }
-            })?);
+                rest.vcpu_ended();
+            })?;
+            kicks.push(Kick::new(number, handle));
         }
+        self.gate.arm(kicks);
         enter(&self.main_filter, &gate, &end);
         let setup_us = self.outbox.life.running();
         self.outbox.post(&FromVmm::Running { setup_us });
@@ -93,6 +105,8 @@ impl Machine {
         if let Err(error) = event::run(&main, &end.event) {
             end.fault(format!("wait for vsock and control: {error}"));
         }
+        // Whoever rests has nothing to wait for any more.
+        self.gate.open();
         // Requests that a device has taken are finished before the process goes.
         let _ = stop_workers.write(1);
         for join in joins {

@@ -58,6 +58,20 @@ pub struct Link {
     pub mtu: u16,
 }
 
+/// What makes a machine that was restored from a snapshot differ from all others that were.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Identity {
+    /// New with each restore, 32 hexadecimal digits. Also in guest memory, where docs/vmm.md says.
+    pub generation: String,
+    /// For the kernel's random number generator, 64 hexadecimal digits.
+    pub entropy: String,
+    /// Nanoseconds since 1970.
+    pub time_ns: u64,
+    /// What the network card is now; `None`: as it was.
+    pub link: Option<Link>,
+}
+
 /// Guest to host, one JSON object a line.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -68,6 +82,8 @@ pub enum FromGuest {
     SetupFailed { stage: String, message: String },
     /// The program has ended. Its output is on its way, then what it wrote goes to the disk; `Exited` follows.
     Settling,
+    /// The guest has taken on its new identity after a restore.
+    Restored { generation: String },
     /// The program ended. `code` is 128 + signal where a signal ended it.
     Exited {
         code: i32,
@@ -84,4 +100,6 @@ pub enum ToGuest {
     Stop,
     /// Send one signal to the program.
     Signal { number: i32 },
+    /// The first line after the machine was restored from a snapshot: others may have been, too.
+    Restored(Box<Identity>),
 }

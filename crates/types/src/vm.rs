@@ -7,7 +7,7 @@ use std::num::NonZeroU64;
 
 use serde::{Deserialize, Serialize};
 
-use crate::guest::{FromGuest, ToGuest};
+use crate::guest::{FromGuest, Link, ToGuest};
 use crate::metrics::Machine;
 use crate::{Mac, VmId};
 
@@ -73,6 +73,52 @@ pub struct VmSpec {
     /// A port by which the guest's kernel says that it has panicked (pvpanic, I/O port 0x505).
     #[serde(default)]
     pub pvpanic: bool,
+    /// Note which memory changes, so that differential snapshots can be taken. Costs the guest an exit for
+    /// each page that it writes between two snapshots, and huge pages.
+    #[serde(default)]
+    pub track_memory: bool,
+    /// `None`: the guest boots.
+    #[serde(default)]
+    pub restore: Option<Restore>,
+}
+
+/// Goes on where a machine was when its snapshot was taken. The rest of the specification names the same
+/// number and kinds of devices in the same order, the same memory and vCPUs; what is behind the devices may
+/// be other: another TAP with another MAC, a copy of a disk. The kernel and initramfs are not read.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Restore {
+    /// The two files of the snapshot, open for reading. Nobody may change them while the machine runs.
+    pub state: Fd,
+    pub memory: Fd,
+    /// Of a differential snapshot, those that it is based on: first the full one.
+    #[serde(default)]
+    pub bases: Vec<Base>,
+    pub mode: RestoreMode,
+    /// Whether the memory files are known to be undamaged. Otherwise all of them is read and compared with
+    /// its digests before the guest goes on. The state is always compared.
+    #[serde(default)]
+    pub trusted: bool,
+    /// What the guest's network card becomes, where it is to have another address.
+    #[serde(default)]
+    pub link: Option<Link>,
+}
+
+/// A snapshot that another one is based on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Base {
+    pub state: Fd,
+    pub memory: Fd,
+}
+
+/// How memory comes into a restored machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RestoreMode {
+    /// The memory file is mapped: what is touched comes from the page cache, which all clones share, and
+    /// what is written becomes the guest's own.
+    Private,
 }
 
 impl VmSpec {
@@ -99,6 +145,8 @@ impl VmSpec {
             watchdog: false,
             rtc: false,
             pvpanic: false,
+            track_memory: false,
+            restore: None,
         }
     }
 }
@@ -477,7 +525,8 @@ pub enum ToVmm {
 pub enum SnapshotKind {
     /// All of it.
     Full,
-    /// What has changed since the last snapshot of this machine, of either kind.
+    /// What has changed since the last snapshot of this machine, of either kind. For machines
+    /// with [`VmSpec::track_memory`].
     Differential,
 }
 

@@ -391,6 +391,9 @@ impl NodeHost {
                 held.remains.save(&vm);
                 self.events.push_back(Event::Settling { vm });
             }
+            FromVmm::Guest(FromGuest::Restored { generation }) => {
+                log::info!("{vm} is restored as generation {}", printable(&generation));
+            }
             FromVmm::Guest(FromGuest::Exited {
                 code,
                 signal,

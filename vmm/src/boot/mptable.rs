@@ -139,7 +139,7 @@ mod tests {
             );
             let at = u32::from_le_bytes(pointer[4..8].try_into().expect("4 bytes"));
             assert_eq!(u64::from(at), layout::MP_TABLE.start + 16);
-            let room = layout::MP_TABLE.end - layout::MP_TABLE.start;
+            let room = layout::GENERATION - layout::MP_TABLE.start;
             assert!(
                 bytes.len() as u64 <= room,
                 "{} of {room} bytes",

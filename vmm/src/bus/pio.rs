@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use super::ABSENT;
 use crate::device::rtc::Rtc;
-use crate::device::serial::Serial;
+use crate::device::serial::{Serial, SerialState};
 use crate::device::watchdog::Watchdog;
 use crate::device::{i8042, pvpanic, rtc, watchdog};
 
@@ -44,6 +44,21 @@ impl Pio {
             rtc: ports.rtc.map(Mutex::new),
             watchdog: ports.watchdog,
             pvpanic: ports.pvpanic,
+        }
+    }
+
+    pub(crate) fn save_serial(&self) -> Option<SerialState> {
+        let serial = self.serial.as_ref()?.lock();
+        Some(serial.expect("no panic while the port was locked").save())
+    }
+
+    /// Of a machine that has no serial port, nothing.
+    pub(crate) fn restore_serial(&self, state: &SerialState) {
+        if let Some(serial) = &self.serial {
+            let serial = serial.lock();
+            serial
+                .expect("no panic while the port was locked")
+                .restore(state);
         }
     }
 

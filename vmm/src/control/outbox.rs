@@ -96,7 +96,9 @@ impl Outbox {
         match message {
             FromVmm::Guest(FromGuest::Exited { .. }) => self.exited.store(true, Ordering::Relaxed),
             FromVmm::Guest(FromGuest::Started { .. }) => self.life.program(),
-            FromVmm::Guest(FromGuest::SetupFailed { .. } | FromGuest::Settling)
+            FromVmm::Guest(
+                FromGuest::SetupFailed { .. } | FromGuest::Settling | FromGuest::Restored { .. },
+            )
             | FromVmm::Running { .. }
             | FromVmm::GuestInit { .. }
             | FromVmm::ChunkFailed { .. }

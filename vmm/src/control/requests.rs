@@ -12,6 +12,8 @@ use super::inbox::Request;
 use super::{Inbox, Outbox};
 use crate::event::{Served, Source};
 use crate::metrics::Registry;
+use crate::snapshot::machine::Subject;
+use crate::snapshot::{self, SnapshotError};
 use crate::virtio::balloon::Balloon;
 use crate::virtio::worker::Slot;
 
@@ -26,6 +28,7 @@ pub(crate) struct Requests {
     outbox: Arc<Outbox>,
     registry: Registry,
     balloon: Option<SharedBalloon>,
+    subject: Subject,
 }
 
 impl Requests {
@@ -34,31 +37,46 @@ impl Requests {
         outbox: &Arc<Outbox>,
         registry: Registry,
         balloon: Option<SharedBalloon>,
+        subject: Subject,
     ) -> Self {
         Self {
             inbox,
             outbox: Arc::clone(outbox),
             registry,
             balloon,
+            subject,
         }
     }
 
-    fn answer(&self, request: &Request) -> FromVmm {
+    fn answer(&self, request: Request) -> FromVmm {
+        let started = Instant::now();
+        let done = |result: Result<u64, SnapshotError>| match result {
+            Ok(bytes) => FromVmm::Done {
+                took_us: u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX),
+                bytes,
+            },
+            Err(error) => FromVmm::Refused {
+                message: snapshot::chain(&error),
+            },
+        };
         let refused = |what: &str| FromVmm::Refused {
             message: format!("{what} is not a thing that this VMM does: use a newer one"),
         };
-        match &request.message {
+        match request.message {
             ToVmm::Guest(_) => refused("a line for the guest in the place of a request"),
-            ToVmm::Pause => refused("pause"),
-            ToVmm::Resume => refused("resume"),
+            ToVmm::Pause => done(self.subject.pause().map(|()| 0)),
+            ToVmm::Resume => {
+                self.subject.resume();
+                done(Ok(0))
+            }
             ToVmm::Snapshot { .. } if request.fds.len() != 2 => FromVmm::Refused {
                 message: format!(
                     "a snapshot takes two descriptors beside its request, not {}",
                     request.fds.len()
                 ),
             },
-            ToVmm::Snapshot { .. } => refused("snapshot"),
-            ToVmm::Balloon { target_mib } => self.inflate(*target_mib),
+            ToVmm::Snapshot { kind } => done(self.subject.snapshot(kind, request.fds)),
+            ToVmm::Balloon { target_mib } => self.inflate(target_mib),
             ToVmm::Metrics => FromVmm::Metrics(Box::new(self.registry.read())),
         }
     }
@@ -92,7 +110,7 @@ impl Served for Requests {
             let Some(request) = self.inbox.next() else {
                 return;
             };
-            self.outbox.post(&self.answer(&request));
+            self.outbox.post(&self.answer(request));
         }
     }
 

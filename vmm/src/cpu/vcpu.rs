@@ -9,6 +9,7 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 use types::vm::{Exits, StopReason};
 
 use crate::bus::{Mmio, Pio, PioWrite};
+use crate::gate::Gate;
 use crate::hv::coalesced::Ring;
 
 /// Exits of all vCPUs by kind.
@@ -36,7 +37,7 @@ impl ExitCounts {
 
 /// What all vCPUs of a machine share.
 pub(crate) struct Shared {
-    pio: Pio,
+    pub(crate) pio: Pio,
     mmio: Mmio,
     pub(crate) exits: ExitCounts,
     /// Writes that no vCPU stopped for.
@@ -55,7 +56,7 @@ impl Shared {
 
     /// Does what the guest wrote before it stopped. All vCPUs write into one ring: the lock is held
     /// until the last write is done, so that none overtakes another.
-    fn catch_up(&self) {
+    pub(crate) fn catch_up(&self) {
         let mut ring = self.coalesced.lock().expect("no panic while locked");
         while let Some(write) = ring.take() {
             self.mmio.write(write.address, write.data());
@@ -63,15 +64,32 @@ impl Shared {
     }
 }
 
-/// Runs until the guest resets the machine or KVM cannot go on.
-pub(crate) fn run(index: usize, mut vcpu: VcpuFd, shared: &Arc<Shared>) -> StopReason {
+/// Runs until the guest resets the machine or KVM cannot go on. While the machine rests nobody holds `vcpu`.
+pub(crate) fn run(
+    index: usize,
+    vcpu: &Mutex<VcpuFd>,
+    shared: &Arc<Shared>,
+    gate: &Gate,
+) -> StopReason {
+    loop {
+        let mut held = vcpu.lock().expect("no panic while the vCPU was held");
+        if let Some(reason) = until_interrupted(index, &mut held, shared) {
+            return reason;
+        }
+        drop(held);
+        gate.vcpu();
+    }
+}
+
+/// `None`: KVM_RUN was interrupted, and the last exit is done.
+fn until_interrupted(index: usize, vcpu: &mut VcpuFd, shared: &Arc<Shared>) -> Option<StopReason> {
     let count = |which: &AtomicU64| which.fetch_add(1, Ordering::Relaxed);
     let exits = &shared.exits;
     loop {
         let exit = match vcpu.run() {
             Ok(exit) => exit,
-            Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => continue,
-            Err(error) => return fault(index, format!("KVM_RUN failed: {error}")),
+            Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => return None,
+            Err(error) => return Some(fault(index, format!("KVM_RUN failed: {error}"))),
         };
         shared.catch_up();
         match exit {
@@ -83,10 +101,10 @@ pub(crate) fn run(index: usize, mut vcpu: VcpuFd, shared: &Arc<Shared>) -> StopR
                 count(&exits.pio_out);
                 match shared.pio.write(port, data) {
                     PioWrite::Done => {}
-                    PioWrite::Reset => return StopReason::GuestReset,
+                    PioWrite::Reset => return Some(StopReason::GuestReset),
                     PioWrite::Panicked => {
                         let message = "the guest's kernel says that it has panicked".to_owned();
-                        return StopReason::Fault { message };
+                        return Some(StopReason::Fault { message });
                     }
                 }
             }
@@ -101,24 +119,23 @@ pub(crate) fn run(index: usize, mut vcpu: VcpuFd, shared: &Arc<Shared>) -> StopR
             VcpuExit::Intr | VcpuExit::IrqWindowOpen => {
                 count(&exits.other);
             }
-            VcpuExit::Shutdown => return fault(index, "triple fault".to_owned()),
+            VcpuExit::Shutdown => return Some(fault(index, "triple fault".to_owned())),
             VcpuExit::FailEntry(reason, cpu) => {
-                return fault(
-                    index,
-                    format!("the processor {cpu} refused the guest's state: reason {reason:#x}"),
-                );
+                let message =
+                    format!("the processor {cpu} refused the guest's state: reason {reason:#x}");
+                return Some(fault(index, message));
             }
-            VcpuExit::InternalError => return fault(index, internal_error(&mut vcpu)),
+            VcpuExit::InternalError => return Some(fault(index, internal_error(vcpu))),
             other => {
                 // KVM's list grows with the kernel; what we never asked for is a fault.
                 let message = format!("unexpected exit {other:?}");
-                return fault(index, message);
+                return Some(fault(index, message));
             }
         }
     }
 }
 
-fn internal_error(vcpu: &mut VcpuFd) -> String {
+fn internal_error(vcpu: &VcpuFd) -> String {
     let place = vcpu.get_regs().map_or_else(
         |e| format!("unknown place ({e})"),
         |r| format!("rip {:#x}", r.rip),

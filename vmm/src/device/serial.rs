@@ -6,6 +6,7 @@
 use std::fs::File;
 use std::io::Write;
 
+use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::EventFd;
 
 const DATA: u8 = 0;
@@ -40,6 +41,18 @@ pub(crate) struct Serial {
     divisor: [u8; 2],
 }
 
+/// What a snapshot keeps of the port.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct SerialState {
+    enabled: u8,
+    pending: bool,
+    line: u8,
+    modem: u8,
+    scratch: u8,
+    divisor: [u8; 2],
+}
+
 impl Serial {
     /// COM1.
     pub(crate) const BASE: u16 = 0x3f8;
@@ -56,6 +69,28 @@ impl Serial {
             modem: 0,
             scratch: 0,
             divisor,
+        }
+    }
+
+    pub(crate) fn save(&self) -> SerialState {
+        SerialState {
+            enabled: self.enabled,
+            pending: self.pending,
+            line: self.line,
+            modem: self.modem,
+            scratch: self.scratch,
+            divisor: self.divisor,
+        }
+    }
+
+    /// Any values are those of a port that a guest could make.
+    pub(crate) fn restore(&mut self, state: &SerialState) {
+        (self.enabled, self.pending) = (state.enabled & 0x0f, state.pending);
+        (self.line, self.modem) = (state.line, state.modem & 0x1f);
+        (self.scratch, self.divisor) = (state.scratch, state.divisor);
+        if self.pending {
+            // It may have been on its way.
+            let _ = self.interrupt.write(1);
         }
     }
 

@@ -7,13 +7,15 @@ use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 use std::sync::Arc;
 
 use kvm_bindings::{
-    KVM_API_VERSION, KVM_CAP_PMU_CAPABILITY, KVM_MAX_CPUID_ENTRIES, KVM_MEM_READONLY,
-    KVM_PMU_CAP_DISABLE, kvm_cpuid_entry2, kvm_enable_cap, kvm_userspace_memory_region,
+    KVM_API_VERSION, KVM_CAP_PMU_CAPABILITY, KVM_MAX_CPUID_ENTRIES, KVM_MEM_LOG_DIRTY_PAGES,
+    KVM_MEM_READONLY, KVM_PMU_CAP_DISABLE, kvm_cpuid_entry2, kvm_enable_cap,
+    kvm_userspace_memory_region, kvm_xsave,
 };
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
-use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::memory::dirty::DirtyLog;
 use crate::memory::image::Placed;
 use crate::memory::{GuestRam, layout};
 
@@ -44,12 +46,19 @@ const REQUIRED: [Cap; 6] = [
 /// CPUID leaf whose EAX says how wide addresses are.
 const ADDRESS_SIZES: u32 = 0x8000_0008;
 
+/// Whether KVM notes which pages vCPUs write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Writes {
+    Unnoted,
+    Noted,
+}
+
 /// Reads of a device's registers that end in user space go through the bus; this goes past it.
 pub(crate) struct Vm {
     kvm: Kvm,
     vm: VmFd,
     /// Kept for as long as the kernel may write into it.
-    _ram: Arc<GuestRam>,
+    ram: Arc<GuestRam>,
     /// Kept for as long as the kernel may read it.
     _images: Vec<Placed>,
 }
@@ -62,6 +71,7 @@ impl Vm {
         kvm: OwnedFd,
         ram: &Arc<GuestRam>,
         images: Vec<Placed>,
+        writes: Writes,
     ) -> Result<Self, HvError> {
         // SAFETY: `kvm` is an open descriptor that we own; `Kvm` becomes its owner. That it really is
         // /dev/kvm shows in the API version right below: other files refuse the ioctl.
@@ -77,19 +87,7 @@ impl Vm {
             .create_vm()
             .map_err(|e| HvError::Ioctl("create the VM", e))?;
         forgo_counters(&kvm, &vm)?;
-        for (slot, region) in (0u32..).zip(ram.iter()) {
-            let region = kvm_userspace_memory_region {
-                slot,
-                flags: 0,
-                guest_phys_addr: region.start_addr().0,
-                memory_size: region.len(),
-                userspace_addr: region.as_ptr() as u64,
-            };
-            // SAFETY: the region is mapped, of this length, and stays so while `_ram` lives, which is
-            // as long as the VM does. Regions of one `GuestRam` never overlap.
-            unsafe { vm.set_user_memory_region(region) }
-                .map_err(|e| HvError::Ioctl("give the VM its memory", e))?;
-        }
+        give_memory(&vm, ram, writes)?;
         let first = u32::try_from(ram.num_regions()).expect("two at most");
         add_images(&kvm, &vm, first, &images)?;
         let tss = usize::try_from(layout::TSS).expect("64-bit only");
@@ -100,9 +98,30 @@ impl Vm {
         Ok(Self {
             kvm,
             vm,
-            _ram: Arc::clone(ram),
+            ram: Arc::clone(ram),
             _images: images,
         })
+    }
+
+    pub(crate) fn fd(&self) -> &VmFd {
+        &self.vm
+    }
+
+    /// KVM's list of the MSRs that a vCPU's state consists of.
+    pub(crate) fn msrs(&self) -> Result<Vec<u32>, HvError> {
+        let list = self.kvm.get_msr_index_list();
+        let list = list.map_err(|e| HvError::Ioctl("ask for the list of MSRs", e))?;
+        Ok(list.as_slice().to_vec())
+    }
+
+    /// Of each region of RAM a bit for each page that was written since the last time.
+    pub(crate) fn take_log(&self) -> Result<Vec<Vec<u64>>, HvError> {
+        let log = |(slot, region): (u32, &GuestRegionMmap<DirtyLog>)| {
+            self.vm.get_dirty_log(slot, region.size())
+        };
+        let logs = (0u32..).zip(self.ram.iter()).map(log);
+        logs.collect::<Result<_, _>>()
+            .map_err(|e| HvError::Ioctl("ask which pages were written", e))
     }
 
     /// What CPUID may say on this host.
@@ -189,6 +208,35 @@ fn add_images(kvm: &Kvm, vm: &VmFd, first_slot: u32, images: &[Placed]) -> Resul
     Ok(())
 }
 
+/// Each region of RAM is a slot.
+fn give_memory(vm: &VmFd, ram: &GuestRam, writes: Writes) -> Result<(), HvError> {
+    let flags = match writes {
+        Writes::Unnoted => 0,
+        Writes::Noted => KVM_MEM_LOG_DIRTY_PAGES,
+    };
+    for (slot, region) in (0u32..).zip(ram.iter()) {
+        let region = kvm_userspace_memory_region {
+            slot,
+            flags,
+            guest_phys_addr: region.start_addr().0,
+            memory_size: region.len(),
+            userspace_addr: region.as_ptr() as u64,
+        };
+        // SAFETY: the region is mapped, of this length, and stays so while `Vm::ram` lives, which is
+        // as long as the VM does. Regions of one `GuestRam` never overlap.
+        unsafe { vm.set_user_memory_region(region) }
+            .map_err(|e| HvError::Ioctl("give the VM its memory", e))?;
+    }
+    Ok(())
+}
+
+/// Gives a vCPU its extended state.
+pub(crate) fn set_xsave(vcpu: &VcpuFd, xsave: &kvm_xsave) -> Result<(), kvm_ioctls::Error> {
+    // SAFETY: this process never asks for a feature that makes the state larger than `kvm_xsave`, and what
+    // a snapshot has beyond that is refused when it is saved.
+    unsafe { vcpu.set_xsave(xsave) }
+}
+
 /// No performance counters, before the first vCPU: AMD's oldest ones have no CPUID bit to hide them by. A
 /// KVM that does not offer this (before Linux 5.18, or told to virtualise no counters) is taken as it is.
 fn forgo_counters(kvm: &Kvm, vm: &VmFd) -> Result<(), HvError> {
@@ -227,7 +275,7 @@ mod tests {
         };
         let ram = memory::allocate(memory::layout::MEMORY_MIB_MIN, types::vm::HugePages::None)
             .expect("memory");
-        let vm = Vm::new(kvm.into(), &ram, Vec::new()).expect("a VM");
+        let vm = Vm::new(kvm.into(), &ram, Vec::new(), Writes::Unnoted).expect("a VM");
         let vcpu = vm.create_vcpu(0).expect("a vCPU");
         let supported = vm.supported_cpuid().expect("leaves");
         let one = crate::cpu::topology::Topology::new(1, None).expect("one vCPU");

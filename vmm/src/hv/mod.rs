@@ -4,4 +4,5 @@
 #![allow(unsafe_code)]
 
 pub(crate) mod coalesced;
+pub(crate) mod kick;
 pub(crate) mod kvm;

@@ -31,12 +31,14 @@ impl<'m> IoVec<'m> {
         }
     }
 
-    /// Refuses what one system call cannot take.
+    /// Refuses what one system call cannot take. The slice counts as written: who reads it instead has it
+    /// in a later snapshot once too often.
     #[must_use]
-    pub(crate) fn push(&mut self, slice: &VolatileSlice<'m>) -> bool {
+    pub(crate) fn push<B: BitmapSlice>(&mut self, slice: &VolatileSlice<'m, B>) -> bool {
         if self.list.len() == IOV_MAX {
             return false;
         }
+        slice.bitmap().mark_dirty(0, slice.len());
         let iov_base = slice.ptr_guard_mut().as_ptr().cast();
         self.list.push(libc::iovec {
             iov_base,

@@ -26,6 +26,9 @@ pub(crate) const COMMAND_LINE: u64 = 0x2_0000;
 /// The MP table is in the last KiB of conventional memory, which the memory map leaves out: one of
 /// the three places where the MP specification (section 4) has it looked for.
 pub(crate) const MP_TABLE: Range<u64> = 0x9_fc00..0xa_0000;
+/// The generation of a restored machine, 16 random bytes; zeros in one that has booted. The end of the
+/// kibibyte that the memory map leaves out, behind the MP table.
+pub(crate) const GENERATION: u64 = MP_TABLE.end - 16;
 /// RAM goes on at 1 MiB, and the kernel is loaded there or above.
 pub(crate) const HIGH_RAM: u64 = 0x10_0000;
 

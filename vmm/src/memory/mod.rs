@@ -5,21 +5,28 @@
 //! `VolatileSlice`, a raw pointer or an atomic.
 #![allow(unsafe_code)]
 
+pub(crate) mod dirty;
 pub(crate) mod image;
 pub(crate) mod io;
 pub(crate) mod layout;
 pub(crate) mod reclaim;
 pub(crate) mod shared;
 
+use std::fs::File;
 use std::ops::Range;
 use std::sync::Arc;
 
 use types::vm::HugePages;
+use vm_memory::bitmap::NewBitmap;
 use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
-use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap};
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
+
+use self::dirty::DirtyLog;
 
 /// All RAM of one guest.
-pub(crate) type GuestRam = GuestMemoryMmap<()>;
+pub(crate) type GuestRam = GuestMemoryMmap<DirtyLog>;
+/// A page.
+pub(crate) use dirty::PAGE;
 
 /// Memory in reserved huge pages comes in whole ones.
 const HUGE_MIB: u64 = 2;
@@ -72,14 +79,64 @@ pub(crate) fn check(mib: u64, pages: HugePages) -> Result<Vec<Range<u64>>, Memor
     Ok(ranges)
 }
 
+/// Maps a file of a guest's RAM, its ranges one after the other, so that what the guest writes stays with
+/// it: clones of one snapshot share what none of them has written.
+pub(crate) fn map_private(mib: u64, file: &Arc<File>) -> Result<Arc<GuestRam>, MemoryError> {
+    let ranges = layout::ram_ranges(mib).ok_or(MemoryError::Size(mib))?;
+    let mut regions = Vec::with_capacity(ranges.len());
+    let mut offset = 0;
+    for range in &ranges {
+        let bytes = usize::try_from(range.end - range.start).expect("64-bit only");
+        let mapping = MmapRegionBuilder::new_with_bitmap(bytes, DirtyLog::with_len(bytes))
+            .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+            .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_NORESERVE)
+            .with_file_offset(FileOffset::from_arc(Arc::clone(file), offset))
+            .build()
+            .map_err(|source| MemoryError::Map(mib, source))?;
+        offset += range.end - range.start;
+        let region = GuestRegionMmap::new(mapping, GuestAddress(range.start));
+        let region = region.expect("the ranges of RAM end far below the end of addresses");
+        advise(&region, HugePages::None);
+        regions.push(region);
+    }
+    let ram = GuestRam::from_regions(regions).map_err(|e| MemoryError::Collect(mib, e))?;
+    Ok(Arc::new(ram))
+}
+
+/// Which pages of a region have content of their own, a byte a page: those that are not there are zero.
+/// Only anonymous memory can be asked.
+pub(crate) fn resident(
+    region: &GuestRegionMmap<DirtyLog>,
+    offset: usize,
+    pages: &mut [u8],
+) -> std::io::Result<()> {
+    let bytes = pages.len() * PAGE;
+    if offset
+        .checked_add(bytes)
+        .is_none_or(|end| end > region.size())
+    {
+        return Err(std::io::ErrorKind::InvalidInput.into());
+    }
+    // SAFETY: the range lies in the mapping that `region` owns, and the kernel writes one byte for each page
+    // of it, which is the length of `pages`.
+    let done = unsafe {
+        let start = region.as_ptr().add(offset).cast();
+        libc::mincore(start, bytes, pages.as_mut_ptr())
+    };
+    match done {
+        0 => Ok(()),
+        _ => Err(std::io::Error::last_os_error()),
+    }
+}
+
 /// Anonymous memory. What is reserved is reserved here: a guest must not die on its first touch of a page
 /// that the host no longer has. All else is given as it is touched.
-fn map(bytes: usize, pages: HugePages) -> Result<vm_memory::MmapRegion<()>, MmapRegionError> {
+fn map(bytes: usize, pages: HugePages) -> Result<MmapRegion<DirtyLog>, MmapRegionError> {
     let kind = match pages {
         HugePages::None | HugePages::Transparent => libc::MAP_NORESERVE,
         HugePages::Reserved2Mi => libc::MAP_HUGETLB | libc::MAP_HUGE_2MB,
     };
-    MmapRegionBuilder::new(bytes)
+    MmapRegionBuilder::new_with_bitmap(bytes, DirtyLog::with_len(bytes))
         .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
         .with_mmap_flags(libc::MAP_ANONYMOUS | libc::MAP_PRIVATE | kind)
         .with_hugetlbfs(pages == HugePages::Reserved2Mi)
@@ -103,7 +160,7 @@ fn refused(mib: u64, pages: HugePages, source: MmapRegionError) -> MemoryError {
 /// Guest memory never goes into a core dump. Huge pages are asked for where they may be: a guest's boot
 /// touches most of what it gets, and one fault of 2 MiB is far cheaper than 512 small ones under nested
 /// paging.
-fn advise(region: &GuestRegionMmap<()>, pages: HugePages) {
+fn advise(region: &GuestRegionMmap<DirtyLog>, pages: HugePages) {
     let (start, bytes) = (region.as_ptr(), region.size());
     let size = match pages {
         HugePages::None => Some(libc::MADV_NOHUGEPAGE),

@@ -12,6 +12,7 @@ use std::ops::Range;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
 
 use super::GuestRam;
+use super::dirty::DirtyLog;
 
 const PAGE: u64 = 4096;
 
@@ -30,7 +31,7 @@ pub(crate) fn give_back(ram: &GuestRam, range: &Range<u64>) -> io::Result<u64> {
 }
 
 /// `range` is inside the region, counted from its start.
-fn drop_pages(region: &GuestRegionMmap<()>, range: Range<u64>) -> io::Result<u64> {
+fn drop_pages(region: &GuestRegionMmap<DirtyLog>, range: Range<u64>) -> io::Result<u64> {
     // Pages of the mapping: it begins on one.
     let (start, end) = (range.start.next_multiple_of(PAGE), range.end / PAGE * PAGE);
     if start >= end || region.flags() & libc::MAP_HUGETLB != 0 {

@@ -5,7 +5,7 @@
 //! Refuses: every other chain.
 
 use virtio_queue::DescriptorChain;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, VolatileSlice};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
 use crate::memory::GuestRam;
 use crate::memory::io::IoVec;
@@ -160,7 +160,7 @@ impl Segments {
     pub(crate) fn append_to<'m>(&self, ram: &'m GuestRam, list: &mut IoVec<'m>) -> bool {
         self.list.iter().all(|segment| {
             GuestMemoryBackend::get_slices(ram, segment.address, segment.length as usize)
-                .all(|slice| slice.is_ok_and(|slice: VolatileSlice<'m>| list.push(&slice)))
+                .all(|slice| slice.is_ok_and(|slice| list.push(&slice)))
         })
     }
 

@@ -20,6 +20,8 @@ pub(crate) mod transport;
 pub(crate) mod vsock;
 pub(crate) mod worker;
 
+use serde_json::Value;
+
 use crate::event::Source;
 use ring::{Ring, Violation};
 
@@ -59,6 +61,24 @@ pub(crate) enum Turn {
 impl Turn {
     pub(crate) fn and(self, other: Self) -> Self {
         if self == Self::Again { self } else { other }
+    }
+}
+
+/// A snapshot holds a state that the device never had.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Foreign;
+
+/// What people call a device (VIRTIO 1.2 section 5).
+pub(crate) fn name(id: u32) -> &'static str {
+    match id {
+        1 => "network card",
+        2 => "disk",
+        3 => "console",
+        4 => "entropy source",
+        5 => "balloon",
+        19 => "socket device",
+        27 => "memory disk",
+        _ => "device",
     }
 }
 
@@ -110,6 +130,23 @@ pub(crate) trait Device: Send + 'static {
     fn kernel_serves(&self, queue: usize) -> bool {
         let _ = queue;
         false
+    }
+    /// What a snapshot keeps of a device at rest beyond its registers, rings and what is behind it. `None`:
+    /// this device cannot be in a snapshot.
+    fn save(&self) -> Option<Value> {
+        None
+    }
+    /// In a new machine, after `activate` where the driver was ready: goes on where `save` was called, as
+    /// far as that makes sense to the outside.
+    fn restore(&mut self, state: &Value) -> Result<(), Foreign> {
+        match state {
+            Value::Null => Ok(()),
+            _ => Err(Foreign),
+        }
+    }
+    /// What of its configuration a device must have in common with the one in a snapshot.
+    fn shape(&self) -> Vec<u8> {
+        self.config().to_vec()
     }
     /// The machine has stopped: last words to the outside.
     fn stop(&mut self) {}

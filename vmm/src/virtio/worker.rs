@@ -7,18 +7,21 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use types::metrics;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::interrupt::{CONFIGURATION, Interrupt};
 use super::ring::{Ring, Violation};
-use super::transport::mmio::{self, Effect, Registers};
-use super::{Device, Ready, Turn};
+use super::transport::mmio::{self, Effect, Registers, RegistersError, RegistersState};
+use super::{Device, Foreign, Ready, Turn};
 use crate::bus::{ABSENT, MmioDevice};
 use crate::event::{Served, Source};
 use crate::memory::GuestRam;
 use crate::metrics::{Counters, kind};
 use crate::report::Reports;
+use crate::virtio;
 
 pub(crate) struct Slot<D> {
     core: Mutex<Core<D>>,
@@ -185,12 +188,49 @@ impl<D: Device> Slot<D> {
     }
 }
 
-/// What a machine needs of any slot to connect it to KVM.
+/// What a machine needs of any slot to connect it to KVM, and to keep it.
 pub(crate) trait Wired: Send + Sync {
     fn doorbells(&self) -> &[EventFd];
     fn interrupt_line(&self) -> &EventFd;
     /// What it has counted; `None` where its kind has no place in the machine's metrics.
     fn metrics(&self) -> Option<metrics::Device>;
+    /// Of a device at rest.
+    fn save(&self) -> Result<SlotState, SlotError>;
+    /// Into a device at power-on, before its worker runs.
+    fn restore(&self, state: &SlotState) -> Result<(), SlotError>;
+}
+
+/// What a snapshot keeps of a slot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct SlotState {
+    /// Device id.
+    id: u32,
+    /// What a device in the place of this one must have, too.
+    shape: Vec<u8>,
+    registers: RegistersState,
+    /// Pending causes.
+    interrupt: u32,
+    /// What the device keeps.
+    device: Value,
+}
+
+/// Why a device is not in a snapshot, or not as in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum SlotError {
+    #[error("a machine with a {0} cannot be in a snapshot")]
+    Never(&'static str),
+    #[error("it is a {ours}, in the snapshot it was a {theirs}")]
+    Other {
+        ours: &'static str,
+        theirs: &'static str,
+    },
+    #[error("the {0} has another size or limits than in the snapshot")]
+    Shape(&'static str),
+    #[error("the {0} does not go on as in the snapshot")]
+    Registers(&'static str, #[source] RegistersError),
+    #[error("the snapshot holds a state of the {0} that it never had")]
+    Foreign(&'static str),
 }
 
 impl<D: Device> Wired for Slot<D> {
@@ -209,6 +249,47 @@ impl<D: Device> Wired for Slot<D> {
             stops: self.stops.load(Ordering::Relaxed),
             queues: self.counters.iter().map(Counters::read).collect(),
         })
+    }
+
+    fn save(&self) -> Result<SlotState, SlotError> {
+        let core = self.lock();
+        let device = core.device.save();
+        Ok(SlotState {
+            id: D::ID,
+            shape: core.device.shape(),
+            registers: core.registers.save(),
+            interrupt: self.interrupt.status(),
+            device: device.ok_or(SlotError::Never(virtio::name(D::ID)))?,
+        })
+    }
+
+    fn restore(&self, state: &SlotState) -> Result<(), SlotError> {
+        let mut core = self.lock();
+        let Core {
+            registers, device, ..
+        } = &mut *core;
+        let name = virtio::name(D::ID);
+        if state.id != D::ID {
+            let (ours, theirs) = (name, virtio::name(state.id));
+            return Err(SlotError::Other { ours, theirs });
+        }
+        if state.shape != device.shape() {
+            return Err(SlotError::Shape(name));
+        }
+        let agreed = registers.restore(&state.registers, &self.ram);
+        if let Some(features) = agreed.map_err(|e| SlotError::Registers(name, e))? {
+            device.activate(features);
+            device
+                .restore(&state.device)
+                .map_err(|Foreign| SlotError::Foreign(name))?;
+            // A doorbell may have been rung that nobody answered.
+            let _ = self.kick.write(1);
+        }
+        if state.interrupt != 0 {
+            // It may have been on its way. One too many finds nothing to do.
+            self.interrupt.raise(state.interrupt);
+        }
+        Ok(())
     }
 }
 
@@ -298,6 +379,12 @@ impl<D: Device> Served for Slot<D> {
             }
         }
         self.turn(ready);
+    }
+
+    fn quiesce(&self) {
+        Self::quiesce(self);
+        // When it goes on, it looks at everything.
+        let _ = self.kick.write(1);
     }
 
     fn stop(&self) {

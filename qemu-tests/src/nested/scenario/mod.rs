@@ -10,6 +10,7 @@ mod hostile;
 mod kernels;
 mod net;
 mod smoke;
+mod snapshot;
 
 use anyhow::{Context, Result, ensure};
 
@@ -33,6 +34,7 @@ pub const GROUPS: &[(&str, &[Scenario])] = &[
     ("kernels", kernels::SCENARIOS),
     ("net", net::SCENARIOS),
     ("smoke", smoke::SCENARIOS),
+    ("snapshot", snapshot::SCENARIOS),
 ];
 
 /// Programs of guests, by the word on their command line.
@@ -44,6 +46,7 @@ const GUESTS: &[&[(&str, Program)]] = &[
     kernels::GUESTS,
     net::GUESTS,
     smoke::GUESTS,
+    snapshot::GUESTS,
 ];
 
 /// The scenarios of `group`, or the one of `group/name`.

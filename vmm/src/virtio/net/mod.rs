@@ -15,6 +15,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 
+use serde_json::Value;
 use types::vm::{NET_QUEUES_MAX, Net as NetSpec, NetLimit};
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 use virtio_bindings::virtio_net::{
@@ -29,7 +30,7 @@ use self::tap::{CHECKSUM, CONGESTION, HEADER_BYTES, SEGMENTATION_4, SEGMENTATION
 use self::vhost::Vhost;
 use super::limit::Throttle;
 use super::ring::{Ring, Violation};
-use super::{Device, Ready, Turn};
+use super::{Device, Foreign, Ready, Turn};
 use crate::event::Source;
 use crate::memory::io::write_packet;
 
@@ -461,6 +462,23 @@ impl Device for Net {
             pair.forget();
         }
         Ok(())
+    }
+
+    /// The pairs that the driver uses.
+    fn save(&self) -> Option<Value> {
+        Some(Value::from(self.active))
+    }
+
+    fn restore(&mut self, state: &Value) -> Result<(), Foreign> {
+        let active = state.as_u64().and_then(|count| usize::try_from(count).ok());
+        let active = active.filter(|count| (1..=self.pairs.len()).contains(count));
+        self.active = active.ok_or(Foreign)?;
+        Ok(())
+    }
+
+    /// A clone may have another address: the guest is told by its init.
+    fn shape(&self) -> Vec<u8> {
+        self.config[6..].to_vec()
     }
 }
 

@@ -6,6 +6,8 @@
 
 use std::ops::Range;
 
+use serde::{Deserialize, Serialize};
+
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use virtio_queue::{Queue, QueueT};
@@ -65,12 +67,48 @@ pub(crate) enum Effect {
 }
 
 /// A queue as the driver describes it, before it is checked.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Setup {
     size: u32,
     descriptors: u64,
     driver: u64,
     device: u64,
+}
+
+/// Where a ready queue stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Place {
+    next_available: u16,
+    next_used: u16,
+}
+
+/// What a snapshot keeps of the registers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct RegistersState {
+    status: u32,
+    accepted: u64,
+    offered_sel: u32,
+    accepted_sel: u32,
+    queue_sel: u32,
+    setups: Vec<Setup>,
+    /// Of each queue, if it is ready.
+    queues: Vec<Option<Place>>,
+}
+
+/// Why registers of a snapshot are not those of this device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum RegistersError {
+    #[error("it had {0} queues")]
+    Queues(usize),
+    #[error("it offered features that are missing now: {0:#x}")]
+    Features(u64),
+    #[error("no device has the status {0:#x}")]
+    Status(u32),
+    #[error("its queue {0} is not in memory")]
+    Queue(usize),
 }
 
 #[derive(Debug)]
@@ -126,6 +164,57 @@ impl Registers {
         ) = (0, 0, 0, 0);
         self.setups.fill(Setup::default());
         self.queues.iter_mut().for_each(Queue::reset);
+    }
+
+    pub(crate) fn save(&self) -> RegistersState {
+        let place = |queue: &Queue| {
+            queue.ready().then(|| Place {
+                next_available: queue.next_avail(),
+                next_used: queue.next_used(),
+            })
+        };
+        RegistersState {
+            status: self.status.bits(),
+            accepted: self.accepted,
+            offered_sel: self.offered_sel,
+            accepted_sel: self.accepted_sel,
+            queue_sel: self.queue_sel,
+            setups: self.setups.clone(),
+            queues: self.queues.iter().map(place).collect(),
+        }
+    }
+
+    /// Of a device at power-on. Every queue is checked as if the driver had just set it up. The features
+    /// that the driver agreed on, where it had come so far that the device is live.
+    pub(crate) fn restore(
+        &mut self,
+        state: &RegistersState,
+        ram: &GuestRam,
+    ) -> Result<Option<u64>, RegistersError> {
+        let count = state.queues.len();
+        if count != self.queues.len() || state.setups.len() != count {
+            return Err(RegistersError::Queues(count));
+        }
+        let missing = state.accepted & !self.offered;
+        if missing != 0 {
+            return Err(RegistersError::Features(missing));
+        }
+        let status = Status::from_bits(state.status);
+        let status = status.ok_or(RegistersError::Status(state.status))?;
+        self.accepted = state.accepted;
+        (self.offered_sel, self.accepted_sel, self.queue_sel) =
+            (state.offered_sel, state.accepted_sel, state.queue_sel);
+        self.setups.clone_from(&state.setups);
+        for (index, place) in state.queues.iter().enumerate() {
+            let Some(place) = place else { continue };
+            if self.ready(index, ram) == Effect::Break {
+                return Err(RegistersError::Queue(index));
+            }
+            self.queues[index].set_next_avail(place.next_available);
+            self.queues[index].set_next_used(place.next_used);
+        }
+        self.status = status;
+        Ok(status.live().then_some(self.accepted))
     }
 
     fn selected(&self) -> Option<usize> {
@@ -412,6 +501,34 @@ mod tests {
             registers.write(QUEUE_SEL, queue, &ram);
             assert_eq!(registers.read(QUEUE_NUM_MAX), size);
         }
+    }
+
+    #[test]
+    fn registers_read_back_from_a_snapshot_and_are_checked_as_the_driver_was() {
+        let (ram, mut before) = (ram(), registers());
+        bring_to(&mut before, &ram, Phase::FeaturesOk);
+        set_up(&mut before, &ram, 16, GOOD);
+        before.write(STATUS, 0xf, &ram);
+        before.queues[0].set_next_avail(7);
+        before.queues[0].set_next_used(5);
+        let state = before.save();
+        let mut after = registers();
+        assert_eq!(after.restore(&state, &ram), Ok(Some(VERSION_1)));
+        assert_eq!(after.save(), state);
+        assert_eq!(after.queues[0].state(), before.queues[0].state());
+        let refused = |change: fn(&mut RegistersState)| {
+            let mut state = state.clone();
+            change(&mut state);
+            registers().restore(&state, &ram).expect_err("wrong")
+        };
+        assert_eq!(refused(|s| s.status = 6), RegistersError::Status(6));
+        assert_eq!(refused(|s| s.accepted |= 1), RegistersError::Features(1));
+        assert_eq!(refused(|s| s.queues.truncate(1)), RegistersError::Queues(1));
+        assert_eq!(
+            refused(|s| s.setups[0].device = 0xfffc),
+            RegistersError::Queue(0)
+        );
+        assert_eq!(refused(|s| s.setups[0].size = 3), RegistersError::Queue(0));
     }
 
     proptest! {

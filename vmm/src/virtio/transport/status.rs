@@ -71,6 +71,17 @@ impl Status {
         self.phase.bits() | broken | failed
     }
 
+    /// From what `bits` gave. `None`: no status has these bits.
+    pub(crate) fn from_bits(bits: u32) -> Option<Self> {
+        let phase = bits & !(NEEDS_RESET | FAILED);
+        let phases = std::iter::successors(Some(Phase::Reset), |phase| phase.next());
+        Some(Self {
+            phase: phases.into_iter().find(|p| p.bits() == phase)?,
+            broken: bits & NEEDS_RESET != 0,
+            failed: bits & FAILED != 0,
+        })
+    }
+
     #[cfg(test)]
     pub(crate) fn phase(self) -> Phase {
         self.phase

@@ -10,6 +10,7 @@ mod port;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
+use serde_json::Value;
 use types::guest::{GUEST_CID, HOST_CID};
 use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
 
@@ -18,7 +19,7 @@ use self::packet::{HEADER_BYTES, Header, STREAM, op};
 use self::port::{Host, Port};
 use super::chain::Chain;
 use super::ring::{Ring, Violation};
-use super::{Device, Ready, Turn};
+use super::{Device, Foreign, Ready, Turn};
 use crate::control::{Lines, Outbox};
 use crate::event::Source;
 use crate::log::SharedLog;
@@ -29,6 +30,9 @@ use crate::report::Reports;
 const QUEUES: [u16; 3] = [32, 128, 16];
 const TO_GUEST: usize = 0;
 const FROM_GUEST: usize = 1;
+const EVENTS: usize = 2;
+/// VIRTIO_VSOCK_EVENT_TRANSPORT_RESET.
+const TRANSPORT_RESET: u32 = 0;
 /// A guest needs three; some may be closing.
 const CONNECTIONS_MAX: usize = 16;
 /// Resets that wait for room in the guest. When so many wait, nothing more is taken from it.
@@ -55,6 +59,8 @@ pub(crate) struct Vsock {
     resets: VecDeque<(u32, u32)>,
     /// Who spoke last, so that all get their turn.
     last: Option<Key>,
+    /// The driver is to be told that all its connections are gone.
+    orphaned: bool,
     /// Of connections that broke the contract: a guest can make them without end.
     reports: Reports,
 }
@@ -67,6 +73,7 @@ impl Vsock {
             connections: BTreeMap::new(),
             resets: VecDeque::new(),
             last: None,
+            orphaned: false,
             reports: Reports::default(),
         }
     }
@@ -258,6 +265,20 @@ impl Vsock {
         Ok(Turn::Again)
     }
 
+    /// In a restored machine: the guest's end of every connection ends (VIRTIO 1.2 section 5.10.6.7).
+    fn tell_orphaned(&mut self, ring: &mut Ring<'_>) -> Result<(), Violation> {
+        if self.orphaned
+            && let Some(chain) = ring.pop()?
+        {
+            let event = TRANSPORT_RESET.to_le_bytes();
+            let written = chain.writable.copy_from(ring.ram(), &event);
+            ring.complete(chain.head, u32::try_from(written).expect("4 bytes"))?;
+            ring.notify()?;
+            self.orphaned = false;
+        }
+        Ok(())
+    }
+
     /// Fills buffers of the guest. Returns whether there may be more to say.
     fn transmit(&mut self, ring: &mut Ring<'_>) -> Result<Turn, Violation> {
         ring.disarm()?;
@@ -333,6 +354,7 @@ impl Device for Vsock {
         self.host.connections(0);
         self.resets.clear();
         self.last = None;
+        self.orphaned = false;
     }
 
     fn sources(&self, out: &mut Vec<Source>) {
@@ -346,6 +368,7 @@ impl Device for Vsock {
     }
 
     fn serve(&mut self, _ready: Ready, rings: &mut [Ring<'_>]) -> Result<Turn, Violation> {
+        self.tell_orphaned(&mut rings[EVENTS])?;
         self.host.seen();
         let turn = self.receive(&mut rings[FROM_GUEST])?;
         self.advance();
@@ -354,6 +377,19 @@ impl Device for Vsock {
         let turn = turn.and(self.transmit(&mut rings[TO_GUEST])?);
         let resumed = stalled && self.resets.len() < RESETS_MAX;
         Ok(if resumed { Turn::Again } else { turn })
+    }
+
+    fn save(&self) -> Option<Value> {
+        Some(Value::Null)
+    }
+
+    /// Connections end with the process that held them.
+    fn restore(&mut self, state: &Value) -> Result<(), Foreign> {
+        self.orphaned = true;
+        match state {
+            Value::Null => Ok(()),
+            _ => Err(Foreign),
+        }
     }
 }
 

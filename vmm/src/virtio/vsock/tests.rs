@@ -402,3 +402,22 @@ proptest! {
         prop_assert!(guest.device.connections.values().all(held));
     }
 }
+
+#[test]
+fn in_a_restored_machine_the_guest_is_told_once_that_its_connections_are_gone() {
+    let mut guest = Guest::new();
+    guest.device.restore(&Value::Null).expect("its own state");
+    // Not before the driver has room for it.
+    let _ = guest.driver.turn(&mut guest.device).expect("rules kept");
+    for place in 0..2 {
+        guest
+            .driver
+            .offer(EVENTS, &[], &[(DATA + place * 0x1000, 8)]);
+    }
+    guest.driver.write(DATA, &[0xff; 8]);
+    for _ in 0..2 {
+        let _ = guest.driver.turn(&mut guest.device).expect("rules kept");
+    }
+    assert_eq!(guest.driver.used(EVENTS), [(0, 4)]);
+    assert_eq!(guest.driver.read(DATA, 5), [0, 0, 0, 0, 0xff]);
+}

@@ -1,0 +1,191 @@
+//! A machine in two files, and a machine from two files.
+//!
+//! Owns: what a snapshot consists of, and that it fits the machine it is restored into.
+//! Refuses: snapshots of another shape, another version or another processor, and machines with a device
+//! that cannot be in one.
+
+pub(crate) mod format;
+pub(crate) mod machine;
+pub(crate) mod memory;
+pub(crate) mod vcpu;
+
+use std::fs::File;
+use std::ops::Range;
+
+use kvm_bindings::{kvm_clock_data, kvm_irqchip};
+use serde::{Deserialize, Serialize};
+
+use self::format::FormatError;
+use self::memory::{MemoryFileError, MemoryState};
+use self::vcpu::{VcpuError, VcpuState};
+use crate::device::serial::SerialState;
+use crate::gate::GateError;
+use crate::hv::kvm::HvError;
+use crate::memory::MemoryError;
+use crate::virtio::worker::{SlotError, SlotState};
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SnapshotError {
+    #[error(transparent)]
+    Format(#[from] FormatError),
+    #[error(transparent)]
+    Memory(#[from] MemoryFileError),
+    #[error("vCPU {0}")]
+    Vcpu(usize, #[source] VcpuError),
+    #[error("device {0}")]
+    Device(usize, #[source] SlotError),
+    #[error(transparent)]
+    Hv(#[from] HvError),
+    #[error("{0}")]
+    Ioctl(&'static str, #[source] kvm_ioctls::Error),
+    #[error(transparent)]
+    Pause(#[from] GateError),
+    #[error(
+        "the snapshot has {what} {theirs}, the specification {ours}: specify what the snapshot has"
+    )]
+    Shape {
+        what: &'static str,
+        theirs: String,
+        ours: String,
+    },
+    #[error("descriptor {0} beside the request is no regular file open for writing")]
+    File(usize),
+    #[error(
+        "there is nothing to differ from: specify `track_memory`, and take a full snapshot first"
+    )]
+    NoBase,
+    #[error(
+        "the {0}. snapshot of the chain is not the one that the next is based on: name the full one first, then each after the one it was taken after"
+    )]
+    Chain(usize),
+    #[error("a machine with a {0} cannot be in a snapshot")]
+    Never(&'static str),
+    #[error("map the snapshot's memory")]
+    Map(#[source] MemoryError),
+    #[error("get random bytes")]
+    Random(#[source] getrandom::Error),
+}
+
+/// The text of an error with its causes.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(inner) = source {
+        text.push_str(&format!(": {inner}"));
+        source = inner.source();
+    }
+    text
+}
+
+/// What a machine must have in common with the one in the snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Shape {
+    pub(crate) memory_mib: u64,
+    pub(crate) apic_ids: Vec<u8>,
+    pub(crate) serial: bool,
+    /// Where the guest's kernel is: its last words are looked for there. A specification does not say.
+    pub(crate) kernel: Range<u64>,
+}
+
+/// The state file's content.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct State {
+    /// The release that wrote it, for people.
+    written_by: String,
+    /// Random: which snapshot this is.
+    id: String,
+    /// Of a differential snapshot, the one it was taken after.
+    parent: Option<String>,
+    shape: Shape,
+    chips: Vec<kvm_irqchip>,
+    clock: kvm_clock_data,
+    vcpus: Vec<VcpuState>,
+    devices: Vec<SlotState>,
+    serial: Option<SerialState>,
+    memory: MemoryState,
+}
+
+/// One snapshot's two files, checked as far as they can be alone.
+pub(crate) struct Files {
+    pub(crate) state: State,
+    pub(crate) memory: File,
+}
+
+impl Files {
+    /// `trusted`: the memory file need not be read.
+    pub(crate) fn open(state: &File, memory: File, trusted: bool) -> Result<Self, SnapshotError> {
+        let state = format::read(state)?;
+        state.memory.check_length(&memory)?;
+        if !trusted {
+            state.memory.verify(&memory)?;
+        }
+        Ok(Self { state, memory })
+    }
+}
+
+/// A snapshot with all that it is based on: the full one first, the wanted one last.
+pub(crate) struct Chain(Vec<Files>);
+
+impl Chain {
+    pub(crate) fn new(files: Vec<Files>) -> Result<Self, SnapshotError> {
+        for (index, files) in files.iter().enumerate() {
+            let is_full = files.state.memory.pages.is_none();
+            if is_full != (index == 0) {
+                return Err(SnapshotError::Chain(index + 1));
+            }
+        }
+        let linked = |pair: &[Files]| pair[1].state.parent.as_ref() == Some(&pair[0].state.id);
+        match files.windows(2).position(|pair| !linked(pair)) {
+            Some(index) => Err(SnapshotError::Chain(index + 1)),
+            None => Ok(Self(files)),
+        }
+    }
+
+    /// The machine's state.
+    pub(crate) fn state(&self) -> &State {
+        &self.0[self.0.len() - 1].state
+    }
+}
+
+/// `bytes` random bytes in hexadecimal.
+pub(crate) fn random_hex(bytes: usize) -> Result<String, SnapshotError> {
+    let mut random = vec![0; bytes];
+    getrandom::fill(&mut random).map_err(SnapshotError::Random)?;
+    Ok(hex(&random))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(any(test, feature = "fuzz"))]
+pub(crate) mod tests {
+    use super::*;
+
+    /// A small state with something in each part.
+    pub(crate) fn state() -> State {
+        State {
+            written_by: "a test".to_owned(),
+            id: "00".to_owned(),
+            parent: None,
+            shape: Shape {
+                memory_mib: 32,
+                apic_ids: vec![0],
+                serial: true,
+                kernel: 0..4096,
+            },
+            chips: vec![kvm_irqchip::default(); 3],
+            clock: kvm_clock_data::default(),
+            vcpus: vec![VcpuState::with_leaves(vec![Default::default()])],
+            devices: Vec::new(),
+            serial: None,
+            memory: MemoryState {
+                bytes: 32 << 20,
+                blocks: Vec::new(),
+                pages: None,
+            },
+        }
+    }
+}
