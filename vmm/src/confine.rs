@@ -161,6 +161,7 @@ const MAIN: &[Call] = &[
     any(libc::SYS_fstat),    // log: length of a file; Subject::snapshot
     any(libc::SYS_pwrite64), // snapshot: both files
     any(libc::SYS_mincore),  // memory::resident
+    any(libc::SYS_sysinfo),  // memory::is_never_swapped
     with(libc::SYS_tgkill, 2, libc::SIGUSR1.cast_unsigned()), // Kick::interrupt
     with(libc::SYS_tkill, 1, libc::SIGUSR1.cast_unsigned()), // Kick::interrupt, musl
     with(libc::SYS_fcntl, 1, libc::F_GETFL.cast_unsigned()), // Subject::snapshot: is the file writable

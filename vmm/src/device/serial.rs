@@ -4,7 +4,7 @@
 //! its receiver does not take at once is lost.
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 
 use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::EventFd;
@@ -125,8 +125,11 @@ impl Serial {
             IER if self.divisor_selected() => self.divisor[1] = value,
             DATA => {
                 if self.modem & MCR_LOOPBACK == 0 {
-                    // A full or closed receiver loses output; the guest must not notice.
-                    let _ = self.output.write(&[value]);
+                    // A full or closed receiver loses output; the guest must not notice. Nor does it of a
+                    // pause, which interrupts the call.
+                    while matches!(self.output.write(&[value]), Err(e) if e.kind() == ErrorKind::Interrupted)
+                    {
+                    }
                 }
                 self.transmitted();
             }

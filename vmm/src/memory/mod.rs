@@ -103,8 +103,17 @@ pub(crate) fn map_private(mib: u64, file: &Arc<File>) -> Result<Arc<GuestRam>, M
     Ok(Arc::new(ram))
 }
 
-/// Which pages of a region have content of their own, a byte a page: those that are not there are zero.
-/// Only anonymous memory can be asked.
+/// Whether what [`resident`] leaves out is zero: a host with swap may have put pages there.
+pub(crate) fn is_never_swapped() -> bool {
+    // SAFETY: all zeros are a valid `sysinfo`: it consists of numbers.
+    let mut about: libc::sysinfo = unsafe { std::mem::zeroed() };
+    // SAFETY: the kernel fills `about`, which lives across the call.
+    let asked = unsafe { libc::sysinfo(&raw mut about) };
+    asked == 0 && about.totalswap == 0
+}
+
+/// Which pages of a region have content of their own, a byte a page: those that are not there are zero, or in
+/// swap, see [`is_never_swapped`]. Only anonymous memory can be asked.
 pub(crate) fn resident(
     region: &GuestRegionMmap<DirtyLog>,
     offset: usize,

@@ -126,7 +126,7 @@ impl Subject {
         memory_file: &File,
     ) -> Result<u64, SnapshotError> {
         let mut tracking = self.tracking();
-        let anonymous = self.anonymous;
+        let anonymous = self.anonymous && crate::memory::is_never_swapped();
         let (memory, memory_bytes) = match kind {
             SnapshotKind::Full => {
                 memory::write(memory_file, &self.ram, &Wanted::All { anonymous })?
@@ -166,6 +166,8 @@ impl Subject {
 
     /// From here on pages are noted that the next snapshot differs in.
     fn begin(&self, tracking: &mut Tracking, id: String) -> Result<(), SnapshotError> {
+        // Should this fail halfway, there is nothing to differ from.
+        tracking.base = None;
         let words = |bytes: u64| bytes.div_ceil(PAGE as u64 * 64);
         let room = |r: u64| vec![0; usize::try_from(words(r)).expect("64-bit only")];
         tracking.bits = self.ram.iter().map(|r| room(r.len())).collect();
