@@ -224,12 +224,22 @@ impl Machine {
                 self.state()
             );
             if !self.read_console()? {
+                self.hear_the_end()?;
                 bail!(
                     "the machine ended before {pattern:?} was said; {}",
                     self.state()
                 );
             }
         }
+    }
+
+    /// Of a monitor that is about to end, how it does, and all that it still says.
+    fn hear_the_end(&mut self) -> Result<()> {
+        self.wait(Instant::now() + PATIENCE)?;
+        while readable(self.control.as_fd(), Instant::now())?
+            && self.hear(Duration::ZERO)?.is_some()
+        {}
+        Ok(())
     }
 
     /// Forgets the lines that have been said so far.

@@ -10,7 +10,7 @@ use kvm_bindings::{
 use kvm_ioctls::VcpuFd;
 use serde::{Deserialize, Serialize};
 
-use crate::hv;
+use crate::{hv, report};
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum VcpuError {
@@ -36,10 +36,11 @@ pub(crate) enum VcpuError {
         missing: u32,
     },
     #[error(
-        "the snapshot's guest counts {theirs} kHz and this processor cannot: restore on one with this TSC frequency, or one that can scale it"
+        "the snapshot's guest counts {theirs} kHz, this processor {ours} and cannot scale that: restore on one with the guest's TSC frequency, or one that can"
     )]
     Tsc {
         theirs: u32,
+        ours: u32,
         #[source]
         source: kvm_ioctls::Error,
     },
@@ -74,6 +75,9 @@ const MSRS_MAX: usize = 4096;
 /// What KVM_GET_XSAVE gives.
 const XSAVE_BYTES: u32 = 4096;
 const EXTENDED_STATE: u32 = 0xd;
+
+/// A clock that a guest keeps by its TSC alone goes wrong by no more than this, a minute and a half a day.
+const TSC_TOLERANCE_PPM: u64 = 1000;
 
 fn ioctl(what: &'static str) -> impl Fn(kvm_ioctls::Error) -> VcpuError {
     move |error| VcpuError::Ioctl(what, error)
@@ -126,12 +130,20 @@ impl VcpuState {
         let cpuid =
             CpuId::from_entries(&self.cpuid).map_err(|_| VcpuError::Many("CPUID leaves"))?;
         vcpu.set_cpuid2(&cpuid).map_err(ioctl("set CPUID"))?;
-        if vcpu.get_tsc_khz().ok() != Some(self.tsc_khz) {
-            vcpu.set_tsc_khz(self.tsc_khz)
-                .map_err(|source| VcpuError::Tsc {
-                    theirs: self.tsc_khz,
+        let (theirs, ours) = (self.tsc_khz, vcpu.get_tsc_khz());
+        let ours = ours.map_err(ioctl("get the TSC frequency"))?;
+        match vcpu.set_tsc_khz(theirs) {
+            Ok(()) => {}
+            Err(_) if is_same_tsc(theirs, ours) => report::line(&format!(
+                "the snapshot's guest counts {theirs} kHz and goes on with the {ours} of this processor"
+            )),
+            Err(source) => {
+                return Err(VcpuError::Tsc {
+                    theirs,
+                    ours,
                     source,
-                })?;
+                });
+            }
         }
         vcpu.set_mp_state(self.mp_state)
             .map_err(ioctl("set the run state"))?;
@@ -210,6 +222,12 @@ impl VcpuState {
             msrs: vec![kvm_msr_entry::default(); 3],
         }
     }
+}
+
+/// Whether the two can be measurements of one processor. A kernel measures twice, the second time more than a
+/// second after its start; KVM gives a guest the one of its time, and takes 250 ppm as the same.
+fn is_same_tsc(a_khz: u32, b_khz: u32) -> bool {
+    u64::from(a_khz.abs_diff(b_khz)) * 1_000_000 <= u64::from(a_khz) * TSC_TOLERANCE_PPM
 }
 
 type Register = fn(&kvm_cpuid_entry2) -> u32;
@@ -330,6 +348,12 @@ mod tests {
         assert!(text.contains("leaf 0x7.0x0, ebx, bits 0x10000"), "{text}");
         let error = state.check(&[leaf(0, 9, 2, 3), leaf(7, u32::MAX, 0, 0)]);
         assert!(matches!(error, Err(VcpuError::Maker { .. })));
+    }
+
+    #[test]
+    fn two_measurements_of_one_processor_are_told_from_two_processors() {
+        assert!(is_same_tsc(2_593_869, 2_595_900) && is_same_tsc(2_595_900, 2_593_869));
+        assert!(!is_same_tsc(2_593_869, 2_600_000) && !is_same_tsc(0, 1));
     }
 
     #[test]
