@@ -41,6 +41,11 @@ mod tests {
     }
 
     #[test]
+    fn pmem_an_image_is_memory_that_is_never_written() {
+        run("pmem");
+    }
+
+    #[test]
     fn smoke_a_guest_boots_and_ends_as_it_says_on_any_number_of_processors() {
         run("smoke");
     }

@@ -4,21 +4,26 @@
 //! Refuses: a group that says nothing, and one whose last line never comes.
 
 use std::fs;
+use std::io::{Cursor, Read, Seek, SeekFrom};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use flist::materialise::materialise;
+use flist::pack::Source;
+use flist::store::DirStore;
 use image::assemble::Image;
 use image::kernel::{self, Kind};
 use image::paths::Paths;
 use image::qemu::{Machine, Node};
 use image::setup::BARE_TARGET;
-use types::Bytes;
 use types::cpio::Archive;
+use types::flist::ImageConfig;
+use types::{Bytes, Digest};
 
 use super::report::{END, Line};
 use super::{
-    BZIMAGE, GROUP, HOSTILE, INIT, INITRAMFS, KERNEL, ONLY, SEED, SEED_WORD, VMM, scenario,
+    BZIMAGE, GROUP, HOSTILE, IMAGE, INIT, INITRAMFS, KERNEL, ONLY, SEED, SEED_WORD, VMM, scenario,
 };
 use crate::archive;
 
@@ -122,6 +127,7 @@ fn node(paths: &Paths) -> Result<Vec<u8>> {
     node.character_device("/dev/console", 0o600, CONSOLE)?;
     node.character_device("/dev/null", 0o666, NULL)?;
     node.file(INITRAMFS, 0o644, archive::guest(&program)?)?;
+    node.file(IMAGE, 0o644, erofs(&program)?)?;
     node.file(INIT, 0o755, program)?;
     node.file(VMM, 0o755, monitor(paths)?)?;
     node.file(KERNEL, 0o644, kernel)?;
@@ -129,6 +135,23 @@ fn node(paths: &Paths) -> Result<Vec<u8>> {
     let hostile = archive::built(paths, "hostile", "hostile", BARE_TARGET)?;
     node.file(HOSTILE, 0o644, hostile)?;
     Ok(node.encode())
+}
+
+/// A packed image as our own packer makes it: the disk of a workload.
+fn erofs(program: &[u8]) -> Result<Vec<u8>> {
+    let (tree, kept) = (tempfile::tempdir()?, tempfile::tempdir()?);
+    scenario::pmem::fill(tree.path(), program)?;
+    let mut chunks = DirStore::open(kept.path()).context("make a store")?;
+    let source = Source::Directory(tree.path());
+    let packed = flist::pack::pack(source, &ImageConfig::default(), &mut chunks, &mut |_| {});
+    let packed = packed.context("pack an image")?;
+    let mut disk = tempfile::tempfile().context("make a disk")?;
+    let mut fetch = |stored: &Digest| chunks.read_chunk(stored);
+    materialise(&mut Cursor::new(packed.flist), &mut fetch, &disk).context("unpack an image")?;
+    let mut bytes = Vec::new();
+    disk.seek(SeekFrom::Start(0))?;
+    disk.read_to_end(&mut bytes).context("read an image")?;
+    Ok(bytes)
 }
 
 /// The shipped monitor, where the image is of this very commit; else one of the tree as it stands.

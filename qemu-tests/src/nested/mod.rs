@@ -36,3 +36,5 @@ const KERNEL: &str = "/guest/kernel";
 const BZIMAGE: &str = "/guest/bzImage";
 const INITRAMFS: &str = "/guest/initramfs";
 const HOSTILE: &str = "/guest/hostile";
+/// An EROFS image, for guests that have one as memory.
+const IMAGE: &str = "/guest/image";

@@ -9,6 +9,7 @@ mod disk;
 mod hostile;
 mod kernels;
 mod net;
+pub(super) mod pmem;
 mod smoke;
 mod snapshot;
 
@@ -33,6 +34,7 @@ pub const GROUPS: &[(&str, &[Scenario])] = &[
     ("hostile", hostile::SCENARIOS),
     ("kernels", kernels::SCENARIOS),
     ("net", net::SCENARIOS),
+    ("pmem", pmem::SCENARIOS),
     ("smoke", smoke::SCENARIOS),
     ("snapshot", snapshot::SCENARIOS),
 ];
@@ -45,6 +47,7 @@ const GUESTS: &[&[(&str, Program)]] = &[
     hostile::GUESTS,
     kernels::GUESTS,
     net::GUESTS,
+    pmem::GUESTS,
     smoke::GUESTS,
     snapshot::GUESTS,
 ];
