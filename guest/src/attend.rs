@@ -11,11 +11,11 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags};
 use sys::program::{Failure, Target};
-use types::guest::{RunSpec, ToGuest};
+use types::guest::{FromGuest, Identity, RunSpec, ToGuest};
 
 use crate::console;
 use crate::control::{self, Lines, Streams, now_ms};
-use crate::error::CODE_SETUP;
+use crate::error::{CODE_SETUP, Result};
 use crate::life::{Action, Ending, Event, Life, State, Terms};
 use crate::program::{Program, Started};
 use crate::pump::Pump;
@@ -28,7 +28,17 @@ pub(crate) trait Machine {
     fn reap(&mut self, program: i32) -> io::Result<Option<Ending>>;
     /// Kills every process but init.
     fn kill_all(&mut self);
+    /// Has the program and all it has started stand still; returns when they do. An error: they go on.
+    fn freeze(&mut self) -> Result<()>;
+    fn thaw(&mut self) -> Result<()>;
+    /// New streams to the host: those that there were are gone.
+    fn reconnect(&mut self) -> Result<Streams>;
+    /// Makes the machine differ from all others that go on from the same snapshot.
+    fn take_on(&mut self, identity: &Identity) -> Result<()>;
 }
+
+/// How long the host may take to say who a restored machine is: the line waits for the connection.
+const IDENTITY_MS: u64 = 30_000;
 
 #[derive(Debug)]
 pub(crate) struct Attendant<'a, M> {
@@ -41,6 +51,8 @@ pub(crate) struct Attendant<'a, M> {
     control: OwnedFd,
     /// `None` once the host has said its last word.
     lines: Option<Lines>,
+    /// The machine was restored and does not know who it is; until when it waits for that.
+    nameless_until_ms: Option<u64>,
     stdout: Pump,
     stderr: Pump,
 }
@@ -67,6 +79,7 @@ impl<'a, M: Machine> Attendant<'a, M> {
             report: Some(started.child.report.into()),
             control: streams.control,
             lines: Some(Lines::default()),
+            nameless_until_ms: None,
             stdout: Pump::new(started.stdout, streams.stdout),
             stderr: Pump::new(started.stderr, streams.stderr),
         }
@@ -103,6 +116,9 @@ impl<'a, M: Machine> Attendant<'a, M> {
                 self.step(Event::OutputsClosed);
             }
             self.step(Event::Tick);
+            if self.nameless_until_ms.is_some_and(|at| at <= now_ms()) {
+                self.fail("the host does not say who this machine is".to_owned());
+            }
         }
     }
 
@@ -113,7 +129,8 @@ impl<'a, M: Machine> Attendant<'a, M> {
         fds.extend(self.lines.as_ref().map(|_| readable(self.control.as_fd())));
         fds.extend(self.stdout.interest());
         fds.extend(self.stderr.interest());
-        let timeout = control::timeout(now_ms(), self.life.deadline_ms());
+        let deadlines = [self.life.deadline_ms(), self.nameless_until_ms];
+        let timeout = control::timeout(now_ms(), deadlines.into_iter().flatten().min());
         match nix::poll::poll(&mut fds, timeout) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(errno) => panic!("poll on own descriptors: {errno}"),
@@ -123,11 +140,7 @@ impl<'a, M: Machine> Attendant<'a, M> {
     fn step(&mut self, event: Event) {
         for action in self.life.step(now_ms(), event) {
             match action {
-                Action::Say(message) => {
-                    if let Err(error) = control::say(self.control.as_fd(), &message) {
-                        console::warn(&format!("tell the host {message:?}: {error}"));
-                    }
-                }
+                Action::Say(message) => self.say(&message),
                 Action::SignalProgram(number) => self.signal(number),
                 Action::KillAll => self.machine.kill_all(),
             }
@@ -182,6 +195,11 @@ impl<'a, M: Machine> Attendant<'a, M> {
             Ok(0) => Err("the host closed the control stream".to_owned()),
             Ok(length) => lines.push(&bytes[..length]).map_err(|e| sys::chain(&e)),
             Err(Errno::EAGAIN | Errno::EINTR) => return,
+            // A host that ends the stream is heard as its end. This is the device: it is another one.
+            Err(Errno::ECONNRESET | Errno::ENOTCONN) => match self.restart() {
+                Ok(()) => return,
+                Err(error) => Err(sys::chain(&error)),
+            },
             Err(errno) => Err(format!("read the control stream: {errno}")),
         };
         let messages = heard.unwrap_or_else(|reason| {
@@ -191,10 +209,77 @@ impl<'a, M: Machine> Attendant<'a, M> {
             vec![ToGuest::Stop]
         });
         for message in messages {
-            self.step(match message {
-                ToGuest::Stop => Event::Stop,
-                ToGuest::Signal { number } => Event::Signal { number },
-            });
+            self.obey(message);
+        }
+    }
+
+    fn obey(&mut self, message: ToGuest) {
+        match message {
+            ToGuest::Stop => {
+                // Only who moves can end in its own way.
+                self.thaw();
+                self.step(Event::Stop);
+            }
+            ToGuest::Signal { number } => self.step(Event::Signal { number }),
+            ToGuest::Freeze => {
+                let refused = self.machine.freeze().err().map(|e| sys::chain(&e));
+                self.say(&FromGuest::Frozen { refused });
+            }
+            ToGuest::Thaw => self.thaw(),
+            ToGuest::Restored(identity) => match self.machine.take_on(&identity) {
+                Ok(()) => {
+                    self.nameless_until_ms = None;
+                    self.thaw();
+                    let generation = identity.generation;
+                    self.say(&FromGuest::Restored { generation });
+                }
+                Err(error) => self.fail(sys::chain(&error)),
+            },
+        }
+    }
+
+    /// The machine goes on from a snapshot, and has not been told who it is.
+    fn restart(&mut self) -> Result<()> {
+        if let Err(error) = self.machine.freeze() {
+            console::warn(&sys::chain(&error));
+        }
+        let Streams {
+            control,
+            stdout,
+            stderr,
+        } = self.machine.reconnect()?;
+        self.control = control;
+        self.lines = Some(Lines::default());
+        self.stdout.redirect(stdout);
+        self.stderr.redirect(stderr);
+        self.nameless_until_ms = Some(now_ms().saturating_add(IDENTITY_MS));
+        Ok(())
+    }
+
+    /// Two machines with one identity must not both go on, and this one cannot know of the other.
+    fn fail(&mut self, message: String) {
+        console::error(&format!("restored: {message}"));
+        self.nameless_until_ms = None;
+        self.say(&FromGuest::SetupFailed {
+            stage: "restored".to_owned(),
+            message,
+        });
+        self.machine.kill_all();
+    }
+
+    /// Who does not know who it is stays as it is.
+    fn thaw(&mut self) {
+        if self.nameless_until_ms.is_some() {
+            return;
+        }
+        if let Err(error) = self.machine.thaw() {
+            console::warn(&sys::chain(&error));
+        }
+    }
+
+    fn say(&self, message: &FromGuest) {
+        if let Err(error) = control::say(self.control.as_fd(), message) {
+            console::warn(&format!("tell the host {message:?}: {error}"));
         }
     }
 

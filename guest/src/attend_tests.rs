@@ -4,22 +4,28 @@
 
 use std::io::Write;
 use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 
 use super::*;
+use crate::error::SetupError;
 use crate::program::tests::here;
 
 /// Waits for one child on a thread; "all" is that child's process group.
 struct Fake {
     pid: i32,
     ended: io::PipeReader,
+    /// What was asked of the machine, in order.
+    asked: Arc<Mutex<Vec<String>>>,
+    /// What it connects to when its connections are gone.
+    second: Option<Streams>,
 }
 
 impl Fake {
-    fn new(pid: i32) -> Self {
+    fn new(pid: i32, asked: Arc<Mutex<Vec<String>>>, second: Option<Streams>) -> Self {
         let (ended, mut tell) = io::pipe().expect("a pipe");
         sys::socket::set_nonblocking(&ended).expect("non-blocking");
         std::thread::spawn(move || {
@@ -33,7 +39,17 @@ impl Fake {
             };
             tell.write_all(&bytes).expect("told");
         });
-        Self { pid, ended }
+        Self {
+            pid,
+            ended,
+            asked,
+            second,
+        }
+    }
+
+    fn note(&self, what: &str) {
+        let mut asked = self.asked.lock().expect("no panic while locked");
+        asked.push(what.to_owned());
     }
 }
 
@@ -63,6 +79,30 @@ impl Machine for Fake {
         // Gone already where nothing was left behind.
         let _gone = sys::program::signal(Target::Group(self.pid), libc::SIGKILL);
     }
+
+    fn freeze(&mut self) -> Result<()> {
+        self.note("freeze");
+        Ok(())
+    }
+
+    fn thaw(&mut self) -> Result<()> {
+        self.note("thaw");
+        Ok(())
+    }
+
+    fn reconnect(&mut self) -> Result<Streams> {
+        self.note("reconnect");
+        // Nobody listens.
+        self.second.take().ok_or(SetupError::NoProgram)
+    }
+
+    fn take_on(&mut self, identity: &Identity) -> Result<()> {
+        self.note(&identity.generation);
+        match identity.generation.as_str() {
+            "bad" => Err(SetupError::Identity),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// The host's side of one machine.
@@ -71,16 +111,34 @@ struct Host {
     stdout: UnixStream,
     stderr: UnixStream,
     guest: JoinHandle<Ending>,
+    asked: Arc<Mutex<Vec<String>>>,
 }
 
-fn machine(argv: &[&str], stop_grace_ms: u64) -> Host {
+/// The host's ends of three streams, and the guest's.
+fn streams() -> ([UnixStream; 3], Streams) {
     let pair = || {
         let (host, guest) = UnixStream::pair().expect("a pair");
         guest.set_nonblocking(true).expect("non-blocking");
         (host, OwnedFd::from(guest))
     };
-    let ((control, control_guest), (stdout, stdout_guest), (stderr, stderr_guest)) =
-        (pair(), pair(), pair());
+    let ((a, control), (b, stdout), (c, stderr)) = (pair(), pair(), pair());
+    let guest = Streams {
+        control,
+        stdout,
+        stderr,
+    };
+    ([a, b, c], guest)
+}
+
+fn machine(argv: &[&str], stop_grace_ms: u64) -> Host {
+    restorable(argv, stop_grace_ms, None)
+}
+
+/// A machine that connects to `second` when its connections are gone.
+fn restorable(argv: &[&str], stop_grace_ms: u64, second: Option<Streams>) -> Host {
+    let ([control, stdout, stderr], streams) = streams();
+    let asked = Arc::default();
+    let noted = Arc::clone(&asked);
     let spec: RunSpec = serde_json::from_value(serde_json::json!({
         "hostname": "test", "image_serial": "", "upper_serial": null, "argv": [], "env": [], "user": "",
         "workdir": "/", "stop_signal": libc::SIGTERM, "stop_grace_ms": stop_grace_ms, "link": null,
@@ -90,12 +148,7 @@ fn machine(argv: &[&str], stop_grace_ms: u64) -> Host {
     let guest = std::thread::spawn(move || {
         let program = here(&argv.iter().map(String::as_str).collect::<Vec<_>>());
         let started = program.spawn(None).expect("started");
-        let streams = Streams {
-            control: control_guest,
-            stdout: stdout_guest,
-            stderr: stderr_guest,
-        };
-        let fake = Fake::new(started.child.pid);
+        let fake = Fake::new(started.child.pid, noted, second);
         Attendant::new(fake, &spec, &program, started, streams)
             .run()
             .0
@@ -105,6 +158,7 @@ fn machine(argv: &[&str], stop_grace_ms: u64) -> Host {
         stdout,
         stderr,
         guest,
+        asked,
     }
 }
 
@@ -266,4 +320,87 @@ fn a_lost_or_garbled_control_stream_stops_the_machine() {
         host.guest.join().expect("no panic").signal,
         Some(libc::SIGTERM)
     );
+}
+
+/// The device forgets its connections. Of a local socket that is one whose end goes with something unread.
+fn cut(host: &mut Host, second: [UnixStream; 3]) {
+    let unread = PollFd::new(host.control.as_fd(), PollFlags::POLLIN);
+    nix::poll::poll(&mut [unread], nix::poll::PollTimeout::NONE)
+        .expect("the guest has said something");
+    [host.control, host.stdout, host.stderr] = second;
+}
+
+/// A program that says a word when it is signalled.
+const ANSWERS: [&str; 3] = [
+    "sh",
+    "-c",
+    "trap 'echo answer' USR1; echo up; while :; do sleep 0.05; done",
+];
+
+#[test]
+fn a_restored_machine_knows_who_it_is_before_its_program_goes_on() {
+    let (ours, theirs) = streams();
+    let mut host = restorable(&ANSWERS, 1000, Some(theirs));
+    let mut up = [0; 3];
+    host.stdout.read_exact(&mut up).expect("output");
+    cut(&mut host, ours);
+    let identity = Identity {
+        generation: "new".to_owned(),
+        entropy: String::new(),
+        time_ns: 0,
+        link: None,
+        hostname: None,
+    };
+    let restored = ToGuest::Restored(Box::new(identity));
+    // What comes before it does not move the program.
+    for message in [ToGuest::Thaw, restored, ToGuest::Signal { number: 10 }] {
+        let mut line = serde_json::to_vec(&message).expect("plain data");
+        line.push(b'\n');
+        host.control.write_all(&line).expect("told");
+    }
+    assert_eq!(
+        heard(&mut host),
+        "{\"restored\":{\"generation\":\"new\"}}\n"
+    );
+    let mut answer = [0; 7];
+    host.stdout.read_exact(&mut answer).expect("output");
+    assert_eq!(&answer, b"answer\n");
+    let asked = host.asked.lock().expect("no panic").clone();
+    assert_eq!(asked, ["freeze", "reconnect", "new", "thaw"]);
+    host.control.write_all(b"\"stop\"\n").expect("told");
+    let ending = host.guest.join().expect("no panic");
+    assert_eq!(ending.signal, Some(libc::SIGTERM));
+}
+
+#[test]
+fn a_restored_machine_that_cannot_become_one_of_its_own_says_so_and_ends() {
+    let (ours, theirs) = streams();
+    let mut host = restorable(&ANSWERS, 60_000, Some(theirs));
+    cut(&mut host, ours);
+    let line =
+        "{\"restored\":{\"generation\":\"bad\",\"entropy\":\"\",\"time_ns\":0,\"link\":null}}\n";
+    host.control.write_all(line.as_bytes()).expect("told");
+    let message = heard(&mut host);
+    assert!(
+        message.contains("setup_failed") && message.contains("restored"),
+        "{message}"
+    );
+    let ending = host.guest.join().expect("no panic");
+    assert_eq!(ending.signal, Some(libc::SIGKILL));
+    let asked = host.asked.lock().expect("no panic").clone();
+    assert_eq!(asked, ["freeze", "reconnect", "bad"]);
+}
+
+#[test]
+fn a_program_stands_still_and_goes_on_as_the_host_asks() {
+    let mut host = machine(&ANSWERS, 1000);
+    heard(&mut host);
+    host.control.write_all(b"\"freeze\"\n").expect("told");
+    assert_eq!(heard(&mut host), "{\"frozen\":{\"refused\":null}}\n");
+    host.control
+        .write_all(b"\"thaw\"\n\"stop\"\n")
+        .expect("told");
+    host.guest.join().expect("no panic");
+    let asked = host.asked.lock().expect("no panic").clone();
+    assert_eq!(asked, ["freeze", "thaw", "thaw"]);
 }

@@ -133,9 +133,15 @@ fn line(message: &FromGuest) -> Vec<u8> {
                 message,
             }
         }
-        FromGuest::Started { .. } | FromGuest::Settling | FromGuest::Exited { .. } => {
-            message.clone()
-        }
+        FromGuest::Frozen { refused } => FromGuest::Frozen {
+            refused: refused
+                .as_ref()
+                .map(|why| why.chars().take(MESSAGE_CHARS_MAX).collect()),
+        },
+        FromGuest::Started { .. }
+        | FromGuest::Settling
+        | FromGuest::Restored { .. }
+        | FromGuest::Exited { .. } => message.clone(),
     };
     let mut line = serde_json::to_vec(&message).expect("plain data without maps always serialises");
     line.push(b'\n');

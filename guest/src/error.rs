@@ -42,6 +42,14 @@ pub(crate) enum SetupError {
     NoGroup { group: String },
     #[error("there is no program to run: set `entrypoint` or `command`")]
     NoProgram,
+    #[error("the host's identity for this machine has a generation or entropy of another form")]
+    Identity,
+    #[error("the machine was started without a network card and cannot be given one's address")]
+    NoCard,
+    #[error(
+        "the program does not stand still within {seconds} seconds: one of its threads waits for a device"
+    )]
+    Moving { seconds: u64 },
     #[error("{what} contains a NUL byte")]
     Nul { what: &'static str },
 }

@@ -24,6 +24,7 @@ mod mounts;
 mod names;
 mod program;
 mod pump;
+mod restored;
 mod root;
 mod rtnetlink;
 mod user;
@@ -35,13 +36,14 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use sys::error::During;
 use sys::process::Ended;
 use sys::signal::{Signal, Signals};
-use types::guest::{FromGuest, RUN_SPEC_PATH, RunSpec};
+use types::guest::{FromGuest, Identity, RUN_SPEC_PATH, RunSpec};
 
 use crate::attend::{Attendant, Machine};
 use crate::control::Streams;
 use crate::error::{CODE_SETUP, Result, SetupError};
 use crate::life::Ending;
 use crate::program::{Program, Started};
+use crate::restored::Standing;
 
 /// Longest run specification: its arguments are at most `deployment::ARGS_MAX_BYTES`, the image's
 /// environment is of that order, and escaping can make six bytes of one.
@@ -76,7 +78,10 @@ const PHASES: [Phase; 6] = [
     },
     Phase {
         name: "names",
-        run: |setup| names::write(&setup.spec),
+        run: |setup| {
+            names::write(&setup.spec)?;
+            restored::first()
+        },
     },
     Phase {
         name: "network",
@@ -123,7 +128,15 @@ fn live(streams: Streams) {
     let mut layer = None;
     let (ending, streams) = match set_up(&mut layer) {
         Ok((spec, program, signals, started)) => {
-            Attendant::new(Guest(signals), &spec, &program, started, streams).run()
+            let standing = Standing::new(&spec);
+            Attendant::new(
+                Guest { signals, standing },
+                &spec,
+                &program,
+                started,
+                streams,
+            )
+            .run()
         }
         Err(Failed { stage, error }) => {
             let message = sys::chain(&error);
@@ -214,16 +227,19 @@ fn read_spec() -> Result<RunSpec> {
 
 /// The real machine: init is everybody's last parent.
 #[derive(Debug)]
-struct Guest(Signals);
+struct Guest {
+    signals: Signals,
+    standing: Standing,
+}
 
 impl Machine for Guest {
     fn children(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.signals.as_fd()
     }
 
     fn reap(&mut self, program: i32) -> io::Result<Option<Ending>> {
         // Emptied first: a child that ends after this makes the descriptor readable again.
-        while self.0.next().map_err(|error| error.source)?.is_some() {}
+        while self.signals.next().map_err(|error| error.source)?.is_some() {}
         let mut found = None;
         while let Some((pid, ended)) = sys::program::reap()? {
             if pid == program {
@@ -244,5 +260,21 @@ impl Machine for Guest {
         if let Err(error) = sys::signal::send_all(Signal::SIGKILL) {
             console::warn(&sys::chain(&error));
         }
+    }
+
+    fn freeze(&mut self) -> Result<()> {
+        restored::freeze()
+    }
+
+    fn thaw(&mut self) -> Result<()> {
+        restored::thaw()
+    }
+
+    fn reconnect(&mut self) -> Result<Streams> {
+        Streams::connect()
+    }
+
+    fn take_on(&mut self, identity: &Identity) -> Result<()> {
+        self.standing.take_on(identity)
     }
 }

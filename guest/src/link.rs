@@ -1,6 +1,6 @@
 //! The guest's network: loopback, and the one card of the specification.
 //!
-//! Owns: their settings and the order in which they are made. Refuses: DHCP; the host has decided.
+//! Owns: their settings and the order in which they are made, and made anew. Refuses: DHCP; the host has decided.
 
 use std::fs;
 
@@ -8,7 +8,7 @@ use types::guest::Link;
 
 use crate::console;
 use crate::device;
-use crate::error::Result;
+use crate::error::{Result, SetupError};
 use crate::rtnetlink::{Request, Socket};
 
 /// The kernel numbers loopback first.
@@ -45,9 +45,85 @@ pub(crate) fn bring_up(link: Option<&Link>) -> Result<()> {
     })
 }
 
+/// In a restored machine: the card becomes another one.
+pub(crate) fn change(old: Option<&Link>, new: &Link) -> Result<()> {
+    let old = old.ok_or(SetupError::NoCard)?;
+    let (name, index) = device::card(old.mac)?;
+    // Neighbours that knew this address under another card's learn it anew.
+    set(&format!("/proc/sys/net/ipv4/conf/{name}/arp_notify"), "1");
+    let mut socket = Socket::open()?;
+    for request in changes(index, old, new) {
+        match (socket.ask(request), request) {
+            // Whoever runs here may have taken it away before.
+            (Err(error), Request::RemoveAddress { .. }) => console::warn(&sys::chain(&error)),
+            (other, _) => other?,
+        }
+    }
+    Ok(())
+}
+
+fn changes(index: u32, old: &Link, new: &Link) -> Vec<Request> {
+    let link = index;
+    let mut requests = vec![Request::Down { link }];
+    if old.address != new.address {
+        let address = old.address;
+        requests.push(Request::RemoveAddress { link, address });
+    }
+    let (mac, mtu) = (new.mac, Some(new.mtu));
+    let (address, gateway) = (new.address, new.gateway);
+    requests.extend([
+        Request::Hardware { link, mac },
+        Request::Up { link, mtu },
+        Request::Address { link, address },
+        Request::DefaultRoute { link, gateway },
+    ]);
+    requests
+}
+
 /// A setting without which the network works too.
 fn set(path: &str, value: &str) {
     if let Err(error) = fs::write(path, value) {
         console::warn(&format!("write {value:?} to {path}: {error}"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_card_becomes_another_while_it_is_down() {
+        let old = Link {
+            mac: types::Mac([2, 0, 0, 0, 0, 1]),
+            address: "10.1.0.2/24".parse().expect("an address"),
+            gateway: "10.1.0.1".parse().expect("an address"),
+            dns: "10.1.0.1".parse().expect("an address"),
+            mtu: 1500,
+        };
+        let new = Link {
+            mac: types::Mac([2, 0, 0, 0, 0, 2]),
+            address: "10.1.0.3/24".parse().expect("an address"),
+            ..old.clone()
+        };
+        let requests = changes(7, &old, &new);
+        let place = |wanted: Request| requests.iter().position(|r| *r == wanted);
+        let hardware = place(Request::Hardware {
+            link: 7,
+            mac: new.mac,
+        });
+        let up = place(Request::Up {
+            link: 7,
+            mtu: Some(1500),
+        });
+        assert_eq!(place(Request::Down { link: 7 }), Some(0));
+        assert!(hardware.is_some() && hardware < up, "{requests:?}");
+        let gone = place(Request::RemoveAddress {
+            link: 7,
+            address: old.address,
+        });
+        assert!(gone.is_some(), "{requests:?}");
+        let same = changes(7, &old, &old);
+        let is_removal = |r: &Request| matches!(r, Request::RemoveAddress { .. });
+        assert!(!same.iter().any(is_removal), "{same:?}");
     }
 }

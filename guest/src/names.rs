@@ -9,19 +9,24 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use sys::error::During;
+use types::Name;
 use types::guest::{Link, RunSpec};
 
 use crate::error::Result;
 use crate::root::ensure;
 
 pub(crate) fn write(spec: &RunSpec) -> Result<()> {
-    let name = spec.hostname.as_str();
+    set(&spec.hostname, spec.link.as_ref())
+}
+
+pub(crate) fn set(name: &Name, link: Option<&Link>) -> Result<()> {
+    let name = name.as_str();
     nix::unistd::sethostname(name).during(|| format!("set the host name to {name}"))?;
     ensure("/etc", 0o755)?;
     let etc = Path::new("/etc");
     replace(etc, "hostname", &format!("{name}\n"))?;
-    replace(etc, "hosts", &hosts(name, spec.link.as_ref()))?;
-    match &spec.link {
+    replace(etc, "hosts", &hosts(name, link))?;
+    match link {
         Some(link) => replace(etc, "resolv.conf", &format!("nameserver {}\n", link.dns)),
         // Without a network the image's own is as good as any.
         None => Ok(()),
@@ -39,7 +44,7 @@ fn hosts(name: &str, link: Option<&Link>) -> String {
 
 /// Makes `directory/name` a regular file with this content, whatever it was; leaves it alone where it
 /// is that already, so that a restart writes nothing.
-fn replace(directory: &Path, name: &str, content: &str) -> Result<()> {
+pub(crate) fn replace(directory: &Path, name: &str, content: &str) -> Result<()> {
     let path = directory.join(name);
     let during = || format!("write {}", path.display());
     let regular = fs::symlink_metadata(&path).is_ok_and(|m| {

@@ -27,7 +27,7 @@ const FILES_HARD: u64 = 524_288;
 /// Longest `/etc/passwd` or `/etc/group` that is read: ten thousand users fit.
 const ACCOUNTS_BYTES_MAX: usize = 1 << 20;
 /// The cgroup of the program and all it starts.
-const CGROUP: &str = "/sys/fs/cgroup/program";
+pub(crate) const CGROUP: &str = "/sys/fs/cgroup/program";
 
 /// Everything about the program that can be decided before it is started.
 #[derive(Debug)]
@@ -73,7 +73,7 @@ pub(crate) fn oom_kills() -> u64 {
     count(&events, "oom_kill")
 }
 
-fn count(events: &str, name: &str) -> u64 {
+pub(crate) fn count(events: &str, name: &str) -> u64 {
     let mut pairs = events.lines().filter_map(|line| line.split_once(' '));
     pairs
         .find(|(key, _)| *key == name)

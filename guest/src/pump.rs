@@ -97,6 +97,8 @@ impl Pump {
         match nix::unistd::write(&self.socket, &self.buffer[self.unsent.clone()]) {
             Ok(written) => self.unsent.start += written,
             Err(Errno::EAGAIN | Errno::EINTR) => {}
+            // The machine is restored: the loop brings another socket before it looks here again.
+            Err(Errno::ECONNRESET | Errno::ENOTCONN) => {}
             Err(_) => {
                 self.unsent = 0..0;
                 if self.state == State::Open {
@@ -104,6 +106,16 @@ impl Pump {
                 }
             }
         }
+    }
+
+    /// Goes on to another socket. What the one before had taken may be lost.
+    pub(crate) fn redirect(&mut self, socket: OwnedFd) {
+        self.socket = socket;
+        self.state = match self.state {
+            State::Open | State::Deaf => State::Open,
+            // Closed again, once this one has the rest.
+            State::Ended | State::Closed => State::Ended,
+        };
     }
 
     /// The socket, half-closed whether or not everything was sent.
@@ -170,6 +182,36 @@ mod tests {
             pump.advance();
         }
         assert_eq!(reader.join().expect("no panic"), written);
+    }
+
+    #[test]
+    fn another_socket_gets_what_the_first_did_not_take() {
+        let (mut pump, mut program, host) = pump();
+        drop(host);
+        program.write_all(b"lost").expect("write");
+        pump.advance();
+        for ended in [false, true, true] {
+            program.write_all(b"kept").expect("write");
+            let (ours, mut host) = UnixStream::pair().expect("a pair");
+            ours.set_nonblocking(true).expect("non-blocking");
+            pump.redirect(ours.into());
+            if ended {
+                let (none, write) = std::io::pipe().expect("a pipe");
+                drop(none);
+                program = write;
+            }
+            pump.advance();
+            if !ended {
+                let mut bytes = [0; 4];
+                host.read_exact(&mut bytes).expect("bytes");
+                assert_eq!(&bytes, b"kept");
+            } else {
+                pump.advance();
+                assert!(pump.closed());
+                host.read_to_end(&mut Vec::new()).expect("it ends");
+                return;
+            }
+        }
     }
 
     #[test]

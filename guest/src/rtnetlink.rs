@@ -1,4 +1,4 @@
-//! The four rtnetlink requests that bring a link up.
+//! The rtnetlink requests that bring a link up, and make it another.
 //!
 //! Owns: their bytes (linux/rtnetlink.h) and one blocking socket.
 //! Refuses: reading the kernel's tables. Nothing else configures a network in this VM before its program.
@@ -9,13 +9,14 @@ use std::os::fd::{AsRawFd, OwnedFd};
 
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType};
 use sys::error::During;
-use types::Cidr;
+use types::{Cidr, Mac};
 
 use crate::error::{Result, SetupError};
 
 const NLMSG_ERROR: u16 = 2;
 const RTM_NEWLINK: u16 = 16;
 const RTM_NEWADDR: u16 = 20;
+const RTM_DELADDR: u16 = 21;
 const RTM_NEWROUTE: u16 = 24;
 /// NLM_F_REQUEST | NLM_F_ACK.
 const CHANGE: u16 = 1 | 4;
@@ -23,6 +24,7 @@ const CHANGE: u16 = 1 | 4;
 const SET: u16 = CHANGE | 0x400 | 0x100;
 const AF_INET: u8 = 2;
 const IFF_UP: u32 = 1;
+const IFLA_ADDRESS: u16 = 1;
 const IFLA_MTU: u16 = 4;
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
@@ -42,9 +44,31 @@ const ANSWER_BYTES_MAX: usize = 4096;
 /// One request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Request {
-    Up { link: u32, mtu: Option<u16> },
-    Address { link: u32, address: Cidr },
-    DefaultRoute { link: u32, gateway: Ipv4Addr },
+    Up {
+        link: u32,
+        mtu: Option<u16>,
+    },
+    /// Its routes and neighbours go, its IPv4 addresses stay.
+    Down {
+        link: u32,
+    },
+    /// Of a link that is down.
+    Hardware {
+        link: u32,
+        mac: Mac,
+    },
+    Address {
+        link: u32,
+        address: Cidr,
+    },
+    RemoveAddress {
+        link: u32,
+        address: Cidr,
+    },
+    DefaultRoute {
+        link: u32,
+        gateway: Ipv4Addr,
+    },
 }
 
 impl Request {
@@ -52,17 +76,25 @@ impl Request {
     fn encode(self, sequence: u32) -> Vec<u8> {
         match self {
             Self::Up { link, mtu } => {
-                // struct ifinfomsg: family, padding, type, index, flags, mask of flags to change.
-                let mut body = vec![0; 4];
-                body.extend(
-                    [link, IFF_UP, IFF_UP]
-                        .iter()
-                        .flat_map(|word| word.to_ne_bytes()),
-                );
+                let mut body = link_body(link, IFF_UP, IFF_UP);
                 if let Some(mtu) = mtu {
                     attribute(&mut body, IFLA_MTU, &u32::from(mtu).to_ne_bytes());
                 }
                 message(RTM_NEWLINK, CHANGE, sequence, &body)
+            }
+            Self::Down { link } => {
+                message(RTM_NEWLINK, CHANGE, sequence, &link_body(link, 0, IFF_UP))
+            }
+            Self::Hardware { link, mac } => {
+                let mut body = link_body(link, 0, 0);
+                attribute(&mut body, IFLA_ADDRESS, &mac.0);
+                message(RTM_NEWLINK, CHANGE, sequence, &body)
+            }
+            Self::RemoveAddress { link, address } => {
+                let mut body = vec![AF_INET, address.prefix(), 0, 0];
+                body.extend(link.to_ne_bytes());
+                attribute(&mut body, IFA_LOCAL, &address.address.octets());
+                message(RTM_DELADDR, CHANGE, sequence, &body)
             }
             Self::Address { link, address } => {
                 // struct ifaddrmsg: family, prefix length, flags, scope (universe), index.
@@ -111,11 +143,24 @@ fn message(kind: u16, flags: u16, sequence: u32, body: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// Every value here is four bytes, so no padding follows.
-fn attribute(body: &mut Vec<u8>, kind: u16, value: &[u8; 4]) {
-    body.extend(8u16.to_ne_bytes());
+/// struct ifinfomsg: family, padding, type, index, flags, mask of flags to change.
+fn link_body(link: u32, flags: u32, mask: u32) -> Vec<u8> {
+    let mut body = vec![0; 4];
+    body.extend(
+        [link, flags, mask]
+            .iter()
+            .flat_map(|word| word.to_ne_bytes()),
+    );
+    body
+}
+
+/// Padded to four bytes, which the length does not count.
+fn attribute(body: &mut Vec<u8>, kind: u16, value: &[u8]) {
+    let length = u16::try_from(4 + value.len()).expect("values are a few bytes");
+    body.extend(length.to_ne_bytes());
     body.extend(kind.to_ne_bytes());
     body.extend(value);
+    body.resize(body.len().next_multiple_of(4), 0);
 }
 
 /// The kernel's answer to the request with this number.
@@ -204,6 +249,26 @@ mod tests {
             [
                 8, 0, 2, 0, 10, 1, 2, 3, 8, 0, 1, 0, 10, 1, 2, 3, 8, 0, 4, 0, 10, 1, 2, 255
             ]
+        );
+    }
+
+    #[test]
+    fn a_link_goes_down_and_gets_another_address() {
+        let down = Request::Down { link: 2 }.encode(1);
+        assert_eq!(down[16..], [0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0]);
+        let mac = Mac([2, 3, 4, 5, 6, 7]);
+        let hardware = Request::Hardware { link: 2, mac }.encode(1);
+        assert_eq!(hardware[0], 16 + 16 + 12);
+        assert_eq!(
+            hardware[32..],
+            [10, 0, 1, 0, 2, 3, 4, 5, 6, 7, 0, 0] // length without padding, IFLA_ADDRESS
+        );
+        let address = "10.1.2.3/24".parse().expect("an address");
+        let remove = Request::RemoveAddress { link: 2, address }.encode(1);
+        assert_eq!(remove[4], 21);
+        assert_eq!(
+            remove[16..],
+            [2, 24, 0, 0, 2, 0, 0, 0, 8, 0, 2, 0, 10, 1, 2, 3]
         );
     }
 

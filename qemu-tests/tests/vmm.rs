@@ -46,6 +46,11 @@ mod tests {
     }
 
     #[test]
+    fn restore_clones_become_machines_of_their_own_before_their_programs_go_on() {
+        run("restore");
+    }
+
+    #[test]
     fn smoke_a_guest_boots_and_ends_as_it_says_on_any_number_of_processors() {
         run("smoke");
     }

@@ -409,7 +409,8 @@ fn revive(
 ) -> Result<(), SetupError> {
     state.restore_devices(slots, &shared.pio)?;
     let link = spec.restore.as_ref().and_then(|r| r.link.clone());
-    let identity = snapshot::machine::identity(ram, link)?;
+    let mut identity = snapshot::machine::identity(ram, link)?;
+    identity.hostname = spec.restore.as_ref().and_then(|r| r.hostname.clone());
     let added = lines.add(&ToGuest::Restored(Box::new(identity)));
     assert!(added, "the first line finds room");
     Ok(())

@@ -11,6 +11,11 @@ use crate::{Cidr, Mac, Name};
 
 /// Path of the [`RunSpec`] inside the guest's initramfs, JSON.
 pub const RUN_SPEC_PATH: &str = "/run.json";
+/// In the program's root, for programs to read: the machine's generation, 32 hexadecimal digits and a line end.
+/// Replaced by a rename, which inotify(7) tells who watches the directory.
+pub const GENERATION_PATH: &str = "/run/sifr/generation";
+/// What stands there in a machine that has booted and was not restored since.
+pub const FIRST_GENERATION: &str = "00000000000000000000000000000000";
 /// Host vsock port of the control stream: JSON lines both ways, [`FromGuest`] and [`ToGuest`].
 pub const CONTROL_PORT: u32 = 1024;
 /// Host vsock ports of the raw standard output and standard error streams.
@@ -70,6 +75,9 @@ pub struct Identity {
     pub time_ns: u64,
     /// What the network card is now; `None`: as it was.
     pub link: Option<Link>,
+    /// What the machine is called now; `None`: as it was.
+    #[serde(default)]
+    pub hostname: Option<Name>,
 }
 
 /// Guest to host, one JSON object a line.
@@ -82,8 +90,10 @@ pub enum FromGuest {
     SetupFailed { stage: String, message: String },
     /// The program has ended. Its output is on its way, then what it wrote goes to the disk; `Exited` follows.
     Settling,
-    /// The guest has taken on its new identity after a restore.
+    /// The guest has taken on its new identity after a restore, and its program goes on.
     Restored { generation: String },
+    /// The answer to `Freeze`. With `refused`, the program goes on, and this is why.
+    Frozen { refused: Option<String> },
     /// The program ended. `code` is 128 + signal where a signal ended it.
     Exited {
         code: i32,
@@ -100,6 +110,11 @@ pub enum ToGuest {
     Stop,
     /// Send one signal to the program.
     Signal { number: i32 },
+    /// Have the program and all that it has started stand still: what is restored from a snapshot of now runs
+    /// nothing of theirs before it has a new identity.
+    Freeze,
+    /// Have them go on.
+    Thaw,
     /// The first line after the machine was restored from a snapshot: others may have been, too.
     Restored(Box<Identity>),
 }

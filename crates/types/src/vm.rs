@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::guest::{FromGuest, Link, ToGuest};
 use crate::metrics::Machine;
-use crate::{Mac, VmId};
+use crate::{Mac, Name, VmId};
 
 /// Descriptor of the JSON [`VmSpec`] in a new VMM process (a sealed memfd or pipe, read to its end).
 pub const SPEC_FD: i32 = 3;
@@ -102,6 +102,9 @@ pub struct Restore {
     /// What the guest's network card becomes, where it is to have another address.
     #[serde(default)]
     pub link: Option<Link>,
+    /// What the guest is called, where it is to have another name.
+    #[serde(default)]
+    pub hostname: Option<Name>,
 }
 
 /// A snapshot that another one is based on.

@@ -36,6 +36,7 @@ enum Once {
     SetupFailed,
     Settling,
     Restored,
+    Frozen,
     Exited,
     Panicked,
     Stopped,
@@ -75,6 +76,8 @@ impl Conversation {
             FromVmm::Guest(FromGuest::SetupFailed { .. }) => Once::SetupFailed,
             FromVmm::Guest(FromGuest::Settling) => Once::Settling,
             FromVmm::Guest(FromGuest::Restored { .. }) => Once::Restored,
+            // Nobody here asks for it.
+            FromVmm::Guest(FromGuest::Frozen { .. }) => Once::Frozen,
             FromVmm::Guest(FromGuest::Exited { .. }) => Once::Exited,
             FromVmm::Panicked { .. } => Once::Panicked,
             FromVmm::Stopped { .. } => Once::Stopped,

@@ -394,6 +394,9 @@ impl NodeHost {
             FromVmm::Guest(FromGuest::Restored { generation }) => {
                 log::info!("{vm} is restored as generation {}", printable(&generation));
             }
+            FromVmm::Guest(FromGuest::Frozen { .. }) => {
+                log::warn!("{vm} says that it stands still, and nobody has asked for that");
+            }
             FromVmm::Guest(FromGuest::Exited {
                 code,
                 signal,

@@ -1,13 +1,16 @@
-//! The program of the nested laboratory: init of its node, and of its guests.
+//! The program of the nested laboratory: init of its node and of its guests, and a tenant's program.
 //!
-//! Owns: finding out which of the two it is. Refuses: being in a shipped image.
+//! Owns: finding out which of them it is. Refuses: being in a shipped image.
 #![forbid(unsafe_code)]
 
 use nix::sys::reboot::RebootMode;
 use qemu_tests::inside;
-use qemu_tests::nested::{GUEST, guest, node};
+use qemu_tests::nested::{GUEST, TENANT, guest, node, tenant};
 
 fn main() {
+    if let Ok(word) = std::env::var(TENANT) {
+        return tenant::main(&word);
+    }
     match std::env::var(GUEST) {
         Ok(word) => guest::main(&word),
         Err(_) => node::main(),

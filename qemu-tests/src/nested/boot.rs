@@ -23,7 +23,8 @@ use types::{Bytes, Digest};
 
 use super::report::{END, Line};
 use super::{
-    BZIMAGE, GROUP, HOSTILE, IMAGE, INIT, INITRAMFS, KERNEL, ONLY, SEED, SEED_WORD, VMM, scenario,
+    BZIMAGE, CONTAINER_INITRAMFS, GROUP, HOSTILE, IMAGE, INIT, INITRAMFS, KERNEL, ONLY, SEED,
+    SEED_WORD, VMM, scenario,
 };
 use crate::archive;
 
@@ -127,6 +128,8 @@ fn node(paths: &Paths) -> Result<Vec<u8>> {
     node.character_device("/dev/console", 0o600, CONSOLE)?;
     node.character_device("/dev/null", 0o666, NULL)?;
     node.file(INITRAMFS, 0o644, archive::guest(&program)?)?;
+    let init = archive::built(paths, "guest", "sifr-guest", RUST_TARGET)?;
+    node.file(CONTAINER_INITRAMFS, 0o644, archive::guest(&init)?)?;
     node.file(IMAGE, 0o644, erofs(&program)?)?;
     node.file(INIT, 0o755, program)?;
     node.file(VMM, 0o755, monitor(paths)?)?;

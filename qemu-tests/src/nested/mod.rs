@@ -11,6 +11,7 @@ pub mod link;
 pub mod node;
 pub mod report;
 pub mod scenario;
+pub mod tenant;
 pub mod toolkit;
 
 pub use boot::run;
@@ -20,6 +21,8 @@ pub use boot::run;
 pub const GROUP: &str = "nested";
 /// The environment variable, set on a guest's kernel command line, that names the guest's program.
 pub const GUEST: &str = "guest";
+/// The environment variable that names a tenant's program, in a container in a guest with our own init.
+pub const TENANT: &str = "tenant";
 /// The environment variable of this machine that picks one scenario of a group.
 pub const ONLY: &str = "NESTED_SCENARIO";
 /// The environment variable of this machine that holds a seed for scenarios with random parts, so that what
@@ -36,5 +39,9 @@ const KERNEL: &str = "/guest/kernel";
 const BZIMAGE: &str = "/guest/bzImage";
 const INITRAMFS: &str = "/guest/initramfs";
 const HOSTILE: &str = "/guest/hostile";
-/// An EROFS image, for guests that have one as memory.
+/// An EROFS image, for guests that have one as memory, and for containers.
 const IMAGE: &str = "/guest/image";
+/// Our own init's archive, without a run specification.
+const CONTAINER_INITRAMFS: &str = "/guest/container";
+/// This very program, in that image.
+const PROGRAM: &str = "/program";

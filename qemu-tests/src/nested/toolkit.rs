@@ -449,7 +449,7 @@ impl Drop for Machine {
     }
 }
 
-fn open(path: &str) -> Result<File> {
+pub(super) fn open(path: &str) -> Result<File> {
     let device = path.starts_with("/dev/");
     let file = File::options().read(true).write(device).open(path);
     file.with_context(|| format!("open {path}"))

@@ -97,7 +97,10 @@ impl Outbox {
             FromVmm::Guest(FromGuest::Exited { .. }) => self.exited.store(true, Ordering::Relaxed),
             FromVmm::Guest(FromGuest::Started { .. }) => self.life.program(),
             FromVmm::Guest(
-                FromGuest::SetupFailed { .. } | FromGuest::Settling | FromGuest::Restored { .. },
+                FromGuest::SetupFailed { .. }
+                | FromGuest::Settling
+                | FromGuest::Restored { .. }
+                | FromGuest::Frozen { .. },
             )
             | FromVmm::Running { .. }
             | FromVmm::GuestInit { .. }

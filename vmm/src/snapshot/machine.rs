@@ -356,5 +356,6 @@ pub(crate) fn identity(ram: &GuestRam, link: Option<Link>) -> Result<Identity, S
         entropy: random_hex(ENTROPY_BYTES)?,
         time_ns: u64::try_from(time_ns).unwrap_or(u64::MAX),
         link,
+        hostname: None,
     })
 }

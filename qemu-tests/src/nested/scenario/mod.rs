@@ -10,6 +10,7 @@ mod hostile;
 mod kernels;
 mod net;
 pub(super) mod pmem;
+mod restore;
 mod smoke;
 mod snapshot;
 
@@ -35,6 +36,7 @@ pub const GROUPS: &[(&str, &[Scenario])] = &[
     ("kernels", kernels::SCENARIOS),
     ("net", net::SCENARIOS),
     ("pmem", pmem::SCENARIOS),
+    ("restore", restore::SCENARIOS),
     ("smoke", smoke::SCENARIOS),
     ("snapshot", snapshot::SCENARIOS),
 ];
@@ -71,6 +73,13 @@ pub fn guest(word: &str) -> Result<Program> {
     let mut all = GUESTS.iter().flat_map(|table| table.iter());
     let found = all.find(|(name, _)| *name == word);
     let (_, program) = found.with_context(|| format!("no guest is called {word:?}"))?;
+    Ok(*program)
+}
+
+/// The tenant's program of that name.
+pub fn tenant(word: &str) -> Result<Program> {
+    let found = restore::TENANTS.iter().find(|(name, _)| *name == word);
+    let (_, program) = found.with_context(|| format!("no tenant is called {word:?}"))?;
     Ok(*program)
 }
 

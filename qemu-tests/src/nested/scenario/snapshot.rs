@@ -165,7 +165,7 @@ fn listen(connection: &mut Option<OwnedFd>) -> Result<()> {
 }
 
 /// A file of a tmpfs, with no name.
-fn file() -> Result<File> {
+pub(super) fn file() -> Result<File> {
     tempfile::tempfile_in(FILES).context("make a file")
 }
 
@@ -175,9 +175,9 @@ fn again(file: &File) -> Result<File> {
 }
 
 /// What a snapshot consists of.
-struct Files {
-    state: File,
-    memory: File,
+pub(super) struct Files {
+    pub(super) state: File,
+    pub(super) memory: File,
 }
 
 impl Files {
@@ -215,6 +215,7 @@ fn restored<'a>(node: &'a Node, cpus: u8, disk: &File, files: &[&Files]) -> Resu
         mode: RestoreMode::Private,
         trusted: true,
         link: None,
+        hostname: None,
     });
     Ok(plan)
 }
@@ -226,7 +227,7 @@ fn disk() -> Result<File> {
 }
 
 /// The answer to a request: microseconds and bytes.
-fn ask(machine: &mut Machine, request: &ToVmm, fds: &[&File]) -> Result<(u64, u64)> {
+pub(super) fn ask(machine: &mut Machine, request: &ToVmm, fds: &[&File]) -> Result<(u64, u64)> {
     let fds: Vec<_> = fds.iter().map(|f| f.as_fd()).collect();
     machine.ask(request, &fds)?;
     let answer = machine.hear_until("an answer", PATIENCE, |message| match message {
@@ -237,7 +238,7 @@ fn ask(machine: &mut Machine, request: &ToVmm, fds: &[&File]) -> Result<(u64, u6
     answer.map_err(|message| anyhow::anyhow!("{request:?} was refused: {message}"))
 }
 
-fn snapshot(machine: &mut Machine, kind: SnapshotKind) -> Result<(Files, u64, u64)> {
+pub(super) fn snapshot(machine: &mut Machine, kind: SnapshotKind) -> Result<(Files, u64, u64)> {
     let files = Files::new()?;
     let request = ToVmm::Snapshot { kind };
     let (took_us, bytes) = ask(machine, &request, &[&files.state, &files.memory])?;
