@@ -5,29 +5,12 @@
 //! Refuses: everything else, with the death of the process. User, namespaces, file tree and cgroup are
 //! its parent's work and done before it starts.
 
-use std::collections::BTreeMap;
-
-use landlock::{
-    ABI, Access, AccessFs, AccessNet, Ruleset, RulesetAttr, RulesetError, RulesetStatus, Scope,
-};
-use nix::errno::Errno;
-use seccompiler::{
-    BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition,
-    SeccompFilter, SeccompRule, TargetArch,
-};
+use sys::confine::{BpfProgram, Call, RulesetStatus, Tcp, any, not_executable, with};
 
 use crate::report;
 use crate::virtio::blk::RING_ENTRIES;
 
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum ConfineError {
-    #[error("set {0}")]
-    Prctl(&'static str, #[source] Errno),
-    #[error("build the system call filter")]
-    Build(#[source] BackendError),
-    #[error("enter a Landlock domain")]
-    Landlock(#[source] RulesetError),
-}
+pub(crate) use sys::confine::{ConfineError, install};
 
 /// The kinds of thread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -43,52 +26,6 @@ impl Kind {
     /// Each of them: what is not here has no tests. One that is added gets its place here first.
     #[cfg(test)]
     const ALL: [Self; 4] = [Self::Main, Self::Vcpu, Self::Blk, Self::Net];
-}
-
-/// A call that is allowed, for one reason, and if set only with this argument.
-struct Call {
-    number: libc::c_long,
-    argument: Option<Argument>,
-}
-
-/// `argument & mask == value`, of the lower 32 bits: the kernel takes no more of the arguments we look at,
-/// and what stands above them is the C library's (musl's `ioctl` has a signed request, so that one with
-/// the highest bit set arrives with all the upper bits set).
-struct Argument {
-    index: u8,
-    mask: u32,
-    value: u32,
-}
-
-const fn any(number: libc::c_long) -> Call {
-    Call {
-        number,
-        argument: None,
-    }
-}
-
-const fn with(number: libc::c_long, index: u8, value: u32) -> Call {
-    Call {
-        number,
-        argument: Some(Argument {
-            index,
-            mask: u32::MAX,
-            value,
-        }),
-    }
-}
-
-/// Memory calls whose protection argument asks for no execution.
-const fn not_executable(number: libc::c_long) -> Call {
-    let mask = libc::PROT_EXEC.cast_unsigned();
-    Call {
-        number,
-        argument: Some(Argument {
-            index: 2,
-            mask,
-            value: 0,
-        }),
-    }
 }
 
 /// KVM_RUN of `VcpuFd::run`.
@@ -255,21 +192,7 @@ fn calls(kind: Kind) -> impl Iterator<Item = &'static Call> {
 
 /// The filter of one kind of thread, ready to be installed.
 pub(crate) fn filter(kind: Kind) -> Result<BpfProgram, ConfineError> {
-    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
-    for call in calls(kind) {
-        let entry = rules.entry(call.number).or_default();
-        if let Some(Argument { index, mask, value }) = call.argument {
-            let operator = SeccompCmpOp::MaskedEq(mask.into());
-            let (length, value) = (SeccompCmpArgLen::Dword, value.into());
-            let condition = SeccompCondition::new(index, length, operator, value);
-            let rule = condition.and_then(|c| SeccompRule::new(vec![c]));
-            entry.push(rule.map_err(ConfineError::Build)?);
-        }
-    }
-    let (kill, allow) = (SeccompAction::KillProcess, SeccompAction::Allow);
-    SeccompFilter::new(rules, kill, allow, TargetArch::x86_64)
-        .and_then(BpfProgram::try_from)
-        .map_err(ConfineError::Build)
+    sys::confine::filter(calls(kind))
 }
 
 /// For the calling thread, which has made the one ring that it needs: from now on it makes and changes none. A
@@ -277,39 +200,22 @@ pub(crate) fn filter(kind: Kind) -> Result<BpfProgram, ConfineError> {
 /// called that is left to the rest of the jail: no path to open, no network to reach.
 pub(crate) fn seal_ring() -> Result<(), String> {
     let calls = [libc::SYS_io_uring_setup, libc::SYS_io_uring_register];
-    let rules = calls.map(|number| (number, Vec::new())).into();
-    let (allow, kill) = (SeccompAction::Allow, SeccompAction::KillProcess);
-    let filter = SeccompFilter::new(rules, allow, kill, TargetArch::x86_64);
-    let filter = filter.and_then(BpfProgram::try_from);
-    let filter = filter.map_err(|e| e.to_string())?;
-    install(&filter).map_err(|e| format!("seal the ring: {e}"))
+    let filter = sys::confine::without(&calls);
+    let sealed = filter.and_then(|filter| install(&filter));
+    sealed.map_err(|e| format!("seal the ring: {}", sys::chain(&e)))
 }
 
 /// For the whole process, before any thread starts: no privileges by exec, no core dump, no tracer of
-/// the same user.
+/// the same user, no path.
 pub(crate) fn process() -> Result<(), ConfineError> {
-    use nix::sys::prctl;
-    prctl::set_no_new_privs().map_err(|e| ConfineError::Prctl("no_new_privs", e))?;
-    prctl::set_dumpable(false).map_err(|e| ConfineError::Prctl("dumpable", e))?;
+    sys::confine::forbid_privileges()?;
     report_domain(domain()?);
     Ok(())
 }
 
-/// The newest rules that we know: Linux 6.12. A kernel that knows fewer enforces those.
-const RULES: ABI = ABI::V6;
-
-/// A domain in which no path can be opened, made, moved or changed, no TCP port bound or connected to, no abstract
-/// unix socket reached and no process outside it signalled. Descriptors that are open, and those that come over a
-/// socket, keep what they were opened for. Threads that start later are in it too.
+/// A domain in which no path can be opened, made, moved or changed, and no TCP port connected to either.
 fn domain() -> Result<RulesetStatus, ConfineError> {
-    let domain = Ruleset::default()
-        .handle_access(AccessFs::from_all(RULES))
-        .and_then(|rules| rules.handle_access(AccessNet::from_all(RULES)))
-        .and_then(|rules| rules.scope(Scope::from_all(RULES)))
-        .and_then(|rules| rules.create())
-        .and_then(|rules| rules.restrict_self())
-        .map_err(ConfineError::Landlock)?;
-    Ok(domain.ruleset)
+    sys::confine::enter_domain(&[], Tcp::Nothing)
 }
 
 fn report_domain(status: RulesetStatus) {
@@ -322,11 +228,6 @@ fn report_domain(status: RulesetStatus) {
             "sifr-vmm: this kernel has no Landlock: only the filters of system calls forbid paths",
         ),
     }
-}
-
-/// For the calling thread, for good.
-pub(crate) fn install(filter: &BpfProgram) -> Result<(), seccompiler::Error> {
-    seccompiler::apply_filter(filter)
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use std::sync::{Arc, Barrier, Mutex};
 use std::thread::{Builder, JoinHandle};
 
 use kvm_ioctls::VcpuFd;
-use seccompiler::BpfProgram;
+use sys::confine::BpfProgram;
 use types::vm::{Exits, FromVmm, StopReason, Stream};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -155,7 +155,7 @@ fn thread(name: String, body: impl FnOnce() + Send + 'static) -> io::Result<Join
 /// Confines the calling thread, then waits for all others to have done so.
 fn enter(filter: &BpfProgram, gate: &Barrier, end: &End) {
     if let Err(error) = confine::install(filter) {
-        end.fault(format!("install a system call filter: {error}"));
+        end.fault(sys::chain(&error));
     }
     gate.wait();
 }

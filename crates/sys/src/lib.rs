@@ -6,6 +6,7 @@
 pub mod acpi;
 pub mod block;
 pub mod clock;
+pub mod confine;
 pub mod error;
 pub mod fs;
 pub mod klog;

@@ -13,6 +13,8 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use types::vm::{FromVmm, Stream};
 use vmm_sys_util::eventfd::EventFd;
 
+use sys::confine::Argument;
+
 use super::*;
 use crate::control::Outbox;
 use crate::event::{self, Served};
@@ -383,7 +385,10 @@ fn wall_in() {
         UnixStream::connect_addr(&address).map(drop),
     );
     let parent = nix::unistd::getppid();
-    assert_eq!(nix::sys::signal::kill(parent, None), Err(Errno::EPERM));
+    assert_eq!(
+        nix::sys::signal::kill(parent, None),
+        Err(nix::errno::Errno::EPERM)
+    );
     // What is open stays as it was opened, and this process may still end itself.
     (&file).write_all(b"x").expect("written");
     file.set_len(0).expect("cut");
