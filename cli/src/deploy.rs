@@ -188,6 +188,7 @@ fn from_options(
         workdir: options.workdir,
         ports: options.ports,
         restart: options.restart.unwrap_or_default(),
+        limits: None,
     };
     let only = ONLY_WORKLOAD.parse().expect("the constant is a name");
     let workloads = [(only, Workload::Machine(machine))].into();

@@ -336,6 +336,9 @@ mod tests {
                 command: [serve, -p, 8080]
                 user: 1000
                 workdir: /srv
+                limits:
+                  disk: {operations_per_second: 500, bytes_per_second: 20Mi}
+                  send: {bytes_per_second: 1Mi}
             "#,
         )
         .expect("a good file");
@@ -372,6 +375,18 @@ mod tests {
             (machine.user.as_deref(), machine.workdir.as_deref()),
             (Some("1000"), Some("/srv"))
         );
+        let limits = machine.limits.expect("limits");
+        let disk = limits.disk.expect("a limit");
+        assert_eq!(
+            (disk.operations_per_second, disk.bytes_per_second),
+            (Some(500), Some(Bytes::mib(20)))
+        );
+        let send = limits.send.expect("a limit");
+        assert_eq!(
+            (send.packets_per_second, send.bytes_per_second),
+            (None, Some(Bytes::mib(1)))
+        );
+        assert_eq!(limits.receive, None);
     }
 
     #[test]
@@ -486,6 +501,18 @@ mod tests {
             (
                 &format!("{image}\ncommand: /bin/app -v"),
                 "workloads.main.command: write a list",
+            ),
+            (
+                &format!("{image}\nlimits: {{disk: {{bytes_per_second: 20}}}}"),
+                "workloads.main: invalid type",
+            ),
+            (
+                &format!("{image}\nlimits: {{disk: {{bytes_per_second: 1Ki}}}}"),
+                "limits.disk.bytes_per_second is 1Ki, allowed is 64Ki to 1Ti",
+            ),
+            (
+                &format!("{image}\nlimits: {{disk: {{iops: 5}}}}"),
+                "unknown field `iops`",
             ),
             (
                 &format!("{image}\ncpus: two"),

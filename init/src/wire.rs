@@ -62,9 +62,11 @@ pub(crate) enum Mode {
 /// Limits of a VMM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Limits {
-    /// Of its cgroup, as are the next two.
+    /// Of its cgroup, as are the next three.
     pub(crate) memory_bytes: u64,
     pub(crate) pids: u64,
+    /// Processors whose time it may use, all its threads together: `cpu.max`.
+    pub(crate) cpus: u64,
     /// Share of CPU time, cgroup v2 `cpu.weight`, 1 to 10000.
     pub(crate) cpu_weight: u64,
     /// Longest file that it may write.

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
+use crate::limits::Limits;
 use crate::{Bytes, Digest, Name, PublicKey};
 
 /// DSSE payload type of a [`Statement`].
@@ -110,6 +111,9 @@ pub struct Machine {
     pub ports: Vec<Port>,
     #[serde(default)]
     pub restart: RestartPolicy,
+    /// How fast it may use its disks and its card.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limits: Option<Limits>,
 }
 
 /// A content-addressed image, and where its chunks can be fetched if the client has not pushed them.
@@ -284,6 +288,10 @@ impl Machine {
                 });
             }
         }
+        let rates = self.limits.unwrap_or_default().check();
+        if let Err((field, found, allowed)) = rates {
+            range(field, found, false, allowed)?;
+        }
         self.check_text(name)?;
         match &self.image.store {
             Some(url) if !url.starts_with("http://") || url.len() > 2048 => Err(SpecError::Store {
@@ -403,6 +411,10 @@ mod tests {
             (r#","env":{"A=B":"x"}"#, "env contains"),
             (r#","workdir":"relative""#, "workdir"),
             (r#","entrypoint":[]"#, "entrypoint"),
+            (
+                r#","limits":{"disk":{"operations_per_second":1}}"#,
+                "limits.disk.operations_per_second is 1, allowed is 10 to 10000000",
+            ),
         ] {
             let error = with_machine(fields).expect_err(fields);
             assert!(error.contains(says), "{fields}: {error}");

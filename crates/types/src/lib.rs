@@ -10,6 +10,7 @@ pub mod deployment;
 pub mod flist;
 pub mod guest;
 pub mod id;
+pub mod limits;
 pub mod metrics;
 pub mod node;
 pub mod status;

@@ -37,6 +37,9 @@ const MESSAGES_MAX: usize = 256;
 /// Threads of a VMM beside its vCPUs: the main loop, one for each disk and card, and room for what the kernel
 /// starts for it: five workers of a disk's ring, one of vhost-net for each queue pair, and KVM's.
 const VMM_THREADS: u64 = 32;
+/// Processors for the devices of a VM beside its vCPUs: an honest guest is never slowed down by it, and one that has
+/// taken its VMM over, or floods its disks, takes no more.
+const DEVICE_CPUS: u64 = 1;
 /// cgroup v2 `cpu.weight` of one vCPU; a VM's share follows its size.
 const WEIGHT_PER_CPU: u64 = 100;
 /// Longest text of a guest or VMM that is shown.
@@ -702,6 +705,7 @@ fn limits(machine: &Machine, storage: Storage) -> Limits {
     Limits {
         memory_bytes: memory_limit(machine, storage).0,
         pids: cpus + VMM_THREADS,
+        cpus: cpus + DEVICE_CPUS,
         cpu_weight: cpus * WEIGHT_PER_CPU,
         // It writes the layer, which has its length from the beginning, and the log.
         file_bytes: machine.disk.max(LOG_FILE_MAX).0,

@@ -16,7 +16,7 @@ use std::rc::Rc;
 use tokio::sync::watch;
 use types::guest::{Link, RUN_SPEC_PATH};
 use types::vm::{
-    DISK_QUEUES_MAX, Disk, Fd, Lazy, Log, NET_QUEUES_MAX, Net, NetQueue, SPEC_FD, VmSpec,
+    DISK_QUEUES_MAX, Disk, Fd, Lazy, Log, NET_QUEUES_MAX, Net, NetLimit, NetQueue, SPEC_FD, VmSpec,
 };
 use types::{Cidr, cpio};
 use workload::address::PREFIX;
@@ -160,19 +160,28 @@ fn queues(cpus: u8, max: u8) -> NonZeroU8 {
     NonZeroU8::new(cpus.min(max)).unwrap_or(NonZeroU8::MIN)
 }
 
-/// The machine's network card, whose packets the kernel moves where it can.
-fn card(table: &mut Table, taps: Vec<OwnedFd>, link: &Link) -> Result<Net, String> {
+/// The machine's network card, whose packets the kernel moves where it can. It counts none: those of a card with a
+/// limit go through the VMM.
+fn card(
+    table: &mut Table,
+    taps: Vec<OwnedFd>,
+    link: &Link,
+    limit: Option<NetLimit>,
+) -> Result<Net, String> {
     let mut pairs = Vec::new();
     for tap in taps {
-        pairs.push(NetQueue {
-            tap: table.add(tap),
-            vhost: vhost()?.map(|fd| table.add(fd)),
-        });
+        let tap = table.add(tap);
+        let vhost = match limit {
+            Some(_) => None,
+            None => vhost()?.map(|fd| table.add(fd)),
+        };
+        pairs.push(NetQueue { tap, vhost });
     }
     let first = pairs.remove(0);
     Ok(Net {
         vhost: first.vhost,
         queues: pairs,
+        limit,
         ..Net::new(first.tap, link.mac, link.mtu)
     })
 }
@@ -203,16 +212,20 @@ fn assemble(
         chunks: table.add(parts.chunks),
     };
     let queues = queues(start.machine.cpus, DISK_QUEUES_MAX).get();
+    let limits = start.machine.limits.unwrap_or_default();
+    let limit = limits.of_disk();
     let image = Disk {
         lazy: Some(lazy),
         queues,
+        limit,
         ..Disk::new(IMAGE_SERIAL, table.add(parts.image.disk), true)
     };
     let upper = Disk {
         queues,
+        limit,
         ..Disk::new(UPPER_SERIAL, table.add(parts.upper), false)
     };
-    let net = card(&mut table, parts.taps, link)?;
+    let net = card(&mut table, parts.taps, link, limits.of_net())?;
     let [a, b] = means
         .machines
         .open_logs(&start.vm)
@@ -314,12 +327,17 @@ mod tests {
             mtu: 1500,
         };
         let mut table = Table(Vec::new());
-        let card = card(&mut table, vec![fd(), fd(), fd()], &link).expect("descriptors");
+        let card = card(&mut table, vec![fd(), fd(), fd()], &link, None).expect("descriptors");
         assert_eq!(card.queues.len(), 2);
         let vhosts = card.queues.iter().filter(|pair| pair.vhost.is_some());
         assert_eq!(vhosts.count(), if card.vhost.is_some() { 2 } else { 0 });
         let expected = if card.vhost.is_some() { 6 } else { 3 };
         assert_eq!(table.0.len(), expected);
+        let (mut table, limit) = (Table(Vec::new()), NetLimit::default());
+        let limited = super::card(&mut table, vec![fd(), fd()], &link, Some(limit));
+        let limited = limited.expect("descriptors");
+        assert_eq!((limited.vhost, limited.limit), (None, Some(limit)));
+        assert!(limited.queues.iter().all(|pair| pair.vhost.is_none()) && table.0.len() == 2);
     }
 
     #[test]

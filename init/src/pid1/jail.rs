@@ -25,6 +25,8 @@ pub(super) const RING_GROUP: &str = "99999";
 const RING_GROUP_ID: u32 = 99_999;
 /// Descriptors of a VMM: what it inherits, and as many again for its own events and connections.
 const FILES_MAX: u64 = 1024;
+/// What `cpu.max` counts in: the kernel's own default, long enough that a burst of a device is not cut.
+const CPU_PERIOD_US: u64 = 100_000;
 
 /// Makes the groups and hands the controllers down.
 pub(super) fn prepare() -> sys::Result<()> {
@@ -83,6 +85,8 @@ pub(super) fn spawn(
 fn limit(group: &Path, limits: &Limits) -> sys::Result<()> {
     write(group, "memory.max", &limits.memory_bytes.to_string())?;
     write(group, "pids.max", &limits.pids.to_string())?;
+    let quota = limits.cpus.max(1).saturating_mul(CPU_PERIOD_US);
+    write(group, "cpu.max", &format!("{quota} {CPU_PERIOD_US}"))?;
     write(
         group,
         "cpu.weight",
