@@ -12,9 +12,10 @@ use image::assemble::Image;
 use image::paths::Paths;
 use image::qemu::{Bus, Disk, Machine, Node, blank_disk};
 use serde_json::Value;
-use tempfile::TempDir;
+use tempfile::{TempDir, TempPath};
 use types::Bytes;
 
+use crate::watch::{self, Watch};
 use crate::{Follower, PATIENCE};
 
 /// Port of the node that tests publish on, and that leads to [`Lab::web`].
@@ -22,6 +23,9 @@ pub const WEB_PORT: u16 = 8080;
 
 /// Size of a node's disk.
 const DISK: Bytes = Bytes::gib(4);
+
+/// The socket behind the second serial port of a node that is watched.
+const WATCH: &str = "watch.sock";
 
 /// What kind of node.
 #[derive(Debug, Clone)]
@@ -31,8 +35,11 @@ pub struct Setup {
     /// The owner's key is on the kernel command line.
     pub owned: bool,
     pub memory: Bytes,
+    pub cpus: u8,
     /// More kernel arguments.
     pub arguments: String,
+    /// A program beside the image's own reads files of the node for the test: [`Lab::watch`].
+    pub watched: bool,
 }
 
 impl Default for Setup {
@@ -41,7 +48,9 @@ impl Default for Setup {
             disk: true,
             owned: true,
             memory: Bytes::gib(1),
+            cpus: 1,
             arguments: String::new(),
+            watched: false,
         }
     }
 }
@@ -60,6 +69,8 @@ pub struct Lab {
     sifr: PathBuf,
     machine: Machine,
     node: Option<Node>,
+    /// The initramfs with the watching program, of a node that is watched.
+    _initramfs: Option<TempPath>,
     /// Loopback ports of this machine that lead to the node's API and to its [`WEB_PORT`].
     pub api: u16,
     pub web: u16,
@@ -81,7 +92,8 @@ impl Lab {
     }
 
     fn unpowered(setup: &Setup) -> Result<Self> {
-        let image = Image::find(&Paths::find()?)?;
+        let paths = Paths::find()?;
+        let image = Image::find(&paths)?;
         let directory = TempDir::with_prefix("sifr-lab-")?;
         let sifr = |args: &[&str]| run(&image.cli, directory.path(), args, "");
         sifr(&["key", "new"])?.must()?;
@@ -98,6 +110,13 @@ impl Lab {
         };
         let mut machine = Machine::new(&image, &format!("{owner} {}", setup.arguments));
         machine.memory = setup.memory;
+        machine.cpus = setup.cpus;
+        let initramfs = if setup.watched {
+            machine.serial = Some(directory.path().join(WATCH));
+            Some(watch::add_to(&mut machine, &paths, &image)?)
+        } else {
+            None
+        };
         if setup.disk {
             let file = directory.path().join("pool.raw");
             blank_disk(&file, DISK)?;
@@ -116,6 +135,7 @@ impl Lab {
             directory,
             machine,
             node: None,
+            _initramfs: initramfs,
             api,
             web,
         })
@@ -182,6 +202,11 @@ impl Lab {
         self.node
             .as_ref()
             .expect("tests switch the power on before they ask for the node")
+    }
+
+    /// The eyes in a node that was set up to be watched.
+    pub fn watch(&self) -> Result<Watch> {
+        Watch::open(&self.directory.path().join(WATCH))
     }
 
     pub fn console(&self) -> String {

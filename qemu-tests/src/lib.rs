@@ -1,12 +1,14 @@
 //! The harness of the end-to-end tests: a node in QEMU from the shipped image, and the `sifr` command.
 //!
 //! Owns: a laboratory with one owner, one node and images made of busybox; waits by event.
-//! Refuses: looking inside the node. Tests see what a user sees: console, command, network.
+//! Refuses: looking inside the node. Tests see what a user sees: console, command, network. What nobody outside
+//! can see (limits, jails) is read by [`watch`], beside the shipped image and without a part in it.
 
 #![forbid(unsafe_code)]
 
 mod archive;
 pub mod bench;
+pub mod exposition;
 mod follower;
 pub mod http;
 pub mod inside;
@@ -15,6 +17,7 @@ pub mod nested;
 pub mod scan;
 pub mod store;
 mod userland;
+pub mod watch;
 pub mod wire;
 
 pub use follower::Follower;

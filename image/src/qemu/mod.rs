@@ -42,6 +42,8 @@ pub struct Machine {
     pub console_log: Option<PathBuf>,
     /// A second monitor, at a socket that other processes can find: see [`stop`].
     pub monitor: Option<PathBuf>,
+    /// A second serial port, whose other end listens at this socket.
+    pub serial: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -207,6 +209,7 @@ impl Machine {
             on_reset: OnReset::Stop,
             console_log: None,
             monitor: None,
+            serial: None,
         }
     }
 
@@ -278,14 +281,7 @@ impl Machine {
             .pair("-mon", "chardev=monitor,mode=control");
         line.pair("-chardev", format!("socket,id=serial,fd=0{log}"));
         line.pair("-serial", "chardev:serial");
-        if let Some(socket) = &self.monitor {
-            let socket = escaped(socket);
-            line.pair(
-                "-chardev",
-                format!("socket,id=door,path={socket},server=on,wait=off"),
-            );
-            line.pair("-mon", "chardev=door,mode=control");
-        }
+        self.socket_arguments(&mut line);
         self.boot_arguments(&mut line);
         (0..)
             .zip(&self.disks)
@@ -294,6 +290,27 @@ impl Machine {
             .zip(&self.nets)
             .for_each(|(index, net)| self.net_arguments(index, net, &mut line));
         line.0
+    }
+
+    /// What listens at a socket for others.
+    fn socket_arguments(&self, line: &mut Line) {
+        let mut listen = |id, socket: &Path| {
+            let socket = escaped(socket);
+            let device = format!("socket,id={id},path={socket},server=on,wait=off");
+            line.pair("-chardev", device);
+        };
+        if let Some(socket) = &self.serial {
+            listen("second", socket);
+        }
+        if let Some(socket) = &self.monitor {
+            listen("door", socket);
+        }
+        if self.serial.is_some() {
+            line.pair("-serial", "chardev:second");
+        }
+        if self.monitor.is_some() {
+            line.pair("-mon", "chardev=door,mode=control");
+        }
     }
 
     fn boot_arguments(&self, line: &mut Line) {

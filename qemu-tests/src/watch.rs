@@ -1,0 +1,186 @@
+//! Reading files of a node that runs the shipped image: what `/proc` and `/sys` say of its processes.
+//!
+//! Owns: a program of our own beside the image's, which the kernel starts first: it starts a copy of itself, in a
+//! mount namespace of its own, and becomes the image's `/init`. The copy answers questions on the second serial port.
+//! Refuses: changing anything. The image is the shipped one, byte for byte, with an archive behind it.
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail, ensure};
+use image::assemble::Image;
+use image::paths::Paths;
+use image::qemu::Machine;
+use nix::mount::MsFlags;
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::termios::{self, SetArg};
+use serde::{Deserialize, Serialize};
+use tempfile::TempPath;
+use types::cpio::Archive;
+
+use crate::PATIENCE;
+use crate::archive;
+use crate::inside::mount_at;
+
+const PROGRAM_NAME: &str = "watch-node";
+/// In the node's first file system.
+const PROGRAM: &str = "/watch/program";
+const PROC: &str = "/watch/proc";
+const DEV: &str = "/watch/dev";
+const PORT: &str = "/watch/dev/ttyS1";
+/// The word that makes the program the copy.
+const EYES: &str = "eyes";
+/// Longest file that is read: nothing of what is asked for is near it.
+const FILE_MAX: u64 = 256 << 10;
+
+/// One line of JSON on the serial port.
+#[derive(Debug, Serialize, Deserialize)]
+enum Question {
+    /// The text of a file.
+    Read(PathBuf),
+    /// The names in a directory.
+    List(PathBuf),
+    /// Where a symbolic link leads.
+    Link(PathBuf),
+}
+
+type Answer = std::result::Result<Vec<String>, String>;
+
+/// Makes `machine` boot the image with the program behind it.
+pub(crate) fn add_to(machine: &mut Machine, paths: &Paths, image: &Image) -> Result<TempPath> {
+    let program = archive::program(paths, PROGRAM_NAME)?;
+    let mut added = Archive::default();
+    for directory in ["/watch", PROC, DEV] {
+        added.directory(directory, 0o755)?;
+    }
+    added.file(PROGRAM, 0o755, program)?;
+    let initramfs = archive::behind(image, &added)?;
+    archive::instead(machine, &initramfs, &format!("rdinit={PROGRAM}"))
+}
+
+/// The program. Returns only with an error.
+pub fn main() -> Result<()> {
+    if std::env::args().nth(1).as_deref() == Some(EYES) {
+        return answer();
+    }
+    Command::new(PROGRAM)
+        .arg(EYES)
+        .spawn()
+        .context("start the eyes")?;
+    Err(Command::new("/init").exec()).context("become the image's init")
+}
+
+fn answer() -> Result<()> {
+    unshare(CloneFlags::CLONE_NEWNS).context("leave the mount namespace")?;
+    let none = None::<&str>;
+    let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+    nix::mount::mount(none, "/", none, private, none).context("keep mounts to ourselves")?;
+    mount_at("proc", PROC)?;
+    mount_at("devtmpfs", DEV)?;
+    let port = File::options().read(true).write(true).open(PORT);
+    let mut port = port.with_context(|| format!("open {PORT}"))?;
+    let mut settings = termios::tcgetattr(&port).context("ask the port")?;
+    termios::cfmakeraw(&mut settings);
+    termios::tcsetattr(&port, SetArg::TCSANOW, &settings).context("set up the port")?;
+    let questions = BufReader::new(port.try_clone().context("share the port")?);
+    for question in questions.lines() {
+        let question = question.context("hear a question")?;
+        let answer: Answer = match serde_json::from_str(&question) {
+            Ok(question) => look(&question).map_err(|e| format!("{e:#}")),
+            Err(error) => Err(format!("{question:?}: {error}")),
+        };
+        let mut line = serde_json::to_vec(&answer)?;
+        line.push(b'\n');
+        port.write_all(&line).context("answer")?;
+    }
+    bail!("nobody asks any more")
+}
+
+fn look(question: &Question) -> Result<Vec<String>> {
+    match question {
+        Question::Read(path) => {
+            let mut bytes = Vec::new();
+            let file = File::open(path)?;
+            file.take(FILE_MAX).read_to_end(&mut bytes)?;
+            Ok(vec![String::from_utf8_lossy(&bytes).into_owned()])
+        }
+        Question::List(path) => fs::read_dir(path)?
+            .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
+            .collect(),
+        Question::Link(path) => Ok(vec![fs::read_link(path)?.display().to_string()]),
+    }
+}
+
+/// The test's end of the port.
+#[derive(Debug)]
+pub struct Watch(BufReader<UnixStream>);
+
+impl Watch {
+    pub(crate) fn open(socket: &Path) -> Result<Self> {
+        let stream = UnixStream::connect(socket)
+            .with_context(|| format!("connect to the port {}", socket.display()))?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        Ok(Self(BufReader::new(stream)))
+    }
+
+    fn ask(&mut self, question: &Question) -> Result<Vec<String>> {
+        let mut line = serde_json::to_vec(question)?;
+        line.push(b'\n');
+        self.0.get_mut().write_all(&line).context("ask")?;
+        let mut answer = String::new();
+        self.0.read_line(&mut answer).context("hear an answer")?;
+        let answer: Answer = serde_json::from_str(&answer).with_context(|| answer.clone())?;
+        answer.map_err(|why| anyhow::anyhow!("{question:?}: {why}"))
+    }
+
+    fn one(&mut self, question: &Question) -> Result<String> {
+        let mut answer = self.ask(question)?;
+        ensure!(answer.len() == 1, "{question:?}: {answer:?}");
+        Ok(answer.remove(0))
+    }
+
+    /// A file as the image's own programs see it: `/sys/fs/cgroup/cgroup.controllers`.
+    pub fn read(&mut self, path: &str) -> Result<String> {
+        let path = format!("{PROC}/1/root{path}");
+        self.one(&Question::Read(path.into()))
+    }
+
+    /// A file of a process: `status`.
+    pub fn of(&mut self, pid: u32, file: &str) -> Result<String> {
+        self.one(&Question::Read(format!("{PROC}/{pid}/{file}").into()))
+    }
+
+    /// Where a link of a process leads: `ns/net`.
+    pub fn link(&mut self, pid: u32, link: &str) -> Result<String> {
+        self.one(&Question::Link(format!("{PROC}/{pid}/{link}").into()))
+    }
+
+    /// The processes whose command line begins with these words.
+    pub fn processes(&mut self, words: &[&str]) -> Result<Vec<u32>> {
+        let mut found = Vec::new();
+        for name in self.ask(&Question::List(PROC.into()))? {
+            let Ok(pid) = name.parse() else { continue };
+            // It may have ended meanwhile.
+            let Ok(line) = self.of(pid, "cmdline") else {
+                continue;
+            };
+            if line.split('\0').zip(words).filter(|(a, b)| a == *b).count() == words.len() {
+                found.push(pid);
+            }
+        }
+        Ok(found)
+    }
+
+    /// A field of a process's `status`, without what is around it.
+    pub fn status(&mut self, pid: u32, field: &str) -> Result<String> {
+        let status = self.of(pid, "status")?;
+        let mut lines = status.lines();
+        let value = lines.find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+        let value = value.with_context(|| format!("no {field} in {status}"))?;
+        Ok(value.split_whitespace().collect::<Vec<_>>().join(" "))
+    }
+}
