@@ -16,7 +16,7 @@ mod memory;
 mod random;
 
 use attack::Bench;
-pub use attack::{ATTACKS, Attack, Ends};
+pub use attack::{ATTACKS, Attack, Ends, TWO_PROCESSORS};
 pub use honest::pattern;
 
 use crate::console::say;
@@ -28,8 +28,9 @@ pub const ANSWERED: &str = "hostile: answered";
 /// What a line begins with that says what did not.
 pub const FAILED: &str = "hostile: FAILED";
 
-/// The whole kernel. `start_info` is where the monitor put its tables.
-pub fn kernel(start_info: u64) -> ! {
+/// The whole kernel. `start_info` is where the monitor put its tables; `trampoline` is the code from
+/// here to there that takes another processor from real mode to [`second`].
+pub fn kernel(start_info: u64, trampoline: (u64, u64)) -> ! {
     let line = memory::command_line(start_info);
     let name = word(line, "attack=").unwrap_or("");
     let seed = word(line, "seed=").and_then(|s| s.parse().ok());
@@ -37,13 +38,19 @@ pub fn kernel(start_info: u64) -> ! {
         say(format_args!("{FAILED}: no attack {name:?}"));
         cpu::reset();
     };
-    let mut bench = Bench::new(seed.unwrap_or(1));
+    let mut bench = Bench::new(seed.unwrap_or(1), trampoline);
     (attack.run)(&mut bench);
     match honest::all(bench.devices()) {
         Ok(served) => say(format_args!("{ANSWERED} {served} devices")),
         Err(why) => say(format_args!("{FAILED}: {why}")),
     }
     cpu::reset()
+}
+
+/// All that another processor does.
+pub fn second() -> ! {
+    attack::second();
+    cpu::halt()
 }
 
 /// Says why this kernel itself cannot go on.

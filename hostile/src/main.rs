@@ -62,13 +62,56 @@ long:
 3:  hlt
     jmp 3b
 
+    .code32
+second:
+    movw $16, %ax
+    movw %ax, %ds
+    movl $pml4, %eax
+    movl %eax, %cr3
+    movl %cr4, %eax
+    orl $0x20, %eax
+    movl %eax, %cr4
+    movl $0xc0000080, %ecx
+    rdmsr
+    orl $0x100, %eax
+    wrmsr
+    movl %cr0, %eax
+    orl $0x80000001, %eax
+    movl %eax, %cr0
+    ljmp $8, $second_long
+    .code64
+second_long:
+    movw $16, %ax
+    movw %ax, %es
+    movw %ax, %ss
+    movabsq $second_stack_end, %rsp
+    xorl %ebp, %ebp
+    call hostile_second
+4:  hlt
+    jmp 4b
+
     .section .rodata
     .align 8
 segments:
-    .quad 0, 0x00af9b000000ffff, 0x00cf93000000ffff
+    .quad 0, 0x00af9b000000ffff, 0x00cf93000000ffff, 0x00cf9b000000ffff
 pointer:
-    .word 23
+    .word 31
     .long segments
+
+    # Copied to a page below 1 MiB, where another processor begins in real mode.
+    .global trampoline, trampoline_end
+    .code16
+trampoline:
+    cli
+    lgdtl %cs:(5f - trampoline)
+    movl %cr0, %eax
+    orl $1, %eax
+    movl %eax, %cr0
+    ljmpl $24, $second
+5:  .word 31
+    .long segments
+trampoline_end:
+    .code64
 
     .section .bss
     .align 4096
@@ -77,6 +120,8 @@ pdpt:   .skip 4096
 tables: .skip 16384
     .skip 65536
 stack_end:
+    .skip 65536
+second_stack_end:
     "#,
     options(att_syntax)
 );
@@ -86,7 +131,23 @@ stack_end:
 // SAFETY: nothing else in this kernel has this name.
 #[unsafe(no_mangle)]
 extern "C" fn hostile_main(start_info: u64) -> ! {
-    hostile::kernel(start_info)
+    let (start, end) = (&raw const trampoline, &raw const trampoline_end);
+    hostile::kernel(start_info, (start as u64, end as u64))
+}
+
+#[cfg(target_os = "none")]
+// SAFETY: both are labels of the code above; only their addresses are taken.
+unsafe extern "C" {
+    static trampoline: u8;
+    static trampoline_end: u8;
+}
+
+/// Called once by another processor, on a stack of its own.
+#[cfg(target_os = "none")]
+// SAFETY: nothing else in this kernel has this name.
+#[unsafe(no_mangle)]
+extern "C" fn hostile_second() -> ! {
+    hostile::second()
 }
 
 #[cfg(target_os = "none")]

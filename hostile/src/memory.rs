@@ -82,6 +82,24 @@ pub(crate) fn fresh16(address: u64) -> u16 {
     unsafe { volatile(at) }
 }
 
+/// Where another processor begins.
+pub(crate) const TRAMPOLINE: u64 = 0x8000;
+const TRAMPOLINE_BYTES_MAX: u64 = 0x1000;
+
+/// Copies code to [`TRAMPOLINE`].
+pub(crate) fn place_trampoline((start, end): (u64, u64)) {
+    let count = end - start;
+    assert!(
+        count <= TRAMPOLINE_BYTES_MAX,
+        "a trampoline of {count} bytes"
+    );
+    // SAFETY: the source is this kernel's own code, `count` bytes of it; the page is conventional memory
+    // that neither the monitor's tables nor an object of this program is in.
+    unsafe {
+        core::ptr::copy_nonoverlapping(start as *const u8, TRAMPOLINE as *mut u8, count as usize);
+    }
+}
+
 /// The kernel command line, up to its end or the first byte that is not ASCII.
 pub(crate) fn command_line(start_info: u64) -> &'static str {
     // SAFETY: the monitor's tables are in the first MiB, which is mapped and which nothing of ours is in.

@@ -6,6 +6,7 @@
 mod disk;
 mod exits;
 mod packets;
+mod processors;
 mod queues;
 mod registers;
 mod rings;
@@ -41,16 +42,19 @@ pub(crate) struct Bench {
     devices: [Device; DEVICES_MAX],
     count: usize,
     pub(crate) random: Random,
+    /// Where the code for another processor is.
+    trampoline: (u64, u64),
 }
 
 impl Bench {
-    pub(crate) fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64, trampoline: (u64, u64)) -> Self {
         let (devices, count) = Device::find();
         let random = Random::new(seed);
         Self {
             devices,
             count,
             random,
+            trampoline,
         }
     }
 
@@ -80,6 +84,11 @@ impl Bench {
         }
     }
 }
+
+/// The group whose machines have two processors.
+pub const TWO_PROCESSORS: &str = "processors";
+
+pub(crate) use processors::second;
 
 macro_rules! attacks {
     ($($group:literal { $($name:literal => $ends:expr, $run:expr;)* })*) => {
@@ -140,6 +149,12 @@ pub const ATTACKS: &[Attack] = attacks! {
         "run-in-nothing" => Ends::Faults(""), exits::run_in_nothing;
         "over-itself" => Ends::Either, rings::over_itself;
         "halt" => Ends::Hangs, |_| crate::cpu::halt();
+    }
+    "processors" {
+        "registers-against-rings" => Ends::Answers, processors::registers_against_rings;
+        "reset-against-rings" => Ends::Answers, processors::reset_against_rings;
+        "same-registers" => Ends::Answers, processors::same_registers;
+        "fault-of-one" => Ends::Faults("triple fault"), processors::fault_of_one;
     }
     "random" {
         "storm" => Ends::Answers, storm::run;

@@ -6,13 +6,14 @@
 
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use hostile::{ANSWERED, ATTACKS, Attack, Ends, FAILED, MEMORY_MIB, pattern};
+use hostile::{ANSWERED, ATTACKS, Attack, Ends, FAILED, MEMORY_MIB, TWO_PROCESSORS, pattern};
 use sys::process::Ended;
 use types::Mac;
-use types::vm::{Disk, Net, StopReason};
+use types::vm::{Balloon, Console, ConsoleKind, Disk, Net, Pmem, StopReason};
 
 use super::Scenario;
 use crate::nested::SEED_WORD;
@@ -45,6 +46,10 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         run: |node| group(node, "ends"),
     },
     Scenario {
+        name: "processors",
+        run: |node| group(node, TWO_PROCESSORS),
+    },
+    Scenario {
         name: "random",
         run: random,
     },
@@ -55,8 +60,8 @@ pub(super) const GUESTS: &[(&str, Program)] = &[("honest", honest)];
 /// The monitor, the kernel's books, and what of the guest's memory was ever touched, as their cgroup counts it:
 /// twice what was seen of any attack. None touches more than a few MiB; a request held whole in the monitor has 32.
 const PEAK_MAX: u64 = 16 << 20;
-/// The attacked machine's devices: two disks, a network card, sockets, entropy.
-const DEVICES: &str = "5 devices";
+/// The attacked machine's devices: two disks, a network card, sockets, entropy, a balloon, a console, memory.
+const DEVICES: &str = "8 devices";
 const DISK_BYTES: u64 = 1 << 20;
 const READ_ONLY_BYTES: u64 = 64 << 10;
 /// The honest guest's longest wait for its disk: far above any that was seen, far below a wedged node's.
@@ -167,6 +172,7 @@ fn one(node: &Node, attack: &Attack, seed: u64) -> Result<Option<String>> {
     let words = format!("attack={} seed={seed}", attack.name);
     let mut plan = node.hostile(&format!("attack-{}", attack.name), &words)?;
     plan.spec.memory_mib = MEMORY_MIB;
+    plan.spec.cpus = if attack.group == TWO_PROCESSORS { 2 } else { 1 };
     let (disk, read_only) = (file(DISK_BYTES, |_| 0)?, file(READ_ONLY_BYTES, pattern)?);
     let fd = plan.pass(disk.try_clone()?);
     plan.spec.disks.push(Disk {
@@ -178,6 +184,17 @@ fn one(node: &Node, attack: &Attack, seed: u64) -> Result<Option<String>> {
     let fd = plan.pass(tap()?);
     let mac = Mac([2, 0, 0, 0, 0, 1]);
     plan.spec.nets.push(Net::new(fd, mac, 1500));
+    // Nobody reads what the console says.
+    let (_unread, stream) = UnixStream::pair().context("make a stream")?;
+    let fd = plan.pass(stream);
+    plan.spec.console = Some(Console {
+        fd,
+        kind: ConsoleKind::Stream,
+    });
+    plan.spec.balloon = Some(Balloon::reporting());
+    let fd = plan.pass(read_only.try_clone()?);
+    plan.spec.pmems.push(Pmem { fd });
+    (plan.spec.rtc, plan.spec.pvpanic) = (true, true);
     let mut machine = plan.start()?;
     if attack.ends == Ends::Hangs {
         return halted(&mut machine).map(Some);
