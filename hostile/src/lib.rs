@@ -27,6 +27,10 @@ pub const MEMORY_MIB: u64 = 64;
 pub const ANSWERED: &str = "hostile: answered";
 /// What a line begins with that says what did not.
 pub const FAILED: &str = "hostile: FAILED";
+/// What a line begins with that says the clock's time: year, month, day, hours, minutes, seconds.
+pub const CLOCK: &str = "hostile: clock";
+/// The line of a kernel that has said a panic which is not the end.
+pub const GOES_ON: &str = "hostile: goes on";
 
 /// The whole kernel. `start_info` is where the monitor put its tables; `trampoline` is the code from
 /// here to there that takes another processor from real mode to [`second`].

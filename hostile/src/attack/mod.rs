@@ -6,6 +6,7 @@
 mod disk;
 mod exits;
 mod packets;
+mod parts;
 mod processors;
 mod queues;
 mod registers;
@@ -155,6 +156,10 @@ pub const ATTACKS: &[Attack] = attacks! {
         "reset-against-rings" => Ends::Answers, processors::reset_against_rings;
         "same-registers" => Ends::Answers, processors::same_registers;
         "fault-of-one" => Ends::Faults("triple fault"), processors::fault_of_one;
+    }
+    "parts" {
+        "clock" => Ends::Answers, parts::clock;
+        "panic-port" => Ends::Faults("says that it has panicked"), parts::panic;
     }
     "random" {
         "storm" => Ends::Answers, storm::run;

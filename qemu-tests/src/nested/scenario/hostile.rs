@@ -7,10 +7,12 @@
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::net::UnixStream;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail, ensure};
-use hostile::{ANSWERED, ATTACKS, Attack, Ends, FAILED, MEMORY_MIB, TWO_PROCESSORS, pattern};
+use hostile::{
+    ANSWERED, ATTACKS, Attack, CLOCK, Ends, FAILED, GOES_ON, MEMORY_MIB, TWO_PROCESSORS, pattern,
+};
 use sys::process::Ended;
 use types::Mac;
 use types::vm::{Balloon, Console, ConsoleKind, Disk, Net, Pmem, StopReason};
@@ -48,6 +50,14 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "processors",
         run: |node| group(node, TWO_PROCESSORS),
+    },
+    Scenario {
+        name: "a-clock-that-is-written-says-the-time-all-the-same",
+        run: clock,
+    },
+    Scenario {
+        name: "a-panic-that-is-said-ends-the-machine",
+        run: panic_port,
     },
     Scenario {
         name: "random",
@@ -251,6 +261,74 @@ fn judge(attack: &Attack, life: &Life) -> Result<()> {
     Ok(())
 }
 
+fn since_1970() -> Result<u64> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    Ok(now.context("the node's clock is before 1970")?.as_secs())
+}
+
+/// The clock is the node's, so that what the guest reads lies between two looks at that.
+fn clock(node: &Node) -> Result<String> {
+    let mut plan = node.hostile("clock", "attack=clock seed=1")?;
+    plan.spec.memory_mib = MEMORY_MIB;
+    plan.spec.rtc = true;
+    let before = since_1970()?;
+    let mut machine = plan.start()?;
+    let line = machine.line(CLOCK, PATIENCE)?;
+    let after = since_1970()?;
+    let words = line.trim_start_matches(CLOCK).split_whitespace();
+    let numbers: Vec<u64> = words.map(str::parse).collect::<Result<_, _>>()?;
+    let [year, month, day, hours, minutes, seconds] = numbers[..] else {
+        bail!("{line:?}");
+    };
+    let said = days(year, month, day) * 86_400 + hours * 3600 + minutes * 60 + seconds;
+    ensure!(
+        (before..=after).contains(&said),
+        "{line:?} is {said}, and it was {before} to {after}"
+    );
+    let life = machine.finish(PATIENCE)?;
+    ensure!(life.ended == Ended::Code(0), "{life:?}");
+    Ok(format!("{said}, within {} s", after - before))
+}
+
+/// Days since 1970 of a date by the Gregorian calendar, counted year by year.
+fn days(year: u64, month: u64, day: u64) -> u64 {
+    let leap = |year: u64| {
+        year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400))
+    };
+    let years: u64 = (1970..year).map(|y| 365 + u64::from(leap(y))).sum();
+    let lengths = [
+        31,
+        28 + u64::from(leap(year)),
+        31,
+        30,
+        31,
+        30,
+        31,
+        31,
+        30,
+        31,
+        30,
+        31,
+    ];
+    let months: u64 = (1..month).zip(lengths).map(|(_, length)| length).sum();
+    years + months + day - 1
+}
+
+/// The reason comes on the control socket, and is on standard error.
+fn panic_port(node: &Node) -> Result<String> {
+    let mut plan = node.hostile("panic-port", "attack=panic-port")?;
+    plan.spec.memory_mib = MEMORY_MIB;
+    plan.spec.pvpanic = true;
+    let mut machine = plan.start()?;
+    machine.line(GOES_ON, PATIENCE)?;
+    let life = machine.finish(PATIENCE)?;
+    ensure!(life.ended == Ended::Code(2), "{life:?}");
+    let attack = ATTACKS.iter().find(|a| a.name == "panic-port");
+    judge(attack.context("no such attack")?, &life)?;
+    ensure!(life.output.contains("has panicked"), "{life:?}");
+    Ok(life.output.trim().to_owned())
+}
+
 /// A machine that does nothing takes no time, and can be killed.
 fn halted(machine: &mut Machine) -> Result<String> {
     machine.running()?;
@@ -290,4 +368,16 @@ fn tap() -> Result<std::os::fd::OwnedFd> {
     let tap = sys::tap::open(NAME).context("make a TAP")?;
     fs::write(format!("/sys/class/net/{NAME}/flags"), UP).context("bring a TAP up")?;
     Ok(tap)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn days_are_counted_as_the_calendar_has_them() {
+        assert_eq!(days(1970, 1, 1), 0);
+        assert_eq!(days(2000, 3, 1), 11_017);
+        assert_eq!(days(2026, 11, 21), 20_778);
+    }
 }
