@@ -61,6 +61,11 @@ mod tests {
     }
 
     #[test]
+    fn confined_monitors_share_nothing_reach_nothing_and_count_what_they_do() {
+        run("confined");
+    }
+
+    #[test]
     fn kernels_of_both_protocols_boot_and_find_the_processors_that_were_asked_for() {
         run("kernels");
     }

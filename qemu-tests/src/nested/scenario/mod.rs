@@ -4,6 +4,7 @@
 //! Refuses: two of one name.
 
 mod alone;
+mod confined;
 mod devices;
 mod disk;
 mod hostile;
@@ -30,6 +31,7 @@ pub struct Scenario {
 /// Scenarios that share one boot of a node. Each has its test in `tests/vmm.rs`.
 pub const GROUPS: &[(&str, &[Scenario])] = &[
     ("alone", alone::SCENARIOS),
+    ("confined", confined::SCENARIOS),
     ("devices", devices::SCENARIOS),
     ("disk", disk::SCENARIOS),
     ("hostile", hostile::SCENARIOS),
@@ -44,6 +46,7 @@ pub const GROUPS: &[(&str, &[Scenario])] = &[
 /// Programs of guests, by the word on their command line.
 const GUESTS: &[&[(&str, Program)]] = &[
     alone::GUESTS,
+    confined::GUESTS,
     devices::GUESTS,
     disk::GUESTS,
     hostile::GUESTS,
