@@ -12,6 +12,8 @@ pub(crate) mod interrupt;
 pub(crate) mod limit;
 pub(crate) mod net;
 pub(crate) mod pmem;
+#[cfg(test)]
+mod queue_tests;
 pub(crate) mod ring;
 pub(crate) mod rng;
 #[cfg(test)]

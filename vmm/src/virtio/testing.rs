@@ -99,6 +99,36 @@ impl Driver {
             .expect("inside");
     }
 
+    /// Both sides' indices, as after so many chains. Nothing was offered yet.
+    pub(crate) fn begin_at(&mut self, queue: usize, index: u16) {
+        self.queues[queue].set_next_avail(index);
+        self.queues[queue].set_next_used(index);
+        self.state[queue] = (0, index, index);
+        self.set_available(queue, index);
+        self.ram
+            .store(index, GuestAddress(used(queue) + 2), Ordering::Release)
+            .expect("inside");
+    }
+
+    /// Says that all entries up to `index` are available, whatever they hold.
+    pub(crate) fn set_available(&self, queue: usize, index: u16) {
+        self.ram
+            .store(index, GuestAddress(available(queue) + 2), Ordering::Release)
+            .expect("inside");
+    }
+
+    /// As agreed by VIRTIO_RING_F_EVENT_IDX.
+    pub(crate) fn use_event_index(&mut self, queue: usize) {
+        self.queues[queue].set_event_idx(true);
+    }
+
+    /// Asks for an interrupt once entry `index` is used.
+    pub(crate) fn want_event(&self, queue: usize, index: u16) {
+        let entries = 2 * u64::from(self.queues[queue].size());
+        let at = GuestAddress(available(queue) + 4 + entries);
+        self.ram.write_obj(index, at).expect("inside");
+    }
+
     /// Offers a chain of parts that the device reads, then parts that it writes.
     pub(crate) fn offer(
         &mut self,
