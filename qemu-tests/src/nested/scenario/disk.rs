@@ -6,6 +6,7 @@
 //! Refuses: times as a verdict. What a limit lets through is counted in bytes.
 
 use std::fs::{File, OpenOptions};
+use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::time::Instant;
 
@@ -29,6 +30,10 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         run: |node| deep(node, Engine::Sync),
     },
     Scenario {
+        name: "what-is-discarded-is-the-hosts-again",
+        run: given_back,
+    },
+    Scenario {
         name: "limit-in-bytes",
         run: |node| limited(node, Of::Bytes),
     },
@@ -38,7 +43,11 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     },
 ];
 
-pub(super) const GUESTS: &[(&str, Program)] = &[("disk", use_disk), ("disk-limited", read_once)];
+pub(super) const GUESTS: &[(&str, Program)] = &[
+    ("disk", use_disk),
+    ("disk-given-back", give_back),
+    ("disk-limited", read_once),
+];
 
 const BLOCK: usize = 4096;
 /// Threads of the guest, each with a part of the disk: so many requests are there at once.
@@ -124,6 +133,79 @@ fn deep(node: &Node, engine: Engine) -> Result<String> {
         "{freed} sectors freed of {given} given back"
     );
     Ok(format!("{written}; {read}; {freed} sectors freed"))
+}
+
+/// Blocks that a guest discards, makes zeros of, and punches out. Blocks stay in between, at both ends and next to
+/// each.
+const DISCARDED: [Range<u64>; 2] = [3..131, 500..501];
+const ZEROED: Range<u64> = 200..264;
+const PUNCHED: Range<u64> = 600..728;
+
+fn bytes(blocks: &Range<u64>) -> Range<u64> {
+    blocks.start * BLOCK as u64..blocks.end * BLOCK as u64
+}
+
+/// The host's file has holes where the guest gave blocks back, and every other block as it was. The zeros that a guest
+/// only asks to be there may be either.
+fn given_back(node: &Node) -> Result<String> {
+    let file = image("given-back")?;
+    let before = file.metadata()?.blocks();
+    let mut plan = node.plan("given-back", "disk-given-back")?;
+    let fd = plan.pass(file.try_clone()?);
+    plan.spec.disks.push(Disk::new("given-back", fd, false));
+    let mut machine = plan.start()?;
+    machine.line("given back", PATIENCE)?;
+    let life = machine.finish(PATIENCE)?;
+    ensure!(life.ended == Ended::Code(0), "{life:?}");
+    let (mut found, mut expected) = ([0; BLOCK], [0; BLOCK]);
+    let is_gone = |index| {
+        let mut all = DISCARDED.iter().chain([&ZEROED, &PUNCHED]);
+        all.any(|blocks| blocks.contains(&index))
+    };
+    for index in 0..BLOCKS {
+        file.read_exact_at(&mut found, index * BLOCK as u64)?;
+        match is_gone(index) {
+            true => expected.fill(0),
+            false => fill(&mut expected, index, NODE),
+        }
+        ensure!(found == expected, "block {index} is not what was left");
+    }
+    let freed = before - file.metadata()?.blocks();
+    let count = |blocks: &Range<u64>| (blocks.end - blocks.start) * (BLOCK as u64 / 512);
+    let least: u64 = DISCARDED.iter().chain([&PUNCHED]).map(count).sum();
+    ensure!(
+        (least..=least + count(&ZEROED)).contains(&freed),
+        "{freed} sectors freed of {least} given back"
+    );
+    ensure!(file.metadata()?.len() == BLOCKS * BLOCK as u64);
+    Ok(format!("{freed} sectors freed of {least} given back"))
+}
+
+fn give_back() -> Result<()> {
+    let disk = open_disk()?;
+    for blocks in &DISCARDED {
+        sys::block::discard(&disk, bytes(blocks)).context("discard")?;
+    }
+    sys::block::zero(&disk, bytes(&ZEROED)).context("write zeros")?;
+    punch(&disk, &bytes(&PUNCHED))?;
+    // The guest sees at once what the host will find.
+    let (mut found, zeros) = (Aligned::new(), vec![0; BLOCK]);
+    for blocks in DISCARDED.iter().chain([&ZEROED, &PUNCHED]) {
+        for index in blocks.clone() {
+            disk.read_exact_at(found.block(), index * BLOCK as u64)?;
+            ensure!(found.block() == zeros, "block {index} is not zeros");
+        }
+    }
+    say("given back");
+    Ok(())
+}
+
+/// Linux makes of it a request to write zeros that may take the blocks away.
+fn punch(disk: &File, bytes: &Range<u64>) -> Result<()> {
+    let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    let (start, length) = (bytes.start, bytes.end - bytes.start);
+    let done = fallocate(disk, flags, i64::try_from(start)?, i64::try_from(length)?);
+    done.context("give blocks back")
 }
 
 fn has_ring(machine: &Machine) -> Result<bool> {
@@ -214,13 +296,7 @@ fn use_disk() -> Result<()> {
     })?;
     say(&format!("written {BLOCKS} blocks in {write_us} us"));
     together(|thread| check(&disk, thread, GUEST))?;
-    let (start, length) = (
-        (BLOCKS - GIVEN_BACK) * BLOCK as u64,
-        GIVEN_BACK * BLOCK as u64,
-    );
-    let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-    fallocate(&disk, flags, i64::try_from(start)?, i64::try_from(length)?)
-        .context("give blocks back")?;
+    punch(&disk, &bytes(&(BLOCKS - GIVEN_BACK..BLOCKS)))?;
     say(&format!("read {BLOCKS} blocks in {read_us} us"));
     Ok(())
 }

@@ -7,17 +7,19 @@
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
-use std::time::Instant;
+use std::num::NonZeroU64;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use sys::process::Ended;
 use types::Mac;
-use types::vm::{Net, NetQueue};
+use types::vm::{Limit, Net, NetLimit, NetQueue, Rate};
 
 use super::Scenario;
-use crate::nested::guest::{Program, mount, say};
+use crate::nested::guest::{Program, argument, mount, say};
 use crate::nested::link;
-use crate::nested::toolkit::{Machine, Node, PATIENCE};
+use crate::nested::toolkit::{Machine, Node, PATIENCE, Plan};
 
 pub(super) const SCENARIOS: &[Scenario] = &[
     Scenario {
@@ -36,9 +38,17 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         name: "vhost-several-pairs",
         run: |node| transfer(node, "tapvmany", 2, Mover::Kernel),
     },
+    Scenario {
+        name: "limit-of-what-is-sent",
+        run: |node| limited(node, "taplimout", Way::Out),
+    },
+    Scenario {
+        name: "limit-of-what-is-received",
+        run: |node| limited(node, "taplimin", Way::In),
+    },
 ];
 
-pub(super) const GUESTS: &[(&str, Program)] = &[("net", talk)];
+pub(super) const GUESTS: &[(&str, Program)] = &[("net", talk), ("net-limited", flood)];
 
 const NODE: Ipv4Addr = Ipv4Addr::new(10, 9, 9, 1);
 const GUEST: Ipv4Addr = Ipv4Addr::new(10, 9, 9, 2);
@@ -159,14 +169,15 @@ fn workers(machine: &Machine) -> Result<usize> {
     Ok(count)
 }
 
-/// A machine with a card on the TAP `tap`, and who answers it.
-fn machine(
-    node: &Node,
+/// A machine to be, with a card on the TAP `tap`.
+fn plan<'n>(
+    node: &'n Node,
     tap: &str,
+    guest: &str,
     pairs: usize,
     mover: Mover,
-) -> Result<(Machine, std::thread::JoinHandle<Result<()>>)> {
-    let mut plan = node.plan(tap, "net")?;
+) -> Result<Plan<'n>> {
+    let mut plan = node.plan(tap, guest)?;
     plan.spec.cpus = u8::try_from(pairs)?;
     let queues = match pairs {
         1 => vec![sys::tap::open(tap)?],
@@ -196,13 +207,14 @@ fn machine(
         queues: given,
         ..Net::new(first.tap, Mac([2, 0, 0, 9, 9, 2]), MTU)
     });
-    let listener = TcpListener::bind((NODE, PORT)).context("listen")?;
-    let machine = plan.start()?;
-    Ok((machine, std::thread::spawn(move || answer(&listener))))
+    Ok(plan)
 }
 
 fn transfer(node: &Node, tap: &str, pairs: usize, mover: Mover) -> Result<String> {
-    let (mut machine, answers) = machine(node, tap, pairs, mover)?;
+    let plan = plan(node, tap, "net", pairs, mover)?;
+    let listener = TcpListener::bind((NODE, PORT)).context("listen")?;
+    let mut machine = plan.start()?;
+    let answers = std::thread::spawn(move || answer(&listener));
     let line = machine.line("pairs ", PATIENCE)?;
     ensure!(line == format!("pairs {pairs}"), "{line}");
     let moved = machine.line("moved ", PATIENCE)?;
@@ -224,4 +236,128 @@ fn transfer(node: &Node, tap: &str, pairs: usize, mover: Mover) -> Result<String
         ensure!(mean > MTU.into(), "{packets} packets of {mean} bytes");
     }
     Ok(format!("{moved}; {sent} packets out, {received} in"))
+}
+
+/// Which direction of a card has a limit, as its guest sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Out,
+    In,
+}
+
+/// Far below what two emulated cores move, so that the limit is what holds the bytes back; and far above what a
+/// window of the wire's packets is rounded to.
+const LIMIT_BYTES: u64 = 256 << 10;
+const BURST_BYTES: u64 = 64 << 10;
+/// Longest frame: a segment that the card would cut.
+const FRAME_BYTES: u64 = 65_536 + 64;
+/// A window in which burst and one frame are less than a tenth of what the limit lets through.
+const WINDOW: Duration = Duration::from_secs(8);
+/// How far from the limit a window may be, in hundredths.
+const OFF: u64 = 20;
+/// Tokens are lost where the machine under all this stands still: then the next window is looked at.
+const WINDOWS: usize = 4;
+
+/// No window has more than the limit lets through, ever; one of them has no less than four fifths of it.
+fn limited(node: &Node, tap: &str, way: Way) -> Result<String> {
+    let rate = |bytes| NonZeroU64::new(bytes).context("a rate");
+    let limit = Limit {
+        bytes: Some(Rate {
+            per_second: rate(LIMIT_BYTES)?,
+            burst: rate(BURST_BYTES)?,
+        }),
+        operations: None,
+    };
+    let mut plan = plan(node, tap, "net-limited", 1, Mover::Monitor)?;
+    plan.spec.nets[0].limit = Some(match way {
+        Way::Out => NetLimit {
+            tx: Some(limit),
+            rx: None,
+        },
+        Way::In => NetLimit {
+            tx: None,
+            rx: Some(limit),
+        },
+    });
+    plan.spec.cmdline.push_str(match way {
+        Way::Out => " way=out",
+        Way::In => " way=in",
+    });
+    let listener = TcpListener::bind((NODE, PORT)).context("listen")?;
+    let mut machine = plan.start()?;
+    let (guest, _) = listener.accept().context("accept")?;
+    guest.set_read_timeout(Some(PATIENCE))?;
+    guest.set_write_timeout(Some(PATIENCE))?;
+    let end = guest.try_clone()?;
+    let other = std::thread::spawn(move || match way {
+        Way::Out => swallow(guest),
+        Way::In => pour(guest),
+    });
+    let rates = windows(tap, way);
+    // Its other end then stops, and so does the guest.
+    end.shutdown(Shutdown::Both).context("end the stream")?;
+    other.join().expect("no panic");
+    let rates = rates?;
+    machine.line("flooded", PATIENCE)?;
+    let life = machine.finish(PATIENCE)?;
+    ensure!(life.ended == Ended::Code(0), "{life:?}");
+    let least = LIMIT_BYTES - LIMIT_BYTES / 100 * OFF;
+    let last = *rates.last().context("no window")?;
+    ensure!(last >= least, "{rates:?} of {LIMIT_BYTES} bytes a second");
+    Ok(format!("{rates:?} of {LIMIT_BYTES} bytes a second"))
+}
+
+/// Bytes a second in windows one after the other, up to the first that is close to the limit. An error where one is
+/// above it.
+fn windows(tap: &str, way: Way) -> Result<Vec<u64>> {
+    let passed = || -> Result<u64> {
+        let [(_, from_guest), (_, to_guest)] = counted(tap)?;
+        Ok(match way {
+            Way::Out => from_guest,
+            Way::In => to_guest,
+        })
+    };
+    let mut rates = Vec::new();
+    while rates.len() < WINDOWS {
+        // The clock is read outside: what a window is too long is in the limit's favour.
+        let (start, before) = (Instant::now(), passed()?);
+        sleep(WINDOW);
+        let (count, took) = (passed()? - before, start.elapsed());
+        let micros = u64::try_from(took.as_micros())?;
+        let allowed = BURST_BYTES + FRAME_BYTES + LIMIT_BYTES * micros / 1_000_000;
+        ensure!(
+            count <= allowed,
+            "{count} of {allowed} bytes allowed in {took:?}"
+        );
+        let rate = count * 1_000_000 / micros;
+        rates.push(rate);
+        if rate >= LIMIT_BYTES - LIMIT_BYTES / 100 * OFF {
+            break;
+        }
+    }
+    Ok(rates)
+}
+
+/// Reads until the stream ends, however it does.
+fn swallow(mut from: TcpStream) {
+    let mut piece = vec![0; PIECE];
+    while from.read(&mut piece).is_ok_and(|count| count > 0) {}
+}
+
+/// Writes until nobody takes it any more.
+fn pour(mut to: TcpStream) {
+    let piece = vec![7; PIECE];
+    while to.write_all(&piece).is_ok() {}
+}
+
+fn flood() -> Result<()> {
+    mount("sysfs", "/sys")?;
+    link::set_up("eth0", GUEST)?;
+    let node = TcpStream::connect((NODE, PORT)).context("reach the node")?;
+    match argument("way")?.as_str() {
+        "out" => pour(node),
+        _ => swallow(node),
+    }
+    say("flooded");
+    Ok(())
 }
