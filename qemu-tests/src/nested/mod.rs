@@ -25,8 +25,8 @@ pub const GUEST: &str = "guest";
 pub const TENANT: &str = "tenant";
 /// The environment variable of this machine that picks one scenario of a group.
 pub const ONLY: &str = "NESTED_SCENARIO";
-/// The environment variable of this machine that holds a seed for scenarios with random parts, so that what
-/// one of them found is found again.
+/// The environment variable of this machine that holds a seed for scenarios with random parts, or several as
+/// `first..end`, so that what one of them found is found again.
 pub const SEED: &str = "NESTED_SEED";
 /// Its name on the node's kernel command line.
 const SEED_WORD: &str = "seed";

@@ -6,6 +6,7 @@
 
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom, Write};
+use std::ops::Range;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -85,7 +86,7 @@ const TRIPLE: &str = "triple fault";
 /// How long a halted machine is watched.
 const WATCHED: Duration = Duration::from_secs(2);
 /// The random phase. A new seed is `NESTED_SEED`'s to give: what it finds must be found again.
-const SEEDS: std::ops::Range<u64> = 1..5;
+const SEEDS: Range<u64> = 1..5;
 
 /// All attacks of a group, each on a machine of its own.
 fn group(node: &Node, group: &str) -> Result<String> {
@@ -99,11 +100,20 @@ fn random(node: &Node) -> Result<String> {
     let attack = ATTACKS.iter().find(|a| a.group == "random");
     let attack = attack.context("no random attack")?;
     let seeds = match std::env::var(SEED_WORD) {
-        Ok(seed) => vec![seed.parse().context("the seed is a number")?],
-        Err(_) => SEEDS.collect(),
+        Ok(text) => seeds(&text)?,
+        Err(_) => SEEDS,
     };
-    let runs: Vec<_> = seeds.into_iter().map(|seed| (attack, seed)).collect();
+    let runs: Vec<_> = seeds.map(|seed| (attack, seed)).collect();
     beside_an_honest_guest(node, &runs)
+}
+
+/// A seed, or several as `first..end`.
+fn seeds(text: &str) -> Result<Range<u64>> {
+    let number = |text: &str| text.parse::<u64>().context("a seed is a number");
+    Ok(match text.split_once("..") {
+        Some((first, end)) => number(first)?..number(end)?,
+        None => number(text)?..number(text)? + 1,
+    })
 }
 
 fn beside_an_honest_guest(node: &Node, runs: &[(&Attack, u64)]) -> Result<String> {
@@ -241,7 +251,7 @@ fn one(node: &Node, attack: &Attack, seed: u64) -> Result<Option<String>> {
 
 fn judge(attack: &Attack, life: &Life) -> Result<()> {
     let said = |text: &str| life.console.contains(text);
-    ensure!(!life.output.contains("panicked"), "a panic: {life:?}");
+    ensure!(!life.output.contains("panicked at"), "a panic: {life:?}");
     let answers = life.ended == Ended::Code(0)
         && matches!(life.stopped()?.0, StopReason::GuestReset)
         && said(&format!("{ANSWERED} {DEVICES}"))
@@ -373,6 +383,13 @@ fn tap() -> Result<std::os::fd::OwnedFd> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn seeds_are_one_or_a_range() {
+        assert_eq!(seeds("7").expect("one"), 7..8);
+        assert_eq!(seeds("7..12").expect("several"), 7..12);
+        assert!(seeds("").is_err() && seeds("1..").is_err() && seeds("x").is_err());
+    }
 
     #[test]
     fn days_are_counted_as_the_calendar_has_them() {
