@@ -54,10 +54,6 @@ pub(crate) enum SetupError {
     Devices { count: usize },
     #[error("two disks have the serial {0:?}")]
     Serials(String),
-    #[error(
-        "`track_memory` and a card with vhost-net: the kernel does not say what vhost-net writes, leave one away"
-    )]
-    Untracked,
     #[error("guest memory")]
     Memory(#[from] MemoryError),
     #[error("virtual machine")]
@@ -326,16 +322,20 @@ pub(crate) fn assemble() -> Result<Machine, SetupError> {
     let own = halting(&gate, [vsock, rng], more);
     let irqs = slots.irqs()?;
 
-    shape.kernel = begin(
-        &saved,
-        &vm,
-        &vcpus,
-        &ram,
-        &spec,
+    let start = Start {
+        vm: &vm,
+        vcpus: &vcpus,
+        ram: &ram,
+        spec: &spec,
         topology,
-        &parts.images,
-        (&irqs, wants_serial),
-    )?;
+    };
+    shape.kernel = match &saved {
+        Some(state) => start.again(state)?,
+        None => {
+            let line = cmdline::build(&irqs, &spec.cmdline, wants_serial)?;
+            start.boot(&parts.images, &line)?
+        }
+    };
     slots.connect(&vm, &irqs)?;
     extras.ports.serial = serial(&vm, parts.serial.filter(|_| wants_serial))?;
     let ring = Ring::of(&vcpus[0]).map_err(SetupError::Ring)?;
@@ -353,7 +353,6 @@ pub(crate) fn assemble() -> Result<Machine, SetupError> {
         writes,
         slots: slots.wired,
         own,
-        never: never(&spec),
         gate,
         shape,
         tracking: Mutex::default(),
@@ -375,27 +374,29 @@ fn recall(
     Ok((Some(state), ram))
 }
 
-/// Where vCPUs begin: at a kernel's entry, or where they were. Gives the kernel's place.
-#[expect(clippy::too_many_arguments, reason = "all that a boot consists of")]
-fn begin(
-    saved: &Option<State>,
-    vm: &Vm,
-    vcpus: &[VcpuFd],
-    ram: &GuestRam,
-    spec: &VmSpec,
+/// What vCPUs begin with. Both ways give the kernel's place.
+struct Start<'a> {
+    vm: &'a Vm,
+    vcpus: &'a [VcpuFd],
+    ram: &'a GuestRam,
+    spec: &'a VmSpec,
     topology: Topology,
-    images: &Images,
-    (irqs, wants_serial): (&[u32], bool),
-) -> Result<Range<u64>, SetupError> {
-    if let Some(state) = saved {
-        state.restore_vm(vm)?;
-        state.restore_vcpus(vm, vcpus)?;
-        return Ok(state.shape().kernel.clone());
+}
+
+impl Start<'_> {
+    /// At a kernel's entry.
+    fn boot(&self, images: &Images, line: &str) -> Result<Range<u64>, SetupError> {
+        let (entry, kernel) = load(self.ram, self.spec, self.topology, images, line)?;
+        prepare(self.vm, self.vcpus, self.topology, entry)?;
+        Ok(kernel)
     }
-    let line = cmdline::build(irqs, &spec.cmdline, wants_serial)?;
-    let (entry, kernel) = load(ram, spec, topology, images, &line)?;
-    prepare(vm, vcpus, topology, entry)?;
-    Ok(kernel)
+
+    /// Where they were.
+    fn again(&self, state: &State) -> Result<Range<u64>, SetupError> {
+        state.restore_vm(self.vm)?;
+        state.restore_vcpus(self.vm, self.vcpus)?;
+        Ok(state.shape().kernel.clone())
+    }
 }
 
 /// Devices as they were, and a new identity for the guest.
@@ -417,10 +418,20 @@ fn revive(
 }
 
 fn shape(spec: &VmSpec, topology: Topology, serial: bool) -> Shape {
+    let parts = [
+        ("serial", serial),
+        ("rtc", spec.rtc),
+        ("watchdog", spec.watchdog),
+        ("pvpanic", spec.pvpanic),
+    ]
+    .into_iter();
     Shape {
         memory_mib: spec.memory_mib,
         apic_ids: topology.apic_ids().collect(),
-        serial,
+        ports: parts
+            .filter(|(_, has)| *has)
+            .map(|(name, _)| name.to_owned())
+            .collect(),
         kernel: 0..0,
     }
 }
@@ -474,15 +485,6 @@ fn finish(
     machine.main.push(Arc::new(requests));
     machine.main.extend(own);
     Ok(machine)
-}
-
-/// What of the machine cannot be in a snapshot, besides what its devices say.
-fn never(spec: &VmSpec) -> Option<&'static str> {
-    let parts = [(spec.rtc, "clock (rtc)"), (spec.watchdog, "watchdog")];
-    parts
-        .into_iter()
-        .find(|(has, _)| *has)
-        .map(|(_, name)| name)
 }
 
 /// Turns noting on in this process; KVM is told with the memory.
@@ -542,10 +544,6 @@ fn shared(log: Option<([File; 2], u64)>) -> Result<Option<SharedLog>, SetupError
 pub(crate) fn check(spec: &VmSpec) -> Result<Topology, SetupError> {
     let topology = Topology::new(spec.cpus, spec.topology)?;
     memory::check(spec.memory_mib, spec.huge_pages)?;
-    let vhost = |net: &NetSpec| net.vhost.is_some() || net.queues.iter().any(|q| q.vhost.is_some());
-    if spec.track_memory && spec.nets.iter().any(vhost) {
-        return Err(SetupError::Untracked);
-    }
     let mut serials: Vec<&str> = spec.disks.iter().map(|d| d.serial.as_str()).collect();
     serials.sort_unstable();
     match serials.windows(2).find(|pair| pair[0] == pair[1]) {

@@ -42,6 +42,7 @@ pub(crate) mod vhost {
     pub(crate) const SET_FEATURES: u32 = 0x4008_af00;
     pub(crate) const SET_OWNER: u32 = 0xaf01;
     pub(crate) const SET_MEM_TABLE: u32 = 0x4008_af03;
+    pub(crate) const SET_LOG_BASE: u32 = 0x4008_af04;
     pub(crate) const SET_VRING_NUM: u32 = 0x4008_af10;
     pub(crate) const SET_VRING_ADDR: u32 = 0x4028_af11;
     pub(crate) const SET_VRING_BASE: u32 = 0x4008_af12;
@@ -95,10 +96,12 @@ const MAIN: &[Call] = &[
     any(libc::SYS_getrandom),                                      // Rng::serve
     any(libc::SYS_getrusage),                                      // Registry::read
     any(libc::SYS_ftruncate),                                      // log rotation
-    any(libc::SYS_fstat),    // log: length of a file; Subject::snapshot
-    any(libc::SYS_pwrite64), // snapshot: both files
-    any(libc::SYS_mincore),  // memory::resident
-    any(libc::SYS_sysinfo),  // memory::is_never_swapped
+    any(libc::SYS_fstat),           // log: length of a file; Subject::snapshot
+    any(libc::SYS_pwrite64),        // snapshot: both files
+    any(libc::SYS_mincore),         // memory::resident
+    any(libc::SYS_sysinfo),         // memory::is_never_swapped
+    any(libc::SYS_timerfd_gettime), // Watchdog::quiesce
+    any(libc::SYS_timerfd_settime), // Watchdog::quiesce, Watchdog::resume
     with(libc::SYS_tgkill, 2, libc::SIGUSR1.cast_unsigned()), // Kick::interrupt
     with(libc::SYS_tkill, 1, libc::SIGUSR1.cast_unsigned()), // Kick::interrupt, musl
     with(libc::SYS_fcntl, 1, libc::F_GETFL.cast_unsigned()), // Subject::snapshot: is the file writable
@@ -165,6 +168,7 @@ const NET: &[Call] = &[
     with(libc::SYS_ioctl, 1, vhost::SET_FEATURES), // Vhost::introduce
     with(libc::SYS_ioctl, 1, vhost::SET_OWNER),    // Vhost::introduce
     with(libc::SYS_ioctl, 1, vhost::SET_MEM_TABLE), // Vhost::introduce
+    with(libc::SYS_ioctl, 1, vhost::SET_LOG_BASE), // Vhost::introduce, where writes are noted
     with(libc::SYS_ioctl, 1, vhost::SET_VRING_NUM), // Vhost::hand_over
     with(libc::SYS_ioctl, 1, vhost::SET_VRING_ADDR), // Vhost::hand_over
     with(libc::SYS_ioctl, 1, vhost::SET_VRING_BASE), // Vhost::hand_over

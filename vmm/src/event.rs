@@ -46,6 +46,8 @@ pub(crate) trait Served: Send + Sync {
     /// Called before a pause: what is in flight is brought to an end, and what is not begun waits for the
     /// next `serve`.
     fn quiesce(&self) {}
+    /// Called after a pause, before the next `serve`.
+    fn resume(&self) {}
     /// Called once, after the last `serve`, when the machine stops.
     fn stop(&self);
 }

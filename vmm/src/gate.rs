@@ -242,6 +242,10 @@ impl Served for Halting {
         self.device.quiesce();
     }
 
+    fn resume(&self) {
+        self.device.resume();
+    }
+
     fn stop(&self) {
         self.device.stop();
     }

@@ -2,12 +2,14 @@
 //!
 //! Owns: port to device. Refuses: every other port.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use serde::{Deserialize, Serialize};
 
 use super::ABSENT;
 use crate::device::rtc::Rtc;
 use crate::device::serial::{Serial, SerialState};
-use crate::device::watchdog::Watchdog;
+use crate::device::watchdog::{Watchdog, WatchdogState};
 use crate::device::{i8042, pvpanic, rtc, watchdog};
 
 /// What a write to a port led to.
@@ -29,6 +31,20 @@ pub(crate) struct Ports {
     pub(crate) pvpanic: bool,
 }
 
+/// What a snapshot keeps of them.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct PortsState {
+    serial: Option<SerialState>,
+    /// The register that the guest has selected.
+    rtc: Option<u8>,
+    watchdog: Option<WatchdogState>,
+}
+
+fn locked<T>(part: &Mutex<T>) -> MutexGuard<'_, T> {
+    part.lock().expect("no panic while the part was locked")
+}
+
 #[derive(Debug, Default)]
 pub(crate) struct Pio {
     serial: Option<Mutex<Serial>>,
@@ -47,36 +63,39 @@ impl Pio {
         }
     }
 
-    pub(crate) fn save_serial(&self) -> Option<SerialState> {
-        let serial = self.serial.as_ref()?.lock();
-        Some(serial.expect("no panic while the port was locked").save())
-    }
-
-    /// Of a machine that has no serial port, nothing.
-    pub(crate) fn restore_serial(&self, state: &SerialState) {
-        if let Some(serial) = &self.serial {
-            let serial = serial.lock();
-            serial
-                .expect("no panic while the port was locked")
-                .restore(state);
+    /// Of a machine that rests.
+    pub(crate) fn save(&self) -> PortsState {
+        let serial = self.serial.as_ref();
+        PortsState {
+            serial: serial.map(|serial| locked(serial).save()),
+            rtc: self.rtc().map(|rtc| rtc.selected()),
+            watchdog: self.watchdog.as_ref().map(|watchdog| watchdog.save()),
         }
     }
 
-    fn serial(&self, port: u16) -> Option<(std::sync::MutexGuard<'_, Serial>, u8)> {
+    /// At power-on. What this machine has no part for is left out.
+    pub(crate) fn restore(&self, state: &PortsState) {
+        if let (Some(serial), Some(state)) = (&self.serial, &state.serial) {
+            locked(serial).restore(state);
+        }
+        if let (Some(mut rtc), Some(selected)) = (self.rtc(), state.rtc) {
+            rtc.select(selected);
+        }
+        if let (Some(watchdog), Some(state)) = (&self.watchdog, state.watchdog) {
+            watchdog.restore(state);
+        }
+    }
+
+    fn serial(&self, port: u16) -> Option<(MutexGuard<'_, Serial>, u8)> {
         let offset = port
             .checked_sub(Serial::BASE)
             .filter(|o| *o < Serial::PORTS)?;
-        let serial = self
-            .serial
-            .as_ref()?
-            .lock()
-            .expect("no panic while the port was locked");
+        let serial = locked(self.serial.as_ref()?);
         Some((serial, u8::try_from(offset).expect("below 8")))
     }
 
-    fn rtc(&self) -> Option<std::sync::MutexGuard<'_, Rtc>> {
-        let rtc = self.rtc.as_ref()?.lock();
-        Some(rtc.expect("no panic while the clock was locked"))
+    fn rtc(&self) -> Option<MutexGuard<'_, Rtc>> {
+        self.rtc.as_ref().map(locked)
     }
 
     pub(crate) fn read(&self, port: u16, data: &mut [u8]) {
@@ -128,6 +147,7 @@ mod tests {
     use super::*;
 
     use crate::end::End;
+    use crate::event::Served;
 
     #[test]
     fn what_is_asked_for_answers_at_its_ports_and_a_panic_is_told() {
@@ -150,6 +170,48 @@ mod tests {
         assert_eq!(pio.write(0x505, &[2]), PioWrite::Done);
         assert_eq!(pio.write(0x505, &[1]), PioWrite::Panicked);
         assert_eq!([read(0x441), read(0x443)], [ABSENT; 2]);
+    }
+
+    #[test]
+    fn parts_go_on_in_another_machine_as_they_were() {
+        let end = Arc::new(End::new().expect("an event counter"));
+        let machine = || {
+            let event = vmm_sys_util::eventfd::EventFd::new(libc::EFD_NONBLOCK).expect("eventfd");
+            let file = tempfile::tempfile().expect("temporary file");
+            Pio::new(Ports {
+                serial: Some(Serial::new(file, event)),
+                rtc: Some(Rtc::default()),
+                watchdog: Some(Arc::new(Watchdog::new(&end).expect("a timer"))),
+                pvpanic: false,
+            })
+        };
+        let (before, after) = (machine(), machine());
+        for (port, value) in [
+            (0x3f9, 2),
+            (0x3fb, 0x1b),
+            (0x3fc, 0x0b),
+            (0x3ff, 0x77),
+            (0x70, 0x0b),
+            (0x443, 10),
+        ] {
+            before.write(port, &[value]);
+        }
+        let rest = |pio: &Pio| {
+            pio.watchdog.as_ref().expect("has one").quiesce();
+            pio.save()
+        };
+        let state = rest(&before);
+        assert!(state.watchdog != machine().save().watchdog, "it runs");
+        after.restore(&state);
+        let again = rest(&after);
+        assert_eq!((&again.serial, again.rtc), (&state.serial, Some(0x0b)));
+        assert!(again.watchdog != machine().save().watchdog, "it runs");
+        // The transmitter's interrupt is pending there, too.
+        let mut byte = [0];
+        after.read(0x3fa, &mut byte);
+        assert_eq!(byte, [2]);
+        Pio::default().restore(&state);
+        assert_eq!(Pio::default().save(), PortsState::default());
     }
 
     #[test]

@@ -44,6 +44,11 @@ impl Rtc {
         self.index = index & 0x7f;
     }
 
+    /// The register that the guest has selected: all that is not the host's.
+    pub(crate) fn selected(&self) -> u8 {
+        self.index
+    }
+
     pub(crate) fn read(&self) -> u8 {
         // Before 1970 there were no nodes.
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
@@ -156,6 +161,7 @@ mod tests {
         let mut rtc = Rtc::default();
         rtc.select(0x80 | REGISTER_B);
         assert_eq!(rtc.read(), B_24_HOURS);
+        assert_eq!(rtc.selected(), REGISTER_B);
     }
 
     #[test]

@@ -4,14 +4,16 @@
 //! stopped → (write to START) → running → (time is up) → the machine's end
 //! ```
 //!
-//! Owns: the timer, and what its end means. Refuses: to start by itself; a guest that never asks for it is never
-//! ended by it.
+//! Owns: the timer, and what its end means. While the machine rests the timer does, too: a guest that cannot feed
+//! it is not ended by it.
+//! Refuses: to start by itself; a guest that never asks for it is never ended by it.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
+use serde::{Deserialize, Serialize};
 use types::vm::StopReason;
 
 use crate::end::End;
@@ -30,6 +32,16 @@ const AT_ONCE: Duration = Duration::from_nanos(1);
 pub(crate) struct Watchdog {
     timer: TimerFd,
     end: Arc<End>,
+    /// What was left when the machine came to rest.
+    left: Mutex<Option<Duration>>,
+}
+
+/// What a snapshot keeps of the watchdog.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct WatchdogState {
+    /// `None`: it is stopped.
+    left_ms: Option<u64>,
 }
 
 impl std::fmt::Debug for Watchdog {
@@ -49,7 +61,28 @@ impl Watchdog {
         Ok(Self {
             timer: TimerFd::new(ClockId::CLOCK_MONOTONIC, flags)?,
             end: Arc::clone(end),
+            left: Mutex::default(),
         })
+    }
+
+    fn left(&self) -> MutexGuard<'_, Option<Duration>> {
+        self.left.lock().expect("no panic while locked")
+    }
+
+    /// Of a machine that rests.
+    pub(crate) fn save(&self) -> WatchdogState {
+        let left = *self.left();
+        WatchdogState {
+            left_ms: left.map(|left| u64::try_from(left.as_millis()).unwrap_or(u64::MAX)),
+        }
+    }
+
+    /// The machine runs at once. No more is left than a guest could ask for.
+    pub(crate) fn restore(&self, state: WatchdogState) {
+        let left = state.left_ms.map(Duration::from_millis);
+        let most = Duration::from_secs(LONGEST_S);
+        *self.left() = left.map(|left| left.clamp(AT_ONCE, most));
+        self.resume();
     }
 
     /// What a write to one of the ports does. Called by any vCPU.
@@ -78,6 +111,27 @@ impl Served for Watchdog {
         // Not over: the guest has fed it between the wait and here.
         if self.timer.wait().is_ok() {
             self.end.say(StopReason::Watchdog);
+        }
+    }
+
+    fn quiesce(&self) {
+        match self.timer.get().expect("a timer can always be read") {
+            Some(
+                Expiration::OneShot(time)
+                | Expiration::Interval(time)
+                | Expiration::IntervalDelayed(time, _),
+            ) => {
+                *self.left() = Some(time.into());
+                self.timer.unset().expect("a timer can always be stopped");
+            }
+            // Stopped, or its time was up before the pause.
+            None => self.serve(1),
+        }
+    }
+
+    fn resume(&self) {
+        if let Some(left) = self.left().take() {
+            self.set(left).expect("a timer takes any time");
         }
     }
 
@@ -119,6 +173,34 @@ mod tests {
         assert_eq!(end.said(), None, "time is not up");
         watchdog.write(STOP, 0);
         assert_eq!(left(&watchdog), None);
+    }
+
+    #[test]
+    fn while_the_machine_rests_no_time_goes_by_and_another_goes_on_with_what_was_left() {
+        let (end, watchdog) = watchdog();
+        watchdog.quiesce();
+        assert_eq!(watchdog.save(), WatchdogState { left_ms: None });
+        watchdog.resume();
+        assert_eq!(left(&watchdog), None);
+        watchdog.write(START, 5);
+        watchdog.quiesce();
+        assert_eq!(left(&watchdog), None, "the timer is stopped");
+        let state = watchdog.save();
+        watchdog.resume();
+        assert_eq!(left(&watchdog), Some(20));
+        let (_, other) = self::watchdog();
+        other.restore(state);
+        assert_eq!(left(&other), Some(20));
+        for (left_ms, seconds) in [(u64::MAX, 30), (7000, 7)] {
+            let left_ms = Some(left_ms);
+            other.restore(WatchdogState { left_ms });
+            assert_eq!(left(&other), Some(seconds));
+        }
+        // Time that was up before the pause is up.
+        watchdog.write(START, 0x0f);
+        while left(&watchdog).is_some() {}
+        watchdog.quiesce();
+        assert_eq!(end.said(), Some(StopReason::Watchdog));
     }
 
     #[test]

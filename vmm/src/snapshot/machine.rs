@@ -53,8 +53,6 @@ pub(crate) struct Subject {
     pub(crate) slots: Vec<Arc<dyn Wired>>,
     /// Devices that the calling thread serves itself.
     pub(crate) own: Vec<Arc<dyn crate::event::Served>>,
-    /// What of the machine cannot be in a snapshot, besides what its devices say.
-    pub(crate) never: Option<&'static str>,
     pub(crate) gate: Arc<Gate>,
     pub(crate) shape: Shape,
     pub(crate) tracking: Mutex<Tracking>,
@@ -88,6 +86,9 @@ impl Subject {
     }
 
     pub(crate) fn resume(&self) {
+        if self.gate.is_paused() {
+            self.own.iter().for_each(|device| device.resume());
+        }
         self.gate.open();
     }
 
@@ -106,9 +107,6 @@ impl Subject {
             if !writable(file) {
                 return Err(SnapshotError::File(index + 1));
             }
-        }
-        if let Some(part) = self.never {
-            return Err(SnapshotError::Never(part));
         }
         let was_paused = self.gate.is_paused();
         self.pause()?;
@@ -201,11 +199,6 @@ impl Subject {
             chips.push(chip);
         }
         let clock = self.vm.fd().get_clock();
-        let mut devices = Vec::with_capacity(self.slots.len());
-        for (index, slot) in self.slots.iter().enumerate() {
-            let state = slot.save();
-            devices.push(state.map_err(|e| SnapshotError::Device(index, e))?);
-        }
         Ok(State {
             written_by: sifr::IDENTITY.to_string(),
             id,
@@ -214,8 +207,8 @@ impl Subject {
             chips,
             clock: clock.map_err(ioctl("get the guest's clock"))?,
             vcpus,
-            devices,
-            serial: self.shared.pio.save_serial(),
+            devices: self.slots.iter().map(|slot| slot.save()).collect(),
+            ports: self.shared.pio.save(),
             memory,
         })
     }
@@ -255,8 +248,8 @@ impl Chain {
         if theirs.apic_ids != ours.apic_ids || state.vcpus.len() != ours.apic_ids.len() {
             return differ("vCPUs with the APIC ids", &theirs.apic_ids, &ours.apic_ids);
         }
-        if theirs.serial != ours.serial {
-            return differ("a serial port:", &theirs.serial, &ours.serial);
+        if theirs.ports != ours.ports {
+            return differ("the parts at ports", &theirs.ports, &ours.ports);
         }
         match self
             .0
@@ -336,9 +329,7 @@ impl State {
             slot.restore(state)
                 .map_err(|e| SnapshotError::Device(index, e))?;
         }
-        if let Some(serial) = &self.serial {
-            pio.restore_serial(serial);
-        }
+        pio.restore(&self.ports);
         Ok(())
     }
 }

@@ -1,8 +1,7 @@
 //! A machine in two files, and a machine from two files.
 //!
 //! Owns: what a snapshot consists of, and that it fits the machine it is restored into.
-//! Refuses: snapshots of another shape, another version or another processor, and machines with a device
-//! that cannot be in one.
+//! Refuses: snapshots of another shape, another version or another processor.
 
 pub(crate) mod format;
 pub(crate) mod machine;
@@ -18,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use self::format::FormatError;
 use self::memory::{MemoryFileError, MemoryState};
 use self::vcpu::{VcpuError, VcpuState};
-use crate::device::serial::SerialState;
+use crate::bus::PortsState;
 use crate::gate::GateError;
 use crate::hv::kvm::HvError;
 use crate::memory::MemoryError;
@@ -58,8 +57,6 @@ pub(crate) enum SnapshotError {
         "the {0}. snapshot of the chain is not the one that the next is based on: name the full one first, then each after the one it was taken after"
     )]
     Chain(usize),
-    #[error("a machine with a {0} cannot be in a snapshot")]
-    Never(&'static str),
     #[error("map the snapshot's memory")]
     Map(#[source] MemoryError),
     #[error("get random bytes")]
@@ -83,7 +80,8 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
 pub(crate) struct Shape {
     pub(crate) memory_mib: u64,
     pub(crate) apic_ids: Vec<u8>,
-    pub(crate) serial: bool,
+    /// What there is at I/O ports, by name.
+    pub(crate) ports: Vec<String>,
     /// Where the guest's kernel is: its last words are looked for there. A specification does not say.
     pub(crate) kernel: Range<u64>,
 }
@@ -103,7 +101,7 @@ pub(crate) struct State {
     clock: kvm_clock_data,
     vcpus: Vec<VcpuState>,
     devices: Vec<SlotState>,
-    serial: Option<SerialState>,
+    ports: PortsState,
     memory: MemoryState,
 }
 
@@ -173,14 +171,14 @@ pub(crate) mod tests {
             shape: Shape {
                 memory_mib: 32,
                 apic_ids: vec![0],
-                serial: true,
+                ports: vec!["serial".to_owned()],
                 kernel: 0..4096,
             },
             chips: vec![kvm_irqchip::default(); 3],
             clock: kvm_clock_data::default(),
             vcpus: vec![VcpuState::with_leaves(vec![Default::default()])],
             devices: Vec::new(),
-            serial: None,
+            ports: PortsState::default(),
             memory: MemoryState {
                 bytes: 32 << 20,
                 blocks: Vec::new(),

@@ -6,13 +6,15 @@
 
 use std::ops::Range;
 
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use types::metrics::{Balloon as Standing, GuestMemory};
 use types::vm::Balloon as Spec;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BALLOON;
 use vm_memory::{GuestAddress, GuestMemoryBackend};
 
 use super::ring::{Ring, Violation};
-use super::{Device, Ready, Turn};
+use super::{Device, Foreign, Ready, Turn};
 use crate::memory::layout::MEMORY_MIB_MIN;
 use crate::memory::{GuestRam, reclaim};
 use crate::report::Reports;
@@ -86,7 +88,17 @@ pub(crate) struct Balloon {
     asked: bool,
     standing: Standing,
     memory_mib: u64,
+    /// The specification says what the guest is to keep.
+    is_targeted: bool,
     reports: Reports,
+}
+
+/// What a snapshot keeps of the balloon: the configuration space as the driver knows it.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct BalloonState {
+    target_pages: u32,
+    actual_pages: u32,
 }
 
 impl Balloon {
@@ -104,6 +116,7 @@ impl Balloon {
             asked: false,
             standing: Standing::default(),
             memory_mib,
+            is_targeted: spec.target_mib.is_some(),
             reports: Reports::default(),
         };
         balloon.keep(spec.target_mib.unwrap_or(memory_mib))?;
@@ -263,6 +276,40 @@ impl Device for Balloon {
         self.config[4..].fill(0);
         self.standing.actual_bytes = 0;
         self.standing.guest = GuestMemory::default();
+    }
+
+    /// The buffer for statistics goes back to its ring.
+    fn quiesce(&mut self, rings: &mut [Ring<'_>]) -> Result<(), Violation> {
+        if let (Some(queue), Some(head)) = (self.statistics_queue, self.held.take()) {
+            rings[queue].untake(&[head])?;
+        }
+        Ok(())
+    }
+
+    fn save(&self) -> Value {
+        let word = |at: usize| u32::from_le_bytes(self.config[at..at + 4].try_into().expect("4"));
+        let state = BalloonState {
+            target_pages: word(0),
+            actual_pages: word(4),
+        };
+        serde_json::to_value(state).expect("plain data")
+    }
+
+    /// What the guest is to keep is what the specification says, or else what was said to it.
+    fn restore(&mut self, state: &Value) -> Result<(), Foreign> {
+        let state = BalloonState::deserialize(state).map_err(|_| Foreign)?;
+        if !self.is_targeted {
+            let taken_mib = u64::from(state.target_pages) / PAGES_PER_MIB;
+            let left_mib = self.memory_mib.checked_sub(taken_mib).ok_or(Foreign)?;
+            self.keep(left_mib).map_err(|_| Foreign)?;
+        }
+        self.write_config(4, &state.actual_pages.to_le_bytes());
+        Ok(())
+    }
+
+    /// Targets may differ. Whether there are statistics and reports, features and queues say.
+    fn shape(&self) -> Vec<u8> {
+        Vec::new()
     }
 
     fn serve(&mut self, ready: Ready, rings: &mut [Ring<'_>]) -> Result<Turn, Violation> {

@@ -173,6 +173,49 @@ fn queues_are_numbered_as_features_were_agreed() {
 }
 
 #[test]
+fn a_balloon_in_another_machine_goes_on_with_its_target_its_pages_and_its_buffer() {
+    let (mut driver, mut before) = (driver(), balloon());
+    before.keep(100).expect("a good target");
+    before.write_config(4, &77u32.to_le_bytes());
+    let head = statistics(&mut driver, &[(4, 1000)]);
+    let _ = driver.turn(&mut before).expect("served");
+    assert_eq!(before.held, Some(head));
+    driver.quiesce(&mut before).expect("rests");
+    assert_eq!(driver.rings()[STATISTICS_QUEUE].waiting(), 1);
+    let state = before.save();
+
+    let mut after = balloon();
+    after.restore(&state).expect("its own state");
+    assert_eq!((after.config(), after.save()), (before.config(), state));
+    assert_eq!(after.standing().actual_bytes, 77 * PAGE);
+    let _ = driver.turn(&mut after).expect("served");
+    assert_eq!(after.held, Some(head));
+    assert_eq!(after.standing().guest.free_bytes, Some(1000));
+
+    // What the specification says counts more.
+    let spec = Spec {
+        target_mib: Some(64),
+        ..Spec::reporting()
+    };
+    let mut told = Balloon::new(&spec, MEMORY_MIB).expect("a good target");
+    told.activate(ALL);
+    told.restore(&before.save()).expect("its own state");
+    assert_eq!(told.standing().target_bytes, 64 << 20);
+    assert_eq!(told.standing().actual_bytes, 77 * PAGE);
+}
+
+#[test]
+fn a_state_that_no_balloon_had_is_refused() {
+    for pages in [u32::MAX, 128 * 256, 97 * 256] {
+        let state = serde_json::json!({ "target_pages": pages, "actual_pages": 0 });
+        assert_eq!(balloon().restore(&state), Err(Foreign));
+    }
+    for state in [Value::Null, serde_json::json!({ "target_pages": 0 })] {
+        assert_eq!(balloon().restore(&state), Err(Foreign));
+    }
+}
+
+#[test]
 fn page_numbers_become_ranges() {
     let bytes: Vec<u8> = [5u32, 3, 4, 9, 4, u32::MAX]
         .iter()

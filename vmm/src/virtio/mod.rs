@@ -133,10 +133,9 @@ pub(crate) trait Device: Send + 'static {
         let _ = queue;
         false
     }
-    /// What a snapshot keeps of a device at rest beyond its registers, rings and what is behind it. `None`:
-    /// this device cannot be in a snapshot.
-    fn save(&self) -> Option<Value> {
-        None
+    /// What a snapshot keeps of a device at rest beyond its registers, rings and what is behind it.
+    fn save(&self) -> Value {
+        Value::Null
     }
     /// In a new machine, after `activate` where the driver was ready: goes on where `save` was called, as
     /// far as that makes sense to the outside.
@@ -146,7 +145,7 @@ pub(crate) trait Device: Send + 'static {
             _ => Err(Foreign),
         }
     }
-    /// What of its configuration a device must have in common with the one in a snapshot.
+    /// What of it a device must have in common with the one in a snapshot.
     fn shape(&self) -> Vec<u8> {
         self.config().to_vec()
     }

@@ -50,13 +50,15 @@ pub(crate) struct Ring<'a> {
     told: u16,
 }
 
-/// A ring in the address space of this process.
+/// A ring in the address space of this process, as far as nothing else is said.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Place {
     pub(crate) size: u16,
     pub(crate) descriptors: u64,
     pub(crate) available: u64,
     pub(crate) used: u64,
+    /// The used ring by its guest-physical address.
+    pub(crate) used_in_guest: u64,
     /// Index of the next available entry.
     pub(crate) next: u16,
 }
@@ -131,6 +133,7 @@ impl<'a> Ring<'a> {
             descriptors: host(self.queue.desc_table(), entries * 16)?,
             available: host(self.queue.avail_ring(), entries * 2 + 6)?,
             used: host(self.queue.used_ring(), entries * 8 + 6)?,
+            used_in_guest: self.queue.used_ring(),
             next: self.queue.next_avail(),
         }))
     }

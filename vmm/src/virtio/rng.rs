@@ -2,7 +2,6 @@
 //!
 //! Owns: one queue. Refuses: requests of any size at once.
 
-use serde_json::Value;
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 
 use super::ring::{Ring, Violation};
@@ -33,10 +32,6 @@ impl Device for Rng {
     fn activate(&mut self, _features: u64) {}
 
     fn reset(&mut self) {}
-
-    fn save(&self) -> Option<Value> {
-        Some(Value::Null)
-    }
 
     fn serve(&mut self, _ready: Ready, rings: &mut [Ring<'_>]) -> Result<Turn, Violation> {
         rings[0].drain(|ring, chain| {

@@ -12,7 +12,7 @@ use serde_json::Value;
 use types::metrics;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::interrupt::{CONFIGURATION, Interrupt};
+use super::interrupt::{CONFIGURATION, Interrupt, USED_BUFFER};
 use super::ring::{Ring, Violation};
 use super::transport::mmio::{self, Effect, Registers, RegistersError, RegistersState};
 use super::{Device, Foreign, Ready, Turn};
@@ -195,7 +195,7 @@ pub(crate) trait Wired: Send + Sync {
     /// What it has counted; `None` where its kind has no place in the machine's metrics.
     fn metrics(&self) -> Option<metrics::Device>;
     /// Of a device at rest.
-    fn save(&self) -> Result<SlotState, SlotError>;
+    fn save(&self) -> SlotState;
     /// Into a device at power-on, before its worker runs.
     fn restore(&self, state: &SlotState) -> Result<(), SlotError>;
 }
@@ -208,6 +208,8 @@ pub(crate) struct SlotState {
     id: u32,
     /// What a device in the place of this one must have, too.
     shape: Vec<u8>,
+    /// The configuration space: a driver is told where it is other now.
+    config: Vec<u8>,
     registers: RegistersState,
     /// Pending causes.
     interrupt: u32,
@@ -215,17 +217,15 @@ pub(crate) struct SlotState {
     device: Value,
 }
 
-/// Why a device is not in a snapshot, or not as in it.
+/// Why a device does not go on as in a snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum SlotError {
-    #[error("a machine with a {0} cannot be in a snapshot")]
-    Never(&'static str),
     #[error("it is a {ours}, in the snapshot it was a {theirs}")]
     Other {
         ours: &'static str,
         theirs: &'static str,
     },
-    #[error("the {0} has another size or limits than in the snapshot")]
+    #[error("the {0} has another size, kind or place than in the snapshot")]
     Shape(&'static str),
     #[error("the {0} does not go on as in the snapshot")]
     Registers(&'static str, #[source] RegistersError),
@@ -251,22 +251,24 @@ impl<D: Device> Wired for Slot<D> {
         })
     }
 
-    fn save(&self) -> Result<SlotState, SlotError> {
+    fn save(&self) -> SlotState {
         let core = self.lock();
-        let device = core.device.save();
-        Ok(SlotState {
+        SlotState {
             id: D::ID,
             shape: core.device.shape(),
+            config: core.device.config().to_vec(),
             registers: core.registers.save(),
             interrupt: self.interrupt.status(),
-            device: device.ok_or(SlotError::Never(virtio::name(D::ID)))?,
-        })
+            device: core.device.save(),
+        }
     }
 
     fn restore(&self, state: &SlotState) -> Result<(), SlotError> {
         let mut core = self.lock();
         let Core {
-            registers, device, ..
+            registers,
+            device,
+            generation,
         } = &mut *core;
         let name = virtio::name(D::ID);
         if state.id != D::ID {
@@ -277,6 +279,7 @@ impl<D: Device> Wired for Slot<D> {
             return Err(SlotError::Shape(name));
         }
         let agreed = registers.restore(&state.registers, &self.ram);
+        let mut causes = state.interrupt & (USED_BUFFER | CONFIGURATION);
         if let Some(features) = agreed.map_err(|e| SlotError::Registers(name, e))? {
             device.activate(features);
             device
@@ -284,10 +287,14 @@ impl<D: Device> Wired for Slot<D> {
                 .map_err(|Foreign| SlotError::Foreign(name))?;
             // A doorbell may have been rung that nobody answered.
             let _ = self.kick.write(1);
+            if state.config != device.config() {
+                *generation = generation.wrapping_add(1);
+                causes |= CONFIGURATION;
+            }
         }
-        if state.interrupt != 0 {
+        if causes != 0 {
             // It may have been on its way. One too many finds nothing to do.
-            self.interrupt.raise(state.interrupt);
+            self.interrupt.raise(causes);
         }
         Ok(())
     }
@@ -396,10 +403,124 @@ impl<D: Device> Served for Slot<D> {
 
 #[cfg(test)]
 mod tests {
+    use types::vm::Balloon as Spec;
     use vm_memory::GuestAddress;
 
     use super::*;
+    use crate::virtio::balloon::Balloon;
+    use crate::virtio::pmem::Pmem;
     use crate::virtio::rng::Rng;
+
+    fn slot<D: Device>(device: D) -> Slot<D> {
+        let ram = GuestRam::from_ranges(&[(GuestAddress(0), 0x10_0000)]).expect("maps");
+        Slot::new(device, &Arc::new(ram)).expect("event counters")
+    }
+
+    /// As a driver does it, to the end.
+    fn bring_up<D: Device>(slot: &Slot<D>, features: u32) {
+        let write = |offset: u64, value: u32| slot.write(offset, &value.to_le_bytes());
+        for status in [1, 3] {
+            write(mmio::STATUS, status);
+        }
+        for (half, bits) in [(0, features), (1, 1)] {
+            write(mmio::DRIVER_FEATURES_SEL, half);
+            write(mmio::DRIVER_FEATURES, bits);
+        }
+        write(mmio::STATUS, 11);
+        for (queue, at) in (0u32..)
+            .zip((0x1_0000u32..).step_by(0x4000))
+            .take(slot.doorbells.len())
+        {
+            write(mmio::QUEUE_SEL, queue);
+            write(mmio::QUEUE_NUM, 16);
+            for (register, place) in [
+                (mmio::QUEUE_DESC, at),
+                (mmio::QUEUE_DRIVER, at + 0x1000),
+                (mmio::QUEUE_DEVICE, at + 0x2000),
+            ] {
+                write(register, place);
+            }
+            write(mmio::QUEUE_READY, 1);
+        }
+        write(mmio::STATUS, 15);
+        assert!(slot.lock().registers.live());
+    }
+
+    fn read<D: Device>(slot: &Slot<D>, offset: u64) -> u32 {
+        let mut word = [0; 4];
+        slot.read(offset, &mut word);
+        u32::from_le_bytes(word)
+    }
+
+    fn balloon(target_mib: Option<u64>) -> Balloon {
+        let spec = Spec {
+            target_mib,
+            ..Spec::reporting()
+        };
+        Balloon::new(&spec, 128).expect("a good target")
+    }
+
+    /// Through the text that a state file holds.
+    fn file(state: &SlotState) -> SlotState {
+        let text = serde_json::to_vec(state).expect("plain data");
+        serde_json::from_slice(&text).expect("reads back")
+    }
+
+    #[test]
+    fn a_device_in_another_machine_is_as_it_was_and_its_driver_hears_of_what_is_not() {
+        let before = slot(balloon(None));
+        bring_up(&before, 1 << 1);
+        before
+            .reconfigure(|balloon| balloon.keep(100))
+            .expect("a good target");
+        before.write(mmio::INTERRUPT_ACK, &u32::MAX.to_le_bytes());
+        let state = file(&before.save());
+        let same = slot(balloon(None));
+        same.restore(&state).expect("its own state");
+        assert_eq!(same.save(), state);
+        assert!(same.interrupt.line().read().is_err(), "nothing to tell");
+        assert!(same.kick.read().is_ok(), "it looks at all queues");
+        let other = slot(balloon(Some(64)));
+        let generation = read(&other, mmio::CONFIG_GENERATION);
+        other.restore(&state).expect("another target");
+        assert_eq!(read(&other, mmio::INTERRUPT_STATUS), CONFIGURATION);
+        assert!(other.interrupt.line().read().is_ok());
+        assert_ne!(read(&other, mmio::CONFIG_GENERATION), generation);
+        assert_eq!(read(&other, mmio::CONFIG), 64 * 256);
+    }
+
+    #[test]
+    fn what_is_on_its_way_to_a_driver_comes_in_the_other_machine_and_nothing_else_does() {
+        let before = slot(Pmem::new(1 << 32, 1 << 21));
+        bring_up(&before, 0);
+        before.interrupt.raise(USED_BUFFER);
+        let mut state = file(&before.save());
+        // Bits that no cause has.
+        state.interrupt |= 0xfff0;
+        let after = slot(Pmem::new(1 << 32, 1 << 21));
+        after.restore(&state).expect("its own state");
+        assert_eq!(read(&after, mmio::INTERRUPT_STATUS), USED_BUFFER);
+        assert!(after.interrupt.line().read().is_ok());
+    }
+
+    #[test]
+    fn another_device_or_one_in_another_place_is_refused() {
+        let before = slot(Pmem::new(1 << 32, 1 << 21));
+        let state = before.save();
+        let moved = slot(Pmem::new(1 << 33, 1 << 21)).restore(&state);
+        assert_eq!(moved, Err(SlotError::Shape("memory disk")));
+        let other = slot(Rng).restore(&state);
+        assert!(matches!(other, Err(SlotError::Other { .. })), "{other:?}");
+        let mut foreign = slot(Rng);
+        bring_up(&foreign, 0);
+        let mut state = foreign.save();
+        state.device = Value::from("text");
+        foreign = slot(Rng);
+        assert_eq!(
+            foreign.restore(&state),
+            Err(SlotError::Foreign("entropy source"))
+        );
+    }
 
     #[test]
     fn a_register_is_read_as_a_word_and_by_any_other_size_as_all_ones() {

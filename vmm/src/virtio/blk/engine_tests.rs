@@ -117,6 +117,28 @@ fn requests_at_depth_are_in_flight_together_and_answered_each() {
 }
 
 #[test]
+fn what_a_ring_reads_into_memory_is_noted_before_it_is_at_rest() {
+    use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
+    let (file, mut driver) = (file(1 << 20), Driver::new(&[16]));
+    let Some(mut blk) = ringed(&file, 1, &driver) else {
+        return;
+    };
+    let region = driver.ram.iter().next().expect("one");
+    region.bitmap().begin();
+    let mut bits = vec![0; region.size() / 4096 / 64];
+    let at = [DATA, DATA + 0x5000, DATA + 0x9000];
+    for (place, at) in (0..).zip(at) {
+        request(&mut driver, place, VIRTIO_BLK_T_IN, 0, &[(at, 4096)]);
+    }
+    let _ = driver.turn(&mut blk).expect("rules kept");
+    driver.quiesce(&mut blk).expect("rests");
+    let region = driver.ram.iter().next().expect("one");
+    region.bitmap().take(&mut bits);
+    let word = usize::try_from(DATA / 4096 / 64).expect("small");
+    assert_eq!(bits[word] & 0x3ff, 1 | 1 << 5 | 1 << 9);
+}
+
+#[test]
 fn a_ring_is_made_only_after_several_deep_turns() {
     let (file, mut driver) = (file(1 << 20), Driver::new(&[16]));
     let mut blk = with(&file, &DiskSpec::new("upper", Fd(4), false));

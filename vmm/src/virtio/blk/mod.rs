@@ -20,7 +20,6 @@ use std::sync::Arc;
 use flist::wire::{self, PACKET_BYTES, ToVmm};
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv, send};
-use serde_json::Value;
 use types::vm::{DISK_QUEUES_MAX, Disk as DiskSpec, Engine as Wish, FromVmm};
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO,
@@ -613,10 +612,6 @@ impl Device for Blk {
             ring.untake(&heads)?;
         }
         Ok(())
-    }
-
-    fn save(&self) -> Option<Value> {
-        Some(Value::Null)
     }
 }
 

@@ -7,7 +7,10 @@
 //! Owns: which message comes next. Each is said once, so that no driver, however often it asks, makes the list
 //! longer. Refuses: ports other than 0, and messages that Linux' driver does not send.
 
+use serde::{Deserialize, Serialize};
 use types::vm::ConsoleKind;
+
+use crate::virtio::Foreign;
 
 /// Port, event, value.
 pub(super) const MESSAGE_BYTES: usize = 8;
@@ -22,7 +25,8 @@ const PORT_OPEN: u16 = 6;
 const PORT_NAME: u16 = 7;
 
 /// A message to the driver.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub(super) enum Message {
     /// There is a port.
     Add,
@@ -58,7 +62,8 @@ pub(super) enum Told {
 }
 
 /// How far the driver knows the port.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 enum Stage {
     /// No driver, or one that has not asked.
     Silent,
@@ -69,6 +74,15 @@ enum Stage {
     /// It knows the port and is to hear what it is: the next message.
     Describing(Message),
     Added,
+}
+
+/// What a snapshot keeps of it. The host's end is another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ControlState {
+    stage: Stage,
+    opened: bool,
+    said_open: bool,
 }
 
 #[derive(Debug)]
@@ -104,6 +118,28 @@ impl Control {
     pub(super) fn reset(&mut self) {
         (self.told, self.stage) = (Told::Nothing, Stage::Silent);
         (self.opened, self.said_open) = (false, false);
+    }
+
+    pub(super) fn kind(&self) -> ConsoleKind {
+        self.kind
+    }
+
+    pub(super) fn save(&self) -> ControlState {
+        ControlState {
+            stage: self.stage,
+            opened: self.opened,
+            said_open: self.said_open,
+        }
+    }
+
+    /// After `begin`.
+    pub(super) fn restore(&mut self, state: ControlState) -> Result<(), Foreign> {
+        if let Stage::Describing(Message::Add | Message::Open(_)) = state.stage {
+            return Err(Foreign);
+        }
+        self.stage = state.stage;
+        (self.opened, self.said_open) = (state.opened, state.said_open);
+        Ok(())
     }
 
     /// Whether control queues are in use.
@@ -231,6 +267,35 @@ mod tests {
         assert!(control.hang_up());
         assert_eq!(drain(&mut control), [Message::Open(false)]);
         assert!(!control.hang_up());
+    }
+
+    #[test]
+    fn a_driver_that_knows_the_port_hears_in_a_restored_machine_only_what_has_changed() {
+        let mut before = Control::new(ConsoleKind::Stream);
+        before.begin(Told::Ports);
+        for event in [DEVICE_READY, PORT_READY, PORT_OPEN] {
+            before.hear(&message(event, 0, 1));
+            drain(&mut before);
+        }
+        let restored = |state| {
+            let mut after = Control::new(ConsoleKind::Stream);
+            after.begin(Told::Ports);
+            after.restore(state).map(|()| after)
+        };
+        let mut after = restored(before.save()).expect("its own state");
+        assert!(after.opened() && drain(&mut after).is_empty());
+        assert_eq!(after.save(), before.save());
+        // The host's end was closed before the snapshot; now it is another.
+        assert!(before.hang_up());
+        drain(&mut before);
+        let mut after = restored(before.save()).expect("its own state");
+        assert_eq!(drain(&mut after), [Message::Open(true)]);
+        let stage = Stage::Describing(Message::Open(true));
+        let never = ControlState {
+            stage,
+            ..before.save()
+        };
+        assert_eq!(restored(never).expect_err("no such stage"), Foreign);
     }
 
     #[test]

@@ -11,13 +11,15 @@ use std::io;
 use std::os::fd::AsFd;
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use types::vm::ConsoleKind;
 use virtio_bindings::virtio_ids::VIRTIO_ID_CONSOLE;
 
-use self::control::{Control, Told};
+use self::control::{Control, ControlState, Told};
 use super::chain::Chain;
 use super::ring::{Ring, Violation};
-use super::{Device, Ready, Turn};
+use super::{Device, Foreign, Ready, Turn};
 use crate::event::{Source, hung_up};
 use crate::memory::io::{read_packet, write_packet};
 use crate::report::Reports;
@@ -59,6 +61,14 @@ pub(crate) struct Console {
     taken: u64,
     control: Control,
     reports: Reports,
+}
+
+/// What a snapshot keeps of the console.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ConsoleState {
+    taken: u64,
+    control: ControlState,
 }
 
 impl Console {
@@ -247,6 +257,28 @@ impl Device for Console {
             _ => Told::Ports,
         };
         self.control.begin(told);
+    }
+
+    /// What the guest has said of the port, and how much of its oldest request is out.
+    fn save(&self) -> Value {
+        let state = ConsoleState {
+            taken: self.taken,
+            control: self.control.save(),
+        };
+        serde_json::to_value(state).expect("plain data")
+    }
+
+    fn restore(&mut self, state: &Value) -> Result<(), Foreign> {
+        let state = ConsoleState::deserialize(state).map_err(|_| Foreign)?;
+        self.taken = state.taken;
+        self.control.restore(state.control)
+    }
+
+    fn shape(&self) -> Vec<u8> {
+        match self.control.kind() {
+            ConsoleKind::Stream => b"stream".to_vec(),
+            ConsoleKind::Terminal => b"terminal".to_vec(),
+        }
     }
 
     fn reset(&mut self) {

@@ -80,6 +80,40 @@ fn a_reader_that_is_slow_loses_nothing_and_the_guest_waits() {
 }
 
 #[test]
+fn output_that_was_half_out_goes_on_in_another_machine_where_it_stopped() {
+    let (mut console, mut world, mut driver) = plain();
+    let all: Vec<u8> = (0..3_000_000u32)
+        .map(|n| (n * 7).to_le_bytes()[1])
+        .collect();
+    driver.write(DATA, &all);
+    let length = u32::try_from(all.len()).expect("short");
+    driver.offer(FROM_GUEST, &[(DATA, length)], &[]);
+    while console.output != Flow::Waiting {
+        let _ = driver.turn(&mut console).expect("served");
+    }
+    driver.quiesce(&mut console).expect("rests");
+    let state = console.save();
+    let mut out = read(&mut world);
+    drop(console);
+    let (mut after, mut world, _) = plain();
+    after.restore(&state).expect("its own state");
+    assert_eq!(after.save(), state);
+    while driver.used(FROM_GUEST).is_empty() {
+        let _ = driver.turn(&mut after).expect("served");
+        out.extend(read(&mut world));
+    }
+    out.extend(read(&mut world));
+    assert!(out == all, "{} of {} bytes", out.len(), all.len());
+    assert_eq!(after.restore(&Value::Null), Err(Foreign));
+    let terminal = Console::new(after.descriptor, ConsoleKind::Terminal).expect("a flag");
+    assert_ne!(terminal.shape(), console_shape());
+}
+
+fn console_shape() -> Vec<u8> {
+    console().0.shape()
+}
+
+#[test]
 fn output_that_nobody_can_ever_take_is_dropped() {
     let (mut console, world, mut driver) = plain();
     drop(world);

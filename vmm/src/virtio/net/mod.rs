@@ -465,18 +465,18 @@ impl Device for Net {
     }
 
     /// The pairs that the driver uses.
-    fn save(&self) -> Option<Value> {
-        Some(Value::from(self.active))
+    fn save(&self) -> Value {
+        Value::from(self.active)
     }
 
     fn restore(&mut self, state: &Value) -> Result<(), Foreign> {
         let active = state.as_u64().and_then(|count| usize::try_from(count).ok());
-        let active = active.filter(|count| (1..=self.pairs.len()).contains(count));
+        let active = active.filter(|count| (1..=self.known_pairs()).contains(count));
         self.active = active.ok_or(Foreign)?;
         Ok(())
     }
 
-    /// A clone may have another address: the guest is told by its init.
+    /// A clone may have another address, of which the driver takes no notice: the guest is told by its init.
     fn shape(&self) -> Vec<u8> {
         self.config[6..].to_vec()
     }

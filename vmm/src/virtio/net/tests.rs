@@ -280,6 +280,37 @@ fn a_card_at_rest_holds_no_buffer_and_fills_them_afterwards_in_their_order() {
 }
 
 #[test]
+fn a_card_in_another_machine_receives_on_the_pairs_that_its_driver_uses() {
+    let (mut before, _wires) = wide_card(3);
+    let mut driver = Driver::new(&[16, 16, 16, 16, 16, 16, 16]);
+    assert_eq!(command(&mut driver, &mut before, 6, &[4, 0, 2, 0]), 0);
+    for pair in 0..3 {
+        driver.offer(2 * pair, &[], &[(DATA, 4096)]);
+    }
+    let _ = driver.turn(&mut before).expect("rules kept");
+    driver.quiesce(&mut before).expect("rests");
+    let (mut after, wires) = wide_card(3);
+    after.restore(&before.save()).expect("its own state");
+    wires.iter().for_each(|wire| arrive(wire, &[1; 100]));
+    let _ = driver.turn(&mut after).expect("rules kept");
+    let attached: Vec<_> = after.pairs.iter().map(Pair::is_attached).collect();
+    assert_eq!(attached, [true, true, false]);
+    let arrived = [0, 2, 4].map(|queue| driver.used(queue).len());
+    assert_eq!(arrived, [1, 1, 0]);
+    for (features, state, good) in [
+        (SEVERAL, 0, false),
+        (SEVERAL, 3, true),
+        (SEVERAL, 4, false),
+        (0, 2, false),
+        (0, 1, true),
+    ] {
+        after.activate(features);
+        let restored = after.restore(&Value::from(state));
+        assert_eq!(restored.is_ok(), good, "{features:#x} {state}");
+    }
+}
+
+#[test]
 fn offloads_are_asked_of_the_kernel_only_as_far_as_they_make_sense() {
     let cases = [
         (0, 0),

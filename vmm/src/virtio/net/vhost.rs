@@ -18,6 +18,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::confine::vhost as request;
 use crate::event::Source;
 use crate::memory::GuestRam;
+use crate::memory::dirty::PhysicalLog;
 use crate::virtio::ring::{Place, Ring, Violation};
 
 /// What the transport offers whatever the device, so that the kernel must know it.
@@ -25,6 +26,10 @@ const NEEDED: u64 =
     1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_EVENT_IDX | 1 << VIRTIO_RING_F_INDIRECT_DESC;
 /// Features of the card that the kernel has a part in; the rest is between driver, TAP and us.
 pub(super) const SHARED: u64 = 1 << VIRTIO_NET_F_MRG_RXBUF;
+/// Feature bit (linux/vhost_types.h): the kernel notes which pages it writes.
+const VHOST_F_LOG_ALL: u32 = 26;
+/// The same of a used ring.
+const VHOST_VRING_F_LOG: u32 = 0;
 /// Our machines have one piece of memory or two: below the device hole and above it.
 const REGIONS_MAX: usize = 2;
 
@@ -72,6 +77,7 @@ const _: () = assert!(size_of::<Word>() == size_in(request::SET_VRING_NUM));
 const _: () = assert!(size_of::<Word>() == size_in(request::NET_SET_BACKEND));
 const _: () = assert!(size_of::<Addresses>() == size_in(request::SET_VRING_ADDR));
 const _: () = assert!(size_of::<u64>() == size_in(request::SET_FEATURES));
+const _: () = assert!(size_of::<u64>() == size_in(request::SET_LOG_BASE));
 // Regions stand behind the header.
 const _: () = assert!(size_of::<Table>() == size_in(request::SET_MEM_TABLE) + REGIONS_MAX * 32);
 
@@ -81,6 +87,8 @@ pub(super) struct Vhost {
     features: u64,
     /// The kernel knows our memory.
     owned: bool,
+    /// Where the kernel notes what it writes to guest memory, if anybody asks.
+    log: Option<PhysicalLog>,
     running: bool,
     /// The kernel's worker has found a ring broken.
     broken: EventFd,
@@ -92,6 +100,7 @@ impl Vhost {
             file,
             features: 0,
             owned: false,
+            log: None,
             running: false,
             broken: EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?,
         };
@@ -160,6 +169,9 @@ impl Vhost {
             self.running = false;
             // It takes a descriptor less than none always.
             let _ = self.back(-1);
+            if let Some(log) = &self.log {
+                log.hand_over();
+            }
         }
     }
 
@@ -191,9 +203,16 @@ impl Vhost {
                 table.count += 1;
             }
             self.call(request::SET_MEM_TABLE, &mut table)?;
+            self.log = PhysicalLog::new(ram);
+            if let Some(log) = &self.log {
+                self.call(request::SET_LOG_BASE, &mut log.address())?;
+            }
             self.owned = true;
         }
         let mut agreed = features & (NEEDED | SHARED);
+        if self.log.is_some() {
+            agreed |= 1 << VHOST_F_LOG_ALL;
+        }
         self.call(request::SET_FEATURES, &mut agreed)
     }
 
@@ -208,13 +227,14 @@ impl Vhost {
         };
         self.call(request::SET_VRING_NUM, &mut number(place.size))?;
         self.call(request::SET_VRING_BASE, &mut number(place.next))?;
+        let noted = self.log.is_some();
         let mut addresses = Addresses {
             ring: index,
-            flags: 0,
+            flags: if noted { 1 << VHOST_VRING_F_LOG } else { 0 },
             descriptors: place.descriptors,
             used: place.used,
             available: place.available,
-            log: 0,
+            log: if noted { place.used_in_guest } else { 0 },
         };
         self.call(request::SET_VRING_ADDR, &mut addresses)?;
         self.call(
@@ -244,7 +264,8 @@ impl Vhost {
         let number = number.cast_signed() as libc::Ioctl;
         // SAFETY: callers pass the structure that the request is defined with (linux/vhost.h), whose size is
         // compared above, and which lives across the call. Rings and memory that it names stay mapped: they
-        // are guest memory, which ends with the process.
+        // are guest memory, which ends with the process. The log that it names are atomics, which live as long
+        // as `self.file`: the kernel writes no more once that is closed, or its backends are gone.
         match unsafe { libc::ioctl(self.file.as_raw_fd(), number, std::ptr::from_mut(argument)) } {
             -1 => Err(io::Error::last_os_error()),
             _ => Ok(()),
@@ -279,6 +300,10 @@ mod tests {
             (
                 request::SET_MEM_TABLE,
                 nix::request_code_write!(VHOST, 0x03, 8),
+            ),
+            (
+                request::SET_LOG_BASE,
+                nix::request_code_write!(VHOST, 0x04, 8),
             ),
             (
                 request::SET_VRING_NUM,

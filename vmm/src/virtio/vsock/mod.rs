@@ -379,10 +379,6 @@ impl Device for Vsock {
         Ok(if resumed { Turn::Again } else { turn })
     }
 
-    fn save(&self) -> Option<Value> {
-        Some(Value::Null)
-    }
-
     /// Connections end with the process that held them.
     fn restore(&mut self, state: &Value) -> Result<(), Foreign> {
         self.orphaned = true;
