@@ -51,6 +51,11 @@ mod tests {
     }
 
     #[test]
+    fn kept_all_devices_go_on_in_another_machine_as_they_were() {
+        run("kept");
+    }
+
+    #[test]
     fn smoke_a_guest_boots_and_ends_as_it_says_on_any_number_of_processors() {
         run("smoke");
     }

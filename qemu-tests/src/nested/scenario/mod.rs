@@ -8,6 +8,7 @@ mod confined;
 mod devices;
 mod disk;
 mod hostile;
+mod kept;
 mod kernels;
 mod net;
 pub(super) mod pmem;
@@ -35,6 +36,7 @@ pub const GROUPS: &[(&str, &[Scenario])] = &[
     ("devices", devices::SCENARIOS),
     ("disk", disk::SCENARIOS),
     ("hostile", hostile::SCENARIOS),
+    ("kept", kept::SCENARIOS),
     ("kernels", kernels::SCENARIOS),
     ("net", net::SCENARIOS),
     ("pmem", pmem::SCENARIOS),
@@ -50,6 +52,7 @@ const GUESTS: &[&[(&str, Program)]] = &[
     devices::GUESTS,
     disk::GUESTS,
     hostile::GUESTS,
+    kept::GUESTS,
     kernels::GUESTS,
     net::GUESTS,
     pmem::GUESTS,

@@ -107,7 +107,7 @@ fn sums() -> Result<()> {
     Ok(())
 }
 
-fn mix(mut word: u64) -> u64 {
+pub(super) fn mix(mut word: u64) -> u64 {
     for _ in 0..2 {
         word = (word ^ word >> 31).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     }
@@ -170,7 +170,7 @@ pub(super) fn file() -> Result<File> {
 }
 
 /// Another descriptor of the same file, with a position of its own.
-fn again(file: &File) -> Result<File> {
+pub(super) fn again(file: &File) -> Result<File> {
     file.try_clone().context("copy a descriptor")
 }
 
@@ -201,6 +201,12 @@ fn plan<'a>(node: &'a Node, cpus: u8, disk: &File) -> Result<Plan<'a>> {
 /// A plan of the same machine that goes on from a snapshot.
 fn restored<'a>(node: &'a Node, cpus: u8, disk: &File, files: &[&Files]) -> Result<Plan<'a>> {
     let mut plan = plan(node, cpus, disk)?;
+    plan.spec.restore = Some(from(&mut plan, files)?);
+    Ok(plan)
+}
+
+/// What of a specification makes a machine go on from these.
+pub(super) fn from(plan: &mut Plan<'_>, files: &[&Files]) -> Result<Restore> {
     let mut passed = Vec::new();
     for files in files {
         let state = plan.pass(again(&files.state)?);
@@ -208,7 +214,7 @@ fn restored<'a>(node: &'a Node, cpus: u8, disk: &File, files: &[&Files]) -> Resu
         passed.push(Base { state, memory });
     }
     let last = passed.pop().context("one snapshot at least")?;
-    plan.spec.restore = Some(Restore {
+    Ok(Restore {
         state: last.state,
         memory: last.memory,
         bases: passed,
@@ -216,8 +222,7 @@ fn restored<'a>(node: &'a Node, cpus: u8, disk: &File, files: &[&Files]) -> Resu
         trusted: true,
         link: None,
         hostname: None,
-    });
-    Ok(plan)
+    })
 }
 
 fn disk() -> Result<File> {
@@ -245,7 +250,7 @@ pub(super) fn snapshot(machine: &mut Machine, kind: SnapshotKind) -> Result<(Fil
     Ok((files, took_us, bytes))
 }
 
-fn round(machine: &mut Machine) -> Result<u64> {
+pub(super) fn round(machine: &mut Machine) -> Result<u64> {
     let line = machine.line("round ", PATIENCE)?;
     let number = line.rsplit(' ').next().context("a number")?;
     number
@@ -254,7 +259,7 @@ fn round(machine: &mut Machine) -> Result<u64> {
 }
 
 /// Rounds until this one.
-fn until(machine: &mut Machine, wanted: u64) -> Result<()> {
+pub(super) fn until(machine: &mut Machine, wanted: u64) -> Result<()> {
     while round(machine)? < wanted {}
     Ok(())
 }
