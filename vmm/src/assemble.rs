@@ -326,15 +326,11 @@ pub(crate) fn assemble() -> Result<Machine, SetupError> {
         vm: &vm,
         vcpus: &vcpus,
         ram: &ram,
-        spec: &spec,
         topology,
     };
     shape.kernel = match &saved {
         Some(state) => start.again(state)?,
-        None => {
-            let line = cmdline::build(&irqs, &spec.cmdline, wants_serial)?;
-            start.boot(&parts.images, &line)?
-        }
+        None => start.boot(&spec, &parts.images, &irqs, wants_serial)?,
     };
     slots.connect(&vm, &irqs)?;
     extras.ports.serial = serial(&vm, parts.serial.filter(|_| wants_serial))?;
@@ -379,14 +375,20 @@ struct Start<'a> {
     vm: &'a Vm,
     vcpus: &'a [VcpuFd],
     ram: &'a GuestRam,
-    spec: &'a VmSpec,
     topology: Topology,
 }
 
 impl Start<'_> {
     /// At a kernel's entry.
-    fn boot(&self, images: &Images, line: &str) -> Result<Range<u64>, SetupError> {
-        let (entry, kernel) = load(self.ram, self.spec, self.topology, images, line)?;
+    fn boot(
+        &self,
+        spec: &VmSpec,
+        images: &Images,
+        irqs: &[u32],
+        has_serial: bool,
+    ) -> Result<Range<u64>, SetupError> {
+        let line = cmdline::build(irqs, &spec.cmdline, has_serial)?;
+        let (entry, kernel) = load(self.ram, spec, self.topology, images, &line)?;
         prepare(self.vm, self.vcpus, self.topology, entry)?;
         Ok(kernel)
     }
