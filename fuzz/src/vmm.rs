@@ -9,7 +9,7 @@ use ::vmm::fuzz::{self, Guest, Kind, Ports, Registers};
 use crate::Target;
 use crate::choices::{Choices, Made};
 
-pub(crate) const TARGETS: [Target; 17] = [
+pub(crate) const TARGETS: [Target; 18] = [
     Target {
         name: "vmm-balloon",
         bytes_max: 2048,
@@ -115,6 +115,12 @@ pub(crate) const TARGETS: [Target; 17] = [
         bytes_max: 2048,
         run: |input| device(Kind::Rng, input),
         seeds: rng_drivers,
+    },
+    Target {
+        name: "vmm-snapshot",
+        bytes_max: SNAPSHOT_BYTES_MAX,
+        run: snapshot,
+        seeds: snapshots,
     },
     Target {
         name: "vmm-vsock",
@@ -628,6 +634,35 @@ fn bzimages() -> Vec<Vec<u8>> {
 }
 
 /// What was whole before an append is whole after it, and what is appended is there.
+/// How a state stands in an input: as in its file, or what stands there behind the header.
+const AS_FILE: u8 = 0;
+const AS_PAYLOAD: u8 = 1;
+/// A state of every device has some 24 KiB.
+const SNAPSHOT_BYTES_MAX: usize = 48 << 10;
+
+/// A word for the memory file, then a state.
+fn snapshot(input: &[u8]) {
+    let mut choices = Choices(input);
+    let (form, word) = (choices.u8(), choices.u32());
+    let went_on = fuzz::snapshot(choices.0, form & 1 == AS_PAYLOAD, &word.to_le_bytes());
+    let has_seal = form & 1 == AS_PAYLOAD || choices.0.starts_with(b"SIFRSNAP");
+    assert!(has_seal || !went_on, "no state was taken for one");
+}
+
+fn snapshots() -> Vec<Vec<u8>> {
+    let payloads = fuzz::snapshots();
+    for payload in &payloads {
+        assert!(fuzz::snapshot(payload, true, &[]), "the seed goes on");
+    }
+    let mut seeds: Vec<_> = payloads
+        .iter()
+        .map(|payload| [&Made::default().u8(AS_PAYLOAD).u32(7).0[..], payload].concat())
+        .collect();
+    let file = fuzz::snapshot_file(&payloads[0]);
+    seeds.push([&Made::default().u8(AS_FILE).u32(7).0[..], &file].concat());
+    seeds
+}
+
 fn log(input: &[u8]) {
     let mut choices = Choices(input);
     let (max, a, b) = (choices.u32(), choices.long(), choices.long());

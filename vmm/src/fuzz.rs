@@ -1,8 +1,10 @@
 //! What a hostile guest can reach, for the package `fuzz`.
 //!
 //! Owns: one device in its slot with guest memory before it and a stand-in for the world behind it; the
-//! loader of guest kernels; the registers of a whole machine; I/O ports; the log of a workload.
+//! loader of guest kernels; the registers of a whole machine; I/O ports; the log of a workload; snapshots.
 //! Refuses: KVM. What a guest does arrives here as calls.
+
+mod snapshot;
 
 use std::fs::File;
 use std::num::NonZeroU64;
@@ -40,7 +42,9 @@ use crate::virtio::net::Net;
 use crate::virtio::pmem::Pmem;
 use crate::virtio::rng::Rng;
 use crate::virtio::vsock::Vsock;
-use crate::virtio::worker::Slot;
+use crate::virtio::worker::{Slot, Wired};
+
+pub use self::snapshot::{snapshot, snapshot_file, snapshots};
 
 /// Guest memory of a device under test: two pieces with a hole, so that ranges can leave one.
 pub const RAM: [std::ops::Range<u64>; 2] = [0..0x8_0000, 0x10_0000..0x14_0000];
@@ -85,7 +89,7 @@ pub struct Guest {
     inbox: Option<Inbox>,
 }
 
-trait Both: MmioDevice + Served + std::fmt::Debug {
+trait Both: MmioDevice + Served + Wired + std::fmt::Debug {
     fn rest(&self);
 }
 

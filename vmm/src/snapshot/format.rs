@@ -61,12 +61,16 @@ fn digest(header: &[u8], payload: &[u8]) -> [u8; 32] {
 }
 
 pub(crate) fn encode(state: &State) -> Vec<u8> {
-    let payload = serde_json::to_vec(state).expect("plain data");
+    seal(&serde_json::to_vec(state).expect("plain data"))
+}
+
+/// A file of this version with this JSON.
+pub(crate) fn seal(payload: &[u8]) -> Vec<u8> {
     let mut out = vec![0; HEADER_BYTES];
     out[..8].copy_from_slice(MAGIC);
     out[8..12].copy_from_slice(&VERSION.to_le_bytes());
     out[16..24].copy_from_slice(&(payload.len() as u64).to_le_bytes());
-    let digest = digest(&out, &payload);
+    let digest = digest(&out, payload);
     out[32..].copy_from_slice(&digest);
     out.extend(payload);
     out

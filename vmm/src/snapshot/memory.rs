@@ -43,7 +43,7 @@ pub(crate) enum MemoryFileError {
         "the snapshot's memory is damaged at {at:#x}, its digest does not match: take the file from where it was copied from"
     )]
     Digest { at: u64 },
-    #[error("the snapshot's list of pages or blocks leaves its memory")]
+    #[error("the snapshot's list of pages or blocks leaves its memory, or is in no order")]
     List,
 }
 
@@ -257,12 +257,15 @@ impl MemoryState {
     /// Takes the pages of this differential snapshot from its file into guest memory.
     pub(crate) fn lay_over(&self, file: &File, ram: &GuestRam) -> Result<(), MemoryFileError> {
         let mut buffer = vec![0; BLOCK];
+        let mut before = 0;
         for run in self.pages.iter().flatten() {
             let end = run.first.checked_add(run.count);
             let end = end.and_then(|page| page.checked_mul(PAGE as u64));
+            // In order, so that no list of runs takes longer than its memory.
             let end = end
-                .filter(|end| *end <= self.bytes)
+                .filter(|end| run.count > 0 && run.first >= before && *end <= self.bytes)
                 .ok_or(MemoryFileError::List)?;
+            before = run.first + run.count;
             let mut at = run.first * PAGE as u64;
             while at < end {
                 let length = usize::try_from((end - at).min(BLOCK as u64)).expect("a block");
@@ -394,9 +397,24 @@ mod tests {
         let ram = guest();
         let file = tempfile::tempfile().expect("temporary file");
         let (mut state, _) = write(&file, &ram, &Wanted::All { anonymous: true }).expect("writes");
-        for (first, count) in [(u64::MAX, 1), (0, u64::MAX), ((MIB << 20) / PAGE as u64, 1)] {
+        for (first, count) in [
+            (u64::MAX, 1),
+            (0, u64::MAX),
+            ((MIB << 20) / PAGE as u64, 1),
+            (0, 0),
+        ] {
             state.pages = Some(vec![Run { first, count }]);
             assert!(state.lay_over(&file, &ram).is_err());
+        }
+        let run = |first| Run { first, count: 2 };
+        for (pages, good) in [
+            ([0, 2, 9], true),
+            ([0, 1, 9], false),
+            ([0, 0, 9], false),
+            ([9, 4, 2], false),
+        ] {
+            state.pages = Some(pages.map(run).to_vec());
+            assert_eq!(state.lay_over(&file, &ram).is_ok(), good, "{pages:?}");
         }
         state.blocks.push(Block {
             index: 1 << 40,

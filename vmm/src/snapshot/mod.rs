@@ -160,7 +160,35 @@ fn hex(bytes: &[u8]) -> String {
 
 #[cfg(any(test, feature = "fuzz"))]
 pub(crate) mod tests {
-    use super::*;
+    use super::{
+        MemoryState, PortsState, Shape, SlotState, State, VcpuState, kvm_clock_data, kvm_irqchip,
+        memory,
+    };
+
+    impl State {
+        /// The same machine with these devices.
+        pub(crate) fn with(mut self, devices: Vec<SlotState>, ports: PortsState) -> Self {
+            (self.devices, self.ports) = (devices, ports);
+            self
+        }
+
+        /// The same as what differs from a full one in some pages.
+        pub(crate) fn differing(mut self, pages: Vec<memory::Run>) -> Self {
+            self.parent = Some("its base".to_owned());
+            self.memory.pages = Some(pages);
+            self
+        }
+
+        /// A full one that this can be based on, if it is based on one.
+        pub(crate) fn base(&self) -> Option<Self> {
+            let id = self.parent.clone()?;
+            Some(Self { id, ..state() })
+        }
+
+        pub(crate) fn vcpus(&self) -> &[VcpuState] {
+            &self.vcpus
+        }
+    }
 
     /// A small state with something in each part.
     pub(crate) fn state() -> State {

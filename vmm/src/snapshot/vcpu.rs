@@ -206,7 +206,7 @@ impl VcpuState {
         Ok(())
     }
 
-    #[cfg(test)]
+    #[cfg(any(test, feature = "fuzz"))]
     pub(crate) fn with_leaves(cpuid: Vec<kvm_cpuid_entry2>) -> Self {
         Self {
             cpuid,
