@@ -40,6 +40,8 @@ pub struct Machine {
     pub on_reset: OnReset,
     /// A copy of the console, written by QEMU itself: it goes on when nobody reads.
     pub console_log: Option<PathBuf>,
+    /// What the processors held whenever they were reset, and whether by a triple fault: the emulator writes it there.
+    pub resets: Option<PathBuf>,
     /// A second monitor, at a socket that other processes can find: see [`stop`].
     pub monitor: Option<PathBuf>,
     /// A second serial port, whose other end listens at this socket.
@@ -208,6 +210,7 @@ impl Machine {
             watchdog: false,
             on_reset: OnReset::Stop,
             console_log: None,
+            resets: None,
             monitor: None,
             serial: None,
         }
@@ -268,6 +271,10 @@ impl Machine {
         }
         if self.on_reset == OnReset::Stop {
             line.word("-no-reboot");
+        }
+        if let Some(file) = &self.resets {
+            line.pair("-d", "cpu_reset")
+                .pair("-D", file.display().to_string());
         }
         self.firmware.arguments(&mut line);
         if self.watchdog {

@@ -5,7 +5,7 @@
 
 use std::fs;
 use std::io::{Cursor, Read, Seek, SeekFrom};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -58,6 +58,8 @@ pub fn run(group: &str) -> Result<()> {
     fs::create_dir_all(&target).context("make the directory for the console")?;
     let log = target.join(format!("nested-{group}.log"));
     let mut machine = machine(&paths, log)?;
+    let resets = target.join(format!("nested-{group}.resets"));
+    machine.resets = Some(resets.clone());
     let mut arguments = format!("loglevel=1 rdinit={INIT} {GROUP}={what}");
     if let Ok(seed) = std::env::var(SEED) {
         arguments.push_str(&format!(" {SEED_WORD}={seed}"));
@@ -66,7 +68,8 @@ pub fn run(group: &str) -> Result<()> {
     let mut boots = (1..=BOOTS).map(|boot| (boot, once(&machine)));
     let told = boots.find_map(|(boot, told)| match told {
         Err(error) if boot < BOOTS => {
-            println!("the node that runs {what}, and once more: {error:#}");
+            let why = triple_fault(&resets);
+            println!("the node that runs {what}, and once more: {why}{error:#}");
             None
         }
         told => Some(told),
@@ -84,6 +87,16 @@ pub fn run(group: &str) -> Result<()> {
         .count();
     ensure!(ok == expected, "{ok} of {expected} scenarios have run");
     Ok(())
+}
+
+/// Whether the node's own processor has ended it. What it held then is in `resets`.
+fn triple_fault(resets: &Path) -> String {
+    match fs::read_to_string(resets) {
+        Ok(text) if text.contains("Triple fault") => {
+            format!("a triple fault, see {}; ", resets.display())
+        }
+        Ok(_) | Err(_) => String::new(),
+    }
 }
 
 /// What one boot says of its scenarios. An error: the node itself came to no end.
@@ -162,5 +175,21 @@ fn monitor(paths: &Paths) -> Result<Vec<u8>> {
     match Image::current(paths) {
         Some(image) => archive::file_in(&archive::unpacked(&image)?, VMM),
         None => archive::built(paths, "vmm", "sifr-vmm", RUST_TARGET),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_that_its_processor_ended_is_told_from_one_that_stopped() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let file = directory.path().join("resets");
+        assert_eq!(triple_fault(&file), "");
+        fs::write(&file, "CPU Reset (CPU 0)\n").expect("a file");
+        assert_eq!(triple_fault(&file), "");
+        fs::write(&file, "CPU Reset (CPU 0)\nTriple fault\n").expect("a file");
+        assert!(triple_fault(&file).contains("a triple fault"));
     }
 }

@@ -130,7 +130,11 @@ fn beside_an_honest_guest(node: &Node, runs: &[(&Attack, u64)]) -> Result<String
                 "{name} {} ms {figures}",
                 started.elapsed().as_millis()
             )),
-            Err(error) => failures.push(format!("{name}: {error:#}")),
+            Err(error) => {
+                // At once: of a long storm the end may never come.
+                println!("attack {name} FAILED: {error:#}");
+                failures.push(format!("{name}: {error:#}"));
+            }
         }
         neighbour.forget_lines()?;
         let beat = neighbour.line("beat", SERVED_WITHIN);
