@@ -34,9 +34,8 @@ const RUST_TARGET: &str = "x86_64-unknown-linux-musl";
 const MEMORY: Bytes = Bytes::gib(3);
 /// Monitor threads and vCPUs that really run at once find what turns on one processor hide.
 const CPUS: u8 = 2;
-/// A node has been seen to end without a word in a storm of random steps, once in five runs. That it is QEMU
-/// 7.2's nested virtualisation is likely and not proven. What a guest can do to its node, with the same
-/// seed, it does twice.
+/// A node has once been seen to end without a word in a storm of random steps; why is not known
+/// (docs/fuzzing.md). What a guest can do to its node, with the same seed, it does twice.
 const BOOTS: usize = 2;
 /// A group may boot some dozen guests, each in a few seconds of two emulated cores.
 const PATIENCE: Duration = Duration::from_secs(1200);
