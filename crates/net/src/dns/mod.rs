@@ -93,9 +93,9 @@ const UPSTREAMS_MAX: usize = 3;
 const STRAY_MAX: usize = 16;
 /// How long a guest's connection may be silent, or slow in taking a reply.
 const IDLE_TIME: Duration = Duration::from_secs(10);
-/// Pause after a connection could not be taken: what is short (descriptors, memory) comes back, and without
-/// a pause the waiting connection would keep the forwarder busy. Guests that ask over TCP wait longer.
-const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
+/// Pause after a connection or a packet could not be taken: what is short (descriptors, memory) comes back, and without
+/// a pause what waits would keep the forwarder busy. Guests ask again.
+const TAKE_PAUSE: Duration = Duration::from_secs(1);
 
 /// What every query needs to be answered.
 #[derive(Debug, Clone)]
@@ -104,7 +104,7 @@ struct Knowledge {
     names: watch::Receiver<Names>,
 }
 
-/// Answers until `names` or `upstreams` has no sender any more, or the UDP socket fails. Within a tokio
+/// Answers until `names` or `upstreams` has no sender any more, whatever becomes of single packets. Within a tokio
 /// runtime. Upstream servers are asked from the namespace of the thread that runs this.
 pub async fn forward(
     sockets: Sockets,
@@ -120,25 +120,26 @@ pub async fn forward(
     };
     let (mut queries, mut connections) = (JoinSet::new(), JoinSet::new());
     let mut buffer = [0; QUERY_MAX];
-    let mut paused_until = None;
+    let (mut paused_until, mut deaf_until) = (None, None);
     loop {
         let accepts = paused_until.is_none() && connections.len() < CONNECTIONS_MAX;
+        let hears = deaf_until.is_none() && queries.len() < QUERIES_MAX;
         tokio::select! {
             changed = names.changed() => if changed.is_err() { return Ok(()) },
             changed = upstreams.changed() => if changed.is_err() { return Ok(()) },
             Some(_) = queries.join_next() => {}
             Some(_) = connections.join_next() => {}
-            received = udp.recv_from(&mut buffer), if queries.len() < QUERIES_MAX => {
-                let (length, guest) = received.map_err(failed)?;
-                let (udp, knowledge) = (udp.clone(), knowledge.clone());
-                let query = Query::parse(&buffer[..length]);
-                queries.spawn(async move {
-                    if let Some(reply) = knowledge.reply(guest.ip(), query, Transport::Udp).await {
-                        // A guest that is gone needs no reply.
-                        let _ = udp.send_to(&reply, guest).await;
-                    }
-                });
-            }
+            received = udp.recv_from(&mut buffer), if hears => match received {
+                Ok((length, guest)) => {
+                    let query = Query::parse(&buffer[..length]);
+                    queries.spawn(answer(udp.clone(), guest, query, knowledge.clone()));
+                }
+                Err(error) => {
+                    log::warn!("take a guest's DNS query: {error}; tried again in {TAKE_PAUSE:?}");
+                    deaf_until = Some(Instant::now() + TAKE_PAUSE);
+                }
+            },
+            () = pause(deaf_until), if deaf_until.is_some() => deaf_until = None,
             () = pause(paused_until), if paused_until.is_some() => paused_until = None,
             accepted = tcp.accept(), if accepts => match accepted {
                 Ok((stream, guest)) => {
@@ -146,11 +147,24 @@ pub async fn forward(
                 }
                 Err(error) if error.kind() == ErrorKind::ConnectionAborted => {}
                 Err(error) => {
-                    log::warn!("take a guest's DNS connection: {error}; tried again in {ACCEPT_PAUSE:?}");
-                    paused_until = Some(Instant::now() + ACCEPT_PAUSE);
+                    log::warn!("take a guest's DNS connection: {error}; tried again in {TAKE_PAUSE:?}");
+                    paused_until = Some(Instant::now() + TAKE_PAUSE);
                 }
             },
         }
+    }
+}
+
+/// A query that came in a packet.
+async fn answer(
+    udp: Arc<UdpSocket>,
+    guest: SocketAddr,
+    query: Result<Query, Flaw>,
+    knowledge: Knowledge,
+) {
+    if let Some(reply) = knowledge.reply(guest.ip(), query, Transport::Udp).await {
+        // A guest that is gone needs no reply.
+        let _ = udp.send_to(&reply, guest).await;
     }
 }
 
@@ -424,12 +438,47 @@ mod tests {
                 for id in [7, 8] {
                     let answer = ask(udp, &query(id, "web", A)).await;
                     assert_eq!(answer[answer.len() - 4..], [10, 128, 0, 2]);
-                    tokio::time::sleep(ACCEPT_PAUSE / 4).await;
+                    tokio::time::sleep(TAKE_PAUSE / 4).await;
                 }
                 drop(names_to);
             };
             let (ended, ()) = tokio::join!(forward(sockets, upstreams, names), guest);
             ended.expect("a refused accept does not end it");
+        });
+    }
+
+    #[test]
+    fn a_packet_that_cannot_be_taken_does_not_end_it() {
+        on_a_runtime(async {
+            let (sockets, udp, _) = sockets();
+            let guest = UdpSocket::bind("127.0.0.1:0").await.expect("a socket");
+            let address = guest.local_addr().expect("an address");
+            // Bound to one guest, the socket hears that its guest is gone, as an error of its next receive.
+            sockets.udp.connect(address).expect("connected");
+            let (_to, upstreams) = watch::channel(Vec::new());
+            let web = ("web".to_owned(), Ipv4Addr::new(10, 128, 0, 2));
+            let names = Names {
+                machines: [web].into(),
+                domains: BTreeMap::new(),
+            };
+            let (names_to, names) = watch::channel(names);
+            let guest = async {
+                guest.send_to(&query(7, "web", A), udp).await.expect("sent");
+                drop(guest);
+                tokio::time::sleep(TAKE_PAUSE / 4).await;
+                let guest = UdpSocket::bind(address).await.expect("the same again");
+                guest.send_to(&query(8, "web", A), udp).await.expect("sent");
+                let mut buffer = [0; 512];
+                let wait = timeout(Duration::from_secs(20), guest.recv(&mut buffer));
+                let length = wait.await.expect("in time").expect("an answer");
+                assert_eq!(
+                    (buffer[1], &buffer[length - 4..length]),
+                    (8, &[10, 128, 0, 2][..])
+                );
+                drop(names_to);
+            };
+            let (ended, ()) = tokio::join!(forward(sockets, upstreams, names), guest);
+            ended.expect("it goes on");
         });
     }
 }
