@@ -169,6 +169,22 @@ impl Missing {
 
 type Connection = SendRequest<Full<Bytes>>;
 
+/// Silence after which the kernel asks the other end whether it is there: a router's memory of a connection lasts minutes.
+const KEEPALIVE_IDLE_S: u32 = 30;
+/// Between its questions, and how many stay unanswered before the connection is given up: a minute after the node's
+/// power went, who follows a log learns it.
+const KEEPALIVE_EVERY_S: u32 = 10;
+const KEEPALIVE_PROBES: u32 = 3;
+
+/// A follower of a log hears nothing for hours: without questions it would never learn that its node is gone. Best effort.
+fn keep_alive(tcp: &TcpStream) {
+    use nix::sys::socket::{setsockopt, sockopt};
+    let _ = setsockopt(tcp, sockopt::TcpKeepIdle, &KEEPALIVE_IDLE_S);
+    let _ = setsockopt(tcp, sockopt::TcpKeepInterval, &KEEPALIVE_EVERY_S);
+    let _ = setsockopt(tcp, sockopt::TcpKeepCount, &KEEPALIVE_PROBES);
+    let _ = setsockopt(tcp, sockopt::KeepAlive, &true);
+}
+
 /// A client of one node. Calls may run at the same time, each on its own connection.
 pub struct Client {
     address: String,
@@ -413,6 +429,7 @@ impl Client {
             .map_err(|source| self.unreachable(source))?;
         // Requests are small and wait for their answers (best effort).
         let _ = tcp.set_nodelay(true);
+        keep_alive(&tcp);
         let tls = TlsConnector::from(Arc::clone(&self.tls))
             .connect(tls::server_name(), tcp)
             .await
@@ -643,6 +660,20 @@ fn wrong_key(error: &io::Error) -> Option<WrongKey> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_connection_asks_whether_its_node_is_still_there() {
+        use nix::sys::socket::{getsockopt, sockopt};
+        let node = tokio::net::TcpListener::bind("127.0.0.1:0").await;
+        let address = node.as_ref().expect("bound").local_addr();
+        let tcp = TcpStream::connect(address.expect("an address")).await;
+        let tcp = tcp.expect("connected");
+        assert_eq!(getsockopt(&tcp, sockopt::KeepAlive), Ok(false));
+        keep_alive(&tcp);
+        assert_eq!(getsockopt(&tcp, sockopt::KeepAlive), Ok(true));
+        let after = getsockopt(&tcp, sockopt::TcpKeepIdle);
+        assert_eq!(after, Ok(KEEPALIVE_IDLE_S));
+    }
 
     #[test]
     fn the_port_is_added_where_it_is_missing() {
