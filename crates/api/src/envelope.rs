@@ -13,8 +13,7 @@ use types::status::{Refusal, RefusalCode};
 
 use crate::sign::{self, SecretKey};
 
-/// Longest envelope, as JSON: room for 32 workloads with long environments, and little to hold in memory.
-pub const ENVELOPE_MAX: usize = 256 << 10;
+pub use types::deployment::ENVELOPE_MAX;
 
 /// A DSSE envelope. What it says is an allegation until [`Envelope::verify`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

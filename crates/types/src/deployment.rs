@@ -15,6 +15,10 @@ pub const PAYLOAD_TYPE: &str = "application/vnd.sifr.deployment.v1+json";
 /// DSSE payload type reserved for an owner's grant to a tenant. Refused until grants exist.
 pub const GRANT_PAYLOAD_TYPE: &str = "application/vnd.sifr.grant.v1+json";
 
+/// Most bytes of a signed envelope, on the wire and in the ledger: [`WORKLOADS_MAX`] workloads with ordinary arguments,
+/// and a node that keeps thousands of them holds them in memory.
+pub const ENVELOPE_MAX: usize = 256 << 10;
+
 /// The workload of a deployment that has just one and no name for it: it goes by the deployment's name.
 pub const ONLY_WORKLOAD: &str = "main";
 /// Most workloads in one deployment: a reconcile pass stays short and a status fits one answer.

@@ -30,8 +30,8 @@ use file::{
     read_copy, record_bytes,
 };
 
-/// Longest envelope: 32 workloads with full arguments, as base64 in JSON, need 6 MiB.
-pub const ENVELOPE_MAX: usize = 8 << 20;
+pub use types::deployment::ENVELOPE_MAX;
+
 /// Files below this are not compacted: reading them takes milliseconds.
 const COMPACT_BYTES: u64 = 4 << 20;
 /// Longest file, written and read: a node of 1 GiB can hold both copies in memory while it boots.
