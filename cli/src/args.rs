@@ -148,7 +148,8 @@ pub(crate) enum FlistCommand {
 
 #[derive(Debug, Args)]
 pub(crate) struct Pack {
-    /// What `docker save` wrote, an OCI archive or layout, a tar archive (gzip and zstd too), a directory
+    /// An image in a registry (docker.io/library/nginx:1.27, docker://nginx), what `docker save` wrote, an
+    /// OCI archive or layout, a tar archive (gzip and zstd too), a directory
     pub(crate) source: PathBuf,
     /// Directory that gets the .flist file and the chunks
     #[arg(short = 'o', long, value_name = "DIR")]

@@ -20,6 +20,7 @@ use crate::failure::Usage;
 use crate::home::Pin;
 use crate::push::{Images, Pushed};
 use crate::screen::Screen;
+use crate::source::Source;
 use crate::spec::{self, Draft};
 
 /// Defaults of a machine from options, the same as `types::deployment` gives a file.
@@ -122,7 +123,7 @@ fn wanted(
     } else {
         file.parent().unwrap_or(Path::new(""))
     };
-    let mut resolve = |path: &str| resolve(&base.join(path), images, screen);
+    let mut resolve = |text: &str| resolve(text, base, images, screen);
     let Draft { name, deployment } = spec::parse(&read(file)?, &mut resolve)
         .map_err(|error| Usage(format!("{}: {error}", file.display())))?;
     let name = options.name.or(name).ok_or_else(|| {
@@ -157,9 +158,15 @@ fn read(file: &Path) -> anyhow::Result<String> {
     Ok(text)
 }
 
-fn resolve(path: &Path, images: &mut Images, screen: &Screen) -> Result<Digest, String> {
+fn resolve(
+    text: &str,
+    base: &Path,
+    images: &mut Images,
+    screen: &Screen,
+) -> Result<Digest, String> {
+    let source = Source::read(Path::new(text), base).map_err(|error| error.to_string())?;
     images
-        .find(path, screen)
+        .find(&source, screen)
         .map_err(|error| format!("{error:#}"))
 }
 
@@ -171,7 +178,7 @@ fn from_options(
     let (Some(image), Some(name)) = (options.image, options.name) else {
         return Err(Usage("give a file, or --image with --name".to_owned()).into());
     };
-    let mut resolve = |path: &str| resolve(Path::new(path), images, screen);
+    let mut resolve = |text: &str| resolve(text, Path::new(""), images, screen);
     let flist = spec::image_digest(&image, &mut resolve).map_err(Usage)?;
     let machine = Machine {
         image: Image {

@@ -2,6 +2,8 @@
 //!
 //! Owns: what the two commands show. Refuses: packing (`pack` has it) and the format (`flist` has it).
 
+use std::path::Path;
+
 use anyhow::Context as _;
 use flist::pack::Packed;
 use flist::store::DirStore;
@@ -12,6 +14,7 @@ use crate::args::{FlistCommand, Pack};
 use crate::pack::Changes;
 use crate::push::LocalImage;
 use crate::screen::{Screen, fields, mebibytes};
+use crate::source::Source;
 
 pub(crate) fn flist(context: &Context, command: FlistCommand) -> anyhow::Result<()> {
     match command {
@@ -24,8 +27,8 @@ fn pack(screen: &Screen, options: &Pack) -> anyhow::Result<()> {
     let changes = Changes::read(options)?;
     let mut store = DirStore::open(&options.store)
         .with_context(|| format!("cannot write the store {}", options.store.display()))?;
-    let Packed { digest, stats, .. } =
-        crate::pack::pack(screen, &options.source, &changes, &mut store)?;
+    let source = Source::read(&options.source, Path::new(""))?;
+    let Packed { digest, stats, .. } = crate::pack::pack(screen, &source, &changes, &mut store)?;
     let path = store.flist_path(&digest);
     let value = json!({
         "digest": digest,

@@ -16,6 +16,7 @@ mod pack;
 mod patience;
 mod push;
 mod screen;
+mod source;
 mod spec;
 
 use std::process::ExitCode;

@@ -15,6 +15,7 @@ use types::flist::ImageConfig;
 use crate::args::Pack;
 use crate::failure::Usage;
 use crate::screen::{Screen, mebibytes};
+use crate::source::{self, Source};
 
 /// Changes to the configuration that an image brings.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -83,17 +84,29 @@ impl Changes {
     }
 }
 
-/// Packs what is at `path` into `store`, the `.flist` file last, and says what it was.
+/// Packs an image into `store`, the `.flist` file last, and says what it was.
 pub(crate) fn pack(
     screen: &Screen,
-    path: &Path,
+    source: &Source,
     changes: &Changes,
     store: &mut DirStore,
 ) -> anyhow::Result<Packed> {
     let spool = std::env::temp_dir();
-    let cannot = || format!("cannot pack {}", path.display());
+    let cannot = || format!("cannot pack {source}");
     let roomy = |error| with_room(error, &spool);
-    let input = Input::open(path, &spool).map_err(|error| roomy(error.into()))?;
+    let (input, what) = match source {
+        Source::Path(path) => {
+            let input = Input::open(path, &spool).map_err(|error| roomy(error.into()))?;
+            let what = input.describe();
+            (input, what)
+        }
+        Source::Registry(reference) => {
+            let layout = source::pull(screen, reference).map_err(roomy)?;
+            // The layers are unpacked, so that the layout need not stay.
+            let input = Input::open(layout.path(), &spool).map_err(|error| roomy(error.into()));
+            (input.with_context(cannot)?, "image of a registry")
+        }
+    };
     let config = changes.of(input.config());
     // The total is known with the first report.
     let meter = screen.meter("packing", 1);
@@ -109,9 +122,7 @@ pub(crate) fn pack(
         .with_context(cannot)?;
     let stats = packed.stats;
     screen.note(&format!(
-        "packed {} ({}): {} files, {} into {} in {} chunks",
-        path.display(),
-        input.describe(),
+        "packed {source} ({what}): {} files, {} into {} in {} chunks",
         stats.files,
         mebibytes(stats.content_bytes),
         mebibytes(stats.stored_bytes),

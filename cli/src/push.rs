@@ -22,6 +22,7 @@ use types::Digest;
 use crate::failure::Usage;
 use crate::pack::{self, Changes};
 use crate::screen::{Screen, mebibytes};
+use crate::source::Source;
 
 /// An image in a store on this machine.
 #[derive(Debug)]
@@ -34,22 +35,25 @@ pub(crate) struct LocalImage {
     _store: Option<TempDir>,
 }
 
-/// Images that lie on this machine and that a deployment names.
+/// Images that a deployment names, as far as they are on this machine now.
 #[derive(Debug, Default)]
 pub(crate) struct Images {
-    by_path: BTreeMap<PathBuf, Digest>,
+    by_source: BTreeMap<(bool, PathBuf), Digest>,
     by_digest: BTreeMap<Digest, LocalImage>,
 }
 
 impl Images {
-    /// The digest of what is at `path`; what is not packed yet is packed now.
-    pub(crate) fn find(&mut self, path: &Path, screen: &Screen) -> anyhow::Result<Digest> {
-        if let Some(digest) = self.by_path.get(path) {
+    /// The image's digest; what is not packed yet is packed now.
+    pub(crate) fn find(&mut self, source: &Source, screen: &Screen) -> anyhow::Result<Digest> {
+        if let Some(digest) = self.by_source.get(&source.key()) {
             return Ok(*digest);
         }
-        let image = LocalImage::find(path, screen)?;
+        let image = match source {
+            Source::Path(path) => LocalImage::find(path, screen)?,
+            Source::Registry(_) => LocalImage::packed(source, screen)?,
+        };
         let digest = image.digest;
-        self.by_path.insert(path.to_owned(), digest);
+        self.by_source.insert(source.key(), digest);
         self.by_digest.insert(digest, image);
         Ok(digest)
     }
@@ -76,9 +80,10 @@ impl LocalImage {
         let path_error = |error: io::Error| {
             match error.kind() {
             io::ErrorKind::NotFound => Usage(format!(
-                "image {:?} is no file here and no digest such as blake3:…; of an image in a registry: \
-                 skopeo copy docker://NAME oci-archive:image.tar",
-                path.display().to_string()
+                "image {0:?} is no file here and no digest such as blake3:…; an image of Docker Hub is \
+                 docker://{1}, of another registry HOST/{1}",
+                path.display().to_string(),
+                path.file_name().unwrap_or_default().display(),
             ))
             .into(),
             _ => anyhow::Error::from(error).context(format!("cannot read {}", path.display())),
@@ -95,9 +100,14 @@ impl LocalImage {
         if is_flist || path.extension().is_some_and(|e| e == "flist") {
             return Self::open(path);
         }
+        Self::packed(&Source::Path(path.to_owned()), screen)
+    }
+
+    /// Packed into a store that goes with the value.
+    fn packed(source: &Source, screen: &Screen) -> anyhow::Result<Self> {
         let directory = tempfile::tempdir().context("cannot make a temporary directory")?;
         let mut store = DirStore::open(directory.path()).context("cannot make a store")?;
-        let packed = pack::pack(screen, path, &Changes::default(), &mut store)?;
+        let packed = pack::pack(screen, source, &Changes::default(), &mut store)?;
         let image = Self::open(&store.flist_path(&packed.digest))?;
         Ok(Self {
             _store: Some(directory),

@@ -756,7 +756,16 @@ mod tests {
             .run(&["deploy", "bad.yaml"])
             .ends(2)
             .says("bad.yaml: workloads.main.image")
-            .says("skopeo copy docker://NAME oci-archive:image.tar");
+            .says("docker://shop:dev");
+        fs::write(
+            bench.path("bad.yaml"),
+            "name: shop\nimage: docker.io/Shop\n",
+        )
+        .expect("a file");
+        bench
+            .run(&["deploy", "bad.yaml"])
+            .ends(2)
+            .says("docker.io/library/nginx:1.27");
         bench
             .run(&["deploy", "missing.yaml"])
             .ends(1)

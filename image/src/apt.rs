@@ -1,14 +1,60 @@
 //! The machine's own apt configuration, as entries for a configuration of ours.
 //!
 //! Owns: finding Debian's archive among the machine's package sources, in both of their formats
-//! (sources.list(5)).
+//! (sources.list(5)), and downloads with lists of our own, so that the machine's stay as they are.
 //! Refuses: naming a server. Whichever mirror the machine uses, we use.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 
-use crate::paths;
+use crate::{command, paths};
+
+/// apt-get with package lists of its own.
+pub(crate) struct Private {
+    /// Where it runs: what it downloads lands here.
+    draft: PathBuf,
+    /// Lists and configuration, below the draft.
+    home: PathBuf,
+}
+
+impl Private {
+    /// Reads the lists of all packages of the type `kind` (`deb` or `deb-src`).
+    pub(crate) fn new(draft: &Path, kind: &str) -> Result<Self> {
+        let home = draft.join("apt");
+        for directory in ["lists/partial", "parts"] {
+            paths::create(&home.join(directory))?;
+        }
+        paths::write(&home.join("parts/debian.sources"), sources(kind)?)?;
+        let draft = draft.to_owned();
+        let apt = Self { draft, home };
+        apt.run(&["update"])?;
+        Ok(apt)
+    }
+
+    pub(crate) fn run(&self, what: &[&str]) -> Result<String> {
+        let mut command = command::clean("apt-get");
+        for option in [
+            "Dir::Etc::SourceList=/dev/null".to_owned(),
+            format!(
+                "Dir::Etc::SourceParts={}",
+                self.home.join("parts").display()
+            ),
+            format!("Dir::State::Lists={}", self.home.join("lists").display()),
+            // The unprivileged download user may not enter this directory.
+            "APT::Sandbox::User=root".to_owned(),
+        ] {
+            command.args(["-o", &option]);
+        }
+        command::output(command.arg("-qq").args(what).current_dir(&self.draft))
+    }
+
+    /// Leaves only what was downloaded.
+    pub(crate) fn close(self) -> Result<()> {
+        fs::remove_dir_all(&self.home).context("remove apt's lists")
+    }
+}
 
 /// Entries of the type `kind` (`deb` or `deb-src`) for each Debian archive this machine uses, in deb822 form.
 pub(crate) fn sources(kind: &str) -> Result<String> {

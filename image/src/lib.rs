@@ -18,6 +18,7 @@ pub mod qemu;
 pub mod repro;
 pub mod setup;
 pub mod suite;
+pub mod tools;
 pub mod xfsprogs;
 
 mod apt;

@@ -124,34 +124,14 @@ fn version(dsc: &str) -> Option<String> {
         .map(|v| v.trim().to_owned())
 }
 
-/// Downloads and unpacks the source. apt checks the signatures; lists and configuration are kept in
-/// a directory of our own, so that the machine's stay as they are.
+/// Downloads and unpacks the source. apt checks the signatures.
 fn fetch(home: &Path) -> Result<()> {
-    let sources = apt::sources("deb-src")?;
     paths::appear(home, |draft| {
-        let apt = draft.join("apt");
-        for directory in ["lists/partial", "parts"] {
-            paths::create(&apt.join(directory))?;
-        }
-        paths::write(&apt.join("parts/source.sources"), &sources)?;
-        let options = [
-            "Dir::Etc::SourceList=/dev/null".to_owned(),
-            format!("Dir::Etc::SourceParts={}", apt.join("parts").display()),
-            format!("Dir::State::Lists={}", apt.join("lists").display()),
-            // The unprivileged download user may not enter this directory.
-            "APT::Sandbox::User=root".to_owned(),
-        ];
-        let run = |what: &[&str]| {
-            let mut command = command::clean("apt-get");
-            options.iter().for_each(|option| {
-                command.args(["-o", option]);
-            });
-            command::output(command.arg("-qq").args(what).current_dir(draft))
-        };
         eprintln!("download the source of {PACKAGE} ...");
-        run(&["update"]).context("list Debian's source packages")?;
-        run(&["source", PACKAGE]).context("download the source of xfsprogs")?;
-        fs::remove_dir_all(&apt).context("remove apt's lists")
+        let apt = apt::Private::new(draft, "deb-src").context("list Debian's source packages")?;
+        apt.run(&["source", PACKAGE])
+            .context("download the source of xfsprogs")?;
+        apt.close()
     })
 }
 

@@ -279,6 +279,11 @@ impl Answer {
     }
 }
 
+/// The `sifr` of the image, for what needs no node.
+pub fn command() -> Result<PathBuf> {
+    Ok(Image::find(&Paths::find()?)?.cli)
+}
+
 fn run(sifr: &Path, home: &Path, args: &[&str], input: &str) -> Result<Answer> {
     let mut child = Command::new(sifr)
         .args(args)

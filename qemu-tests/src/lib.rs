@@ -14,6 +14,7 @@ pub mod http;
 pub mod inside;
 mod lab;
 pub mod nested;
+pub mod registry;
 pub mod scan;
 pub mod store;
 mod userland;
@@ -21,8 +22,8 @@ pub mod watch;
 pub mod wire;
 
 pub use follower::Follower;
-pub use lab::{Answer, Lab, Setup, WEB_PORT};
-pub use userland::{busybox, variant};
+pub use lab::{Answer, Lab, Setup, WEB_PORT, command};
+pub use userland::{busybox, tree, variant};
 
 use std::time::Duration;
 

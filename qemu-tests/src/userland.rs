@@ -22,6 +22,12 @@ pub fn busybox(sifr: &Path, directory: &Path) -> Result<PathBuf> {
 /// file no node has a chunk yet.
 pub fn variant(sifr: &Path, directory: &Path, store: &str, seed: u32) -> Result<PathBuf> {
     let root = directory.join(format!("{store}-tree"));
+    tree(&root, seed)?;
+    pack(sifr, &root, &directory.join(store))
+}
+
+/// The user land as a directory; `seed` is in the bytes of its one large file.
+pub fn tree(root: &Path, seed: u32) -> Result<()> {
     for part in ["bin", "etc", "tmp", "www", "dev", "proc", "sys", "run"] {
         fs::create_dir_all(root.join(part))?;
     }
@@ -42,8 +48,7 @@ pub fn variant(sifr: &Path, directory: &Path, store: &str, seed: u32) -> Result<
     let noise: Vec<u8> = (seed << 24..(seed << 24) + (1 << 20))
         .flat_map(|i| i.wrapping_mul(2_654_435_761).to_le_bytes())
         .collect();
-    fs::write(root.join("www/large.bin"), noise)?;
-    pack(sifr, &root, &directory.join(store))
+    fs::write(root.join("www/large.bin"), noise).context("write the large file")
 }
 
 fn pack(sifr: &Path, root: &Path, store: &Path) -> Result<PathBuf> {
