@@ -56,9 +56,36 @@ pub fn overhead(smaps: &str, memory_stat: &str, guest_mib: u64) -> Option<Overhe
     (guests == 1).then_some(overhead)
 }
 
+/// Mappings by their proportional size (proc_pid_smaps(5)), largest first, those with none left out: KiB, and the
+/// line that says what is mapped.
+pub fn mappings(smaps: &str) -> Vec<(u64, String)> {
+    let (mut all, mut name) = (Vec::new(), "");
+    for line in smaps.lines() {
+        let first = line.split_whitespace().next().unwrap_or_default();
+        if let Some(kib) = kib_of(line, "Pss:").filter(|kib| *kib > 0) {
+            all.push((kib, name.split_whitespace().collect::<Vec<_>>().join(" ")));
+        } else if !first.ends_with(':') {
+            name = line;
+        }
+    }
+    all.sort_by(|a, b| b.cmp(a));
+    all
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn mappings_are_told_by_their_size() {
+        let smaps = "1-2 r-xp 0 0:0 7     /bin/x\nSize:  800 kB\nPss:  12 kB\nPss_Dirty: 1 kB\n\
+                     3-4 rw-p 0 0:0 0\nSize: 8 kB\nPss: 40 kB\n5-6 rw-p 0\nSize: 8 kB\nPss: 0 kB\n";
+        let expected = [(40, "3-4 rw-p 0 0:0 0"), (12, "1-2 r-xp 0 0:0 7 /bin/x")];
+        assert_eq!(
+            mappings(smaps),
+            expected.map(|(kib, name)| (kib, name.to_owned()))
+        );
+    }
 
     #[test]
     fn the_guests_memory_is_told_from_the_monitors() {

@@ -12,7 +12,8 @@ use image::assemble::Image;
 use image::paths::Paths;
 use types::cpio::Archive;
 
-use super::report::{GUEST, KERNEL, PROC, PROGRAM, QEMU};
+use super::Peers;
+use super::report::{GUEST, KERNEL, PEERS, PROC, PROGRAM, QEMU};
 use crate::archive::{self, behind, file_in, libraries, read, text, unpack, unpacked};
 
 /// Where QEMU looks for firmware, and what its microvm needs of it.
@@ -33,7 +34,7 @@ pub(super) fn small(image: &Image, program: &[u8]) -> Result<Vec<u8>> {
 }
 
 /// The same, and everything for virtual machines.
-pub(super) fn large(image: &Image, program: &[u8]) -> Result<Vec<u8>> {
+pub(super) fn large(image: &Image, program: &[u8], peers: &Peers) -> Result<Vec<u8>> {
     let kernel = unpack(&file_in(&unpacked(image)?, "/vmlinux.zst")?)?;
     let mut archive = Archive::default();
     archive.file(PROGRAM, 0o755, program)?;
@@ -42,6 +43,12 @@ pub(super) fn large(image: &Image, program: &[u8]) -> Result<Vec<u8>> {
     archive.file(GUEST, 0o644, archive::guest(program)?)?;
     let mut files = libraries(Path::new(QEMU))?;
     files.extend([PathBuf::from(QEMU), PathBuf::from(FIRMWARE)]);
+    archive.directory(PEERS, 0o755)?;
+    for (name, path) in peers.iter() {
+        archive.file(&format!("{PEERS}/{name}"), 0o755, read(path)?)?;
+        // Of a static program there are none to tell.
+        files.extend(libraries(path).unwrap_or_default());
+    }
     let mut directories = BTreeSet::new();
     for file in &files {
         directories.extend(

@@ -3,17 +3,13 @@
 //! Owns: the boot that measures both, and the rows of its report.
 //! Refuses: QEMU in an image that ships. It is in an archive of the benchmark's own.
 
-use std::time::Duration;
-
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use image::assemble::Image;
-use image::qemu::{Machine, Node};
-use types::Bytes;
 use types::vm::Exits;
 
-use super::archive;
-use super::measure::{float, instead};
-use super::report::{FAILED, REPORT, Report, Role, median};
+use super::beside::{self, Peers};
+use super::measure::float;
+use super::report::{REPORT, Report, Role, median};
 use super::table::Row;
 
 /// Guest's life as a part of QEMU's: the target, and Firecracker's in the same harness.
@@ -23,43 +19,15 @@ const OVERHEAD_MIB: f64 = 3.0;
 const FIRECRACKER_MIB: f64 = 5.0;
 const EXITS: f64 = 60.0;
 
-/// Far longer than the whole comparison takes on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(300);
-/// QEMU 7.2, when it counts instructions, now and then gives a guest's guest its timer interrupt a second time
-/// while the first is being handled: that guest then waits for a lock that it holds itself, and nothing
-/// goes on. It is seen in one boot in ten or fifteen; three in a row are another fault.
-const BOOTS: usize = 3;
-
-pub(super) fn compare(image: &Image, program: &[u8]) -> Result<Vec<Row>> {
-    let initramfs = archive::large(image, program)?;
-    let report = (0..BOOTS).find_map(|_| once(image, &initramfs).transpose());
-    let report = report.context("the node did not come to its end")??;
+pub(super) fn compare(image: &Image, program: &[u8], peers: &Peers) -> Result<Vec<Row>> {
+    let console = beside::console(image, program, peers, Role::Machines)?;
+    let json = console.lines().find_map(|line| line.split_once(REPORT));
+    let (_, json) = json.context("the node has made no report")?;
+    let report: Report = serde_json::from_str(json.trim()).context("understand the report")?;
     let mut rows = lives(&report);
     rows.extend(memory(&report));
     rows.extend(exits(report.exits));
     Ok(rows)
-}
-
-/// `None`: the node stood still.
-fn once(image: &Image, initramfs: &[u8]) -> Result<Option<Report>> {
-    let mut machine = Machine::new(image, "");
-    // The guests, QEMU and both archives, packed and unpacked.
-    machine.memory = Bytes::gib(2);
-    let _file = instead(&mut machine, initramfs, Role::Machines, " loglevel=1")?;
-    let node = Node::spawn(&machine)?;
-    let line = match node.wait_for_line("bench: ", PATIENCE) {
-        Ok(line) => line,
-        Err(error) => {
-            eprintln!("bench: {error:#}");
-            return Ok(None);
-        }
-    };
-    let Some((_, json)) = line.split_once(REPORT) else {
-        let why = line.split_once(FAILED);
-        bail!("inside the node: {}", why.map_or(&*line, |(_, why)| why));
-    };
-    let report = serde_json::from_str(json).context("understand the report")?;
-    Ok(Some(report))
 }
 
 fn lives(report: &Report) -> Vec<Row> {

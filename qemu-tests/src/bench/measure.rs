@@ -14,7 +14,7 @@ use image::qemu::{Machine, Time};
 use super::archive;
 use super::report::{PROGRAM, ROLE, Role};
 use super::table::Row;
-use super::{boot, machines, memory};
+use super::{Peers, beside, boot, machines, memory};
 
 /// Counting instructions is slower than not, and one machine has a dozen guests to run.
 pub(super) const PATIENCE: Duration = Duration::from_secs(900);
@@ -30,41 +30,68 @@ pub enum Group {
     Smallest,
     Idle,
     Machines,
+    MachineDisk,
+    MachineNet,
+    MachineScale,
+    MachineSnapshot,
 }
 
 impl Group {
     /// In the order of the table, with what each is called on the command line and in progress.
-    pub const ALL: [(Self, &str, &str); 5] = [
+    pub const ALL: [(Self, &str, &str); 9] = [
         (Self::Boot, "boot", "a node without a disk, from power-on"),
         (Self::Disk, "disk", "a node with a disk, twice"),
         (Self::Smallest, "smallest", "machines with ever less memory"),
         (Self::Idle, "idle", "a node that is left alone"),
         (Self::Machines, "machines", "virtual machines in a node"),
+        (Self::MachineDisk, "machine-disk", "their disks"),
+        (Self::MachineNet, "machine-net", "their cards and sockets"),
+        (Self::MachineScale, "machine-scale", "how many there can be"),
+        (Self::MachineSnapshot, "machine-snapshot", "their snapshots"),
     ];
 
-    fn measure(self, image: &Image, program: &[u8]) -> Result<Vec<Row>> {
+    fn measure(self, image: &Image, program: &[u8], peers: &Peers) -> Result<Vec<Row>> {
         match self {
             Self::Boot => boot::to_api(image, program),
             Self::Disk => boot::with_disk(),
             Self::Smallest => memory::smallest(),
             Self::Idle => memory::idle(image, program),
-            Self::Machines => machines::compare(image, program),
+            Self::Machines => machines::compare(image, program, peers),
+            Self::MachineDisk => beside::disks(image, program, peers),
+            Self::MachineNet => beside::nets(image, program, peers),
+            Self::MachineScale => beside::scale(image, program, peers),
+            Self::MachineSnapshot => beside::snapshots(image, program, peers),
         }
     }
 }
 
-/// Everything, or one group, in the order of the table. Progress is told on stderr.
-pub fn all(paths: &Paths, only: Option<Group>) -> Result<Vec<Row>> {
+/// The table's rows, and the groups that could not be measured.
+#[derive(Debug)]
+pub struct Measured {
+    pub rows: Vec<Row>,
+    pub failed: Vec<&'static str>,
+}
+
+/// Everything, or these groups, in the order of the table. Progress is told on stderr. A group that fails is
+/// a row that says why, and the others go on.
+pub fn all(paths: &Paths, only: &[Group], peers: &Peers) -> Result<Measured> {
     let image = Image::find(paths)?;
     let program = step("the measuring program", || archive::program(paths))?;
     let mut rows = size(&image)?;
-    for (number, (group, _, what)) in (1..).zip(Group::ALL) {
-        if only.is_none_or(|only| only == group) {
-            let what = format!("{number}/{} {what}", Group::ALL.len());
-            rows.extend(step(&what, || group.measure(&image, &program))?);
+    let mut failed = Vec::new();
+    for (number, (group, word, what)) in (1..).zip(Group::ALL) {
+        if only.is_empty() || only.contains(&group) {
+            let step_name = format!("{number}/{} {what}", Group::ALL.len());
+            match step(&step_name, || group.measure(&image, &program, peers)) {
+                Ok(measured) => rows.extend(measured),
+                Err(error) => {
+                    rows.push(Row::cannot(what, format!("{error:#}")));
+                    failed.push(word);
+                }
+            }
         }
     }
-    Ok(rows)
+    Ok(Measured { rows, failed })
 }
 
 fn step<T>(what: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {

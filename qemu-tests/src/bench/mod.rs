@@ -5,12 +5,15 @@
 //! Refuses: failing where a target is missed. It says so; tests are elsewhere.
 
 mod archive;
+mod beside;
 mod boot;
 mod entry;
 mod machines;
 mod measure;
 mod memory;
+pub mod node;
 pub mod report;
 pub mod table;
 
-pub use measure::{Group, all};
+pub use beside::Peers;
+pub use measure::{Group, Measured, all};

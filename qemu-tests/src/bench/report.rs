@@ -11,6 +11,10 @@ pub const PROGRAM: &str = "/bench";
 /// Its specification and guest, beside it.
 pub const KERNEL: &str = "/bench-kernel";
 pub const GUEST: &str = "/bench-guest";
+/// Other monitors, each under the name of its kind.
+pub const PEERS: &str = "/bench-peers";
+/// The environment variable, set on the kernel command line, that names those that are there, with commas.
+pub const PEERS_WORD: &str = "peers";
 /// Debian's, in this machine and at the same place in the node.
 pub const QEMU: &str = "/usr/bin/qemu-system-x86_64";
 /// Where the file system that tells about memory is: out of the way of the node's own mounts.
@@ -23,6 +27,10 @@ pub const CYCLES: &str = "bench: cycles ";
 pub const IDLE: &str = "bench: idle ";
 /// What a line with a [`Report`] begins with.
 pub const REPORT: &str = "bench: report ";
+/// What a line with a [`Sample`] begins with.
+pub const SAMPLE: &str = "bench: sample ";
+/// The last line.
+pub const END: &str = "bench: end";
 /// What a line that says why nothing could be measured begins with.
 pub const FAILED: &str = "bench: failed ";
 
@@ -34,6 +42,12 @@ pub const GUEST_MIB: u64 = 128;
 pub enum Role {
     /// In the node, as init: measures virtual machines.
     Machines,
+    /// In the node, as init: measures their disks, or their cards and sockets, how many there can be, or their
+    /// snapshots.
+    Disks,
+    Nets,
+    Scale,
+    Snapshots,
     /// In the node, as init: says when it was entered, starts a [`Role::Sampler`] and becomes the node's
     /// own init.
     Idle,
@@ -43,24 +57,50 @@ pub enum Role {
     Reset,
     /// In a guest, as init: does nothing.
     Wait,
+    /// In a guest, as init: says how many processors there are, and does nothing.
+    Count,
+    /// In a guest, as init: uses its disk, its card or its sockets.
+    UseDisk,
+    UseNet,
+    UseVsock,
+    /// In a guest, as init: waits for the host, and says when it goes on.
+    Sleep,
 }
 
 impl Role {
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 14] = [
         Self::Machines,
+        Self::Disks,
+        Self::Nets,
+        Self::Scale,
+        Self::Snapshots,
         Self::Idle,
         Self::Sampler,
         Self::Reset,
         Self::Wait,
+        Self::Count,
+        Self::UseDisk,
+        Self::UseNet,
+        Self::UseVsock,
+        Self::Sleep,
     ];
 
     pub fn word(self) -> &'static str {
         match self {
             Self::Machines => "machines",
+            Self::Disks => "disks",
+            Self::Nets => "nets",
+            Self::Scale => "scale",
+            Self::Snapshots => "snapshots",
             Self::Idle => "idle",
             Self::Sampler => "sampler",
             Self::Reset => "reset",
             Self::Wait => "wait",
+            Self::Count => "count",
+            Self::UseDisk => "use-disk",
+            Self::UseNet => "use-net",
+            Self::UseVsock => "use-vsock",
+            Self::Sleep => "sleep",
         }
     }
 
@@ -121,6 +161,51 @@ pub struct Report {
     pub exits: Exits,
 }
 
+/// One kind of work, done by one monitor or the guest in it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Sample {
+    pub what: String,
+    pub who: String,
+    pub outcome: Outcome,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Outcome {
+    /// A figure of each run, all in the unit that the kind of work has.
+    Runs(Vec<f64>),
+    /// It was not measured, and why.
+    Cannot(String),
+}
+
+impl Sample {
+    pub fn new(what: impl Into<String>, who: impl Into<String>, runs: Vec<f64>) -> Self {
+        Self {
+            what: what.into(),
+            who: who.into(),
+            outcome: Outcome::Runs(runs),
+        }
+    }
+
+    pub fn cannot(what: impl Into<String>, who: impl Into<String>, why: impl Into<String>) -> Self {
+        Self {
+            what: what.into(),
+            who: who.into(),
+            outcome: Outcome::Cannot(why.into()),
+        }
+    }
+
+    /// The line that carries it.
+    pub fn line(&self) -> String {
+        let json = serde_json::to_string(self).expect("strings and numbers");
+        format!("{SAMPLE}{json}")
+    }
+
+    pub fn parse(line: &str) -> Option<Self> {
+        let (_, json) = line.split_once(SAMPLE)?;
+        serde_json::from_str(json.trim()).ok()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -131,6 +216,19 @@ mod tests {
             assert_eq!(Role::parse(role.word()), Some(role));
         }
         assert_eq!(Role::parse("shell"), None);
+    }
+
+    #[test]
+    fn a_sample_reads_back_from_its_line() {
+        let measured = Sample::new("read", "QEMU", vec![1.5, 2.25]);
+        let not = Sample::cannot("read", "QEMU", "there is no disk");
+        for sample in [measured, not] {
+            assert_eq!(
+                Sample::parse(&format!("x {}\r", sample.line())),
+                Some(sample)
+            );
+        }
+        assert_eq!(Sample::parse("bench: sample of nothing"), None);
     }
 
     #[test]

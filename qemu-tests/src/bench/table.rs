@@ -15,28 +15,94 @@ pub struct Peer {
 /// What is measured for its own sake, and what only explains it.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Kind {
-    Target { at_most: f64, peer: Option<Peer> },
+    Target { bound: Bound, peer: Option<Peer> },
     Part,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Bound {
+    AtMost(f64),
+    AtLeast(f64),
+}
+
+impl Bound {
+    fn holds(self, figure: f64) -> bool {
+        match self {
+            Self::AtMost(most) => figure <= most,
+            Self::AtLeast(least) => figure >= least,
+        }
+    }
+
+    fn text(self, unit: &str) -> String {
+        match self {
+            Self::AtMost(most) => format!("<= {}", quantity(most, unit)),
+            Self::AtLeast(least) => format!(">= {}", quantity(least, unit)),
+        }
+    }
+
+    fn json(self) -> (&'static str, f64) {
+        match self {
+            Self::AtMost(most) => ("at_most", most),
+            Self::AtLeast(least) => ("at_least", least),
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct Row {
-    what: &'static str,
-    figure: f64,
+    what: String,
+    figure: Figure,
     unit: &'static str,
     kind: Kind,
 }
 
+#[derive(Debug, Clone, PartialEq)]
+enum Figure {
+    /// `spread`: half of what lies between the least and the most of all runs, as a part of the figure.
+    Measured { value: f64, spread: Option<f64> },
+    /// Why there is none.
+    Cannot(String),
+}
+
 impl Row {
     /// A figure that must not be above `at_most`.
-    pub fn target(what: &'static str, figure: f64, unit: &'static str, at_most: f64) -> Self {
+    pub fn target(what: impl Into<String>, figure: f64, unit: &'static str, at_most: f64) -> Self {
         let kind = Kind::Target {
-            at_most,
+            bound: Bound::AtMost(at_most),
             peer: None,
         };
+        Self::new(what, figure, unit, kind)
+    }
+
+    /// A figure that must not be below `at_least`.
+    pub fn floor(what: impl Into<String>, figure: f64, unit: &'static str, at_least: f64) -> Self {
+        let kind = Kind::Target {
+            bound: Bound::AtLeast(at_least),
+            peer: None,
+        };
+        Self::new(what, figure, unit, kind)
+    }
+
+    /// A part of the last target's figure, or another light on it.
+    pub fn part(what: impl Into<String>, figure: f64, unit: &'static str) -> Self {
+        Self::new(what, figure, unit, Kind::Part)
+    }
+
+    /// Such a part that could not be measured.
+    pub fn cannot(what: impl Into<String>, why: impl Into<String>) -> Self {
         Self {
-            what,
-            figure,
+            what: what.into(),
+            figure: Figure::Cannot(why.into()),
+            unit: "",
+            kind: Kind::Part,
+        }
+    }
+
+    fn new(what: impl Into<String>, value: f64, unit: &'static str, kind: Kind) -> Self {
+        let spread = None;
+        Self {
+            what: what.into(),
+            figure: Figure::Measured { value, spread },
             unit,
             kind,
         }
@@ -50,28 +116,39 @@ impl Row {
         self
     }
 
-    /// A part of the last target's figure, or another light on it.
-    pub fn part(what: &'static str, figure: f64, unit: &'static str) -> Self {
-        Self {
-            what,
-            figure,
-            unit,
-            kind: Kind::Part,
+    /// The same with how far runs differed, as a part of the figure.
+    pub fn spread(mut self, part: f64) -> Self {
+        if let Figure::Measured { spread, .. } = &mut self.figure {
+            *spread = Some(part);
         }
+        self
     }
 
     /// Whether the target is met; nothing where there is none.
     pub fn met(&self) -> Option<bool> {
-        match self.kind {
-            Kind::Target { at_most, .. } => Some(self.figure <= at_most),
-            Kind::Part => None,
+        match (&self.kind, &self.figure) {
+            (Kind::Target { bound, .. }, Figure::Measured { value, .. }) => {
+                Some(bound.holds(*value))
+            }
+            (Kind::Target { .. }, Figure::Cannot(_)) => Some(false),
+            (Kind::Part, _) => None,
         }
     }
 
     /// Name, figure, target, verdict, peer, ratio.
     fn cells(&self) -> [String; 6] {
-        let figure = quantity(self.figure, self.unit);
-        let Kind::Target { at_most, peer } = self.kind else {
+        let figure = match &self.figure {
+            Figure::Measured { value, spread } => {
+                let spread = spread.map(|part| format!(" +-{:.0} %", part * 100.0));
+                format!(
+                    "{}{}",
+                    quantity(*value, self.unit),
+                    spread.unwrap_or_default()
+                )
+            }
+            Figure::Cannot(why) => format!("cannot: {why}"),
+        };
+        let Kind::Target { bound, peer } = self.kind else {
             let empty = String::new;
             return [
                 format!("  {}", self.what),
@@ -82,32 +159,50 @@ impl Row {
                 empty(),
             ];
         };
-        let target = format!("<= {}", quantity(at_most, self.unit));
-        let verdict = if self.figure <= at_most {
+        let verdict = if self.met() == Some(true) {
             "met"
         } else {
             "MISSED"
         };
-        let (who, ratio) = peer.map_or_else(Default::default, |Peer { who, figure }| {
-            let ratio = format!("{:.2}", self.figure / figure);
+        let beside = peer.zip(self.value()).map(|(Peer { who, figure }, value)| {
+            let ratio = format!("{:.2}", value / figure);
             (format!("{who}: {}", quantity(figure, self.unit)), ratio)
         });
+        let (who, ratio) = beside.unwrap_or_default();
         [
-            self.what.to_owned(),
+            self.what.clone(),
             figure,
-            target,
+            bound.text(self.unit),
             verdict.to_owned(),
             who,
             ratio,
         ]
     }
 
+    fn value(&self) -> Option<f64> {
+        match self.figure {
+            Figure::Measured { value, .. } => Some(value),
+            Figure::Cannot(_) => None,
+        }
+    }
+
     fn json(&self) -> Value {
-        let mut row = json!({ "what": self.what, "figure": self.figure, "unit": self.unit });
-        if let Kind::Target { at_most, peer } = self.kind {
-            row["target"] = json!({ "at_most": at_most, "met": self.met() });
-            row["peer"] = json!(peer.map(|Peer { who, figure }| {
-                json!({ "who": who, "figure": figure, "ratio": self.figure / figure })
+        let mut row = json!({ "what": self.what });
+        match &self.figure {
+            Figure::Measured { value, spread } => {
+                row["figure"] = json!(value);
+                row["unit"] = json!(self.unit);
+                if let Some(spread) = spread {
+                    row["spread"] = json!(spread);
+                }
+            }
+            Figure::Cannot(why) => row["cannot"] = json!(why),
+        }
+        if let Kind::Target { bound, peer } = self.kind {
+            let (word, limit) = bound.json();
+            row["target"] = json!({ word: limit, "met": self.met() });
+            row["peer"] = json!(peer.zip(self.value()).map(|(Peer { who, figure }, value)| {
+                json!({ "who": who, "figure": figure, "ratio": value / figure })
             }));
         }
         row
@@ -122,7 +217,14 @@ const TO_THE_RIGHT: [bool; 6] = [false, true, true, false, false, true];
 pub fn table(rows: &[Row]) -> String {
     let mut lines = vec![HEAD.map(str::to_owned)];
     lines.extend(rows.iter().map(Row::cells));
-    let width = |column: usize| lines.iter().map(|line| line[column].chars().count()).max();
+    // A reason is as long as it has to be, and the last cell of its line.
+    let measured = |column: usize| {
+        let cells = lines
+            .iter()
+            .filter(move |l| column != 1 || !l[1].starts_with("cannot"));
+        cells.map(move |line| line[column].chars().count())
+    };
+    let width = |column: usize| measured(column).max();
     let widths: Vec<usize> = (0..HEAD.len()).filter_map(width).collect();
     let mut out = String::new();
     for line in &lines {
@@ -149,7 +251,7 @@ fn summary(rows: &[Row]) -> String {
     let met = targets - missed.len();
     let mut text = format!("{met} of {targets} targets are met");
     if !missed.is_empty() {
-        let names: Vec<_> = missed.iter().map(|row| row.what).collect();
+        let names: Vec<_> = missed.iter().map(|row| &*row.what).collect();
         text.push_str(&format!("; MISSED: {}", names.join(", ")));
     }
     text
@@ -192,6 +294,26 @@ mod tests {
         assert_eq!(lines[2], "exits             61      <= 60  MISSED");
         assert_eq!(lines[3], "  by QEMU  190.25 ms");
         assert_eq!(lines[5], "1 of 2 targets are met; MISSED: exits");
+    }
+
+    #[test]
+    fn a_floor_is_met_from_above_and_what_could_not_be_measured_says_why() {
+        let rows = [
+            Row::floor("disk", 1.5, "", 1.0).spread(0.031),
+            Row::floor("net", 0.99, "", 1.0),
+            Row::cannot("QEMU", "the kernel of the host does not have what it needs"),
+        ];
+        let text = table(&rows);
+        let lines: Vec<_> = text.lines().collect();
+        assert_eq!(lines[1], "disk    1.50 +-3 %  >= 1.00  met");
+        assert_eq!(lines[2], "net           0.99  >= 1.00  MISSED");
+        assert_eq!(
+            lines[3],
+            "  QEMU  cannot: the kernel of the host does not have what it needs"
+        );
+        let json = json("sifr 1", &rows);
+        assert_eq!(json["rows"][0]["target"]["at_least"], 1.0);
+        assert!(json["rows"][2].get("figure").is_none());
     }
 
     #[test]

@@ -17,9 +17,11 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::reboot::RebootMode;
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, socketpair};
+use qemu_tests::bench::node;
+use qemu_tests::bench::node::monitor::{self, Serial, Wanted};
 use qemu_tests::bench::report::{
-    CYCLES, FAILED, GUEST, GUEST_MIB, IDLE, Idle, KERNEL, Monitor, Overhead, PROC, QEMU, REPORT,
-    ROLE, Report, Role,
+    CYCLES, FAILED, GUEST, GUEST_MIB, IDLE, Idle, KERNEL, Monitor, Overhead, PROC, REPORT, ROLE,
+    Report, Role,
 };
 use qemu_tests::inside::{end, kib_of, mount_at, overhead, wait};
 use types::vm::{CONTROL_PACKET_MAX, Exits, Fd, FromVmm, SPEC_FD, StopReason, VmSpec};
@@ -53,6 +55,17 @@ fn main() {
         Some(Role::Sampler) => sample(),
         Some(Role::Idle) => idle(entered),
         Some(Role::Machines) => machines(),
+        Some(
+            role @ (Role::Disks
+            | Role::Nets
+            | Role::Scale
+            | Role::Snapshots
+            | Role::Sleep
+            | Role::Count
+            | Role::UseDisk
+            | Role::UseNet
+            | Role::UseVsock),
+        ) => node::work(role),
         None => Err(anyhow::anyhow!(
             "{ROLE}= is not set on the kernel command line"
         )),
@@ -60,6 +73,7 @@ fn main() {
     if let Err(error) = result {
         println!("\n{FAILED}{error:#}");
     }
+    node::end();
     // Init must not return; where the machine does not go off, the kernel's panic ends it.
     let _ = end(RebootMode::RB_POWER_OFF);
 }
@@ -257,38 +271,11 @@ fn inheritable(descriptor: &impl AsFd) -> Result<()> {
     Ok(())
 }
 
-/// The smallest and quickest machine that QEMU has, with the same kernel, guest and memory. It has no
-/// keyboard controller to reset it: a triple fault ends it. `quiet` and so on are what our monitor
-/// gives its guests.
 fn qemu(role: Role) -> Command {
-    let machine = "microvm,accel=kvm,x-option-roms=off,acpi=off,pit=off,pic=off,rtc=off,\
-                   isa-serial=off,auto-kernel-cmdline=off";
-    let arguments = format!(
-        "reboot=t panic=-1 quiet loglevel=0 no_timer_check tsc=reliable \
-         random.trust_cpu=on 8250.nr_uarts=0 {ROLE}={}",
-        role.word()
-    );
-    let mut command = Command::new(QEMU);
-    command
-        .args([
-            "-M",
-            machine,
-            "-cpu",
-            "host",
-            "-smp",
-            "1",
-            "-m",
-            &GUEST_MIB.to_string(),
-        ])
-        .args([
-            "-nodefaults",
-            "-no-user-config",
-            "-display",
-            "none",
-            "-no-reboot",
-        ])
-        .args(["-kernel", KERNEL, "-initrd", GUEST, "-append", &arguments])
-        .stdin(Stdio::null());
+    let mut wanted = Wanted::new(role);
+    wanted.serial = Serial::None;
+    let mut command = monitor::qemu(&wanted);
+    command.stdin(Stdio::null());
     command
 }
 

@@ -48,7 +48,8 @@ fn run(node: &Node, scenario: &Scenario) -> Line {
     }
 }
 
-fn prepare() -> Result<Node> {
+/// What a node needs before its first monitor, as pid1 does it.
+pub(crate) fn prepare() -> Result<Node> {
     // As pid1 does: else no process of ours could pivot into a root of its own.
     sys::mount::leave_initramfs(Path::new("/run"))?;
     for (kind, place) in [

@@ -22,14 +22,14 @@ use types::{Name, PublicKey, VmId};
 
 use super::{GUEST, HOSTILE, INITRAMFS, KERNEL, VMM};
 use crate::bench::report::Overhead;
-use crate::inside::overhead;
+use crate::inside::{mappings, overhead};
 
 /// The longest wait for anything: two emulated cores run a node, its monitor and the guest.
 pub const PATIENCE: Duration = Duration::from_secs(120);
 /// A scenario's directory for files of any kind: a tmpfs.
 pub const FILES: &str = "/run";
 /// The root directory of every monitor.
-pub(super) const EMPTY_ROOT: &str = "/run/empty";
+pub(crate) const EMPTY_ROOT: &str = "/run/empty";
 const CGROUPS: &str = "/sys/fs/cgroup";
 /// As pid1 gives them.
 const FIRST_ID: u32 = 100_000;
@@ -51,7 +51,7 @@ pub struct Node {
 }
 
 impl Node {
-    pub(super) fn open() -> Result<Self> {
+    pub(crate) fn open() -> Result<Self> {
         Ok(Self {
             vmm: open(VMM)?,
             started: Cell::new(0),
@@ -345,6 +345,21 @@ impl Machine {
         let stat = fs::read_to_string(self.group.join("memory.stat"))?;
         let found = overhead(&maps, &stat, self.memory_mib);
         found.context("the guest's memory is not one mapping")
+    }
+
+    /// The monitor's mappings with pages of their own, largest first: KiB and what is mapped.
+    pub fn mappings(&self) -> Result<Vec<(u64, String)>> {
+        let maps = format!("/proc/{}/smaps", self.child.pid);
+        let maps = fs::read_to_string(maps).context("read the monitor's map")?;
+        Ok(mappings(&maps))
+    }
+
+    /// All that is charged to the monitor and its guest: pages of their own and the kernel's for them. Pages of
+    /// files that somebody else has touched first are not.
+    pub fn charged_bytes(&self) -> Result<u64> {
+        let current = fs::read_to_string(self.group.join("memory.current"));
+        let current = current.context("read what the monitor costs")?;
+        current.trim().parse().context("understand what it costs")
     }
 
     /// A line of `/proc/<pid>/status` such as `Threads:`.
