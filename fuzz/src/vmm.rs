@@ -9,7 +9,7 @@ use ::vmm::fuzz::{self, Guest, Kind, Ports, Registers};
 use crate::Target;
 use crate::choices::{Choices, Made};
 
-pub(crate) const TARGETS: [Target; 18] = [
+pub(crate) const TARGETS: [Target; 19] = [
     Target {
         name: "vmm-balloon",
         bytes_max: 2048,
@@ -127,6 +127,12 @@ pub(crate) const TARGETS: [Target; 18] = [
         bytes_max: 2048,
         run: |input| device(Kind::Vsock, input),
         seeds: vsock_drivers,
+    },
+    Target {
+        name: "vmm-working-set",
+        bytes_max: 1024,
+        run: working_set,
+        seeds: working_sets,
     },
 ];
 
@@ -631,6 +637,26 @@ fn bzimages() -> Vec<Vec<u8>> {
         image
     };
     vec![image(0), image(1)]
+}
+
+/// A working set has one form: what is read is written as it was.
+fn working_set(input: &[u8]) {
+    if let Some(written) = fuzz::working_set(input) {
+        assert_eq!(written, input);
+    }
+    if let Some((written, sealed)) = fuzz::sealed_working_set(input) {
+        assert_eq!(written, sealed);
+    }
+}
+
+/// Runs of few pages in a small memory, alone and with their header.
+fn working_sets() -> Vec<Vec<u8>> {
+    let runs: Vec<u8> = [(3u64, 2u64), (9, 1), (0, 3), (200, 56)]
+        .iter()
+        .flat_map(|(first, count)| [first.to_le_bytes(), count.to_le_bytes()].concat())
+        .collect();
+    let sealed = fuzz::sealed_working_set(&runs).expect("the seed is a working set");
+    vec![runs, sealed.1]
 }
 
 /// What was whole before an append is whole after it, and what is appended is there.

@@ -46,6 +46,11 @@ mod tests {
     }
 
     #[test]
+    fn load_machines_at_work_lose_nothing_by_a_snapshot_or_a_restore() {
+        run("load");
+    }
+
+    #[test]
     fn restore_clones_become_machines_of_their_own_before_their_programs_go_on() {
         run("restore");
     }

@@ -32,6 +32,7 @@ use crate::log::{Log, SharedLog};
 use crate::machine::{Machine, Worker};
 use crate::memory::{self, GuestRam, MemoryError, layout};
 use crate::metrics::Registry;
+use crate::snapshot::load::{self, Aids, Recorder};
 use crate::snapshot::machine::Subject;
 use crate::snapshot::{self, Chain, Files, Shape, SnapshotError, State};
 use crate::virtio::Device;
@@ -124,6 +125,7 @@ struct Parts {
     extras: ExtraFds,
     /// State and memory of each snapshot in the chain, the full one first.
     snapshots: Vec<(File, File)>,
+    aids: Aids,
 }
 
 impl Parts {
@@ -161,8 +163,10 @@ impl Parts {
                 snapshots.push((state.into(), memory.into()));
             }
         }
+        let aids = Aids::take(spec.restore.as_ref(), |fd, what| fds.take(fd, what))?;
         let parts = Self {
             snapshots,
+            aids,
             kvm: fds.take(spec.kvm, "kvm")?,
             images: Images {
                 kernel: File::from(fds.take(spec.kernel, "kernel")?),
@@ -290,14 +294,14 @@ impl Slots {
 pub(crate) fn assemble() -> Result<Machine, SetupError> {
     let (fds, spec) = Inherited::spec()?;
     let topology = check(&spec)?;
-    let mut parts = Parts::take(fds, &spec)?;
+    let parts = Parts::take(fds, &spec)?;
     confine::process()?;
     let wants_serial = parts.serial.is_some() && cmdline::wants_serial(&spec.cmdline);
     let mut shape = shape(&spec, topology, wants_serial);
 
     // Memory before interrupt controllers before vCPUs before doorbells: in another order each waits
     // for a grace period of the kernel's.
-    let (saved, ram) = recall(&spec, std::mem::take(&mut parts.snapshots), &shape)?;
+    let (saved, ram, recorder) = recall(&spec, parts.snapshots, parts.aids, &shape)?;
     let writes = writes(&spec, &ram);
     let end = Arc::new(End::new().map_err(SetupError::Event)?);
     let mut extras = Extras::new(parts.extras, &spec, &end)?;
@@ -353,21 +357,28 @@ pub(crate) fn assemble() -> Result<Machine, SetupError> {
         shape,
         tracking: Mutex::default(),
     };
-    finish(inbox, outbox, log, workers, subject, (end, balloon))
+    let rest = (end, balloon, recorder);
+    finish(inbox, outbox, log, workers, subject, rest)
 }
+
+/// The state that there is, guest memory, and which of it has come if that is a question.
+type Recalled = (Option<State>, Arc<GuestRam>, Option<Recorder>);
 
 /// Guest memory: new, or a snapshot's with the state that goes with it.
 fn recall(
     spec: &VmSpec,
     files: Vec<(File, File)>,
+    aids: Aids,
     shape: &Shape,
-) -> Result<(Option<State>, Arc<GuestRam>), SetupError> {
+) -> Result<Recalled, SetupError> {
     let Some(chain) = open(spec, files)? else {
-        return Ok((None, memory::allocate(spec.memory_mib, spec.huge_pages)?));
+        let ram = memory::allocate(spec.memory_mib, spec.huge_pages)?;
+        return Ok((None, ram, None));
     };
     chain.check(shape)?;
-    let (state, ram) = chain.memory()?;
-    Ok((Some(state), ram))
+    let (state, source) = chain.memory()?;
+    let (ram, recorder) = load::place(&state, source, aids)?;
+    Ok((Some(state), ram, recorder))
 }
 
 /// What vCPUs begin with. Both ways give the kernel's place.
@@ -458,7 +469,7 @@ fn finish(
     log: Option<SharedLog>,
     workers: Vec<Worker>,
     subject: Subject,
-    (end, balloon): (Arc<End>, Option<SharedBalloon>),
+    (end, balloon, recorder): (Arc<End>, Option<SharedBalloon>, Option<Recorder>),
 ) -> Result<Machine, SetupError> {
     let mut machine = Machine {
         vm: subject.vm.clone(),
@@ -482,8 +493,9 @@ fn finish(
         &outbox,
         balloon.clone(),
         subject.shape.memory_mib,
+        recorder.as_ref().map(|r| r.missing.clone()),
     );
-    let requests = Requests::new(inbox, &outbox, registry, balloon, subject);
+    let requests = Requests::new(inbox, &outbox, registry, balloon, subject, recorder);
     machine.main.push(Arc::new(requests));
     machine.main.extend(own);
     Ok(machine)

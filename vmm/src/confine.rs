@@ -20,12 +20,14 @@ pub(crate) enum Kind {
     Vcpu,
     Blk,
     Net,
+    /// Brings the pages of a restored machine.
+    Pages,
 }
 
 impl Kind {
     /// Each of them: what is not here has no tests. One that is added gets its place here first.
     #[cfg(test)]
-    const ALL: [Self; 4] = [Self::Main, Self::Vcpu, Self::Blk, Self::Net];
+    const ALL: [Self; 5] = [Self::Main, Self::Vcpu, Self::Blk, Self::Net, Self::Pages];
 }
 
 /// KVM_RUN of `VcpuFd::run`.
@@ -184,12 +186,23 @@ const NET: &[Call] = &[
     any(libc::SYS_timerfd_settime),                // Throttle::open
 ];
 
+/// `Userfault::next` reads, which every thread may.
+const PAGES: &[Call] = &[
+    with(libc::SYS_ioctl, 1, UFFDIO_COPY), // Userfault::fill
+    with(libc::SYS_ioctl, 1, 0xc020_aa04), // UFFDIO_ZEROPAGE, Userfault::zero
+    with(libc::SYS_ioctl, 1, 0x8010_aa02), // UFFDIO_WAKE, Userfault::judge
+];
+
+/// UFFDIO_COPY.
+const UFFDIO_COPY: u32 = 0xc028_aa03;
+
 fn calls(kind: Kind) -> impl Iterator<Item = &'static Call> {
     let own = match kind {
         Kind::Main => MAIN,
         Kind::Vcpu => VCPU,
         Kind::Blk => BLK,
         Kind::Net => NET,
+        Kind::Pages => PAGES,
     };
     COMMON.iter().chain(own)
 }

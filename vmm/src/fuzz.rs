@@ -34,6 +34,7 @@ use crate::event::Served;
 use crate::log::Log;
 use crate::memory::layout::VIRTIO;
 use crate::memory::{self, GuestRam, shared};
+use crate::snapshot::working_set::WorkingSet;
 use crate::virtio::Device;
 use crate::virtio::balloon::Balloon;
 use crate::virtio::blk::{Blk, LazyParts};
@@ -348,6 +349,18 @@ fn table() -> Table {
         blocks: 1,
     };
     Table::new(DISK_BYTES, (0..CHUNKS).map(extent).collect()).expect("inside the disk")
+}
+
+/// The bytes of a working set, read and written again. `None`: refused.
+pub fn working_set(bytes: &[u8]) -> Option<Vec<u8>> {
+    let set = WorkingSet::decode(bytes).ok()?;
+    Some(set.encode())
+}
+
+/// The same with a header that is right for what is behind it.
+pub fn sealed_working_set(bytes: &[u8]) -> Option<(Vec<u8>, Vec<u8>)> {
+    let sealed = WorkingSet::seal(bytes);
+    Some((working_set(&sealed)?, sealed))
 }
 
 /// A file as a guest kernel. Whether it was taken.

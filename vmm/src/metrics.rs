@@ -18,6 +18,7 @@ use virtio_bindings::virtio_ids;
 
 use crate::control::{Outbox, SharedBalloon};
 use crate::cpu::vcpu::Shared;
+use crate::memory::missing::Missing;
 use crate::virtio::balloon::Balloon;
 use crate::virtio::worker::Wired;
 
@@ -244,6 +245,8 @@ pub(crate) struct Registry {
     outbox: Arc<Outbox>,
     balloon: Option<SharedBalloon>,
     guest_bytes: u64,
+    /// Where the guest's memory comes page by page.
+    missing: Option<Arc<Missing>>,
 }
 
 impl Registry {
@@ -254,8 +257,10 @@ impl Registry {
         outbox: &Arc<Outbox>,
         balloon: Option<SharedBalloon>,
         memory_mib: u64,
+        missing: Option<Arc<Missing>>,
     ) -> Self {
         Self {
+            missing,
             devices,
             shared: Arc::clone(shared),
             outbox: Arc::clone(outbox),
@@ -277,6 +282,7 @@ impl Registry {
                 guest_bytes: self.guest_bytes,
                 balloon_bytes: balloon.map(|balloon| balloon.actual_bytes),
                 resident_max_bytes: resident_max_bytes(),
+                restored: self.missing.as_ref().map(|missing| missing.pages()),
             },
             balloon,
         }

@@ -21,6 +21,7 @@ pub mod signal;
 pub mod socket;
 pub mod tap;
 pub mod uevent;
+pub mod userfault;
 pub mod watchdog;
 
 pub use error::{Error, Result, chain};

@@ -134,6 +134,19 @@ pub struct Memory {
     pub balloon_bytes: Option<u64>,
     /// The most that the VMM's process has had resident, guest memory included.
     pub resident_max_bytes: u64,
+    /// Of a machine whose pages come from a snapshot as they are touched.
+    #[serde(default)]
+    pub restored: Option<Pages>,
+}
+
+/// Pages that have come from a snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pages {
+    /// Before the vCPUs ran, by the working set.
+    pub prefetched: u64,
+    /// Because somebody waited for them.
+    pub faulted: u64,
 }
 
 /// How a balloon stands, and what the guest said last of its memory.
@@ -216,6 +229,10 @@ mod tests {
                 guest_bytes: MOST,
                 balloon_bytes: Some(MOST),
                 resident_max_bytes: MOST,
+                restored: Some(Pages {
+                    prefetched: MOST,
+                    faulted: MOST,
+                }),
             },
             balloon: Some(Balloon {
                 target_bytes: MOST,

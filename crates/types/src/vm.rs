@@ -95,6 +95,10 @@ pub struct Restore {
     #[serde(default)]
     pub bases: Vec<Base>,
     pub mode: RestoreMode,
+    /// What `ToVmm::WorkingSet` of a machine from this snapshot has written: these pages are read at once,
+    /// before the vCPUs run.
+    #[serde(default)]
+    pub working_set: Option<Fd>,
     /// Whether the memory files are known to be undamaged. Otherwise all of them is read and compared with
     /// its digests before the guest goes on. The state is always compared.
     #[serde(default)]
@@ -122,6 +126,12 @@ pub enum RestoreMode {
     /// The memory file is mapped: what is touched comes from the page cache, which all clones share, and
     /// what is written becomes the guest's own.
     Private,
+    /// Memory is the guest's own from the start, and each page comes when it is first touched, from a thread
+    /// that serves faults. Which pages those are can be asked for ([`ToVmm::WorkingSet`]).
+    Missing {
+        /// `/dev/userfaultfd`, open for reading and writing.
+        userfault: Fd,
+    },
 }
 
 impl VmSpec {
@@ -516,6 +526,10 @@ pub enum ToVmm {
         kind: SnapshotKind,
     },
     Metrics,
+    /// Write which pages the guest has needed so far, in that order, to a descriptor beside the packet, of a
+    /// regular file, open for reading and writing; what it holds is cut off. For machines restored with
+    /// [`RestoreMode::Missing`].
+    WorkingSet,
     /// Let the guest keep so much memory, the balloon takes the rest.
     Balloon {
         target_mib: u64,

@@ -32,6 +32,14 @@ fn needed(kind: Kind) {
         Kind::Main => main_works(),
         Kind::Vcpu => vcpu_works(),
         Kind::Blk => crate::virtio::blk::tests::work(|| confine(Kind::Blk), done),
+        Kind::Pages => {
+            let null = null();
+            confine(Kind::Pages);
+            refused_ioctl(null, COPY_PAGE());
+            refused_ioctl(null, ZERO_PAGE());
+            refused_ioctl(null, WAKE());
+            done();
+        }
         Kind::Net => {
             let null = null();
             crate::virtio::net::tests::work(
@@ -203,10 +211,15 @@ fn forbidden(kind: Kind) -> &'static [(&'static str, Raw)] {
         (libc::SYS_io_uring_setup, [8, NULL, 0, 0, 0, 0]),
     );
     const RANDOM: (&str, Raw) = ("entropy", (libc::SYS_getrandom, [NULL, 0, 0, 0, 0, 0]));
+    const WATCH: (&str, Raw) = (
+        "watching memory",
+        (libc::SYS_ioctl, [NONE, 0xc020_aa00, 0, 0, 0, 0]),
+    );
     match kind {
         Kind::Main => &[DISK, RUN, TAP, RING, OTHER_RING],
         Kind::Vcpu => &[RANDOM, TAP, SEND, RING, OTHER_RING],
         Kind::Blk => &[RANDOM, RUN, TAP, OTHER_RING],
+        Kind::Pages => &[RANDOM, DISK, HOLE, RUN, TAP, SEND, RING, OTHER_RING, WATCH],
         Kind::Net => &[RANDOM, DISK, HOLE, RUN, SEND, RING, OTHER_RING],
     }
 }
@@ -216,6 +229,10 @@ vmm_sys_util::ioctl_io_nr!(RUN, kvm_bindings::KVMIO, 0x80);
 vmm_sys_util::ioctl_ior_nr!(GET_REGS, kvm_bindings::KVMIO, 0x81, kvm_bindings::kvm_regs);
 vmm_sys_util::ioctl_iow_nr!(SET_OFFLOADS, b'T'.into(), 208, libc::c_uint);
 vmm_sys_util::ioctl_iow_nr!(SET_QUEUE, b'T'.into(), 217, libc::c_int);
+// linux/userfaultfd.h: structures of so many words; the last is a mistake there, and stays.
+vmm_sys_util::ioctl_iowr_nr!(COPY_PAGE, 0xaa, 3, [u64; 5]);
+vmm_sys_util::ioctl_iowr_nr!(ZERO_PAGE, 0xaa, 4, [u64; 4]);
+vmm_sys_util::ioctl_ior_nr!(WAKE, 0xaa, 2, [u64; 2]);
 
 /// A device that knows none of these requests. Never closed: a file of the standard library that is, asks
 /// for its flags first in programs that are built for debugging.

@@ -12,6 +12,7 @@ use super::inbox::Request;
 use super::{Inbox, Outbox};
 use crate::event::{Served, Source};
 use crate::metrics::Registry;
+use crate::snapshot::load::Recorder;
 use crate::snapshot::machine::Subject;
 use crate::snapshot::{self, SnapshotError};
 use crate::virtio::balloon::Balloon;
@@ -29,6 +30,7 @@ pub(crate) struct Requests {
     registry: Registry,
     balloon: Option<SharedBalloon>,
     subject: Subject,
+    recorder: Option<Recorder>,
 }
 
 impl Requests {
@@ -38,6 +40,7 @@ impl Requests {
         registry: Registry,
         balloon: Option<SharedBalloon>,
         subject: Subject,
+        recorder: Option<Recorder>,
     ) -> Self {
         Self {
             inbox,
@@ -45,6 +48,7 @@ impl Requests {
             registry,
             balloon,
             subject,
+            recorder,
         }
     }
 
@@ -76,6 +80,10 @@ impl Requests {
                 ),
             },
             ToVmm::Snapshot { kind } => done(self.subject.snapshot(kind, request.fds)),
+            ToVmm::WorkingSet => done(match &self.recorder {
+                Some(recorder) => recorder.write(request.fds),
+                None => Err(SnapshotError::Unrecorded),
+            }),
             ToVmm::Balloon { target_mib } => self.inflate(target_mib),
             ToVmm::Metrics => FromVmm::Metrics(Box::new(self.registry.read())),
         }

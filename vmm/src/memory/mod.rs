@@ -9,6 +9,7 @@ pub(crate) mod dirty;
 pub(crate) mod image;
 pub(crate) mod io;
 pub(crate) mod layout;
+pub(crate) mod missing;
 pub(crate) mod reclaim;
 pub(crate) mod shared;
 
@@ -19,9 +20,13 @@ use std::sync::Arc;
 use types::vm::HugePages;
 use vm_memory::bitmap::NewBitmap;
 use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
-use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
+use vm_memory::{
+    FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
+    GuestRegionMmap, MmapRegion,
+};
 
 use self::dirty::DirtyLog;
+use crate::snapshot::memory::Run;
 
 /// All RAM of one guest.
 pub(crate) type GuestRam = GuestMemoryMmap<DirtyLog>;
@@ -50,6 +55,8 @@ pub(crate) enum MemoryError {
         #[source]
         source: MmapRegionError,
     },
+    #[error("watch guest memory for missing pages")]
+    Userfault(#[source] sys::error::Error),
     #[error("put {0} MiB of guest memory together")]
     Collect(u64, #[source] vm_memory::GuestRegionCollectionError),
 }
@@ -110,6 +117,41 @@ pub(crate) fn is_never_swapped() -> bool {
     // SAFETY: the kernel fills `about`, which lives across the call.
     let asked = unsafe { libc::sysinfo(&raw mut about) };
     asked == 0 && about.totalswap == 0
+}
+
+/// Has the kernel begin to read these pages of the files behind `ram`, so that many are on their way at once.
+pub(crate) fn expect(ram: &GuestRam, runs: &[Run]) -> std::io::Result<()> {
+    advise_runs(ram, runs, libc::MADV_WILLNEED)
+}
+
+/// Reads these pages of the files behind `ram` and maps them.
+pub(crate) fn populate(ram: &GuestRam, runs: &[Run]) -> std::io::Result<()> {
+    advise_runs(ram, runs, libc::MADV_POPULATE_READ)
+}
+
+/// `runs` counts pages of all ranges of RAM, one after the other. What lies outside is left out.
+fn advise_runs(ram: &GuestRam, runs: &[Run], advice: i32) -> std::io::Result<()> {
+    let mut start = 0;
+    for region in ram.iter() {
+        let count = region.len() / PAGE as u64;
+        for run in runs {
+            let first = run.first.max(start);
+            let end = run.first.saturating_add(run.count).min(start + count);
+            if first >= end {
+                continue;
+            }
+            let at = usize::try_from(first - start).expect("64-bit only") * PAGE;
+            let bytes = usize::try_from(end - first).expect("64-bit only") * PAGE;
+            // SAFETY: the range lies inside the mapping that `region` owns, which outlives the call. Neither
+            // advice changes what is read there.
+            let done = unsafe { libc::madvise(region.as_ptr().add(at).cast(), bytes, advice) };
+            if done != 0 {
+                return Err(std::io::Error::last_os_error());
+            }
+        }
+        start += count;
+    }
+    Ok(())
 }
 
 /// Which pages of a region have content of their own, a byte a page: those that are not there are zero, or in
@@ -186,7 +228,6 @@ fn advise(region: &GuestRegionMmap<DirtyLog>, pages: HugePages) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
     #[test]
     fn memory_above_the_device_hole_lands_above_four_gibibytes() {

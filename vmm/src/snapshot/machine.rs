@@ -219,7 +219,7 @@ const ID_BYTES: usize = 16;
 /// What the guest's random number generator takes in.
 const ENTROPY_BYTES: usize = 32;
 
-fn writable(file: &File) -> bool {
+pub(crate) fn writable(file: &File) -> bool {
     let mode = fcntl(file, FcntlArg::F_GETFL).map(OFlag::from_bits_retain);
     let is_open = mode.is_ok_and(|mode| {
         mode & OFlag::O_ACCMODE == OFlag::O_RDWR && !mode.contains(OFlag::O_APPEND)

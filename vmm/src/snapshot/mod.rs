@@ -4,9 +4,11 @@
 //! Refuses: snapshots of another shape, another version or another processor.
 
 pub(crate) mod format;
+pub(crate) mod load;
 pub(crate) mod machine;
 pub(crate) mod memory;
 pub(crate) mod vcpu;
+pub(crate) mod working_set;
 
 use std::fs::File;
 use std::ops::Range;
@@ -59,6 +61,18 @@ pub(crate) enum SnapshotError {
     Chain(usize),
     #[error("map the snapshot's memory")]
     Map(#[source] MemoryError),
+    #[error(transparent)]
+    WorkingSet(#[from] working_set::WorkingSetError),
+    #[error("read the working set's pages of the snapshot")]
+    Prefetch(#[source] std::io::Error),
+    #[error("build the filter of the thread that brings pages")]
+    Filter(#[source] crate::confine::ConfineError),
+    #[error("start the thread that brings pages")]
+    Serve(#[source] std::io::Error),
+    #[error(
+        "this machine was not restored with the mode `missing`: nobody knows which pages it has needed"
+    )]
+    Unrecorded,
     #[error("get random bytes")]
     Random(#[source] getrandom::Error),
 }
@@ -103,6 +117,22 @@ pub(crate) struct State {
     devices: Vec<SlotState>,
     ports: PortsState,
     memory: MemoryState,
+}
+
+impl State {
+    /// `None`: no writer of ours gave it this id.
+    fn id_bytes(&self) -> Option<[u8; working_set::ID_BYTES]> {
+        let digits = self.id.as_bytes();
+        let mut id = [0; working_set::ID_BYTES];
+        if digits.len() != 2 * id.len() || !digits.iter().all(u8::is_ascii_hexdigit) {
+            return None;
+        }
+        for (byte, pair) in id.iter_mut().zip(digits.chunks_exact(2)) {
+            let pair = std::str::from_utf8(pair).ok()?;
+            *byte = u8::from_str_radix(pair, 16).ok()?;
+        }
+        Some(id)
+    }
 }
 
 /// One snapshot's two files, checked as far as they can be alone.

@@ -91,6 +91,7 @@ fn restored<'a>(node: &'a Node, files: &Files, how: Memory) -> Result<Plan<'a>> 
         memory: last.memory,
         bases: Vec::new(),
         mode: RestoreMode::Private,
+        working_set: None,
         trusted: how == Memory::Trusted,
         hostname: None,
         link: None,

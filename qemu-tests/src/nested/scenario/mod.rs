@@ -10,6 +10,7 @@ mod disk;
 mod hostile;
 mod kept;
 mod kernels;
+mod load;
 mod net;
 pub(super) mod pmem;
 mod restore;
@@ -38,6 +39,7 @@ pub const GROUPS: &[(&str, &[Scenario])] = &[
     ("hostile", hostile::SCENARIOS),
     ("kept", kept::SCENARIOS),
     ("kernels", kernels::SCENARIOS),
+    ("load", load::SCENARIOS),
     ("net", net::SCENARIOS),
     ("pmem", pmem::SCENARIOS),
     ("restore", restore::SCENARIOS),
@@ -54,6 +56,7 @@ const GUESTS: &[&[(&str, Program)]] = &[
     hostile::GUESTS,
     kept::GUESTS,
     kernels::GUESTS,
+    load::GUESTS,
     net::GUESTS,
     pmem::GUESTS,
     smoke::GUESTS,

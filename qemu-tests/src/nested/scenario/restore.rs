@@ -86,7 +86,6 @@ fn changed(watch: &Inotify) -> Result<()> {
 fn draws() -> Result<()> {
     let mut generation = FIRST_GENERATION.to_owned();
     let mut drawn = Vec::<u64>::new();
-    say(&Sight::now()?.line());
     loop {
         let sight = Sight::now()?;
         let after = std::fs::read_to_string(GENERATION_PATH)?;
@@ -97,10 +96,14 @@ fn draws() -> Result<()> {
             let (count, last) = (drawn.len(), drawn.last());
             let last = last.context("it has drawn nothing before")?;
             say(&format!("drew {count} {last} {}", sight.random));
-            generation = sight.generation;
+            generation = sight.generation.clone();
             drawn.clear();
         }
         drawn.push(sight.random);
+        if drawn.len() == 1 {
+            // It may be stopped from here on.
+            say(&sight.line());
+        }
     }
 }
 
@@ -120,6 +123,7 @@ pub(super) fn clone<'a>(
         memory,
         bases: Vec::new(),
         mode: RestoreMode::Private,
+        working_set: None,
         trusted: true,
         link: Some(card(network)),
         hostname: Some(format!("clone-{network}").parse()?),

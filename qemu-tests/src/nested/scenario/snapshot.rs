@@ -54,7 +54,7 @@ const WORDS: usize = (8 << 20) / 8;
 const DEVICE: &str = "/dev/vda";
 
 /// Changes memory and disk in rounds and compares, in each, with the sums of the round before.
-fn sums() -> Result<()> {
+pub(super) fn sums() -> Result<()> {
     mount("devtmpfs", "/dev")?;
     mount("proc", "/proc")?;
     let mut disk = File::options()
@@ -219,13 +219,14 @@ pub(super) fn from(plan: &mut Plan<'_>, files: &[&Files]) -> Result<Restore> {
         memory: last.memory,
         bases: passed,
         mode: RestoreMode::Private,
+        working_set: None,
         trusted: true,
         link: None,
         hostname: None,
     })
 }
 
-fn disk() -> Result<File> {
+pub(super) fn disk() -> Result<File> {
     let disk = file()?;
     disk.set_len(DISK_BYTES)?;
     Ok(disk)
