@@ -350,17 +350,24 @@ fn unnamed(path: &Path) -> Result<File, CacheError> {
     }
 }
 
-/// Gives an unnamed file its name, in place of one that has it.
+/// Gives an unnamed file its name, in place of one that has it: at every moment one of the two is there. What a crash
+/// leaves beside it has no name of content, and goes with the next sweep.
 fn name(file: &File, path: &Path) -> Result<(), CacheError> {
     let from = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
-    loop {
-        match nix::unistd::linkat(AT_FDCWD, &from, AT_FDCWD, path, AtFlags::AT_SYMLINK_FOLLOW) {
-            Ok(()) => return Ok(()),
-            // What had the name was damaged or is being replaced; another writer may be as quick.
-            Err(Errno::EEXIST) => remove(path)?,
-            Err(errno) => return Err(failed("name", path)(errno.into())),
-        }
+    let link =
+        |to: &Path| nix::unistd::linkat(AT_FDCWD, &from, AT_FDCWD, to, AtFlags::AT_SYMLINK_FOLLOW);
+    match link(path) {
+        Ok(()) => return Ok(()),
+        // What has the name is damaged or is being replaced; another writer may be as quick.
+        Err(Errno::EEXIST) => {}
+        Err(errno) => return Err(failed("name", path)(errno.into())),
     }
+    // No two writers have the same: each has its process and, while it writes, its descriptor.
+    let own = format!("new-{}-{}", std::process::id(), file.as_raw_fd());
+    let beside = path.with_extension(own);
+    remove(&beside)?;
+    link(&beside).map_err(|errno| failed("name", &beside)(errno.into()))?;
+    fs::rename(&beside, path).map_err(failed("replace", path))
 }
 
 fn sync(directory: &Path) -> Result<(), CacheError> {
@@ -484,6 +491,32 @@ mod tests {
             let (flist, _) = w.cache.flist(&w.packed.digest).expect("there");
             assert_eq!(w.cache.missing(&flist), missing[index + 1..]);
         }
+    }
+
+    #[test]
+    fn content_that_is_replaced_is_there_at_every_moment() {
+        let w = world();
+        let (digest, flist) = (w.packed.digest, &w.packed.flist);
+        w.cache.put_flist(digest, flist).expect("valid");
+        let path = w.cache.flist_path(&digest);
+        let over = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let reader = scope.spawn(|| {
+                let mut reads = 0;
+                while !over.load(std::sync::atomic::Ordering::Relaxed) {
+                    assert_eq!(fs::read(&path).expect("there").len(), flist.len());
+                    reads += 1;
+                }
+                reads
+            });
+            for _ in 0..50 {
+                w.cache.put_flist(digest, flist).expect("again");
+            }
+            over.store(true, std::sync::atomic::Ordering::Relaxed);
+            assert!(reader.join().expect("never missing") > 0);
+        });
+        let directory = path.parent().expect("a directory");
+        assert_eq!(fs::read_dir(directory).expect("listed").count(), 1);
     }
 
     #[test]

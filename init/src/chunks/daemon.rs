@@ -56,6 +56,8 @@ struct Opening {
     pin: bool,
     /// `Open` messages to answer.
     answers: usize,
+    /// The node has said `Close` since: what comes of it goes at once.
+    closed: bool,
 }
 
 #[derive(Debug)]
@@ -153,6 +155,10 @@ impl Daemon {
             messages,
         });
         self.faults.clear();
+        // The pool is there. What an earlier boot left goes now, whether or not an image is ever opened.
+        if let Err(error) = self.shared() {
+            log::warn!("the cache is not usable yet: {error}");
+        }
         self.tasks.spawn(link::serve_node(
             connection,
             socket,
@@ -256,6 +262,7 @@ impl Daemon {
             opening.store = store;
             opening.pin = pin;
             opening.answers += 1;
+            opening.closed = false;
             return;
         }
         let disk = self.open.get(&flist).map(|o| Arc::clone(&o.disk));
@@ -266,6 +273,7 @@ impl Daemon {
                 store,
                 pin,
                 answers: 1,
+                closed: false,
             },
         );
         self.tasks.spawn(task);
@@ -276,6 +284,7 @@ impl Daemon {
             store,
             pin,
             answers,
+            closed,
         }) = self.opening.remove(&flist)
         else {
             return;
@@ -291,6 +300,9 @@ impl Daemon {
                         },
                         Vec::new(),
                     );
+                }
+                if closed {
+                    self.close(&flist);
                 }
                 return;
             }
@@ -317,6 +329,9 @@ impl Daemon {
             self.tell_opened(flist, &open);
         }
         self.open.insert(flist, open);
+        if closed {
+            self.close(&flist);
+        }
     }
 
     fn tell_opened(&mut self, flist: Digest, open: &Open) {
@@ -343,6 +358,10 @@ impl Daemon {
 
     fn close(&mut self, flist: &Digest) {
         self.queue.forget(flist);
+        if let Some(opening) = self.opening.get_mut(flist) {
+            opening.closed = true;
+            return;
+        }
         if self.vms.values().any(|a| a.flist == *flist) {
             return;
         }

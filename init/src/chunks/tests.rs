@@ -765,6 +765,52 @@ async fn a_closed_flist_is_removed_once_no_vm_uses_it() {
 }
 
 #[tokio::test]
+async fn an_flist_that_is_closed_while_it_is_opened_leaves_no_disk_behind() {
+    let w = world().await;
+    w.push_all();
+    w.script.lock().expect("lock").delay = Duration::from_millis(50);
+    let daemon = Running::start(&w).await;
+    let flist = w.packed.digest;
+    let open = || FromNode::Open {
+        flist,
+        store: None,
+        pin: true,
+    };
+    daemon.say(open(), &[]).await;
+    daemon.say(FromNode::Close { flist }, &[]).await;
+    let news = daemon.news().await;
+    assert!(matches!(news, ToNode::Opened { .. }), "{news:?}");
+    let vm = "x".parse().expect("an id");
+    let (socket, _peer) = sys::socket::pair().expect("a pair");
+    daemon.say(FromNode::Attach { vm, flist }, &[socket]).await;
+    let news = daemon.news().await;
+    assert!(matches!(news, ToNode::AttachFailed { .. }), "{news:?}");
+    assert!(!w.cache().image_path(&flist).exists());
+    // Opened again, closed or not before, it is there.
+    daemon.say(open(), &[]).await;
+    daemon.say(FromNode::Close { flist }, &[]).await;
+    daemon.say(open(), &[]).await;
+    for _ in 0..2 {
+        let news = daemon.news().await;
+        assert!(matches!(news, ToNode::Opened { .. }), "{news:?}");
+    }
+    let (_vm, _kept) = daemon.attach(&w, "vm").await;
+}
+
+#[tokio::test]
+async fn disks_of_an_earlier_boot_go_when_the_node_comes_whatever_it_opens() {
+    let w = world().await;
+    let old = w.cache().image_path(&Digest([9; 32]));
+    fs::write(&old, b"old").expect("written");
+    let daemon = Running::start(&w).await;
+    let (vm, flist) = ("x".parse().expect("an id"), w.packed.digest);
+    daemon.say(FromNode::Attach { vm, flist }, &[]).await;
+    let news = daemon.news().await;
+    assert!(matches!(news, ToNode::AttachFailed { .. }), "{news:?}");
+    assert!(!old.exists());
+}
+
+#[tokio::test]
 async fn an_image_is_not_made_where_machines_were_promised_its_room() {
     let w = world().await;
     w.push_all();
