@@ -50,7 +50,7 @@ impl Chain {
             head: chain.head_index(),
             ..Self::default()
         };
-        let mut ended = false;
+        let (mut ended, mut writing) = (false, false);
         let mut count = 0;
         for descriptor in chain {
             count += 1;
@@ -64,12 +64,18 @@ impl Chain {
                     length,
                 });
             }
-            let list = match descriptor.is_write_only() {
-                true => &mut out.writable,
-                false if out.writable.list.is_empty() => &mut out.readable,
-                false => return Err(ChainError::Order),
+            let list = match (descriptor.is_write_only(), writing) {
+                (true, _) => {
+                    writing = true;
+                    &mut out.writable
+                }
+                (false, false) => &mut out.readable,
+                (false, true) => return Err(ChainError::Order),
             };
-            list.list.push(Segment { address, length });
+            // A piece without bytes is at no place, and must not hide the pieces behind it.
+            if length > 0 {
+                list.list.push(Segment { address, length });
+            }
             ended = !descriptor.has_next();
         }
         // The iterator ends without a word at a bad index or table: then the last one had a successor.

@@ -65,6 +65,7 @@ fn read(driver: &Driver, head: u16) -> Option<(Parts, Parts)> {
     let (mut readable, mut writable) = (Parts::new(), Parts::new());
     let (mut table, mut entries, mut indirect) = (0, u64::from(SIZE), false);
     let (mut at, mut steps, mut bytes) = (u64::from(head), 0, 0);
+    let (mut count, mut writing) = (0, false);
     loop {
         // No table has a chain longer than itself, so that a loop ends.
         if at >= entries || steps == entries {
@@ -91,17 +92,19 @@ fn read(driver: &Driver, head: u16) -> Option<(Parts, Parts)> {
         }
         bytes += length;
         let inside = address.checked_add(length).is_some_and(|end| end <= MEMORY);
-        // A range without bytes is still at a place that exists.
-        if !inside || address >= MEMORY && length == 0 || bytes > u64::from(u32::MAX) {
+        // What has no bytes is nowhere, and is left out.
+        if length > 0 && !inside || bytes > u64::from(u32::MAX) {
             return None;
         }
-        let part = (address, u32::try_from(length).ok()?);
-        match flags & WRITE != 0 {
-            true => writable.push(part),
-            false if writable.is_empty() => readable.push(part),
-            false => return None,
+        let part = (length > 0).then_some((address, u32::try_from(length).ok()?));
+        writing |= flags & WRITE != 0;
+        match (flags & WRITE != 0, writing) {
+            (true, _) => writable.extend(part),
+            (false, false) => readable.extend(part),
+            (false, true) => return None,
         }
-        if readable.len() + writable.len() > DESCRIPTORS_MAX {
+        count += 1;
+        if count > DESCRIPTORS_MAX {
             return None;
         }
         if flags & NEXT == 0 {
@@ -297,6 +300,22 @@ proptest! {
         }
         compare(&mut driver, 0)?;
     }
+}
+
+#[test]
+fn a_piece_without_bytes_hides_none_of_those_behind_it() {
+    let mut driver = Driver::new(&[SIZE]);
+    driver.write(DATA, b"header");
+    let readable = [(u64::MAX, 0), (DATA, 2), (DATA, 0), (DATA + 2, 4)];
+    let writable = [(0, 0), (DATA + 64, 6)];
+    driver.offer(0, &readable, &writable);
+    let ram = driver.ram.clone();
+    let chain = driver.rings()[0].pop().expect("rules kept");
+    let (chain, mut copy) = (chain.expect("offered"), [0; 6]);
+    assert_eq!(chain.readable.copy_to(&ram, &mut copy), 6);
+    assert_eq!(&copy, b"header");
+    assert_eq!(chain.writable.copy_from(&ram, b"answer"), 6);
+    assert_eq!(driver.read(DATA + 64, 6), b"answer");
 }
 
 #[test]
