@@ -53,6 +53,8 @@ pub(crate) enum SetupError {
     Topology(#[from] TopologyError),
     #[error("{count} devices: a machine has room for {max}", max = layout::VIRTIO_IRQS.len())]
     Devices { count: usize },
+    #[error("there is neither a kernel nor a snapshot: name one as `kernel` or `restore`")]
+    NoKernel,
     #[error("two disks have the serial {0:?}")]
     Serials(String),
     #[error("guest memory")]
@@ -85,7 +87,7 @@ pub(crate) enum SetupError {
 
 /// What the guest boots from.
 struct Images {
-    kernel: File,
+    kernel: Option<File>,
     /// In the order in which they are put together.
     initramfs: Vec<File>,
 }
@@ -169,7 +171,10 @@ impl Parts {
             aids,
             kvm: fds.take(spec.kvm, "kvm")?,
             images: Images {
-                kernel: File::from(fds.take(spec.kernel, "kernel")?),
+                kernel: spec
+                    .kernel
+                    .map(|fd| fds.take(fd, "kernel").map(File::from))
+                    .transpose()?,
                 initramfs: spec
                     .initramfs
                     .iter()
@@ -542,7 +547,8 @@ fn load(
     line: &str,
 ) -> Result<(Entry, Range<u64>), SetupError> {
     let mib = spec.memory_mib;
-    let kernel = Kernel::load(ram, &images.kernel, mib)?;
+    let kernel = images.kernel.as_ref().ok_or(SetupError::NoKernel)?;
+    let kernel = Kernel::load(ram, kernel, mib)?;
     let initramfs = initramfs::load(ram, &images.initramfs, &kernel.initramfs_room(mib), mib)?;
     kernel.write_tables(ram, line, &mptable::build(topology), &initramfs, mib)?;
     Ok((kernel.entry(), kernel.place()))
@@ -556,6 +562,9 @@ fn shared(log: Option<([File; 2], u64)>) -> Result<Option<SharedLog>, SetupError
 
 /// What can be said of a specification without its descriptors.
 pub(crate) fn check(spec: &VmSpec) -> Result<Topology, SetupError> {
+    if spec.kernel.is_none() && spec.restore.is_none() {
+        return Err(SetupError::NoKernel);
+    }
     let topology = Topology::new(spec.cpus, spec.topology)?;
     memory::check(spec.memory_mib, spec.huge_pages)?;
     let mut serials: Vec<&str> = spec.disks.iter().map(|d| d.serial.as_str()).collect();

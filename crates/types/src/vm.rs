@@ -28,8 +28,10 @@ pub struct VmSpec {
     pub memory_mib: u64,
     /// /dev/kvm, opened for reading and writing.
     pub kvm: Fd,
-    /// Guest kernel: an uncompressed ELF with a PVH note, or a bzImage with a 64-bit entry.
-    pub kernel: Fd,
+    /// Guest kernel: an uncompressed ELF with a PVH note, or a bzImage with a 64-bit entry. Not read, and not
+    /// needed, where a snapshot is restored.
+    #[serde(default)]
+    pub kernel: Option<Fd>,
     /// Concatenated in this order, each padded to 512 bytes.
     #[serde(default)]
     pub initramfs: Vec<Fd>,
@@ -111,6 +113,22 @@ pub struct Restore {
     pub hostname: Option<Name>,
 }
 
+impl Restore {
+    /// From a full snapshot, into memory that is mapped; the guest is told of no new address or name.
+    pub fn new(state: Fd, memory: Fd) -> Self {
+        Self {
+            state,
+            memory,
+            bases: Vec::new(),
+            mode: RestoreMode::Private,
+            working_set: None,
+            trusted: false,
+            link: None,
+            hostname: None,
+        }
+    }
+}
+
 /// A snapshot that another one is based on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -138,11 +156,19 @@ impl VmSpec {
     /// The least machine: no disks, no network, nobody who listens.
     pub fn new(id: VmId, cpus: u8, memory_mib: u64, kvm: Fd, kernel: Fd) -> Self {
         Self {
+            kernel: Some(kernel),
+            ..Self::without_kernel(id, cpus, memory_mib, kvm)
+        }
+    }
+
+    /// The same without what it begins with: a kernel or a snapshot.
+    pub fn without_kernel(id: VmId, cpus: u8, memory_mib: u64, kvm: Fd) -> Self {
+        Self {
             id,
             cpus,
             memory_mib,
             kvm,
-            kernel,
+            kernel: None,
             initramfs: Vec::new(),
             cmdline: String::new(),
             disks: Vec::new(),

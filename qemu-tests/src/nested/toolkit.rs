@@ -89,7 +89,7 @@ impl Node {
             console: None,
         };
         plan.spec.kvm = plan.pass(open("/dev/kvm")?);
-        plan.spec.kernel = plan.pass(kernel);
+        plan.spec.kernel = Some(plan.pass(kernel));
         let (ours, theirs) = UnixStream::pair().context("make a console")?;
         theirs.set_nonblocking(true)?;
         plan.spec.serial = Some(plan.pass(theirs));

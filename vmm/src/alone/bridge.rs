@@ -5,7 +5,7 @@
 //! one who does not read.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
@@ -220,10 +220,17 @@ fn draft(path: &Path) -> io::Result<File> {
     let options = options.read(true).write(true).create(true).mode(0o600);
     // A pipe at this place would wait for its other end.
     let file = options.custom_flags(libc::O_NONBLOCK).open(path)?;
-    if file.metadata()?.is_file() {
-        Ok(file)
-    } else {
-        Err(io::Error::new(ErrorKind::InvalidInput, "no regular file"))
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::new(ErrorKind::InvalidInput, "no regular file"));
+    }
+    // Memory that a machine runs from would be cut off below it.
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(io::Error::new(
+            ErrorKind::ResourceBusy,
+            "a machine goes on from this file, or writes it: choose another",
+        )),
+        Err(TryLockError::Error(error)) => Err(error),
     }
 }
 

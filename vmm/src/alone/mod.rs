@@ -43,6 +43,8 @@ The kernel is a vmlinux with a PVH entry (CONFIG_PVH=y) or a bzImage. Its serial
 Ctrl-C ends the machine, a second one at once. With \"console\": \"terminal\" it has a terminal (/dev/hvc0) that
 takes what you type; Ctrl-A x ends the machine. --control listens on a SOCK_SEQPACKET at PATH for
 requests, one JSON object a packet: {\"request\":\"pause\"}, resume, metrics, balloon, snapshot, stop.
+With \"restore\": { \"state\": PATH, \"memory\": PATH } in FILE the machine goes on from a snapshot; kernel and
+initramfs are then not read, all else is as it was.
 docs/vmm.md is the manual, docs/examples/machine.json a complete example.
 
 Started as root, the machine gets a user and namespaces of its own. As anybody else you need /dev/kvm:

@@ -12,9 +12,11 @@ use std::path::{Path, PathBuf};
 
 use nix::unistd::{Gid, Group};
 use types::Bytes;
-use types::vm::{Console, ConsoleKind, DISK_QUEUES_MAX, Disk, Fd, Log, Net, Pmem, SPEC_FD, VmSpec};
+use types::vm::{
+    Base, Console, ConsoleKind, DISK_QUEUES_MAX, Disk, Fd, Log, Net, Pmem, Restore, SPEC_FD, VmSpec,
+};
 
-use super::spec::{ConsoleFile, DiskFile, LogFile, MachineFile, NetFile};
+use super::spec::{ConsoleFile, DiskFile, LogFile, MachineFile, NetFile, RestoreFile};
 
 const KVM: &str = "/dev/kvm";
 const VHOST: &str = "/dev/vhost-net";
@@ -57,6 +59,10 @@ pub(super) enum OpenError {
     TapInUse(String),
     #[error("attach to the TAP {0:?}")]
     Tap(String, #[source] io::Error),
+    #[error("there is no kernel: name one as `kernel`, or a snapshot as `restore`")]
+    NoKernel,
+    #[error("{} is being written by another machine: wait for its snapshot, or copy an older one", .0.display())]
+    Unfinished(PathBuf),
     #[error("make a socket pair")]
     Pair(#[source] io::Error),
 }
@@ -96,12 +102,20 @@ pub(super) fn open(file: &MachineFile, base: &Path) -> Result<Opened, OpenError>
     }
     let mut passed = Passed::default();
     let kvm = passed.pass(device(KVM)?);
-    let kernel = passed.pass(readable(base, &file.kernel, "kernel".to_owned())?);
-    let mut spec = VmSpec::new(file.name.clone(), file.cpus, memory_mib, kvm, kernel);
-    for (index, part) in file.initramfs.iter().enumerate() {
-        let part = readable(base, part, format!("initramfs[{index}]"))?;
-        spec.initramfs.push(passed.pass(part));
+    let mut spec = VmSpec::without_kernel(file.name.clone(), file.cpus, memory_mib, kvm);
+    match (&file.restore, &file.kernel) {
+        (Some(from), _) => spec.restore = Some(restore(base, from, &mut passed)?),
+        (None, None) => return Err(OpenError::NoKernel),
+        (None, Some(kernel)) => {
+            let kernel = readable(base, kernel, "kernel".to_owned())?;
+            spec.kernel = Some(passed.pass(kernel));
+            for (index, part) in file.initramfs.iter().enumerate() {
+                let part = readable(base, part, format!("initramfs[{index}]"))?;
+                spec.initramfs.push(passed.pass(part));
+            }
+        }
     }
+    spec.track_memory = file.track_memory;
     spec.cmdline.clone_from(&file.cmdline);
     spec.topology = file.topology;
     spec.huge_pages = file.huge_pages;
@@ -250,6 +264,35 @@ fn disk_file(base: &Path, wanted: &DiskFile, index: usize) -> Result<File, OpenE
     }
 }
 
+/// The files of a snapshot, locked against being written anew for as long as the machine has them.
+fn restore(base: &Path, from: &RestoreFile, passed: &mut Passed) -> Result<Restore, OpenError> {
+    let mut both = |state: &Path, memory: &Path, field: &str| {
+        let mut kept = |path: &Path, part: &str| {
+            let name = format!("{field}.{part}");
+            let file = readable(base, path, name.clone())?;
+            match file.try_lock_shared() {
+                Ok(()) => Ok(passed.pass(file)),
+                Err(TryLockError::WouldBlock) => Err(OpenError::Unfinished(base.join(path))),
+                Err(TryLockError::Error(source)) => Err(OpenError::Open {
+                    field: name,
+                    path: base.join(path),
+                    source,
+                }),
+            }
+        };
+        Ok((kept(state, "state")?, kept(memory, "memory")?))
+    };
+    let (state, memory) = both(&from.state, &from.memory, "restore")?;
+    let mut restore = Restore::new(state, memory);
+    for (index, base) in from.bases.iter().enumerate() {
+        let field = format!("restore.bases[{index}]");
+        let (state, memory) = both(&base.state, &base.memory, &field)?;
+        restore.bases.push(Base { state, memory });
+    }
+    restore.trusted = from.trusted;
+    Ok(restore)
+}
+
 fn disk(wanted: &DiskFile, index: usize, cpus: u8, fd: Fd) -> Disk {
     let serial = wanted.serial.clone();
     let serial = serial.unwrap_or_else(|| format!("disk{index}"));
@@ -359,6 +402,38 @@ mod tests {
         drop(writer);
         let _readers = [open(true), open(true)].map(|r| r.expect("only readers"));
         assert!(matches!(open(false), Err(OpenError::InUse(_))));
+    }
+
+    #[test]
+    fn a_snapshot_is_read_by_many_and_not_while_it_is_written() {
+        let base = directory();
+        for name in ["s", "m", "s1", "m1"] {
+            std::fs::write(base.path().join(name), "x").expect("writes");
+        }
+        let json = r#"{"state": "s1", "memory": "m1", "bases": [{"state": "s", "memory": "m"}]}"#;
+        let from: RestoreFile = serde_json::from_str(json).expect("a snapshot");
+        let (mut one, mut two) = (Passed::default(), Passed::default());
+        for passed in [&mut one, &mut two] {
+            let restore = restore(base.path(), &from, passed).expect("nobody writes");
+            let numbers = [restore.state, restore.memory, restore.bases[0].state];
+            assert_eq!(numbers, [Fd(4), Fd(5), Fd(6)]);
+        }
+        let writer = File::options().write(true).open(base.path().join("m"));
+        let writer = writer.expect("opens");
+        assert!(writer.try_lock().is_err(), "machines run from it");
+        drop((one, two));
+        writer.try_lock().expect("nobody has it");
+        let error = restore(base.path(), &from, &mut Passed::default()).expect_err("in the making");
+        assert!(matches!(error, OpenError::Unfinished(_)), "{error}");
+        let gone = RestoreFile {
+            memory: "gone".into(),
+            ..from
+        };
+        let error = restore(base.path(), &gone, &mut Passed::default()).expect_err("gone");
+        assert!(
+            error.to_string().contains("check `restore.memory`"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -32,7 +32,9 @@ pub(super) struct MachineFile {
     /// For people, and the process's name.
     #[serde(default = "name")]
     pub(super) name: VmId,
-    pub(super) kernel: PathBuf,
+    /// Needed where nothing is restored.
+    #[serde(default)]
+    pub(super) kernel: Option<PathBuf>,
     #[serde(default)]
     pub(super) initramfs: Vec<PathBuf>,
     #[serde(default)]
@@ -63,6 +65,33 @@ pub(super) struct MachineFile {
     pub(super) console: ConsoleFile,
     #[serde(default)]
     pub(super) log: Option<LogFile>,
+    /// Note what is written, for differential snapshots.
+    #[serde(default)]
+    pub(super) track_memory: bool,
+    /// Go on from a snapshot.
+    #[serde(default)]
+    pub(super) restore: Option<RestoreFile>,
+}
+
+/// The files of a snapshot. While a machine runs from them they are not to be changed.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RestoreFile {
+    pub(super) state: PathBuf,
+    pub(super) memory: PathBuf,
+    /// What a differential one is based on, the full one first.
+    #[serde(default)]
+    pub(super) bases: Vec<BaseFile>,
+    /// The memory is not read and compared with its digests first.
+    #[serde(default)]
+    pub(super) trusted: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct BaseFile {
+    pub(super) state: PathBuf,
+    pub(super) memory: PathBuf,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -177,6 +206,17 @@ mod tests {
         let file = parse(r#"{"kernel": "vmlinux", "memory": "64Mi"}"#).expect("the least");
         assert_eq!((file.cpus, file.memory.as_mib()), (1, 64));
         assert_eq!(file.console, ConsoleFile::Serial);
+    }
+
+    #[test]
+    fn a_snapshot_and_memory_are_enough_too() {
+        let text = r#"{"memory": "64Mi", "restore": {"state": "s", "memory": "m"}}"#;
+        let file = parse(text).expect("the least");
+        let restore = file.restore.expect("a snapshot");
+        assert!(file.kernel.is_none() && restore.bases.is_empty() && !restore.trusted);
+        let error = parse(r#"{"memory": "64Mi", "restore": {"state": "s"}}"#);
+        let error = error.expect_err("no memory").to_string();
+        assert!(error.contains("missing field `memory`"), "{error}");
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -29,6 +29,14 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         run: control,
     },
     Scenario {
+        name: "a-machine-pauses-and-goes-on-when-asked",
+        run: pause,
+    },
+    Scenario {
+        name: "a-machine-goes-on-from-a-snapshot-by-path",
+        run: restore,
+    },
+    Scenario {
         name: "a-signal-ends-the-machine",
         run: signal,
     },
@@ -42,16 +50,28 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     },
 ];
 
-pub(super) const GUESTS: &[(&str, Program)] = &[("reads-and-waits", || {
-    mount("devtmpfs", "/dev")?;
-    let disk = File::open("/dev/vda").context("open the disk")?;
-    let mut first = [0; 8];
-    disk.read_exact_at(&mut first, 0)?;
-    say(&format!("disk {}", String::from_utf8_lossy(&first)));
-    loop {
-        std::thread::park();
-    }
-})];
+pub(super) const GUESTS: &[(&str, Program)] = &[
+    ("reads-and-waits", || {
+        mount("devtmpfs", "/dev")?;
+        let disk = File::open("/dev/vda").context("open the disk")?;
+        let mut first = [0; 8];
+        disk.read_exact_at(&mut first, 0)?;
+        say(&format!("disk {}", String::from_utf8_lossy(&first)));
+        loop {
+            std::thread::park();
+        }
+    }),
+    ("counts", || {
+        for number in 0u64.. {
+            say(&format!("count {number}"));
+            std::thread::sleep(COUNT);
+        }
+        Ok(())
+    }),
+];
+
+/// Between two numbers.
+const COUNT: Duration = Duration::from_millis(100);
 
 const SPEC: &str = "/run/machine.json";
 const CONTROL: &str = "/run/machine.control";
@@ -187,6 +207,70 @@ fn control(_: &Node) -> Result<String> {
     ensure!(status == Some(3), "{status:?} {errors}");
     ensure!(!Path::new(CONTROL).exists(), "the socket is left behind");
     Ok(jailed)
+}
+
+fn pause(_: &Node) -> Result<String> {
+    fs::write(DISK, [b'x'; 4096])?;
+    let disk = format!(r#""disks": [{{"path": "{DISK}"}}], "#);
+    write_spec("reads-and-waits", &disk)?;
+    let mut machine = Running::start(&["run", SPEC, "--control", CONTROL])?;
+    machine.line("disk ")?;
+    let socket = sys::seqpacket::connect(Path::new(CONTROL)).context("connect")?;
+    for request in ["pause", "resume", "stop"] {
+        let said = ask(&socket, &format!(r#"{{"request":"{request}"}}"#))?;
+        ensure!(said.contains(r#""answer":"done""#), "{request}: {said}");
+    }
+    let (status, errors) = machine.end()?;
+    ensure!(status == Some(3), "{status:?} {errors}");
+    Ok("paused, resumed, stopped".to_owned())
+}
+
+/// The number in the next line of `counts`.
+fn count(machine: &mut Running) -> Result<u64> {
+    let line = machine.line("count ")?;
+    let number = line.rsplit(' ').next().context("a number")?;
+    number.parse().with_context(|| format!("{line:?}"))
+}
+
+/// In a file that names no kernel, a machine goes on where it was; its snapshot is not written over below it.
+fn restore(_: &Node) -> Result<String> {
+    let (state, memory) = ("/run/machine.state", "/run/machine.memory");
+    write_spec("counts", "")?;
+    let mut machine = Running::start(&["run", SPEC, "--control", CONTROL])?;
+    while count(&mut machine)? < 3 {}
+    let socket = sys::seqpacket::connect(Path::new(CONTROL)).context("connect")?;
+    let snapshot = format!(r#"{{"request":"snapshot","state":"{state}","memory":"{memory}"}}"#);
+    for request in [r#"{"request":"pause"}"#, &snapshot, r#"{"request":"stop"}"#] {
+        let said = ask(&socket, request)?;
+        ensure!(said.contains(r#""answer":"done""#), "{request}: {said}");
+    }
+    let mut last = 3;
+    while let Ok(number) = count(&mut machine) {
+        last = number;
+    }
+    machine.end()?;
+    let text = format!(
+        r#"{{"memory": "128Mi", "restore": {{"state": "{state}", "memory": "{memory}"}}}}"#
+    );
+    fs::write(SPEC, text)?;
+    let mut machine = Running::start(&["run", SPEC, "--control", CONTROL])?;
+    let first = count(&mut machine)?;
+    ensure!(first == last + 1, "{first} after {last}");
+    while count(&mut machine)? < first + 3 {}
+    let socket = sys::seqpacket::connect(Path::new(CONTROL)).context("connect")?;
+    let said = ask(&socket, &snapshot)?;
+    ensure!(
+        said.contains("refused") && said.contains("goes on from this file"),
+        "{said}"
+    );
+    ask(&socket, r#"{"request":"stop"}"#)?;
+    let (status, errors) = machine.end()?;
+    ensure!(status == Some(3), "{status:?} {errors}");
+    fs::remove_file(memory)?;
+    let gone = command(&["check", SPEC]).output()?;
+    let text = String::from_utf8_lossy(&gone.stderr).into_owned();
+    ensure!(text.contains("check `restore.memory`"), "{text}");
+    Ok(format!("{last}, then {first}"))
 }
 
 fn ask(socket: &OwnedFd, request: &str) -> Result<String> {
