@@ -1,6 +1,6 @@
 //! Filters are proved in a child process each: it does what its kind of thread is for, under that kind's filter,
-//! and lives; or it does one thing more, and dies of SIGSYS. What needs a whole machine (KVM_RUN of a guest,
-//! snapshots) is proved by the nested laboratory of `qemu-tests`.
+//! and lives; or it does one thing more, and dies of SIGSYS. What needs a whole machine (KVM_RUN of a guest) is
+//! proved by the nested laboratory of `qemu-tests`.
 
 use std::fs::File;
 use std::io::Write;
@@ -10,15 +10,21 @@ use std::process::{Command, ExitStatus, Stdio};
 use std::sync::Arc;
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
-use types::vm::{FromVmm, Stream};
+use types::vm::{FromVmm, HugePages, Stream};
 use vmm_sys_util::eventfd::EventFd;
 
 use sys::confine::Argument;
 
 use super::*;
 use crate::control::Outbox;
+use crate::device::watchdog::{self, Watchdog};
+use crate::end::End;
 use crate::event::{self, Served};
+use crate::hv::kick::Kick;
 use crate::log::Log;
+use crate::memory::{self, GuestRam};
+use crate::snapshot;
+use crate::snapshot::memory::Wanted;
 use crate::virtio::blk::RING_ENTRIES;
 use crate::virtio::testing::Driver;
 
@@ -91,7 +97,9 @@ fn main_works() {
     let mut driver = Driver::new(&[16]);
     driver.offer(0, &[], &[(crate::virtio::testing::DATA, 4096)]);
     let stop = event();
+    let pause = Pause::new();
     confine(Kind::Main);
+    pause.work();
     outbox.post(&FromVmm::Running { setup_us: 1 });
     for _ in 0..3 {
         log.append(Stream::Stdout, &[b'x'; 40_000]);
@@ -104,6 +112,58 @@ fn main_works() {
     outbox.finish();
     done();
     drop(node);
+}
+
+/// What a pause and a snapshot do: a thread is interrupted, the watchdog's timer rests, both files are checked and
+/// written, KVM is asked for all its state.
+struct Pause {
+    kick: Kick,
+    watchdog: Watchdog,
+    ram: Arc<GuestRam>,
+    file: &'static File,
+    null: &'static File,
+}
+
+impl Pause {
+    fn new() -> Self {
+        let file: &File = Box::leak(Box::new(tempfile::tempfile().expect("a file")));
+        // A file stands for a vCPU: what is mapped of it is a page, and the thread only sleeps.
+        file.set_len(4096).expect("grows");
+        let sleeper = std::thread::spawn(|| {
+            loop {
+                std::thread::park();
+            }
+        });
+        let end = Arc::new(End::new().expect("an event"));
+        let watchdog = Watchdog::new(&end).expect("a timer");
+        watchdog.write(watchdog::START, 0);
+        Self {
+            kick: Kick::new(file.as_raw_fd(), sleeper),
+            watchdog,
+            ram: memory::allocate(memory::layout::MEMORY_MIB_MIN, HugePages::None).expect("memory"),
+            file: Box::leak(Box::new(tempfile::tempfile().expect("a file"))),
+            null: null(),
+        }
+    }
+
+    fn work(mut self) {
+        self.kick.interrupt().expect("a thread");
+        self.kick.relent();
+        self.watchdog.quiesce();
+        self.watchdog.resume();
+        // Whether a file is a regular one is left out: glibc asks by a call that musl, which is shipped, does not make.
+        let _ = memory::is_never_swapped();
+        for anonymous in [true, false] {
+            let wanted = Wanted::All { anonymous };
+            snapshot::memory::write(self.file, &self.ram, &wanted).expect("writes");
+        }
+        let state = snapshot::tests::state();
+        snapshot::format::write(self.file, &state).expect("writes");
+        for request in asked_for_state() {
+            refused_ioctl(self.null, request);
+        }
+        std::mem::forget(self);
+    }
 }
 
 /// The two ioctls, and what a guest's writes lead to: an interrupt that is raised, a doorbell that is rung.
@@ -179,6 +239,10 @@ const FORBIDDEN: &[(&str, Raw)] = &[
         "an ioctl of another kind",
         (libc::SYS_ioctl, [NONE, 0x5413, 0, 0, 0, 0]),
     ),
+    (
+        "new registers for a vCPU",
+        (libc::SYS_ioctl, [NONE, 0x4090_ae82, 0, 0, 0, 0]),
+    ),
     ("making a VM", (libc::SYS_ioctl, [NONE, 0xae01, 0, 0, 0, 0])),
     (
         "memory for a VM",
@@ -215,18 +279,130 @@ fn forbidden(kind: Kind) -> &'static [(&'static str, Raw)] {
         "watching memory",
         (libc::SYS_ioctl, [NONE, 0xc020_aa00, 0, 0, 0, 0]),
     );
+    const STATE: (&str, Raw) = (
+        "a vCPU's registers",
+        (libc::SYS_ioctl, [NONE, 0x8138_ae83, 0, 0, 0, 0]),
+    );
+    const KICK: (&str, Raw) = (
+        "an interruption",
+        (
+            libc::SYS_tgkill,
+            [NONE, NONE, libc::SIGUSR1.cast_unsigned() as usize, 0, 0, 0],
+        ),
+    );
+    const PLACE: (&str, Raw) = (
+        "a place in a file",
+        (libc::SYS_pwrite64, [NONE, NULL, 0, 0, 0, 0]),
+    );
     match kind {
         Kind::Main => &[DISK, RUN, TAP, RING, OTHER_RING],
-        Kind::Vcpu => &[RANDOM, TAP, SEND, RING, OTHER_RING],
-        Kind::Blk => &[RANDOM, RUN, TAP, OTHER_RING],
-        Kind::Pages => &[RANDOM, DISK, HOLE, RUN, TAP, SEND, RING, OTHER_RING, WATCH],
-        Kind::Net => &[RANDOM, DISK, HOLE, RUN, SEND, RING, OTHER_RING],
+        Kind::Vcpu => &[STATE, KICK, PLACE, RANDOM, TAP, SEND, RING, OTHER_RING],
+        Kind::Blk => &[STATE, KICK, PLACE, RANDOM, RUN, TAP, OTHER_RING],
+        Kind::Pages => &[
+            STATE, KICK, PLACE, RANDOM, DISK, HOLE, RUN, TAP, SEND, RING, OTHER_RING, WATCH,
+        ],
+        Kind::Net => &[
+            STATE, KICK, PLACE, RANDOM, DISK, HOLE, RUN, SEND, RING, OTHER_RING,
+        ],
     }
 }
 
 // The requests as the crates that make them compute them.
 vmm_sys_util::ioctl_io_nr!(RUN, kvm_bindings::KVMIO, 0x80);
 vmm_sys_util::ioctl_ior_nr!(GET_REGS, kvm_bindings::KVMIO, 0x81, kvm_bindings::kvm_regs);
+vmm_sys_util::ioctl_ior_nr!(
+    GET_SREGS,
+    kvm_bindings::KVMIO,
+    0x83,
+    kvm_bindings::kvm_sregs
+);
+vmm_sys_util::ioctl_ior_nr!(
+    GET_XSAVE,
+    kvm_bindings::KVMIO,
+    0xa4,
+    kvm_bindings::kvm_xsave
+);
+vmm_sys_util::ioctl_ior_nr!(GET_XCRS, kvm_bindings::KVMIO, 0xa6, kvm_bindings::kvm_xcrs);
+vmm_sys_util::ioctl_ior_nr!(
+    GET_DEBUGREGS,
+    kvm_bindings::KVMIO,
+    0xa1,
+    kvm_bindings::kvm_debugregs
+);
+vmm_sys_util::ioctl_ior_nr!(
+    GET_LAPIC,
+    kvm_bindings::KVMIO,
+    0x8e,
+    kvm_bindings::kvm_lapic_state
+);
+vmm_sys_util::ioctl_ior_nr!(
+    GET_MP_STATE,
+    kvm_bindings::KVMIO,
+    0x98,
+    kvm_bindings::kvm_mp_state
+);
+vmm_sys_util::ioctl_ior_nr!(
+    GET_EVENTS,
+    kvm_bindings::KVMIO,
+    0x9f,
+    kvm_bindings::kvm_vcpu_events
+);
+vmm_sys_util::ioctl_iowr_nr!(GET_MSRS, kvm_bindings::KVMIO, 0x88, kvm_bindings::kvm_msrs);
+vmm_sys_util::ioctl_iowr_nr!(
+    GET_CPUID,
+    kvm_bindings::KVMIO,
+    0x91,
+    kvm_bindings::kvm_cpuid2
+);
+vmm_sys_util::ioctl_io_nr!(GET_TSC_KHZ, kvm_bindings::KVMIO, 0xa3);
+vmm_sys_util::ioctl_io_nr!(KVMCLOCK_CTRL, kvm_bindings::KVMIO, 0xad);
+vmm_sys_util::ioctl_iowr_nr!(
+    GET_MSR_LIST,
+    kvm_bindings::KVMIO,
+    0x02,
+    kvm_bindings::kvm_msr_list
+);
+vmm_sys_util::ioctl_iowr_nr!(
+    GET_IRQCHIP,
+    kvm_bindings::KVMIO,
+    0x62,
+    kvm_bindings::kvm_irqchip
+);
+vmm_sys_util::ioctl_ior_nr!(
+    GET_CLOCK,
+    kvm_bindings::KVMIO,
+    0x7c,
+    kvm_bindings::kvm_clock_data
+);
+vmm_sys_util::ioctl_iow_nr!(
+    GET_LOG,
+    kvm_bindings::KVMIO,
+    0x42,
+    kvm_bindings::kvm_dirty_log
+);
+
+/// All that a snapshot asks KVM.
+fn asked_for_state() -> [libc::c_ulong; 16] {
+    [
+        GET_REGS(),
+        GET_SREGS(),
+        GET_XSAVE(),
+        GET_XCRS(),
+        GET_DEBUGREGS(),
+        GET_LAPIC(),
+        GET_MP_STATE(),
+        GET_EVENTS(),
+        GET_MSRS(),
+        GET_CPUID(),
+        GET_TSC_KHZ(),
+        KVMCLOCK_CTRL(),
+        GET_MSR_LIST(),
+        GET_IRQCHIP(),
+        GET_CLOCK(),
+        GET_LOG(),
+    ]
+}
+
 vmm_sys_util::ioctl_iow_nr!(SET_OFFLOADS, b'T'.into(), 208, libc::c_uint);
 vmm_sys_util::ioctl_iow_nr!(SET_QUEUE, b'T'.into(), 217, libc::c_int);
 // linux/userfaultfd.h: structures of so many words; the last is a mistake there, and stays.
