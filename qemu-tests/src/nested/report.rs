@@ -23,6 +23,11 @@ pub enum Line {
         name: String,
         why: String,
     },
+    /// It runs once more, from its beginning.
+    Again {
+        name: String,
+        why: String,
+    },
     /// Nothing follows.
     End,
 }
@@ -39,6 +44,7 @@ impl fmt::Display for Line {
                 write!(f, "{MARK}ok {name} {took} ms {}", one(figures))
             }
             Self::Failed { name, why } => write!(f, "{MARK}FAILED {name}: {}", one(why)),
+            Self::Again { name, why } => write!(f, "{MARK}again {name}: {}", one(why)),
             Self::End => f.write_str(END),
         }
     }
@@ -63,10 +69,17 @@ impl Line {
                 figures: words.next().unwrap_or_default().to_owned(),
             });
         }
+        let named = |text: &str| {
+            let (name, why) = text.split_once(": ")?;
+            Some((name.to_owned(), why.to_owned()))
+        };
         if let Some(rest) = rest.strip_prefix("FAILED ") {
-            let (name, why) = rest.split_once(": ")?;
-            let (name, why) = (name.to_owned(), why.to_owned());
+            let (name, why) = named(rest)?;
             return Some(Self::Failed { name, why });
+        }
+        if let Some(rest) = rest.strip_prefix("again ") {
+            let (name, why) = named(rest)?;
+            return Some(Self::Again { name, why });
         }
         (rest == "end").then_some(Self::End)
     }
@@ -87,7 +100,11 @@ mod tests {
             name: "boots".to_owned(),
             why: "no: such | luck".to_owned(),
         };
-        for line in [ok, failed, Line::End] {
+        let again = Line::Again {
+            name: "boots".to_owned(),
+            why: "vCPU 1: triple fault".to_owned(),
+        };
+        for line in [ok, failed, again, Line::End] {
             let text = format!("[ 1.0] x {line}\r");
             assert_eq!(Line::parse(&text), Some(line), "{text}");
         }

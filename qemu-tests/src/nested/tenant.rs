@@ -92,6 +92,8 @@ impl Sight {
             let text = std::fs::read_to_string(path).with_context(|| format!("read {path}"));
             text.map(|text| text.trim_end().to_owned())
         };
+        // Before the number: who reads the file once more and finds the same knows that both belong together.
+        let generation = read(GENERATION_PATH)?;
         let mut random = [0; 8];
         sys::random::fill(&mut random)?;
         let hostname: Name = read("/proc/sys/kernel/hostname")?.parse()?;
@@ -101,7 +103,7 @@ impl Sight {
             .find_map(|line| line.strip_suffix(&format!("\t{hostname}")));
         let now = SystemTime::now().duration_since(UNIX_EPOCH)?;
         Ok(Self {
-            generation: read(GENERATION_PATH)?,
+            generation,
             random: u64::from_le_bytes(random),
             time_ms: u64::try_from(now.as_millis())?,
             mac: read("/sys/class/net/eth0/address")?.parse()?,
