@@ -4,9 +4,10 @@
 //! attributes, and the whiteouts of image layers. Content stays in the archive.
 //! Refuses: entry types that no file system has, and content beyond the end of the archive.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, Seek};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 
 use tar::{Archive, Entry, EntryType};
@@ -14,13 +15,16 @@ use tar::{Archive, Entry, EntryType};
 use crate::DISK_BYTES_MAX;
 use crate::erofs::xattr_index;
 use crate::pack::{PackError, Stats};
-use crate::tree::{Data, Kind, Meta, Node, Segment, Tree, show};
+use crate::tree::{Data, Kind, Meta, Node, Segment, Time, Tree, show};
 
 /// Most pieces of one sparse file: its map is held in memory.
 const SEGMENTS_MAX: usize = 1 << 20;
 /// Longest number of a PAX sparse map, which is decimal text, one a line.
 const SPARSE_LINE_MAX: usize = 24;
 const TAR_BLOCK: u64 = 512;
+/// Most bytes of all headers of one entry: a path, a link, extended attributes of the largest size and a sparse
+/// map of [`SEGMENTS_MAX`] pieces fit. They are read into memory, and a compressed archive of zeros is small.
+const HEADERS_BYTES_MAX: u64 = 32 << 20;
 
 const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
@@ -83,15 +87,60 @@ fn refused(path: &[u8], reason: &str) -> PackError {
 
 fn for_each_entry(
     file: &File,
-    mut each: impl FnMut(&mut Entry<'_, &File>) -> Result<(), PackError>,
+    mut each: impl FnMut(&mut TarEntry<'_>) -> Result<(), PackError>,
 ) -> Result<(), PackError> {
-    let mut from = file;
-    from.rewind().map_err(broken)?;
-    let mut archive = Archive::new(from);
+    let headers = Headers::of(file).map_err(broken)?;
+    let mut archive = Archive::new(&headers);
     for entry in archive.entries_with_seek().map_err(broken)? {
         each(&mut entry.map_err(broken)?)?;
+        headers.next();
     }
     Ok(())
+}
+
+pub(crate) type TarEntry<'a> = Entry<'a, &'a Headers<'a>>;
+
+/// An archive of which only headers are read: content is skipped, and read where it lies when it is packed.
+#[derive(Debug)]
+pub(crate) struct Headers<'a> {
+    file: &'a File,
+    /// Since the last entry.
+    read_bytes: Cell<u64>,
+}
+
+impl<'a> Headers<'a> {
+    pub(crate) fn of(mut file: &'a File) -> io::Result<Self> {
+        file.rewind()?;
+        Ok(Self {
+            file,
+            read_bytes: Cell::new(0),
+        })
+    }
+
+    /// An entry has been taken.
+    pub(crate) fn next(&self) {
+        self.read_bytes.set(0);
+    }
+}
+
+impl Read for &Headers<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let (mut file, sofar) = (self.file, self.read_bytes.get());
+        let count = file.read(buffer)?;
+        self.read_bytes.set(sofar + count as u64);
+        if self.read_bytes.get() > HEADERS_BYTES_MAX {
+            let what = format!("an entry has more than {HEADERS_BYTES_MAX} bytes of headers");
+            return Err(io::Error::new(io::ErrorKind::InvalidData, what));
+        }
+        Ok(count)
+    }
+}
+
+impl Seek for &Headers<'_> {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        let mut file = self.file;
+        file.seek(to)
+    }
 }
 
 fn base_name(path: &[u8]) -> &[u8] {
@@ -116,7 +165,7 @@ fn remove(path: &[u8], tree: &mut Tree) -> Result<(), PackError> {
 /// What the extended header says and the `tar` crate does not apply by itself.
 #[derive(Debug, Default)]
 struct Pax {
-    mtime: Option<u64>,
+    mtime: Option<Time>,
     xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
     sparse_name: Option<Vec<u8>>,
     sparse_bytes: Option<u64>,
@@ -126,7 +175,7 @@ struct Pax {
 }
 
 impl Pax {
-    fn read(entry: &mut Entry<'_, &File>, stats: &mut Stats) -> Result<Self, PackError> {
+    fn read(entry: &mut TarEntry<'_>, stats: &mut Stats) -> Result<Self, PackError> {
         let path = entry.path_bytes().into_owned();
         let mut pax = Self::default();
         let Some(extensions) = entry.pax_extensions().map_err(broken)? else {
@@ -150,8 +199,7 @@ impl Pax {
             }
             match key {
                 b"mtime" => {
-                    pax.mtime =
-                        Some(seconds(value).ok_or_else(|| refused(&path, "has a bad time"))?)
+                    pax.mtime = Some(time(value).ok_or_else(|| refused(&path, "has a bad time"))?)
                 }
                 b"GNU.sparse.name" => pax.sparse_name = Some(value.to_vec()),
                 b"GNU.sparse.realsize" => pax.sparse_bytes = Some(number()?),
@@ -165,17 +213,30 @@ impl Pax {
     }
 }
 
-/// Whole seconds of a PAX time; before 1970 is 1970.
-fn seconds(value: &[u8]) -> Option<u64> {
+/// A PAX time (POSIX pax, "pax Extended Header"): decimal seconds with a fraction, of which digits beyond
+/// nanoseconds are dropped; the sign is the whole number's.
+fn time(value: &[u8]) -> Option<Time> {
     let text = std::str::from_utf8(value).ok()?;
-    let whole = text.split_once('.').map_or(text, |(whole, _)| whole);
-    whole
-        .parse::<i64>()
-        .ok()
-        .map(|s| u64::try_from(s).unwrap_or(0))
+    let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
+    let seconds: i64 = whole.parse().ok()?;
+    if !fraction.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    let digits = fraction.bytes().chain(std::iter::repeat(b'0')).take(9);
+    let nanoseconds = digits.fold(0, |n, digit| n * 10 + u32::from(digit - b'0'));
+    if !whole.starts_with('-') || nanoseconds == 0 {
+        return Some(Time {
+            seconds,
+            nanoseconds,
+        });
+    }
+    Some(Time {
+        seconds: seconds.checked_sub(1)?,
+        nanoseconds: 1_000_000_000 - nanoseconds,
+    })
 }
 
-fn attributes(entry: &Entry<'_, &File>, pax: Pax) -> Result<Meta, PackError> {
+fn attributes(entry: &TarEntry<'_>, pax: Pax) -> Result<Meta, PackError> {
     let path = entry.path_bytes();
     let header = entry.header();
     let old = header.as_old();
@@ -197,10 +258,11 @@ fn attributes(entry: &Entry<'_, &File>, pax: Pax) -> Result<Meta, PackError> {
         mode: u16::try_from(mode).expect("twelve bits"),
         uid: id(&old.uid, header.uid())?,
         gid: id(&old.gid, header.gid())?,
-        // A binary field of old archives may be negative, which reads as a huge number.
-        mtime: pax
-            .mtime
-            .unwrap_or_else(|| header.mtime().ok().filter(|t| *t < 1 << 62).unwrap_or(0)),
+        mtime: pax.mtime.unwrap_or_else(|| Time {
+            // A binary field of GNU tar may be negative, which reads as a huge number.
+            seconds: header.mtime().map_or(0, u64::cast_signed),
+            nanoseconds: 0,
+        }),
         xattrs: pax.xattrs,
     })
 }
@@ -213,7 +275,7 @@ fn kind(
     file: &File,
     archive: usize,
     archive_bytes: u64,
-    entry: &Entry<'_, &File>,
+    entry: &TarEntry<'_>,
     path: &[u8],
     target: Vec<u8>,
     pax: &Pax,
@@ -300,7 +362,7 @@ fn content(
 /// An ordinary file, or one with a PAX sparse map 1.0 in front of its content.
 fn regular(
     file: &File,
-    entry: &Entry<'_, &File>,
+    entry: &TarEntry<'_>,
     path: &[u8],
     pax: &Pax,
 ) -> Result<(u64, Vec<Segment>), PackError> {
@@ -358,7 +420,7 @@ fn segments(data: u64, map: Vec<(u64, u64)>, path: &[u8]) -> Result<Vec<Segment>
 /// The sparse kind of GNU tar before PAX: four pieces in the header, more in blocks behind it.
 fn gnu_sparse(
     file: &File,
-    entry: &Entry<'_, &File>,
+    entry: &TarEntry<'_>,
     path: &[u8],
 ) -> Result<(u64, Vec<Segment>), PackError> {
     let gnu = entry

@@ -3,19 +3,26 @@
 //! Owns: reading a range of a file, from a directory or out of an archive, and knowing holes.
 //! Refuses: files that are not as they were when the tree was read.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt};
 
 use nix::errno::Errno;
-use nix::fcntl::OFlag;
 use nix::unistd::{Whence, lseek};
 
-use crate::tree::{Data, Kind, NodeId, Segment, Tree};
+use crate::beneath::Beneath;
+use crate::tree::{Data, Found, Kind, NodeId, Segment, Tree};
+
+/// Where the content of a tree is.
+#[derive(Debug)]
+pub(crate) enum Place<'a> {
+    Directory(Beneath),
+    Archives(Vec<&'a File>),
+}
 
 pub(crate) struct Reader<'a> {
     tree: &'a Tree,
-    archives: Vec<&'a File>,
+    place: Place<'a>,
     /// The file read last: chunks ask for one file many times in a row.
     open: Option<Open>,
 }
@@ -27,42 +34,35 @@ struct Open {
 }
 
 impl<'a> Reader<'a> {
-    pub(crate) fn new(tree: &'a Tree, archives: Vec<&'a File>) -> Self {
+    pub(crate) fn new(tree: &'a Tree, place: Place<'a>) -> Self {
         Self {
             tree,
-            archives,
+            place,
             open: None,
         }
     }
 
     /// Whether a range is known to be zeros without reading it. When in doubt, no.
     pub(crate) fn is_hole(&mut self, node: NodeId, at: u64, bytes: u64) -> bool {
-        match &self.tree.node(node).kind {
-            Kind::File {
-                data: Data::Archive { segments, .. },
-                ..
-            } => overlapping(segments, at, bytes).next().is_none(),
-            Kind::File {
-                data: Data::Path(_),
-                ..
-            } => match self.opened(node) {
+        match self.data(node) {
+            Some(Data::Archive { segments, .. }) => {
+                overlapping(segments, at, bytes).next().is_none()
+            }
+            Some(Data::Path(_)) => match self.opened(node) {
                 Ok(open) if open.sparse => {
                     next_data(&open.file, at).is_some_and(|d| d >= at + bytes)
                 }
                 _ => false,
             },
-            _ => false,
+            None => false,
         }
     }
 
-    /// Fills `into` from offset `at`. A file that became shorter or longer is `UnexpectedEof`.
+    /// Fills `into` from offset `at`. A file that is another, or became shorter or longer, is `UnexpectedEof`.
     pub(crate) fn read(&mut self, node: NodeId, at: u64, into: &mut [u8]) -> io::Result<()> {
-        match &self.tree.node(node).kind {
-            Kind::File {
-                data: Data::Archive { archive, segments },
-                ..
-            } => {
-                let (file, end) = (self.archives[*archive], at + into.len() as u64);
+        match (self.data(node), &self.place) {
+            (Some(Data::Archive { archive, segments }), Place::Archives(archives)) => {
+                let (file, end) = (archives[*archive], at + into.len() as u64);
                 for s in overlapping(segments, at, into.len() as u64) {
                     let (from, to) = (s.at.max(at), (s.at + s.bytes).min(end));
                     let range = index(from - at)..index(to - at);
@@ -70,11 +70,22 @@ impl<'a> Reader<'a> {
                 }
                 Ok(())
             }
-            Kind::File {
-                data: Data::Path(_),
-                ..
-            } => self.opened(node)?.file.read_exact_at(into, at),
-            _ => Err(io::ErrorKind::IsADirectory.into()),
+            (Some(Data::Path(_)), Place::Directory(_)) => {
+                self.opened(node)?.file.read_exact_at(into, at)
+            }
+            _ => Err(io::ErrorKind::InvalidInput.into()),
+        }
+    }
+
+    fn data(&self, node: NodeId) -> Option<&'a Data> {
+        match &self.tree.node(node).kind {
+            Kind::File { data, .. } => Some(data),
+            Kind::Directory(_)
+            | Kind::Symlink(_)
+            | Kind::Char { .. }
+            | Kind::Block { .. }
+            | Kind::Fifo
+            | Kind::Socket => None,
         }
     }
 
@@ -87,26 +98,19 @@ impl<'a> Reader<'a> {
     }
 
     fn open_path(&self, node: NodeId) -> io::Result<Open> {
-        let Kind::File {
-            size,
-            data: Data::Path(path),
-        } = &self.tree.node(node).kind
+        let (Some(Data::Path(found)), Place::Directory(root)) = (self.data(node), &self.place)
         else {
             return Err(io::ErrorKind::InvalidInput.into());
         };
-        let flags = (OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits();
-        let file = OpenOptions::new()
-            .read(true)
-            .custom_flags(flags)
-            .open(path)?;
+        let file = root.read(&found.path)?;
         let now = file.metadata()?;
-        if !now.is_file() || now.len() != *size {
+        if !now.is_file() || Found::of(&found.path, &now) != *found {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         Ok(Open {
             node,
+            sparse: now.blocks() * 512 < now.len(),
             file,
-            sparse: now.blocks() * 512 < *size,
         })
     }
 }

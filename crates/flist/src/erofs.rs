@@ -161,7 +161,8 @@ impl Layout {
         put(out, at + 20, &serial.to_le_bytes());
         put(out, at + 24, &node.meta.uid.to_le_bytes());
         put(out, at + 28, &node.meta.gid.to_le_bytes());
-        put(out, at + 32, &node.meta.mtime.to_le_bytes());
+        put(out, at + 32, &node.meta.mtime.seconds.to_le_bytes());
+        put(out, at + 40, &node.meta.mtime.nanoseconds.to_le_bytes());
         put(out, at + 44, &place.nlink.to_le_bytes());
         let body = at + 64;
         put(out, body, &encode_xattrs(node));

@@ -3,11 +3,8 @@
 //! Owns: its layout, encoding, and a reader that checks whatever it is given.
 //! Refuses: knowing EROFS. The metadata area is bytes that the guest's kernel parses, never the host's.
 //!
-//! Layout, little-endian: 64 bytes of header {magic `SIFRFLS1`, version u32, flags u32 (0), disk bytes
-//! u64, metadata bytes u64, stored metadata bytes u64, configuration bytes u32, chunk count u32, zeros},
-//! then the image configuration as JSON, the metadata area as one zstd frame, and 80 bytes per chunk
-//! {start block u32, blocks u32, stored bytes u32, encoding u32, BLAKE3 of the plain bytes, BLAKE3 of
-//! the stored bytes}. The digest of an flist is the BLAKE3 of the whole file.
+//! Layout and limits with their reasons: docs/flist-format.md. The digest of an flist is the BLAKE3 of the whole
+//! file.
 
 use std::io::{self, Read, Seek, SeekFrom, Write};
 

@@ -93,9 +93,13 @@ fn odd_directory(root: &Path) {
         odd_things_of_root(root);
     }
     let old = fs::FileTimes::new()
-        .set_modified(std::time::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000_007));
+        .set_modified(std::time::UNIX_EPOCH + std::time::Duration::new(1_000_000_007, 123_456_789));
     File::open(root.join("block"))
         .and_then(|f| f.set_times(old))
+        .expect("times");
+    let older = std::time::UNIX_EPOCH - std::time::Duration::new(3, 500_000_000);
+    File::open(root.join("even"))
+        .and_then(|f| f.set_times(fs::FileTimes::new().set_modified(older)))
         .expect("times");
 }
 
@@ -159,7 +163,8 @@ fn listing(root: &Path) -> BTreeMap<PathBuf, String> {
         } else {
             format!("device {:#x}", meta.rdev())
         };
-        let who = (meta.mode(), meta.uid(), meta.gid(), meta.mtime());
+        let mtime = (meta.mtime(), meta.mtime_nsec());
+        let who = (meta.mode(), meta.uid(), meta.gid(), mtime);
         let shared = (!meta.is_dir() && meta.nlink() > 1).then_some(meta.ino());
         let shared = shared.map(|ino| inodes.entry(ino).or_insert_with(|| name.clone()).clone());
         let links = if meta.is_dir() { 0 } else { meta.nlink() };
@@ -278,6 +283,12 @@ fn a_gnu_sparse_archive_gives_the_digest_of_the_directory() {
             .expect("write");
     }
     sparse.set_len(50_000_000).expect("length");
+    // This format has whole seconds.
+    let whole = fs::FileTimes::new().set_modified(std::time::UNIX_EPOCH);
+    sparse.set_times(whole).expect("times");
+    File::open(&root)
+        .and_then(|f| f.set_times(whole))
+        .expect("times");
     let tar_path = work.path().join("a.tar");
     let dot = OsStr::new(".");
     let arguments = ["--format=gnu", "--sparse", "-cf"].map(OsStr::new);

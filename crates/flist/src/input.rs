@@ -9,10 +9,10 @@ use std::path::{Path, PathBuf};
 
 use types::flist::ImageConfig;
 
-use crate::compressed::{self, Compression};
+use crate::compressed::{self, Compression, Room};
+use crate::format;
 use crate::oci::{self, Form, Image, OciError};
 use crate::pack::Source;
-use crate::{DISK_BYTES_MAX, format};
 
 const TAR_BLOCK: usize = 512;
 /// The file of skopeo's `dir:` transport, which has layers and no names for them.
@@ -43,8 +43,6 @@ pub enum InputError {
         #[source]
         source: OciError,
     },
-    #[error("{path} unpacks to more than {DISK_BYTES_MAX} bytes")]
-    Large { path: String },
 }
 
 /// Something that can be packed.
@@ -86,8 +84,7 @@ impl Input {
         let file = match Compression::of(&start(&file).map_err(read)?) {
             Compression::None => file,
             Compression::Gzip | Compression::Zstd | Compression::Other(_) => {
-                let unpacked = compressed::unpack(&file, spool).map_err(read)?;
-                unpacked.ok_or_else(|| InputError::Large { path: shown() })?
+                compressed::unpack(&file, spool, &mut Room::of_an_image()).map_err(read)?
             }
         };
         let start = start(&file).map_err(read)?;

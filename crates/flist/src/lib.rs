@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod archive;
+mod beneath;
 pub mod cache;
 pub mod chunk;
 mod compressed;

@@ -9,7 +9,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, BufReader, Read, Seek};
+use std::io::{self, BufReader, Read};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
@@ -17,7 +17,9 @@ use serde::Deserialize;
 use tar::{Archive, EntryType};
 use types::flist::ImageConfig;
 
-use crate::compressed;
+use crate::archive::Headers;
+use crate::compressed::{self, Room};
+use crate::tree::{DETAIL_BYTES_MAX, NODES_MAX};
 
 /// Longest manifest, index or configuration.
 const JSON_BYTES_MAX: u64 = 4 << 20;
@@ -133,9 +135,10 @@ fn image(
         return Err(OciError::Large("manifest".to_owned()));
     }
     let config = members.config(config)?;
+    let mut room = Room::of_an_image();
     let layers = layers
         .iter()
-        .map(|name| members.layer(name, spool))
+        .map(|name| members.layer(name, spool, &mut room))
         .collect::<Result<_, _>>()?;
     Ok(Image {
         form,
@@ -271,11 +274,16 @@ enum Members<'a> {
 impl<'a> Members<'a> {
     fn read(file: &'a File) -> Result<Self, OciError> {
         let mut members = BTreeMap::new();
-        let mut from = file;
-        from.rewind().map_err(OciError::Read)?;
-        let mut archive = Archive::new(from);
+        let headers = Headers::of(file).map_err(OciError::Read)?;
+        let mut archive = Archive::new(&headers);
+        let mut names_bytes = 0;
         for entry in archive.entries_with_seek().map_err(OciError::Read)? {
+            headers.next();
             let entry = entry.map_err(OciError::Read)?;
+            names_bytes += entry.path_bytes().len();
+            if members.len() >= NODES_MAX || names_bytes > DETAIL_BYTES_MAX {
+                return Err(OciError::Large("the list of what is in it".to_owned()));
+            }
             let Ok(path) = std::str::from_utf8(&entry.path_bytes()).map(normal) else {
                 continue;
             };
@@ -390,13 +398,12 @@ impl<'a> Members<'a> {
     }
 
     /// A layer as an uncompressed tar in a file of its own; how it is compressed is seen from its start.
-    fn layer(&self, name: &str, spool: &Path) -> Result<File, OciError> {
-        let failed = |source| OciError::Layer {
+    fn layer(&self, name: &str, spool: &Path, room: &mut Room) -> Result<File, OciError> {
+        let unpacked = compressed::unpack(self.open(name)?, spool, room);
+        unpacked.map_err(|source| OciError::Layer {
             name: name.to_owned(),
             source,
-        };
-        let unpacked = compressed::unpack(self.open(name)?, spool).map_err(failed)?;
-        unpacked.ok_or_else(|| OciError::Large(name.to_owned()))
+        })
     }
 }
 

@@ -11,8 +11,9 @@ use std::path::Path;
 use types::Digest;
 use types::flist::ImageConfig;
 
+use crate::beneath::Beneath;
 use crate::chunk::{Chunk, Encoder, hash};
-use crate::content::Reader;
+use crate::content::{Place, Reader};
 use crate::erofs::{DataFile, Layout, LayoutError};
 use crate::format::{self, FormatError};
 use crate::map::Extent;
@@ -104,31 +105,10 @@ pub fn pack(
 ) -> Result<Packed, PackError> {
     let mut tree = Tree::new();
     let mut stats = Stats::default();
-    let archives: Vec<&File> = match source {
-        Source::Directory(root) => {
-            scan::directory(root, &mut tree, &mut stats)?;
-            Vec::new()
-        }
-        Source::Tar(file) => {
-            archive::add(file, 0, archive::Whiteouts::AreFiles, &mut tree, &mut stats)?;
-            vec![file]
-        }
-        Source::Layers(files) => {
-            for (index, file) in files.iter().enumerate() {
-                archive::add(
-                    file,
-                    index,
-                    archive::Whiteouts::Remove,
-                    &mut tree,
-                    &mut stats,
-                )?;
-            }
-            files.iter().collect()
-        }
-    };
+    let place = read(source, &mut tree, &mut stats)?;
     let layout = Layout::new(&tree)?;
     let mut writer = Writer {
-        reader: Reader::new(&tree, archives),
+        reader: Reader::new(&tree, place),
         encoder: Encoder::new().map_err(PackError::Compress)?,
         buffer: Vec::with_capacity(CHUNK_BYTES_MAX),
         chunks: Vec::new(),
@@ -162,6 +142,35 @@ pub fn pack(
         digest: hash(&flist),
         flist,
         stats,
+    })
+}
+
+/// Reads names and attributes, and says where the content is.
+fn read<'a>(
+    source: Source<'a>,
+    tree: &mut Tree,
+    stats: &mut Stats,
+) -> Result<Place<'a>, PackError> {
+    Ok(match source {
+        Source::Directory(path) => {
+            let root = Beneath::open(path).map_err(|source| PackError::Io {
+                doing: "opened",
+                path: path.display().to_string(),
+                source,
+            })?;
+            scan::directory(&root, tree, stats)?;
+            Place::Directory(root)
+        }
+        Source::Tar(file) => {
+            archive::add(file, 0, archive::Whiteouts::AreFiles, tree, stats)?;
+            Place::Archives(vec![file])
+        }
+        Source::Layers(files) => {
+            for (index, file) in files.iter().enumerate() {
+                archive::add(file, index, archive::Whiteouts::Remove, tree, stats)?;
+            }
+            Place::Archives(files.iter().collect())
+        }
     })
 }
 
@@ -222,7 +231,7 @@ impl Writer<'_> {
     }
 }
 
-fn is_zero(bytes: &[u8]) -> bool {
+pub(crate) fn is_zero(bytes: &[u8]) -> bool {
     let (words, rest) = bytes.as_chunks::<64>();
     words.iter().all(|w| *w == [0; 64]) && rest.iter().all(|b| *b == 0)
 }

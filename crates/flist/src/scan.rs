@@ -1,50 +1,55 @@
 //! A directory of this machine as a file tree.
 //!
 //! Owns: reading names, attributes and links; content is read later.
-//! Refuses: following symbolic links. Sockets and devices are taken as they are; a mount below the
-//! directory is taken with it.
+//! Refuses: following symbolic links, on the way too (`beneath` has the kernel see to that). Sockets and
+//! devices are taken as they are; a mount below the directory is taken with it.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs;
+use std::fs::{File, Metadata};
 use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::{Path, PathBuf};
 
 use nix::sys::stat::{major, minor};
 
+use crate::beneath::{self, Beneath};
 use crate::erofs::xattr_index;
 use crate::pack::{PackError, Stats};
-use crate::tree::{Data, Kind, Meta, Node, NodeId, ROOT, Tree, TreeError};
+use crate::tree::{Data, Found, Kind, Meta, Node, NodeId, ROOT, Time, Tree};
 
 /// A label that the packing machine gave: meaningless elsewhere, and it would change the digest.
 const XATTR_OF_THE_HOST: &[u8] = b"security.selinux";
 
-pub(crate) fn directory(root: &Path, tree: &mut Tree, stats: &mut Stats) -> Result<(), PackError> {
-    let meta = fs::metadata(root).map_err(failed("examined", root))?;
-    if !meta.is_dir() {
-        return Err(TreeError::Root.into());
-    }
-    tree.set_root(attributes(root, &meta, stats)?);
+pub(crate) fn directory(
+    root: &Beneath,
+    tree: &mut Tree,
+    stats: &mut Stats,
+) -> Result<(), PackError> {
+    let here = root.look(b"").map_err(failed("examined", root, b""))?;
+    let meta = here.metadata().map_err(failed("examined", root, b""))?;
+    tree.set_root(attributes(root, b"", &here, &meta, stats)?)?;
     let mut linked: HashMap<(u64, u64), NodeId> = HashMap::new();
-    let mut left = vec![(root.to_path_buf(), ROOT)];
-    while let Some((path, id)) = left.pop() {
-        for entry in fs::read_dir(&path).map_err(failed("listed", &path))? {
-            let entry = entry.map_err(failed("listed", &path))?;
-            let path = entry.path();
-            let meta = fs::symlink_metadata(&path).map_err(failed("examined", &path))?;
-            let name = entry.file_name();
+    let mut left = vec![(Vec::new(), ROOT)];
+    while let Some((directory, id)) = left.pop() {
+        for name in root
+            .list(&directory)
+            .map_err(failed("listed", root, &directory))?
+        {
+            let path = below(&directory, &name);
+            let look = root.look(&path);
+            let file = look.map_err(failed("examined", root, &path))?;
+            let meta = file.metadata().map_err(failed("examined", root, &path))?;
             let key = (meta.dev(), meta.ino());
             let shared = !meta.is_dir() && meta.nlink() > 1;
             if let Some(first) = linked.get(&key).filter(|_| shared) {
-                tree.join(id, name.as_bytes(), *first);
+                tree.join(id, &name, *first)?;
                 continue;
             }
             let node = Node {
-                kind: kind(&path, &meta)?,
-                meta: attributes(&path, &meta, stats)?,
+                kind: kind(root, &path, &file, &meta)?,
+                meta: attributes(root, &path, &file, &meta, stats)?,
             };
-            let added = tree.add(id, name.as_bytes(), node)?;
+            let added = tree.add(id, &name, node)?;
             if shared {
                 linked.insert(key, added);
             }
@@ -56,41 +61,44 @@ pub(crate) fn directory(root: &Path, tree: &mut Tree, stats: &mut Stats) -> Resu
     Ok(())
 }
 
-fn failed<'a>(doing: &'static str, path: &'a Path) -> impl Fn(io::Error) -> PackError + 'a {
+fn below(directory: &[u8], name: &[u8]) -> Vec<u8> {
+    match directory {
+        [] => name.to_vec(),
+        _ => [directory, b"/", name].concat(),
+    }
+}
+
+fn failed<'a>(
+    doing: &'static str,
+    root: &'a Beneath,
+    path: &'a [u8],
+) -> impl Fn(io::Error) -> PackError + 'a {
     move |source| PackError::Io {
         doing,
-        path: path.display().to_string(),
+        path: root.show(path),
         source,
     }
 }
 
-fn kind(path: &Path, meta: &fs::Metadata) -> Result<Kind, PackError> {
+fn kind(root: &Beneath, path: &[u8], file: &File, meta: &Metadata) -> Result<Kind, PackError> {
     let kind = meta.file_type();
-    let device = || {
-        (
-            u32::try_from(major(meta.rdev())),
-            u32::try_from(minor(meta.rdev())),
-        )
-    };
-    let number = |n: Result<u32, _>| {
-        n.map_err(|_| failed("packed", path)(io::ErrorKind::InvalidData.into()))
+    let number = |n: u64| {
+        let wide = |_| failed("packed", root, path)(io::ErrorKind::InvalidData.into());
+        u32::try_from(n).map_err(wide)
     };
     Ok(if kind.is_dir() {
         Kind::Directory(BTreeMap::new())
     } else if kind.is_symlink() {
-        let target = fs::read_link(path).map_err(failed("read", path))?;
-        Kind::Symlink(target.into_os_string().into_vec())
+        Kind::Symlink(beneath::target(file).map_err(failed("read", root, path))?)
     } else if kind.is_char_device() {
-        let (major, minor) = device();
         Kind::Char {
-            major: number(major)?,
-            minor: number(minor)?,
+            major: number(major(meta.rdev()))?,
+            minor: number(minor(meta.rdev()))?,
         }
     } else if kind.is_block_device() {
-        let (major, minor) = device();
         Kind::Block {
-            major: number(major)?,
-            minor: number(minor)?,
+            major: number(major(meta.rdev()))?,
+            minor: number(minor(meta.rdev()))?,
         }
     } else if kind.is_fifo() {
         Kind::Fifo
@@ -99,39 +107,44 @@ fn kind(path: &Path, meta: &fs::Metadata) -> Result<Kind, PackError> {
     } else {
         Kind::File {
             size: meta.len(),
-            data: Data::Path(PathBuf::from(path)),
+            data: Data::Path(Found::of(path, meta)),
         }
     })
 }
 
-fn attributes(path: &Path, meta: &fs::Metadata, stats: &mut Stats) -> Result<Meta, PackError> {
+fn attributes(
+    root: &Beneath,
+    path: &[u8],
+    file: &File,
+    meta: &Metadata,
+    stats: &mut Stats,
+) -> Result<Meta, PackError> {
     let mode = u16::try_from(meta.mode() & 0o7777).expect("twelve bits");
-    // Before 1970 is 1970: the field has no sign.
-    let mtime = u64::try_from(meta.mtime()).unwrap_or(0);
-    let xattrs = xattrs(path, stats)?;
+    let xattrs = xattrs(file, stats);
     Ok(Meta {
         mode,
         uid: meta.uid(),
         gid: meta.gid(),
-        mtime,
-        xattrs,
+        mtime: Time {
+            seconds: meta.mtime(),
+            // A file system that says otherwise is not believed.
+            nanoseconds: u32::try_from(meta.mtime_nsec()).map_or(0, |n| n.min(999_999_999)),
+        },
+        xattrs: xattrs.map_err(failed("read for its extended attributes", root, path))?,
     })
 }
 
-fn xattrs(path: &Path, stats: &mut Stats) -> Result<BTreeMap<Vec<u8>, Vec<u8>>, PackError> {
-    let names = match xattr::list(path) {
-        Ok(names) => names,
+fn xattrs(file: &File, stats: &mut Stats) -> io::Result<BTreeMap<Vec<u8>, Vec<u8>>> {
+    let path = beneath::path_of(file);
+    let names = match xattr::list_deref(&path) {
         Err(e) if e.kind() == io::ErrorKind::Unsupported => return Ok(BTreeMap::new()),
-        Err(e) => return Err(failed("read for its extended attributes", path)(e)),
+        names => names?,
     };
     let mut out = BTreeMap::new();
     for name in names {
         if name.as_bytes() == XATTR_OF_THE_HOST || xattr_index(name.as_bytes()).is_none() {
             stats.xattrs_dropped += 1;
-            continue;
-        }
-        let value = xattr::get(path, &name);
-        if let Some(value) = value.map_err(failed("read for its extended attributes", path))? {
+        } else if let Some(value) = xattr::get_deref(&path, &name)? {
             out.insert(name.into_vec(), value);
         }
     }

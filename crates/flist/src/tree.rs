@@ -6,7 +6,8 @@
 //! tree alone, so nothing can point out of it.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::path::PathBuf;
+use std::fs::Metadata;
+use std::os::unix::fs::MetadataExt;
 
 /// Longest name of one entry (Linux NAME_MAX).
 pub const NAME_BYTES_MAX: usize = 255;
@@ -14,6 +15,14 @@ pub const NAME_BYTES_MAX: usize = 255;
 pub const PATH_BYTES_MAX: usize = 4095;
 /// Most files, directories and links of an image: bounds the packer's memory and the metadata area.
 pub const NODES_MAX: usize = 2_000_000;
+/// Most bytes of names, link targets, extended attributes and sparse maps together, replaced ones included:
+/// twice what the metadata area may have, so that a few kilobytes of archive cannot unpack into all memory.
+pub const DETAIL_BYTES_MAX: usize = 512 << 20;
+/// Most devices, pipes and sockets. An image has a dozen; a whole `/dev` has a few hundred.
+pub const DEVICES_MAX: usize = 4096;
+/// Largest numbers of a device (Linux MINORBITS 20, and 12 bits above them).
+const MAJOR_MAX: u32 = 0xfff;
+const MINOR_MAX: u32 = 0xf_ffff;
 /// Most symbolic links followed in one path, as Linux has it (MAXSYMLINKS).
 const FOLLOW_MAX: usize = 40;
 
@@ -38,8 +47,24 @@ pub enum TreeError {
     Link { path: String, target: String },
     #[error("the root of the image has to be a directory")]
     Root,
-    #[error("image has more than {NODES_MAX} files, directories and links")]
+    #[error("image has more than {NODES_MAX} files, directories and links: pack a part of it")]
     TooMany,
+    #[error(
+        "names, links, extended attributes and sparse maps of the image take more than \
+         {DETAIL_BYTES_MAX} bytes: this is no image that a machine could use"
+    )]
+    Detail,
+    #[error(
+        "image has more than {DEVICES_MAX} devices, pipes and sockets: leave them out, a machine has \
+         a /dev of its own"
+    )]
+    Devices,
+    #[error("{name:?} is device {major}:{minor}: Linux has numbers up to {MAJOR_MAX}:{MINOR_MAX}")]
+    Device {
+        name: String,
+        major: u32,
+        minor: u32,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -48,10 +73,16 @@ pub(crate) struct Meta {
     pub(crate) mode: u16,
     pub(crate) uid: u32,
     pub(crate) gid: u32,
-    /// Whole seconds: archives carry no more, and a digest must not depend on the way it was packed.
-    pub(crate) mtime: u64,
+    pub(crate) mtime: Time,
     /// Full name to value.
     pub(crate) xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
+}
+
+/// Seconds since 1970, negative before it, and nanoseconds on top of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Time {
+    pub(crate) seconds: i64,
+    pub(crate) nanoseconds: u32,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,12 +99,37 @@ pub(crate) enum Kind {
 /// Where a file's bytes are.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Data {
-    Path(PathBuf),
+    Path(Found),
     /// Pieces of an archive, sorted by their place in the file; what none covers is zeros.
     Archive {
         archive: usize,
         segments: Vec<Segment>,
     },
+}
+
+/// A file of this machine, by its path below what is packed, and what tells it from one that took its place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Found {
+    pub(crate) path: Vec<u8>,
+    device: u64,
+    inode: u64,
+    size: u64,
+    mtime: Time,
+}
+
+impl Found {
+    pub(crate) fn of(path: &[u8], meta: &Metadata) -> Self {
+        Self {
+            path: path.to_vec(),
+            device: meta.dev(),
+            inode: meta.ino(),
+            size: meta.len(),
+            mtime: Time {
+                seconds: meta.mtime(),
+                nanoseconds: u32::try_from(meta.mtime_nsec()).unwrap_or(0),
+            },
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,6 +151,9 @@ pub(crate) struct Node {
 #[derive(Debug, Clone)]
 pub(crate) struct Tree {
     nodes: Vec<Node>,
+    /// Of [`DETAIL_BYTES_MAX`] and [`DEVICES_MAX`], what is used.
+    detail_bytes: usize,
+    devices: usize,
 }
 
 pub(crate) fn show(path: &[u8]) -> String {
@@ -119,6 +178,10 @@ pub(crate) fn components(path: &[u8]) -> Result<Vec<&[u8]>, TreeError> {
     Ok(names)
 }
 
+fn xattr_detail(meta: &Meta) -> usize {
+    meta.xattrs.iter().map(|(n, v)| n.len() + v.len()).sum()
+}
+
 fn empty_directory() -> Node {
     Node {
         meta: Meta {
@@ -134,6 +197,8 @@ impl Tree {
     pub(crate) fn new() -> Self {
         Self {
             nodes: vec![empty_directory()],
+            detail_bytes: 0,
+            devices: 0,
         }
     }
 
@@ -152,8 +217,49 @@ impl Tree {
             .map(|(name, id)| (name.as_slice(), *id))
     }
 
-    pub(crate) fn set_root(&mut self, meta: Meta) {
+    pub(crate) fn set_root(&mut self, meta: Meta) -> Result<(), TreeError> {
+        self.take(xattr_detail(&meta))?;
         self.nodes[ROOT].meta = meta;
+        Ok(())
+    }
+
+    fn take(&mut self, detail_bytes: usize) -> Result<(), TreeError> {
+        self.detail_bytes = self.detail_bytes.saturating_add(detail_bytes);
+        if self.detail_bytes > DETAIL_BYTES_MAX {
+            return Err(TreeError::Detail);
+        }
+        Ok(())
+    }
+
+    /// What a node takes of the limits that no single one of them shows.
+    fn account(&mut self, name: &[u8], node: &Node) -> Result<(), TreeError> {
+        let own = match &node.kind {
+            Kind::Directory(_) => 0,
+            Kind::File { data, .. } => match data {
+                Data::Path(found) => found.path.len(),
+                Data::Archive { segments, .. } => size_of_val(&segments[..]),
+            },
+            Kind::Symlink(target) => target.len(),
+            Kind::Char { major, minor } | Kind::Block { major, minor } => {
+                if *major > MAJOR_MAX || *minor > MINOR_MAX {
+                    return Err(TreeError::Device {
+                        name: show(name),
+                        major: *major,
+                        minor: *minor,
+                    });
+                }
+                self.devices += 1;
+                0
+            }
+            Kind::Fifo | Kind::Socket => {
+                self.devices += 1;
+                0
+            }
+        };
+        if self.devices > DEVICES_MAX {
+            return Err(TreeError::Devices);
+        }
+        self.take(own + xattr_detail(&node.meta))
     }
 
     /// Adds under a directory; the caller has checked the name.
@@ -166,17 +272,25 @@ impl Tree {
         if self.nodes.len() >= NODES_MAX {
             return Err(TreeError::TooMany);
         }
+        self.account(name, &node)?;
         self.nodes.push(node);
         let id = self.nodes.len() - 1;
-        self.join(parent, name, id);
+        self.join(parent, name, id)?;
         Ok(id)
     }
 
     /// Gives a node one more name.
-    pub(crate) fn join(&mut self, parent: NodeId, name: &[u8], id: NodeId) {
+    pub(crate) fn join(
+        &mut self,
+        parent: NodeId,
+        name: &[u8],
+        id: NodeId,
+    ) -> Result<(), TreeError> {
+        self.take(name.len())?;
         if let Kind::Directory(map) = &mut self.nodes[parent].kind {
             map.insert(name.to_vec(), id);
         }
+        Ok(())
     }
 
     /// Puts a node at a path, making directories on the way. A directory over a directory keeps its
@@ -185,10 +299,7 @@ impl Tree {
         let names = components(path)?;
         let Some((name, parents)) = names.split_last() else {
             return match node.kind {
-                Kind::Directory(_) => {
-                    self.set_root(node.meta);
-                    Ok(())
-                }
+                Kind::Directory(_) => self.set_root(node.meta),
                 _ => Err(TreeError::Root),
             };
         };
@@ -196,6 +307,7 @@ impl Tree {
         let old = self.child(parent, name);
         match (&node.kind, old) {
             (Kind::Directory(_), Some(old)) if self.is_directory(old) => {
+                self.take(xattr_detail(&node.meta))?;
                 self.nodes[old].meta = node.meta;
             }
             _ => {
@@ -222,8 +334,7 @@ impl Tree {
         let names = components(path)?;
         let (name, parents) = names.split_last().ok_or(TreeError::Root)?;
         let parent = self.walk(path, parents, true)?.ok_or(TreeError::Root)?;
-        self.join(parent, name, id);
-        Ok(())
+        self.join(parent, name, id)
     }
 
     /// Removes a name with all that is below it; absent is no error.
@@ -385,7 +496,10 @@ mod tests {
             meta: Meta::default(),
             kind: Kind::File {
                 size,
-                data: Data::Path(PathBuf::new()),
+                data: Data::Archive {
+                    archive: 0,
+                    segments: Vec::new(),
+                },
             },
         }
     }
