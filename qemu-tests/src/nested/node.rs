@@ -17,7 +17,7 @@ use super::{GROUP, toolkit};
 
 /// QEMU's nested virtualisation now and then ends a guest by a fault that nothing in the guest made: a processor on
 /// its way up, most of all (docs/testing.md). A fault that a guest or the monitor makes comes each time.
-pub(crate) const TRIES: u32 = 4;
+pub(crate) const TRIES: u32 = 6;
 /// What such an end is called by the monitor.
 pub(crate) const TRIPLE_FAULT: &str = "triple fault";
 
