@@ -4,7 +4,6 @@
 //! (landlock(7)). Both hold for the calling thread and those that it starts later, for good.
 //! Refuses: knowing who needs what. Each program has its lists, with the caller beside each call.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
 pub use landlock::RulesetStatus;
@@ -14,17 +13,16 @@ use landlock::{
 };
 use nix::errno::Errno;
 pub use seccompiler::BpfProgram;
-use seccompiler::{
-    BackendError, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
-    SeccompRule, TargetArch,
-};
+
+pub use crate::filter::FilterError;
+use crate::filter::{self, Listed};
 
 #[derive(Debug, thiserror::Error)]
 pub enum ConfineError {
     #[error("set {0}")]
     Prctl(&'static str, #[source] Errno),
     #[error("build the system call filter")]
-    Build(#[source] BackendError),
+    Build(#[source] FilterError),
     #[error("install the system call filter")]
     Install(#[source] seccompiler::Error),
     #[error("enter a Landlock domain")]
@@ -75,36 +73,14 @@ pub const fn not_executable(number: libc::c_long) -> Call {
 
 /// The filter that lets these calls pass, and kills the process for any other.
 pub fn filter<'a>(calls: impl Iterator<Item = &'a Call>) -> Result<BpfProgram, ConfineError> {
-    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
-    for call in calls {
-        let entry = rules.entry(call.number).or_default();
-        if let Some(Argument { index, mask, value }) = call.argument {
-            let operator = SeccompCmpOp::MaskedEq(mask.into());
-            let (length, value) = (SeccompCmpArgLen::Dword, value.into());
-            let condition = SeccompCondition::new(index, length, operator, value);
-            let rule = condition.and_then(|c| SeccompRule::new(vec![c]));
-            entry.push(rule.map_err(ConfineError::Build)?);
-        }
-    }
-    let (kill, allow) = (SeccompAction::KillProcess, SeccompAction::Allow);
-    build(rules, kill, allow)
+    let calls = calls.map(|call| (call.number, call.argument.as_ref()));
+    filter::program(calls, Listed::Pass).map_err(ConfineError::Build)
 }
 
 /// The filter that kills the process for any of these calls, and lets all others pass.
 pub fn without(calls: &[libc::c_long]) -> Result<BpfProgram, ConfineError> {
-    let rules = calls.iter().map(|number| (*number, Vec::new())).collect();
-    let (allow, kill) = (SeccompAction::Allow, SeccompAction::KillProcess);
-    build(rules, allow, kill)
-}
-
-fn build(
-    rules: BTreeMap<i64, Vec<SeccompRule>>,
-    others: SeccompAction,
-    listed: SeccompAction,
-) -> Result<BpfProgram, ConfineError> {
-    SeccompFilter::new(rules, others, listed, TargetArch::x86_64)
-        .and_then(BpfProgram::try_from)
-        .map_err(ConfineError::Build)
+    let calls = calls.iter().map(|number| (*number, None));
+    filter::program(calls, Listed::Die).map_err(ConfineError::Build)
 }
 
 /// For the calling thread and what it starts, for good.

@@ -21,7 +21,7 @@ use super::State;
 
 const MAGIC: &[u8; 8] = b"SIFRSNAP";
 /// Counts up with each change of what the JSON means.
-pub(crate) const VERSION: u32 = 1;
+pub(crate) const VERSION: u32 = 2;
 const HEADER_BYTES: usize = 64;
 /// 32 vCPUs have 2 MiB of registers as text, a digest for each block of 64 GiB of memory has 20 MiB.
 const PAYLOAD_BYTES_MAX: u64 = 64 << 20;
@@ -136,7 +136,7 @@ mod tests {
         let mut bytes = encode(&state());
         bytes[8] += 1;
         let error = decode(&bytes).expect_err("newer");
-        assert!(error.to_string().contains("version 2"), "{error}");
+        assert!(error.to_string().contains("version 3"), "{error}");
     }
 
     proptest! {

@@ -7,6 +7,7 @@ pub(crate) mod format;
 pub(crate) mod load;
 pub(crate) mod machine;
 pub(crate) mod memory;
+mod raw;
 pub(crate) mod vcpu;
 pub(crate) mod working_set;
 
@@ -111,7 +112,9 @@ pub(crate) struct State {
     /// Of a differential snapshot, the one it was taken after.
     parent: Option<String>,
     shape: Shape,
+    #[serde(with = "raw::list")]
     chips: Vec<kvm_irqchip>,
+    #[serde(with = "raw")]
     clock: kvm_clock_data,
     vcpus: Vec<VcpuState>,
     devices: Vec<SlotState>,

@@ -10,6 +10,7 @@ use kvm_bindings::{
 use kvm_ioctls::VcpuFd;
 use serde::{Deserialize, Serialize};
 
+use super::raw;
 use crate::{hv, report};
 
 #[derive(Debug, thiserror::Error)]
@@ -51,16 +52,26 @@ pub(crate) enum VcpuError {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct VcpuState {
+    #[serde(with = "raw::list")]
     cpuid: Vec<kvm_cpuid_entry2>,
     tsc_khz: u32,
+    #[serde(with = "raw")]
     mp_state: kvm_mp_state,
+    #[serde(with = "raw")]
     regs: kvm_regs,
+    #[serde(with = "raw")]
     sregs: kvm_sregs,
+    #[serde(with = "raw")]
     xsave: kvm_xsave,
+    #[serde(with = "raw")]
     xcrs: kvm_xcrs,
+    #[serde(with = "raw")]
     debugregs: kvm_debugregs,
+    #[serde(with = "raw")]
     lapic: kvm_lapic_state,
+    #[serde(with = "raw")]
     events: kvm_vcpu_events,
+    #[serde(with = "raw::list")]
     msrs: Vec<kvm_msr_entry>,
 }
 

@@ -404,9 +404,9 @@ fn refusals(node: &Node) -> Result<String> {
     flip(&files.state, 5000, 1)?;
     refuse("a flipped bit of the state", "damaged", &|_| {})?;
     flip(&files.state, 5000, 1)?;
-    flip(&files.state, 8, 2)?;
+    flip(&files.state, 8, 1)?;
     refuse("a newer version", "version 3", &|_| {})?;
-    flip(&files.state, 8, 2)?;
+    flip(&files.state, 8, 1)?;
     let untrusted = |plan: &mut Plan<'_>| {
         if let Some(restore) = &mut plan.spec.restore {
             restore.trusted = false;
