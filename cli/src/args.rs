@@ -143,6 +143,7 @@ pub(crate) enum FlistCommand {
     /// Pack a container image, a tar archive or a directory
     Pack(Pack),
     /// Show what is in a .flist file
+    #[command(visible_alias = "inspect")]
     Show { file: PathBuf },
 }
 
@@ -154,6 +155,12 @@ pub(crate) struct Pack {
     /// Directory that gets the .flist file and the chunks
     #[arg(short = 'o', long, value_name = "DIR")]
     pub(crate) store: PathBuf,
+    /// Encrypt the chunks; the .flist file then holds their keys and is itself the secret
+    #[arg(long)]
+    pub(crate) encrypt: bool,
+    /// Salt to encrypt with [default: salt in the configuration directory, made when it is first needed]
+    #[arg(long, value_name = "FILE", requires = "encrypt")]
+    pub(crate) salt_file: Option<PathBuf>,
     /// Program to run, instead of the image's and its arguments; repeat it for arguments
     #[arg(long, value_name = "ARG", allow_hyphen_values = true)]
     pub(crate) entrypoint: Vec<String>,
@@ -335,6 +342,9 @@ mod tests {
             "node drill shop/web --output json",
             "flist pack rootfs -o store --entrypoint /bin/app --cmd -v --env A=b=c --user 1000 --workdir /srv",
             "flist show store/x.flist",
+            "flist inspect store/x.flist",
+            "flist pack rootfs -o store --encrypt",
+            "flist pack rootfs -o store --encrypt --salt-file team",
             "deploy app.yaml",
             "deploy - --accept-volatile",
             "deploy --image store/x.flist -p 8080:80 -p 443 --name shop --memory 512Mi --restart on-failure -- /bin/app -v",
@@ -360,6 +370,7 @@ mod tests {
     fn wrong_usage_says_what_is_wrong() {
         for (line, says) in [
             ("deploy --image x.flist", "--name"),
+            ("flist pack rootfs -o store --salt-file team", "--encrypt"),
             ("deploy app.yaml --memory 1Gi", "cannot be used with"),
             (
                 "deploy --image x --name shop -p 0:80",

@@ -13,22 +13,29 @@ use crate::Context;
 use crate::args::{FlistCommand, Pack};
 use crate::pack::Changes;
 use crate::push::LocalImage;
+use crate::salt::salt;
 use crate::screen::{Screen, fields, mebibytes};
 use crate::source::Source;
 
 pub(crate) fn flist(context: &Context, command: FlistCommand) -> anyhow::Result<()> {
     match command {
-        FlistCommand::Pack(options) => pack(&context.screen, &options),
+        FlistCommand::Pack(options) => pack(context, &options),
         FlistCommand::Show { file } => show(&context.screen, &LocalImage::open(&file)?),
     }
 }
 
-fn pack(screen: &Screen, options: &Pack) -> anyhow::Result<()> {
+fn pack(context: &Context, options: &Pack) -> anyhow::Result<()> {
+    let screen = &context.screen;
     let changes = Changes::read(options)?;
+    let salt = match options.encrypt {
+        true => Some(salt(&context.home, screen, options.salt_file.as_deref())?),
+        false => None,
+    };
     let mut store = DirStore::open(&options.store)
         .with_context(|| format!("cannot write the store {}", options.store.display()))?;
     let source = Source::read(&options.source, Path::new(""))?;
-    let Packed { digest, stats, .. } = crate::pack::pack(screen, &source, &changes, &mut store)?;
+    let Packed { digest, stats, .. } =
+        crate::pack::pack(screen, &source, &changes, salt.as_ref(), &mut store)?;
     let path = store.flist_path(&digest);
     let value = json!({
         "digest": digest,
@@ -38,7 +45,13 @@ fn pack(screen: &Screen, options: &Pack) -> anyhow::Result<()> {
         "chunks": stats.chunks,
         "stored_bytes": stats.stored_bytes,
         "xattrs_dropped": stats.xattrs_dropped,
+        "encrypted": salt.is_some(),
     });
+    if salt.is_some() {
+        screen.note(
+            "the chunks are encrypted, and the .flist file has their keys: give it only to whom may read the image",
+        );
+    }
     screen.show(&value, || path.display().to_string())
 }
 
@@ -51,6 +64,7 @@ fn show(screen: &Screen, image: &LocalImage) -> anyhow::Result<()> {
         "metadata_bytes": flist.metadata_bytes(),
         "chunks": flist.chunks().len(),
         "stored_bytes": image.stored_bytes(),
+        "encrypted": flist.is_encrypted(),
     });
     let config = flist.config();
     screen.show(&value, || {
@@ -61,6 +75,7 @@ fn show(screen: &Screen, image: &LocalImage) -> anyhow::Result<()> {
             ("env", config.env.join(" ")),
             ("user", config.user.clone()),
             ("workdir", config.working_dir.clone()),
+            ("encrypted", encrypted(flist.is_encrypted()).to_owned()),
             ("disk", mebibytes(flist.disk_bytes())),
             ("metadata", mebibytes(flist.metadata_bytes())),
             (
@@ -73,4 +88,12 @@ fn show(screen: &Screen, image: &LocalImage) -> anyhow::Result<()> {
             ),
         ])
     })
+}
+
+fn encrypted(is: bool) -> &'static str {
+    if is {
+        "yes: this file has the keys, keep it secret"
+    } else {
+        "no"
+    }
 }

@@ -1,6 +1,7 @@
 //! The configuration directory: `$SIFR_HOME`, or `sifr` under `$XDG_CONFIG_HOME` or `~/.config`.
 //!
-//! Owns: `key` (the secret key) and `nodes.json` (known nodes with their pinned keys).
+//! Owns: `key` (the secret key), `nodes.json` (known nodes with their pinned keys), and where `salt` is (of encrypted
+//! images).
 //! Refuses: to guess between several nodes, and to change a pin without being told.
 
 use std::collections::BTreeMap;
@@ -77,6 +78,11 @@ impl Home {
             .mode(0o700)
             .create(&self.directory);
         made.with_context(|| format!("cannot make the directory {}", self.directory.display()))
+    }
+
+    /// Of encrypted images.
+    pub(crate) fn salt_file(&self) -> PathBuf {
+        self.directory.join("salt")
     }
 
     fn nodes_file(&self) -> PathBuf {

@@ -15,6 +15,7 @@ mod nodes;
 mod pack;
 mod patience;
 mod push;
+mod salt;
 mod screen;
 mod source;
 mod spec;

@@ -3,13 +3,15 @@
 //! Owns: looking what an image is, the configuration that options make of its own, and what is said of it.
 //! Refuses: forms of images (`flist::input` has them).
 
-use std::io;
+use std::io::{self, Write};
 use std::path::Path;
 
 use anyhow::Context as _;
 use flist::input::Input;
 use flist::pack::{Packed, Progress};
+use flist::seal::Salt;
 use flist::store::DirStore;
+use tempfile::NamedTempFile;
 use types::flist::ImageConfig;
 
 use crate::args::Pack;
@@ -89,6 +91,7 @@ pub(crate) fn pack(
     screen: &Screen,
     source: &Source,
     changes: &Changes,
+    salt: Option<&Salt>,
     store: &mut DirStore,
 ) -> anyhow::Result<Packed> {
     let spool = std::env::temp_dir();
@@ -114,12 +117,14 @@ pub(crate) fn pack(
         meter.set_total(progress.total_bytes);
         meter.set(progress.done_bytes);
     };
-    let packed = flist::pack::pack(input.source(), &config, store, &mut report);
+    let packed = flist::pack::pack_with(input.source(), &config, salt, store, &mut report);
     meter.done();
     let packed = packed.with_context(cannot)?;
-    store
-        .put_flist(&packed.digest, &packed.flist)
-        .with_context(cannot)?;
+    match salt {
+        None => store.put_flist(&packed.digest, &packed.flist),
+        Some(_) => put_secret(&store.flist_path(&packed.digest), &packed.flist),
+    }
+    .with_context(cannot)?;
     let stats = packed.stats;
     screen.note(&format!(
         "packed {source} ({what}): {} files, {} into {} in {} chunks",
@@ -135,6 +140,15 @@ pub(crate) fn pack(
         ));
     }
     Ok(packed)
+}
+
+/// Writes an flist that holds keys: for its owner alone, from its first byte.
+fn put_secret(path: &Path, flist: &[u8]) -> io::Result<()> {
+    let directory = path.parent().unwrap_or(Path::new("."));
+    let mut draft = NamedTempFile::new_in(directory)?;
+    draft.write_all(flist)?;
+    draft.persist(path)?;
+    Ok(())
 }
 
 /// Layers are unpacked beside the image, and `/tmp` is small on many machines.

@@ -107,7 +107,7 @@ impl LocalImage {
     fn packed(source: &Source, screen: &Screen) -> anyhow::Result<Self> {
         let directory = tempfile::tempdir().context("cannot make a temporary directory")?;
         let mut store = DirStore::open(directory.path()).context("cannot make a store")?;
-        let packed = pack::pack(screen, source, &Changes::default(), &mut store)?;
+        let packed = pack::pack(screen, source, &Changes::default(), None, &mut store)?;
         let image = Self::open(&store.flist_path(&packed.digest))?;
         Ok(Self {
             _store: Some(directory),

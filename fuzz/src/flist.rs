@@ -121,6 +121,7 @@ fn chunk(input: &[u8]) {
         },
         plain: Digest([0; 32]),
         stored: Digest(blake3::hash(stored).into()),
+        key: None,
     };
     assert!(chunk.open(stored).is_err(), "bytes without their hash");
 }

@@ -16,13 +16,11 @@ use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag};
 use types::Digest;
 
-use crate::CHUNK_BYTES_MAX;
 use crate::chunk::{Chunk, ChunkError, hash, object_path};
 use crate::format::{self, FLIST_BYTES_MAX, Flist, FormatError};
 use crate::materialise::{self, MaterialiseError};
 
-/// Longest stored bytes of a chunk: what does not shrink is stored plain.
-pub const STORED_BYTES_MAX: usize = CHUNK_BYTES_MAX;
+pub use crate::STORED_BYTES_MAX;
 
 #[derive(Debug, thiserror::Error)]
 pub enum CacheError {

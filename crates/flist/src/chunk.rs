@@ -1,14 +1,17 @@
 //! One chunk: what the chunk table says of it, and how its stored bytes are made and opened.
 //!
-//! Owns: the encodings, both hashes, and the object name `chunks/<2 hex>/<62 hex>`.
+//! Owns: the encodings, both hashes, and the object name `chunks/<2 hex>/<62 hex>`. Every stored byte becomes a
+//! plain one in [`Chunk::open`] and nowhere else.
 //! Refuses: plain bytes that do not have the hash and length the table says.
 
+use std::borrow::Cow;
 use std::io;
 
 use types::Digest;
 
-use crate::CHUNK_BYTES_MAX;
 use crate::map::Extent;
+use crate::seal::{Key, Salt, TAG_BYTES};
+use crate::{CHUNK_BYTES_MAX, STORED_BYTES_MAX};
 
 /// zstd level of chunks; part of the format, since names are hashes of stored bytes.
 const LEVEL: i32 = 3;
@@ -32,6 +35,8 @@ pub struct Chunk {
     pub plain: Digest,
     /// BLAKE3 of the stored bytes: the chunk's name.
     pub stored: Digest,
+    /// Where the stored bytes are encrypted.
+    pub key: Option<Key>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -50,6 +55,10 @@ pub enum ChunkError {
         #[source]
         source: io::Error,
     },
+    #[error(
+        "chunk {0} is not what its key has sealed: the flist is wrong, or not the one it was packed with"
+    )]
+    Sealed(Digest),
     #[error("chunk {name} decompresses to something else than its flist says: the flist is wrong")]
     Plain { name: Digest },
 }
@@ -65,8 +74,20 @@ pub(crate) fn hash(bytes: &[u8]) -> Digest {
 }
 
 impl Chunk {
-    /// Opens stored bytes: verifies their hash, decompresses into at most the chunk's own length,
-    /// verifies the plain hash.
+    /// Whether stored bytes of this length can be the chunk's at all.
+    pub(crate) fn adds_up(&self) -> bool {
+        let tag = self.key.map_or(0, |_| TAG_BYTES as u64);
+        let Some(encoded) = u64::from(self.stored_bytes).checked_sub(tag) else {
+            return false;
+        };
+        match self.encoding {
+            Encoding::Plain => encoded == self.extent.bytes(),
+            Encoding::Zstd => (1..self.extent.bytes()).contains(&encoded),
+        }
+    }
+
+    /// Opens stored bytes: verifies their hash, decrypts them, decompresses into at most the chunk's own
+    /// length, verifies the plain hash.
     pub fn open(&self, stored: &[u8]) -> Result<Vec<u8>, ChunkError> {
         let name = self.stored;
         if stored.len() != self.stored_bytes as usize {
@@ -81,9 +102,17 @@ impl Chunk {
             return Err(ChunkError::StoredHash(name));
         }
         let length = usize::try_from(self.extent.bytes()).unwrap_or(CHUNK_BYTES_MAX);
+        let encoded = match &self.key {
+            None => Cow::Borrowed(stored),
+            Some(key) => {
+                let mut bytes = stored.to_vec();
+                key.open(&mut bytes).map_err(|_| ChunkError::Sealed(name))?;
+                Cow::Owned(bytes)
+            }
+        };
         let plain = match self.encoding {
-            Encoding::Plain => stored.to_vec(),
-            Encoding::Zstd => zstd::bulk::decompress(stored, length.min(CHUNK_BYTES_MAX))
+            Encoding::Plain => encoded.into_owned(),
+            Encoding::Zstd => zstd::bulk::decompress(&encoded, length.min(CHUNK_BYTES_MAX))
                 .map_err(|source| ChunkError::Zstd { name, source })?,
         };
         if plain.len() == length && hash(&plain) == self.plain {
@@ -98,14 +127,25 @@ impl Chunk {
 pub(crate) struct Encoder {
     compressor: zstd::bulk::Compressor<'static>,
     buffer: Vec<u8>,
+    seal: Option<Seal>,
+}
+
+struct Seal {
+    salt: Salt,
+    buffer: Vec<u8>,
 }
 
 impl Encoder {
-    pub(crate) fn new() -> io::Result<Self> {
+    /// With a salt, of encrypted chunks.
+    pub(crate) fn new(salt: Option<&Salt>) -> io::Result<Self> {
         let buffer = vec![0; zstd::zstd_safe::compress_bound(CHUNK_BYTES_MAX)];
         Ok(Self {
             compressor: zstd::bulk::Compressor::new(LEVEL)?,
             buffer,
+            seal: salt.map(|salt| Seal {
+                salt: salt.clone(),
+                buffer: Vec::with_capacity(STORED_BYTES_MAX),
+            }),
         })
     }
 
@@ -118,10 +158,20 @@ impl Encoder {
         let length = self
             .compressor
             .compress_to_buffer(plain, &mut self.buffer[..])?;
-        let (encoding, stored) = if length < plain.len() {
+        let (encoding, encoded) = if length < plain.len() {
             (Encoding::Zstd, &self.buffer[..length])
         } else {
             (Encoding::Plain, plain)
+        };
+        let (key, stored) = match &mut self.seal {
+            None => (None, encoded),
+            Some(Seal { salt, buffer }) => {
+                let key = salt.key_of(encoded);
+                buffer.clear();
+                buffer.extend_from_slice(encoded);
+                key.seal(buffer);
+                (Some(key), &buffer[..])
+            }
         };
         let stored_bytes = u32::try_from(stored.len()).map_err(io::Error::other)?;
         let plain = hash(plain);
@@ -132,6 +182,7 @@ impl Encoder {
                 encoding,
                 plain,
                 stored: hash(stored),
+                key,
             },
             stored,
         ))
@@ -143,8 +194,12 @@ mod tests {
     use super::*;
 
     fn sample(plain: &[u8]) -> (Chunk, Vec<u8>) {
+        encoded(plain, None)
+    }
+
+    fn encoded(plain: &[u8], salt: Option<&Salt>) -> (Chunk, Vec<u8>) {
         let blocks = u32::try_from(plain.len() / 4096).expect("small");
-        let mut encoder = Encoder::new().expect("zstd");
+        let mut encoder = Encoder::new(salt).expect("zstd");
         let made = encoder
             .encode(
                 Extent {
@@ -173,6 +228,56 @@ mod tests {
             assert_eq!(chunk.encoding, encoding);
             assert_eq!(chunk.open(&stored).expect("intact"), plain);
         }
+    }
+
+    #[test]
+    fn an_encrypted_chunk_opens_with_its_key_and_with_no_other() {
+        let salt = Salt::new([9; 32]);
+        for (plain, encoding) in [
+            (vec![7; 8192], Encoding::Zstd),
+            (noise(8192), Encoding::Plain),
+            (noise(CHUNK_BYTES_MAX), Encoding::Plain),
+        ] {
+            let (chunk, stored) = encoded(&plain, Some(&salt));
+            assert_eq!(chunk.encoding, encoding);
+            assert!(chunk.adds_up() && stored.len() <= STORED_BYTES_MAX);
+            assert_eq!(chunk.open(&stored).expect("intact"), plain);
+            let (open, _) = encoded(&plain, None);
+            assert_eq!(open.plain, chunk.plain);
+            assert_ne!(
+                open.stored, chunk.stored,
+                "the name says nothing of the content"
+            );
+            let (other, _) = encoded(&plain, Some(&Salt::new([8; 32])));
+            assert_ne!(other.stored, chunk.stored);
+            let wrong = Chunk {
+                key: other.key,
+                ..chunk
+            };
+            assert!(matches!(wrong.open(&stored), Err(ChunkError::Sealed(_))));
+        }
+    }
+
+    #[test]
+    fn a_tag_that_is_not_the_keys_is_refused_even_where_the_name_fits() {
+        let (chunk, mut stored) = encoded(&[7; 8192], Some(&Salt::new([9; 32])));
+        let last = stored.len() - 1;
+        stored[last] ^= 1;
+        let lies = Chunk {
+            stored: hash(&stored),
+            ..chunk
+        };
+        assert!(matches!(lies.open(&stored), Err(ChunkError::Sealed(_))));
+        let short = Chunk {
+            stored: hash(&stored[..9]),
+            stored_bytes: 9,
+            ..chunk
+        };
+        assert!(!short.adds_up());
+        assert!(matches!(
+            short.open(&stored[..9]),
+            Err(ChunkError::Sealed(_))
+        ));
     }
 
     #[test]

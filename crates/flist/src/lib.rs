@@ -22,6 +22,7 @@ pub mod materialise;
 pub mod oci;
 pub mod pack;
 mod scan;
+pub mod seal;
 pub mod store;
 pub mod tree;
 pub mod wire;
@@ -37,3 +38,5 @@ pub const DISK_BYTES_MAX: u64 = 1 << 40;
 pub const CHUNKS_MAX: usize = 1 << 20;
 /// Longest chunk, plain.
 pub const CHUNK_BYTES_MAX: usize = 1 << 20;
+/// Longest chunk as stored: one that does not compress, with the tag of its encryption.
+pub const STORED_BYTES_MAX: usize = CHUNK_BYTES_MAX + seal::TAG_BYTES;

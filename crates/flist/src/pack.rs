@@ -17,6 +17,7 @@ use crate::content::{Place, Reader};
 use crate::erofs::{DataFile, Layout, LayoutError};
 use crate::format::{self, FormatError};
 use crate::map::Extent;
+use crate::seal::Salt;
 use crate::store::ChunkSink;
 use crate::tree::{Tree, TreeError, show};
 use crate::{BLOCK, BLOCK_LEN, CHUNK_BYTES_MAX, archive, scan};
@@ -103,13 +104,24 @@ pub fn pack(
     sink: &mut dyn ChunkSink,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Packed, PackError> {
+    pack_with(source, config, None, sink, progress)
+}
+
+/// The same with encrypted chunks, where there is a salt. The flist then holds their keys: it is the secret.
+pub fn pack_with(
+    source: Source<'_>,
+    config: &ImageConfig,
+    salt: Option<&Salt>,
+    sink: &mut dyn ChunkSink,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Packed, PackError> {
     let mut tree = Tree::new();
     let mut stats = Stats::default();
     let place = read(source, &mut tree, &mut stats)?;
     let layout = Layout::new(&tree)?;
     let mut writer = Writer {
         reader: Reader::new(&tree, place),
-        encoder: Encoder::new().map_err(PackError::Compress)?,
+        encoder: Encoder::new(salt).map_err(PackError::Compress)?,
         buffer: Vec::with_capacity(CHUNK_BYTES_MAX),
         chunks: Vec::new(),
         sink,
@@ -133,7 +145,13 @@ pub fn pack(
     let Writer {
         chunks, mut stats, ..
     } = writer;
-    let flist = format::encode(config, &layout.metadata(&tree), layout.disk_bytes, &chunks)?;
+    let flist = format::encode(
+        config,
+        &layout.metadata(&tree),
+        layout.disk_bytes,
+        salt.is_some(),
+        &chunks,
+    )?;
     stats.files = layout.files.len() as u64;
     stats.content_bytes = total_bytes;
     stats.disk_bytes = layout.disk_bytes;

@@ -12,12 +12,14 @@ mod tests {
     use std::path::Path;
     use std::time::{Duration, UNIX_EPOCH};
 
-    use flist::pack::{Source, pack};
+    use flist::pack::{Source, pack, pack_with};
+    use flist::seal::Salt;
     use flist::store::NoStore;
     use nix::sys::stat::{Mode, umask};
     use types::flist::ImageConfig;
 
     const TREE: &str = "blake3:0ef8d14cf7fb70c1e01bc03fcf7e5c9a1554a1a0f7049d4dd3a1e923574b1314";
+    const SEALED: &str = "blake3:f59c08cacb947a302936d3045e2f9570ad012761c6d4ee280c3700e9326e801d";
     const EMPTY: &str = "blake3:20913702155c768fc98a1886d0fec4fa30232b21476118fb989bf550c64b24df";
 
     fn noise(seed: u64, len: usize) -> Vec<u8> {
@@ -195,6 +197,12 @@ mod tests {
         }
         let of_root = digest(Source::Tar(&as_tar(false, (0, 0))), &config());
         assert_eq!(of_root, TREE, "the digest of the tree is the format");
+        let salt = Salt::new([7; 32]);
+        let tar = as_tar(false, (0, 0));
+        let source = Source::Tar(&tar);
+        let sealed = pack_with(source, &config(), Some(&salt), &mut NoStore, &mut |_| {});
+        let sealed = sealed.expect("packs").digest.to_string();
+        assert_eq!(sealed, SEALED, "and how keys are made is, too");
         let empty = digest(Source::Layers(&[]), &ImageConfig::default());
         assert_eq!(empty, EMPTY, "the digest of nothing is the format");
     }

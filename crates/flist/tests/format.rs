@@ -11,7 +11,8 @@ mod tests {
     use std::io::{Read, Seek, Write};
     use std::path::Path;
 
-    use flist::pack::{Source, pack};
+    use flist::pack::{Source, pack_with};
+    use flist::seal::Salt;
     use flist::store::DirStore;
     use types::flist::ImageConfig;
 
@@ -37,21 +38,26 @@ mod tests {
     /// "The file": its configuration, and the whole disk with every chunk in its place.
     fn disk_of(file: &[u8], store: &Path) -> (String, Vec<u8>) {
         assert_eq!(&file[..8], b"SIFRFLS1");
-        assert_eq!((u32_at(file, 8), u32_at(file, 12)), (1, 0));
+        assert_eq!(u32_at(file, 8), 1);
+        let row_bytes = match u32_at(file, 12) {
+            0 => 80,
+            1 => 112,
+            other => panic!("flags {other}"),
+        };
         let (disk_bytes, metadata_bytes, stored) =
             (u64_at(file, 16), u64_at(file, 24), u64_at(file, 32));
         let (config_bytes, count) = (u32_at(file, 40), u32_at(file, 44));
         assert_eq!(&file[48..64], &[0; 16]);
         let metadata_at = 64 + config_bytes;
         let table_at = metadata_at + stored;
-        assert_eq!(file.len(), table_at + 80 * count);
+        assert_eq!(file.len(), table_at + row_bytes * count);
         let config = String::from_utf8(file[64..metadata_at].to_vec()).expect("JSON");
         let metadata = zstd::decode_all(&file[metadata_at..table_at]).expect("a frame");
         assert_eq!(metadata.len(), metadata_bytes);
         let mut disk = vec![0; disk_bytes];
         disk[..metadata_bytes].copy_from_slice(&metadata);
         let mut free_from = metadata_bytes;
-        for row in file[table_at..].chunks_exact(80) {
+        for row in file[table_at..].chunks_exact(row_bytes) {
             let (start, bytes) = (u32_at(row, 0) * BLOCK, u32_at(row, 4) * BLOCK);
             assert!(start >= free_from && (1..=256 * BLOCK).contains(&bytes));
             free_from = start + bytes;
@@ -60,6 +66,10 @@ mod tests {
             let stored = fs::read(path).expect("the chunk is there");
             assert_eq!(stored.len(), u32_at(row, 8));
             assert_eq!(hex(blake3::hash(&stored).as_bytes()), name);
+            let stored = match &row[80..] {
+                [] => stored,
+                key => opened(key, stored),
+            };
             let plain = match u32_at(row, 12) {
                 0 => stored,
                 1 => zstd::decode_all(&stored[..]).expect("a frame"),
@@ -74,6 +84,15 @@ mod tests {
         }
         assert!(free_from <= disk_bytes);
         (config, disk)
+    }
+
+    /// "Encrypted chunks".
+    fn opened(key: &[u8], mut stored: Vec<u8>) -> Vec<u8> {
+        use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
+        let key = LessSafeKey::new(UnboundKey::new(&AES_256_GCM, key).expect("32 bytes"));
+        let nonce = Nonce::assume_unique_for_key([0; 12]);
+        let plain = key.open_in_place(nonce, Aad::empty(), &mut stored);
+        plain.expect("the tag is right").to_vec()
     }
 
     /// "The metadata area": every path with all that can be seen of it.
@@ -353,6 +372,15 @@ mod tests {
 
     #[test]
     fn a_reader_written_from_the_document_finds_every_file_with_all_its_attributes() {
+        finds_everything(None);
+    }
+
+    #[test]
+    fn a_reader_written_from_the_document_opens_encrypted_chunks() {
+        finds_everything(Some(&Salt::new([3; 32])));
+    }
+
+    fn finds_everything(salt: Option<&Salt>) {
         let work = tempfile::tempdir().expect("temp");
         let made = one_of_everything();
         let mut tar: File = tempfile::tempfile().expect("file");
@@ -364,7 +392,8 @@ mod tests {
             user: "web".to_owned(),
             ..ImageConfig::default()
         };
-        let packed = pack(Source::Tar(&tar), &config, &mut store, &mut |_| {}).expect("packs");
+        let packed = pack_with(Source::Tar(&tar), &config, salt, &mut store, &mut |_| {});
+        let packed = packed.expect("packs");
         store
             .put_flist(&packed.digest, &packed.flist)
             .expect("stored");

@@ -328,9 +328,12 @@ async fn onto_disks(
                 sys::chain(&error)
             )))
         }
-        Err(error @ (ChunkError::Zstd { .. } | ChunkError::Plain { .. })) => Err(
-            Outcome::Contradiction(format!("{}: pack the image again", sys::chain(&error))),
-        ),
+        Err(
+            error @ (ChunkError::Sealed(_) | ChunkError::Zstd { .. } | ChunkError::Plain { .. }),
+        ) => Err(Outcome::Contradiction(format!(
+            "{}: pack the image again",
+            sys::chain(&error)
+        ))),
     });
     done.await
         .unwrap_or_else(|error| Err(Outcome::Hopeless(error)))

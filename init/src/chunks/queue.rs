@@ -473,6 +473,7 @@ mod tests {
             encoding: Encoding::Plain,
             plain,
             stored,
+            key: None,
         }
     }
 
