@@ -5,7 +5,8 @@
 
 mod tests {
     use image::qemu::{Boot, Clock, Firmware, Machine, OnReset, blank_variables};
-    use qemu_tests::{Lab, PATIENCE, Setup};
+    use qemu_tests::{Lab, PATIENCE, Setup, store, variant};
+    use types::deployment::API_PORT;
 
     #[test]
     fn the_console_shows_each_phase_and_then_the_node() {
@@ -96,6 +97,40 @@ mod tests {
         assert!(bytes > 104 << 20, "{text}");
         // Only the pages of the guest and of its files are in its group: the node is as well as before.
         lab.delete("fill").expect("deleted");
+    }
+
+    /// Two cards in one network, as in most racks: 10.0.2.15 and 10.0.2.16.
+    #[test]
+    fn a_node_with_two_cables_serves_by_whichever_is_plugged_in() {
+        let mut second = 0;
+        let lab = Lab::with(&Setup::default(), |machine| {
+            second = machine.second_card("10.0.2.16".parse()?, API_PORT)?;
+            Ok(())
+        });
+        let lab = lab.expect("a node");
+        let sifr = |args: &[&str]| lab.sifr(args).expect("sifr runs").must().expect("done");
+        for (pulled, name, seed) in [(0, "second", 1), (1, "lab", 2)] {
+            lab.node().set_link(pulled, false).expect("pulled");
+            if name == "second" {
+                let (address, key) = (format!("127.0.0.1:{second}"), lab.key().expect("its key"));
+                sifr(&["node", "add", name, &address, "--key", &key]);
+            }
+            // The node fetches the image, too, and answers whom it could not have reached before.
+            let flist = variant(lab.command(), lab.directory(), name, seed).expect("an image");
+            let url = store::serve(flist.parent().expect("a store")).expect("a web server");
+            let digest = flist.file_stem().expect("a name").to_string_lossy();
+            let yaml = format!(
+                "name: {name}\nimage: blake3:{digest}\nstore: {url}\nmemory: 96Mi\ndisk: 64Mi\n\
+                 restart: never\ncommand: [cat, /www/index.html]\n"
+            );
+            let file = lab.directory().join(format!("{name}.yaml"));
+            std::fs::write(&file, yaml).expect("written");
+            sifr(&["--node", name, "deploy", &file.display().to_string()]);
+            sifr(&["--node", name, "wait", name, "--for", "exited"]);
+            let told = sifr(&["--node", name, "logs", name]).stdout;
+            assert!(told.contains("It works"), "{told}");
+            lab.node().set_link(pulled, true).expect("plugged in");
+        }
     }
 
     #[test]

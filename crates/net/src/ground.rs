@@ -10,7 +10,7 @@ use crate::firewall::{self, policy};
 use crate::namespace::{SETTINGS, sysctl_if_present};
 
 /// Settings of each link, those that are still to come included: name, value, reason.
-const OF_IPV4_LINKS: [(&str, &str, &str); 5] = [
+const OF_IPV4_LINKS: [(&str, &str, &str); 8] = [
     ("accept_redirects", "0", "no neighbour bends our routes"),
     ("secure_redirects", "0", "nor one that says it is a router"),
     ("send_redirects", "0", "nobody is told of shorter ways"),
@@ -19,6 +19,21 @@ const OF_IPV4_LINKS: [(&str, &str, &str); 5] = [
         "rp_filter",
         "2",
         "a source must be reachable at all; strict would cut off what a second uplink brings from afar",
+    ),
+    (
+        "ignore_routes_with_linkdown",
+        "1",
+        "what is reached by two ports is reached by the one with a cable",
+    ),
+    (
+        "arp_ignore",
+        "1",
+        "of two ports in one network each answers for its own address only",
+    ),
+    (
+        "arp_announce",
+        "2",
+        "and asks with it, so that neighbours learn no address at the wrong port",
     ),
 ];
 const OF_IPV6_LINKS: [(&str, &str, &str); 4] = [

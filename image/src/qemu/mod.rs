@@ -106,8 +106,11 @@ pub enum Card {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Link {
-    /// QEMU's user-mode network: DHCP, the node is 10.0.2.15, this machine 10.0.2.2.
-    User { forwards: Vec<Forward> },
+    /// QEMU's user-mode network: DHCP, the node is `leased` or else 10.0.2.15, this machine 10.0.2.2.
+    User {
+        forwards: Vec<Forward>,
+        leased: Option<Ipv4Addr>,
+    },
     /// An existing TAP device.
     Tap { name: String },
 }
@@ -203,6 +206,7 @@ impl Machine {
                 mac: None,
                 link: Link::User {
                     forwards: Vec::new(),
+                    leased: None,
                 },
             }],
             clock: Clock::Right,
@@ -224,10 +228,25 @@ impl Machine {
         Ok(host)
     }
 
+    /// Puts a second card into the same kind of network, whose lease is `address`, and gives the port of this machine's
+    /// loopback that leads to `port` there.
+    pub fn second_card(&mut self, address: Ipv4Addr, port: u16) -> Result<u16> {
+        let host = free_port()?;
+        self.nets.push(Net {
+            card: Card::Virtio,
+            mac: None,
+            link: Link::User {
+                forwards: vec![Forward { host, node: port }],
+                leased: Some(address),
+            },
+        });
+        Ok(host)
+    }
+
     /// Leads port `host` of this machine's loopback to port `node` of the node.
     pub fn forward_from(&mut self, host: u16, node: u16) -> Result<()> {
         let forwards = self.nets.iter_mut().find_map(|net| match &mut net.link {
-            Link::User { forwards } => Some(forwards),
+            Link::User { forwards, .. } => Some(forwards),
             Link::Tap { .. } => None,
         });
         forwards
@@ -342,8 +361,11 @@ impl Machine {
 
     fn net_arguments(&self, index: usize, net: &Net, line: &mut Line) {
         let mut back = match &net.link {
-            Link::User { forwards } => {
+            Link::User { forwards, leased } => {
                 let mut back = format!("user,id=net{index}");
+                if let Some(first) = leased {
+                    back.push_str(&format!(",dhcpstart={first}"));
+                }
                 for Forward { host, node } in forwards {
                     back.push_str(&format!(
                         ",hostfwd=tcp:{}:{host}-:{node}",

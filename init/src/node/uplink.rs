@@ -149,9 +149,7 @@ impl Uplinks {
             })
         });
         (self.publish.links)(links.collect());
-        let first = observed
-            .ethernet()
-            .find_map(|l| Some((l, self.leases.get(&l.name)?)));
+        let first = preferred(observed, &self.leases);
         let uplink = Uplink {
             link: first.map(|(l, _)| l.name.clone()),
             address: first.map(|(_, lease)| lease.address),
@@ -167,6 +165,20 @@ impl Uplinks {
         publish(&self.publish.time_servers, servers);
         publish(&self.publish.uplink, uplink);
     }
+}
+
+/// The port that the kernel's default route leads through: the first with a lease of those that have a cable, as the
+/// routes of the others are passed over (`net::ground`). Where no cable is left, the first with a lease.
+fn preferred<'a>(
+    observed: &'a Observed,
+    leases: &'a BTreeMap<String, Lease>,
+) -> Option<(&'a net::link::Link, &'a Lease)> {
+    let leased = || {
+        let ports = observed.ethernet();
+        ports.filter_map(|port| Some((port, leases.get(&port.name)?)))
+    };
+    let connected = leased().find(|(port, _)| port.carrier);
+    connected.or_else(|| leased().next())
 }
 
 /// A port that was taken out has no lease, and leaves none to what is plugged in later under its name.
@@ -236,15 +248,36 @@ async fn lease_loop(
 mod tests {
     use super::*;
 
+    fn lease() -> Lease {
+        Lease {
+            address: "192.0.2.77/26".parse().expect("an address"),
+            gateway: None,
+            dns: Vec::new(),
+            ntp: Vec::new(),
+            mtu: None,
+            expires: None,
+        }
+    }
+
+    fn ethernet(name: &str, index: u32, addresses: &[&str]) -> net::link::Link {
+        net::link::Link {
+            name: name.to_owned(),
+            index,
+            kind: net::link::Kind::Ethernet,
+            mtu: 1500,
+            up: true,
+            carrier: true,
+            mac: None,
+            master: None,
+            addresses: addresses.iter().map(|a| a.parse().expect("one")).collect(),
+        }
+    }
+
     #[test]
     fn time_is_asked_for_once_there_is_an_address_and_first_of_whom_the_owner_named() {
         let lease = Lease {
-            address: "10.0.2.15/24".parse().expect("an address"),
-            gateway: None,
-            dns: Vec::new(),
             ntp: vec![[10, 0, 2, 4].into()],
-            mtu: None,
-            expires: None,
+            ..lease()
         };
         let owners: SocketAddr = "192.0.2.1:1230".parse().expect("an address");
         let leased = SocketAddr::from(([10, 0, 2, 4], net::time::PORT));
@@ -255,37 +288,52 @@ mod tests {
 
     #[test]
     fn guests_are_kept_from_the_neighbours_on_every_port_and_not_only_the_first() {
-        let port = |name: &str, index, addresses: &[&str]| net::link::Link {
-            name: name.to_owned(),
-            index,
-            kind: net::link::Kind::Ethernet,
-            mtu: 1500,
-            up: true,
-            carrier: true,
-            mac: None,
-            master: None,
-            addresses: addresses.iter().map(|a| a.parse().expect("one")).collect(),
-        };
         let observed = Observed {
             links: vec![
-                port("eth0", 2, &["198.51.100.7/24"]),
-                port("eth1", 3, &["203.0.113.9/25", "203.0.113.10/25"]),
-                port("eth2", 4, &[]),
+                ethernet("eth0", 2, &["198.51.100.7/24"]),
+                ethernet("eth1", 3, &["203.0.113.9/25", "203.0.113.10/25"]),
+                ethernet("eth2", 4, &[]),
             ],
             routes: Vec::new(),
         };
-        let leased = Lease {
-            address: "192.0.2.77/26".parse().expect("an address"),
-            gateway: None,
-            dns: Vec::new(),
-            ntp: Vec::new(),
-            mtu: None,
-            expires: None,
-        };
-        let leases = BTreeMap::from([("eth2".to_owned(), leased)]);
+        let leases = BTreeMap::from([("eth2".to_owned(), lease())]);
         let refused = networks(&observed, &leases);
         let expected = ["198.51.100.0/24", "203.0.113.0/25", "192.0.2.64/26"];
         assert_eq!(refused, expected.map(|lan| lan.parse().expect("a prefix")));
+    }
+
+    #[test]
+    fn the_first_port_with_a_cable_leads_to_the_world() {
+        let port = |name: &str, index, carrier| net::link::Link {
+            carrier,
+            ..ethernet(name, index, &[])
+        };
+        let leased = |last: u8| Lease {
+            address: format!("192.0.2.{last}/24").parse().expect("an address"),
+            ..lease()
+        };
+        let leases = BTreeMap::from([
+            ("eth1".to_owned(), leased(1)),
+            ("eth2".to_owned(), leased(2)),
+        ]);
+        for (first, second, expected) in [
+            (true, true, "eth1"),
+            (true, false, "eth1"),
+            (false, true, "eth2"),
+            (false, false, "eth1"),
+        ] {
+            let ports = [("eth0", true), ("eth1", first), ("eth2", second)];
+            let ports = ports.iter().zip(2..);
+            let observed = Observed {
+                links: ports
+                    .map(|((name, carrier), index)| port(name, index, *carrier))
+                    .collect(),
+                routes: Vec::new(),
+            };
+            let (found, lease) = preferred(&observed, &leases).expect("a port with a lease");
+            assert_eq!((found.name.as_str(), lease), (expected, &leases[expected]));
+        }
+        assert!(preferred(&Observed::default(), &leases).is_none());
     }
 
     #[test]
@@ -293,15 +341,7 @@ mod tests {
         let mut carrier = true;
         let seen = [true, false, false, true, true].map(|now| came_back(&mut carrier, now));
         assert_eq!(seen, [false, false, false, true, false]);
-        let lease = Lease {
-            address: "192.0.2.77/26".parse().expect("an address"),
-            gateway: None,
-            dns: Vec::new(),
-            ntp: Vec::new(),
-            mtu: None,
-            expires: None,
-        };
-        let mut leases = BTreeMap::from([("eth0".to_owned(), lease)]);
+        let mut leases = BTreeMap::from([("eth0".to_owned(), lease())]);
         keep_present(&mut leases, &Observed::default());
         assert!(leases.is_empty());
     }
