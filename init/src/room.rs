@@ -8,9 +8,9 @@
 //! promised and have not taken yet is not free, whatever the file system says.
 
 use std::collections::BTreeMap;
-use std::fs::DirEntry;
+use std::fs::{DirEntry, Permissions};
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -19,8 +19,12 @@ use types::{Bytes, Digest, VmId};
 /// Left free beside all promises: the ledger, records and the clock go on. Both copies of the ledger with
 /// their reserves fit eight times.
 pub(crate) const HEADROOM: Bytes = Bytes::mib(64);
-/// The promises of this boot.
-const PROMISES: &str = "/run/sifr/promises.json";
+/// The promises of this boot, in a directory of their own: the chunk daemon, a user of its own, may read it and list
+/// the machines, and nothing else of the node's.
+pub(crate) const PROMISES_DIRECTORY: &str = "/run/sifr/room";
+const PROMISES: &str = "promises.json";
+const LISTABLE: u32 = 0o755;
+const READABLE: u32 = 0o644;
 
 /// What the ledger's deployments may come to take.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -56,7 +60,7 @@ pub(crate) struct Room {
 
 impl Room {
     pub(crate) fn of_the_node(pool: &Path) -> Self {
-        Self::new(pool, Path::new(PROMISES))
+        Self::new(pool, &Path::new(PROMISES_DIRECTORY).join(PROMISES))
     }
 
     pub(crate) fn new(pool: &Path, promises: &Path) -> Self {
@@ -130,9 +134,11 @@ impl Room {
         let write = || {
             if let Some(directory) = self.promises.parent() {
                 std::fs::create_dir_all(directory)?;
+                permit(directory, LISTABLE)?;
             }
             let new = self.promises.with_extension("new");
             std::fs::write(&new, serde_json::to_vec(promises)?)?;
+            permit(&new, READABLE)?;
             std::fs::rename(new, &self.promises)
         };
         write().map_err(|source| RoomError::Write {
@@ -164,6 +170,15 @@ impl Room {
             .filter_map(|file| Some((digest(file)?, Taken::by(file)?)))
             .collect()
     }
+}
+
+fn permit(path: &Path, mode: u32) -> io::Result<()> {
+    std::fs::set_permissions(path, Permissions::from_mode(mode))
+}
+
+/// Lets other users of the node list a directory; its files stay their owner's.
+pub(crate) fn make_listable(directory: &Path) -> io::Result<()> {
+    permit(directory, LISTABLE)
 }
 
 /// What cannot be listed has taken nothing: then all that was promised counts.

@@ -204,4 +204,45 @@ mod tests {
         assert!(sent > Some(4e6), "{sent:?}");
         lab.delete("slow").expect("deleted");
     }
+
+    #[test]
+    fn the_chunk_daemon_has_a_user_of_its_own_and_no_privilege_before_and_after_a_crash() {
+        let held = lab();
+        deploy(&held, "user", "", "running");
+        let lab = &held.0;
+        let mut watch = lab.watch().expect("eyes");
+        let mut confined = || {
+            let found = watch.processes(&["init", "chunks"]).expect("processes");
+            let [pid] = found[..] else {
+                panic!("{found:?}")
+            };
+            let mut status = |field: &str| watch.status(pid, field).expect(field);
+            for field in ["Uid", "Gid"] {
+                assert_eq!(status(field), "99998 99998 99998 99998", "{field}");
+            }
+            assert_eq!(status("Groups"), "");
+            for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+                assert_eq!(status(set), "0000000000000000", "{set}");
+            }
+            assert_eq!(
+                (status("NoNewPrivs"), status("Seccomp")),
+                ("1".into(), "2".into())
+            );
+            assert_eq!(
+                watch.of(pid, "cgroup").expect("its group").trim(),
+                "0::/chunks"
+            );
+            pid
+        };
+        let before = confined();
+        let drilled = lab.sifr(&["node", "drill", "chunks"]).expect("sifr runs");
+        drilled.must().expect("killed");
+        // What it made it finds again: a machine starts from the image that is there.
+        lab.tell("restart", "user", "running").expect("it starts");
+        assert_ne!(confined(), before);
+        lab.delete("user").expect("deleted");
+        let log = lab.sifr(&["node", "dmesg"]).expect("sifr runs").must();
+        let log = log.expect("dmesg").stdout;
+        assert!(!log.contains("Landlock does not hold"), "{log}");
+    }
 }

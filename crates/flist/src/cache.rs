@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, chown, fchown, lchown};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -101,17 +101,35 @@ pub struct Footprint {
 #[derive(Debug, Clone)]
 pub struct Cache {
     root: PathBuf,
+    /// Whose the files and directories are that it makes, user and group; the process's own if absent.
+    owner: Option<u32>,
 }
+
+/// Directories below a cache's root.
+const DIRECTORIES: [&str; 3] = ["flists", "chunks", "images"];
 
 impl Cache {
     /// The cache below `root` (`/pool` on a node), with its directories made.
     pub fn open(root: impl Into<PathBuf>) -> Result<Self, CacheError> {
-        let cache = Self { root: root.into() };
-        for name in ["flists", "chunks", "images"] {
+        let cache = Self {
+            root: root.into(),
+            owner: None,
+        };
+        for name in DIRECTORIES {
             let path = cache.root.join(name);
             fs::create_dir_all(&path).map_err(failed("make directory", &path))?;
         }
         Ok(cache)
+    }
+
+    /// The same cache for a process of another user beside this privileged one: all that is in it is given to
+    /// `owner`, once, and so is all that this process puts there.
+    pub fn given_to(self, owner: u32) -> Result<Self, CacheError> {
+        for name in DIRECTORIES {
+            give(&self.root.join(name), owner)?;
+        }
+        let owner = Some(owner);
+        Ok(Self { owner, ..self })
     }
 
     pub fn flist_path(&self, digest: &Digest) -> PathBuf {
@@ -128,7 +146,7 @@ impl Cache {
 
     /// Begins to take an flist whose bytes arrive in pieces.
     pub fn receive_flist(&self, digest: Digest) -> Result<Upload, CacheError> {
-        Upload::new(self.flist_path(&digest), digest, FLIST_BYTES_MAX)
+        Upload::new(self, self.flist_path(&digest), digest, FLIST_BYTES_MAX)
     }
 
     /// Takes a whole `.flist` file: checked, durable on return. Gives what [`Cache::missing`] gives.
@@ -145,7 +163,7 @@ impl Cache {
         if same_length && hash(bytes) == stored && fs::read(&path).is_ok_and(|old| old == bytes) {
             return Ok(());
         }
-        let mut upload = Upload::new(path, stored, STORED_BYTES_MAX as u64)?;
+        let mut upload = Upload::new(self, path, stored, STORED_BYTES_MAX as u64)?;
         upload.push(bytes)?;
         upload.finish()
     }
@@ -227,7 +245,7 @@ impl Cache {
     pub fn create_image(&self, digest: &Digest) -> Result<(Flist, File), CacheError> {
         let (flist, mut file) = self.flist(digest)?;
         let path = self.image_path(digest);
-        let image = unnamed(&path)?;
+        let image = unnamed(&path, self.owner)?;
         materialise::metadata_only(&flist, &mut file, &image)?;
         name(&image, &path)?;
         Ok((flist, image))
@@ -324,7 +342,15 @@ fn open_existing(path: &Path, digest: &Digest) -> Result<File, CacheError> {
 }
 
 /// A file in the directory of `path` without a name: if the writer dies, nothing is left of it.
-fn unnamed(path: &Path) -> Result<File, CacheError> {
+fn unnamed(path: &Path, owner: Option<u32>) -> Result<File, CacheError> {
+    let file = unnamed_of_ours(path, owner)?;
+    if owner.is_some() {
+        fchown(&file, owner, owner).map_err(failed("give away a file beside", path))?;
+    }
+    Ok(file)
+}
+
+fn unnamed_of_ours(path: &Path, owner: Option<u32>) -> Result<File, CacheError> {
     let directory = path.parent().unwrap_or(Path::new("/"));
     let mut options = OpenOptions::new();
     options
@@ -338,6 +364,9 @@ fn unnamed(path: &Path) -> Result<File, CacheError> {
                 io::ErrorKind::AlreadyExists => Ok(()),
                 _ => Err(failed("make directory", directory)(e)),
             })?;
+            if owner.is_some() {
+                chown(directory, owner, owner).map_err(failed("give away", directory))?;
+            }
             // So that the new directory itself is found after a power cut.
             sync(directory.parent().unwrap_or(directory))?;
             options
@@ -346,6 +375,20 @@ fn unnamed(path: &Path) -> Result<File, CacheError> {
         }
         other => other.map_err(failed("create a file in", directory)),
     }
+}
+
+/// Gives a directory and all in it to `owner`; itself last, so that one that is theirs is theirs with all in it.
+fn give(path: &Path, owner: u32) -> Result<(), CacheError> {
+    let metadata = fs::symlink_metadata(path).map_err(failed("stat", path))?;
+    if metadata.uid() == owner {
+        return Ok(());
+    }
+    if metadata.is_dir() {
+        for inner in list(path)? {
+            give(&inner, owner)?;
+        }
+    }
+    lchown(path, Some(owner), Some(owner)).map_err(failed("give away", path))
 }
 
 /// Gives an unnamed file its name, in place of one that has it: at every moment one of the two is there. What a crash
@@ -386,8 +429,8 @@ pub struct Upload {
 }
 
 impl Upload {
-    fn new(path: PathBuf, digest: Digest, limit: u64) -> Result<Self, CacheError> {
-        let file = unnamed(&path)?;
+    fn new(cache: &Cache, path: PathBuf, digest: Digest, limit: u64) -> Result<Self, CacheError> {
+        let file = unnamed(&path, cache.owner)?;
         Ok(Self {
             path,
             digest,
@@ -515,6 +558,38 @@ mod tests {
         });
         let directory = path.parent().expect("a directory");
         assert_eq!(fs::read_dir(directory).expect("listed").count(), 1);
+    }
+
+    #[test]
+    fn what_another_user_is_given_is_theirs_with_all_in_it() {
+        if !nix::unistd::geteuid().is_root() {
+            eprintln!("skipped: only root gives files away");
+            return;
+        }
+        let w = world();
+        w.cache
+            .put_flist(w.packed.digest, &w.packed.flist)
+            .expect("valid");
+        let cache = w.cache.clone().given_to(99_998).expect("given");
+        let stored = cache.missing(&cache.flist(&w.packed.digest).expect("there").0)[0];
+        let bytes = w.store.read_chunk(&stored).expect("there");
+        cache.put_chunk(stored, &bytes).expect("valid");
+        let chunk = cache.chunk_path(&stored);
+        let paths = [
+            cache.flist_path(&w.packed.digest),
+            chunk.parent().expect("a directory").to_owned(),
+            chunk,
+            w.work.path().join("pool/chunks"),
+            w.work.path().join("pool/images"),
+        ];
+        for path in paths {
+            let metadata = fs::metadata(&path).expect("there");
+            assert_eq!(
+                (metadata.uid(), metadata.gid()),
+                (99_998, 99_998),
+                "{path:?}"
+            );
+        }
     }
 
     #[test]

@@ -101,8 +101,8 @@ const RULES: ABI = ABI::V6;
 /// What may be done with a path of a domain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
-    /// Read this one file.
-    ReadFile,
+    /// Read this file, or those below this directory.
+    Read,
     /// List this directory and those in it; no file in them is opened.
     List,
     /// All that a store of files does below this directory: read, write, make and remove files and directories.
@@ -112,7 +112,7 @@ pub enum Access {
 impl Access {
     fn rights(self) -> BitFlags<AccessFs> {
         match self {
-            Self::ReadFile => AccessFs::ReadFile.into(),
+            Self::Read => AccessFs::ReadFile.into(),
             Self::List => AccessFs::ReadDir.into(),
             Self::Store => {
                 AccessFs::ReadFile

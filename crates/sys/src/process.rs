@@ -128,19 +128,27 @@ struct Prepared {
 /// [`Confinement`] for the child.
 #[derive(Clone, Copy)]
 struct Jail {
-    id: u32,
-    group: Option<u32>,
+    user: User,
     root: *const libc::c_char,
     /// Resource, whose type is the C library's, and limit.
     limits: [(libc::c_long, u64); 3],
+}
+
+/// Who a process becomes: uid and gid are the same number.
+#[derive(Debug, Clone, Copy)]
+struct User {
+    id: u32,
+    group: Option<u32>,
 }
 
 impl Jail {
     /// Points into `confinement`.
     fn new(confinement: &Confinement) -> Self {
         Self {
-            id: confinement.id,
-            group: confinement.group,
+            user: User {
+                id: confinement.id,
+                group: confinement.group,
+            },
             root: confinement.root.as_ptr(),
             limits: [
                 (libc::RLIMIT_NOFILE.into(), confinement.files_max),
@@ -328,7 +336,7 @@ unsafe fn attempt(p: &Prepared) -> std::result::Result<std::convert::Infallible,
         on_exec
     );
     if let Some(jail) = &p.jail {
-        drop_privileges(jail, p.last_capability)?;
+        enter_jail(jail, p.last_capability)?;
     }
     let (path, argv, envp) = (c"".as_ptr(), p.argv.as_ptr(), p.envp.as_ptr());
     let itself = libc::AT_EMPTY_PATH;
@@ -348,9 +356,8 @@ unsafe fn attempt(p: &Prepared) -> std::result::Result<std::convert::Infallible,
 /// set (6), and none of the four can be changed again (1, 3, 5, 7).
 const SECUREBITS: libc::c_ulong = 1 | 1 << 1 | 1 << 3 | 1 << 5 | 1 << 6 | 1 << 7;
 
-/// Limits, no capability in any set, the jail's user, and no way back. Allocates nothing.
-fn drop_privileges(jail: &Jail, last_capability: i32) -> std::result::Result<(), (Step, i32)> {
-    let id = jail.id;
+/// Limits, and what [`drop_privileges`] does. Allocates nothing.
+fn enter_jail(jail: &Jail, last_capability: i32) -> std::result::Result<(), (Step, i32)> {
     for (resource, limit) in jail.limits {
         let limit = libc::rlimit {
             rlim_cur: limit,
@@ -365,6 +372,12 @@ fn drop_privileges(jail: &Jail, last_capability: i32) -> std::result::Result<(),
             0
         );
     }
+    drop_privileges(jail.user, last_capability)
+}
+
+/// No capability in any set, the user, and no way back. Allocates nothing.
+fn drop_privileges(user: User, last_capability: i32) -> std::result::Result<(), (Step, i32)> {
+    let id = user.id;
     let (prctl, capabilities) = (libc::SYS_prctl, Step::Capabilities);
     // First: it takes a capability that goes below.
     must!(
@@ -387,7 +400,7 @@ fn drop_privileges(jail: &Jail, last_capability: i32) -> std::result::Result<(),
             0
         );
     }
-    let groups = jail.group.as_slice();
+    let groups = user.group.as_slice();
     must!(
         Step::User,
         libc::SYS_setgroups,
@@ -408,6 +421,16 @@ fn drop_privileges(jail: &Jail, last_capability: i32) -> std::result::Result<(),
     );
     must!(capabilities, prctl, libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
     Ok(())
+}
+
+/// Makes the calling process `id`, user and group, with no other group, no capability in any set and no way back. Only
+/// in a process with one thread: the kernel changes the calling thread alone.
+pub fn become_user(id: u32) -> Result<()> {
+    let user = User { id, group: None };
+    drop_privileges(user, last_capability()).map_err(|(step, errno)| Error {
+        operation: format!("become user {id}: {}", Step::text(step as u8)),
+        source: io::Error::from_raw_os_error(errno),
+    })
 }
 
 /// Makes `root` the read-only root and drops everything else from the mount namespace.

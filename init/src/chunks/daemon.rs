@@ -96,9 +96,8 @@ pub(crate) struct Daemon {
 }
 
 impl Daemon {
-    pub(crate) fn new(paths: Paths) -> anyhow::Result<Self> {
-        let listener = sys::seqpacket::listen(&paths.socket)
-            .with_context(|| format!("listen on {}", paths.socket.display()))?;
+    /// `listener`: of the node's connections.
+    pub(crate) fn new(paths: Paths, listener: OwnedFd) -> anyhow::Result<Self> {
         let (sender, events) = mpsc::channel(EVENTS_MAX);
         Ok(Self {
             paths,

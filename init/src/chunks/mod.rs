@@ -5,6 +5,7 @@
 //! the image file.
 //! Refuses: knowing deployments. The node says which flists and VMs there are.
 
+mod confine;
 mod daemon;
 mod disk;
 #[cfg(any(test, feature = "fuzz"))]
@@ -20,8 +21,10 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use std::os::fd::{AsFd, OwnedFd};
 
-use crate::room::Room;
+use crate::room::{PROMISES_DIRECTORY, Room};
 
 /// Threads for work that blocks: disk reads and writes, decompression, name look-ups.
 const BLOCKING_THREADS_MAX: usize = 8;
@@ -34,6 +37,8 @@ pub(crate) struct Paths {
     /// Chunk maps. On a tmpfs, so that a map never outlives the boot that its image belongs to.
     pub(crate) maps: PathBuf,
     pub(crate) socket: PathBuf,
+    /// The directory of what is promised of the pool.
+    pub(crate) promises: PathBuf,
     /// How much of the pool may be taken.
     pub(crate) room: Room,
 }
@@ -44,6 +49,7 @@ impl Paths {
         Self {
             pool: pool.to_owned(),
             room: Room::of_the_node(pool),
+            promises: PROMISES_DIRECTORY.into(),
             maps: run.join("maps"),
             socket: run.join("chunks.sock"),
         }
@@ -52,7 +58,7 @@ impl Paths {
 
 pub(crate) fn run() -> ExitCode {
     crate::console::log_here();
-    match serve(Paths::of_the_node()) {
+    match run_confined(Paths::of_the_node()) {
         Ok(never) => match never {},
         Err(error) => {
             log::error!("chunks ends: {error:#}");
@@ -61,14 +67,34 @@ pub(crate) fn run() -> ExitCode {
     }
 }
 
-fn serve(paths: Paths) -> anyhow::Result<std::convert::Infallible> {
+/// The node speaks for the first time when the pool is mounted: only then can the paths be named that are left to a
+/// confined daemon. Until then it has heard nobody.
+fn run_confined(paths: Paths) -> anyhow::Result<std::convert::Infallible> {
+    let listener = sys::seqpacket::listen(&paths.socket)
+        .with_context(|| format!("listen on {}", paths.socket.display()))?;
+    wait(&listener).context("wait for the node")?;
+    confine::enter(&paths).context("confine the daemon")?;
+    serve(paths, listener)
+}
+
+fn wait(listener: &OwnedFd) -> nix::Result<()> {
+    let mut fds = [PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
+    loop {
+        match poll(&mut fds, PollTimeout::NONE) {
+            Err(nix::errno::Errno::EINTR) => {}
+            other => return other.map(drop),
+        }
+    }
+}
+
+fn serve(paths: Paths, listener: OwnedFd) -> anyhow::Result<std::convert::Infallible> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(BLOCKING_THREADS_MAX)
         .build()
         .context("start the event loop")?;
     runtime.block_on(async {
-        let daemon = daemon::Daemon::new(paths)?;
+        let daemon = daemon::Daemon::new(paths, listener)?;
         daemon.run().await
     })
 }

@@ -212,17 +212,25 @@ struct Running {
 
 impl Running {
     async fn start(world: &World) -> Self {
+        Self::start_as(world, |paths, listener| {
+            let daemon = Daemon::new(paths, listener).expect("a daemon");
+            tokio::spawn(async move {
+                let ended = daemon.run().await;
+                panic!("{ended:?}");
+            })
+        })
+    }
+
+    fn start_as(world: &World, start: impl FnOnce(Paths, OwnedFd) -> JoinHandle<()>) -> Self {
         let paths = Paths {
             room: world.room(),
+            promises: world.work.path().join("room"),
             pool: world.work.path().join("pool"),
             maps: world.work.path().join("maps"),
             socket: world.work.path().join("socket"),
         };
-        let daemon = Daemon::new(paths.clone()).expect("listens");
-        let daemon = tokio::spawn(async move {
-            let ended = daemon.run().await;
-            panic!("{ended:?}");
-        });
+        let listener = sys::seqpacket::listen(&paths.socket).expect("listens");
+        let daemon = start(paths.clone(), listener);
         let node = Peer::new(sys::seqpacket::connect(&paths.socket).expect("connect"));
         Self { daemon, node }
     }
@@ -340,7 +348,7 @@ impl Shown {
 impl World {
     fn room(&self) -> Room {
         let work = self.work.path();
-        Room::new(&work.join("pool"), &work.join("promises.json"))
+        Room::new(&work.join("pool"), &work.join("room/promises.json"))
     }
 
     /// Promises a machine more than any disk has, or nothing.
@@ -862,4 +870,51 @@ async fn disks_of_an_earlier_boot_are_removed() {
     let daemon = Running::start(&w).await;
     daemon.open(&w, None, true).await;
     assert_eq!(w.cache().images(), [w.packed.digest]);
+}
+
+/// All that a daemon does, with one whose thread `confine` has confined when its paths are there.
+pub(super) async fn all_work(confine: impl FnOnce(&Paths) + Send + 'static) {
+    let w = world().await;
+    w.fill_pool(false);
+    w.cache();
+    for directory in ["maps", "pool/machines/web-shop-01010101"] {
+        fs::create_dir_all(w.work.path().join(directory)).expect("a directory");
+    }
+    // Of an earlier boot.
+    fs::write(w.cache().image_path(&Digest([9; 32])), b"old").expect("written");
+    let daemon = Running::start_as(&w, |paths, listener| {
+        tokio::task::spawn_blocking(move || {
+            confine(&paths);
+            let ended = super::serve(paths, listener);
+            panic!("{ended:?}");
+        })
+    });
+    let shown = daemon.open(&w, Some(&w.url), false).await;
+    assert!(!w.cache().image_path(&Digest([9; 32])).exists());
+    let (vm, kept) = daemon.attach(&w, "vm").await;
+    w.script(&[Answer::Cut, Answer::Status(500)], None);
+    for index in 0..CHUNKS {
+        vm.want(index).await;
+        assert_eq!(vm.told().await, ToVmm::Ready(index));
+        shown.assert_holds(&w, index);
+    }
+    // By name: a look-up, whatever comes of it.
+    let named = w.url.replace("127.0.0.1", "localhost");
+    if cfg!(not(target_env = "gnu")) {
+        daemon.open(&w, Some(&named), true).await;
+    }
+    drop((vm, kept));
+    let flist = w.packed.digest;
+    let detach = FromNode::Detach {
+        vm: "vm".parse().expect("an id"),
+    };
+    daemon.say(detach, &[]).await;
+    daemon.say(FromNode::Close { flist }, &[]).await;
+    // The cache has all of it, and a damaged chunk is made good from the store.
+    fs::write(w.cache().chunk_path(&w.stored(0)), b"damaged").expect("written");
+    let shown = daemon.open(&w, Some(&w.url), true).await;
+    let (vm, _kept) = daemon.attach(&w, "vm").await;
+    vm.want(0).await;
+    assert_eq!(vm.told().await, ToVmm::Ready(0));
+    shown.assert_holds(&w, 0);
 }

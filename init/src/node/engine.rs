@@ -38,7 +38,7 @@ use super::prepare::Means;
 use super::pulse;
 use super::server::Server;
 use super::sweep;
-use crate::wire::{FromPid1, Mode, PACKET_MAX, ToPid1, Victim};
+use crate::wire::{CHUNKS_ID, FromPid1, Mode, PACKET_MAX, ToPid1, Victim};
 
 /// Requests that wait for the loop: one of each connection that the server admits.
 const REQUESTS_MAX: usize = 256;
@@ -182,7 +182,8 @@ impl Engine {
         let owner = context.owner;
         let (ledger, desired) = read_ledger(&context);
         let machines = Machines::open(&context.pool)?;
-        let cache = Cache::open(&context.pool).context("open the chunk cache")?;
+        let cache = Cache::open(&context.pool).and_then(|cache| cache.given_to(CHUNKS_ID));
+        let cache = cache.context("open the chunk cache")?;
         let uplink = context.uplink.clone();
         let choose = Box::new(move |signer: &PublicKey, taken: &[types::Cidr]| {
             network::choose_subnet(signer, taken, &uplink.borrow())

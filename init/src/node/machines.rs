@@ -12,6 +12,8 @@ use anyhow::{Context, bail};
 use types::VmId;
 use workload::host::{Layer, OnPool, Record, Start};
 
+use crate::room;
+
 const RECORD: &str = "machine.json";
 const LOGS: [&str; 2] = ["log.a", "log.b"];
 const LAYER_PREFIX: &str = "upper-";
@@ -27,7 +29,25 @@ impl Machines {
     pub(crate) fn open(pool: &Path) -> anyhow::Result<Self> {
         let root = pool.join("machines");
         fs::create_dir_all(&root).with_context(|| format!("make {}", root.display()))?;
-        Ok(Self { root })
+        let machines = Self { root };
+        machines.make_listable()?;
+        Ok(machines)
+    }
+
+    /// For who counts what machines have taken of the pool ([`crate::room`]); files stay ours.
+    fn make_listable(&self) -> anyhow::Result<()> {
+        let root = &self.root;
+        let list = || {
+            room::make_listable(root)?;
+            for entry in fs::read_dir(root)? {
+                let entry = entry?;
+                if entry.file_type()?.is_dir() {
+                    room::make_listable(&entry.path())?;
+                }
+            }
+            Ok::<_, io::Error>(())
+        };
+        list().with_context(|| format!("let {} be listed", root.display()))
     }
 
     fn directory(&self, vm: &VmId) -> PathBuf {
@@ -62,6 +82,8 @@ impl Machines {
     pub(crate) fn prepare(&self, start: &Start) -> anyhow::Result<File> {
         let directory = self.directory(&start.vm);
         fs::create_dir_all(&directory).with_context(|| format!("make {}", directory.display()))?;
+        room::make_listable(&directory)
+            .with_context(|| format!("let {} be listed", directory.display()))?;
         sys::fs::sync_directory(&self.root)?;
         let path = directory.join(layer_name(&start.record));
         match start.layer {

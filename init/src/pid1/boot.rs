@@ -143,8 +143,9 @@ fn mounts() -> Result<Option<String>, String> {
 fn run_directories() -> sys::Result<()> {
     use std::os::unix::fs::DirBuilderExt;
     use sys::error::During;
-    for directory in ["/run/sifr", jail::EMPTY_ROOT] {
-        let made = std::fs::DirBuilder::new().mode(0o700).create(directory);
+    // The chunk daemon, a user of its own, passes through the first to what is its own in there.
+    for (directory, mode) in [("/run/sifr", 0o711), (jail::EMPTY_ROOT, 0o700)] {
+        let made = std::fs::DirBuilder::new().mode(mode).create(directory);
         made.during(|| format!("make {directory}"))?;
     }
     let resolv = Path::new(RESOLV_CONF);
