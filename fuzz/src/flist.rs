@@ -10,12 +10,14 @@ use ::flist::chunk::{Chunk, Encoding};
 use ::flist::format::Flist;
 use ::flist::input::Input;
 use ::flist::map::{Extent, Table};
-use ::flist::pack::{Packed, Source, pack};
-use ::flist::store::ChunkSink;
+use ::flist::pack::{Source, pack, pack_with};
+use ::flist::seal::{Salt, TAG_BYTES};
+use ::flist::store::{ChunkSink, NoStore};
 use ::flist::wire::{FromNode, FromVmm, ToNode, ToVmm};
 use ::flist::{BLOCK, DISK_BYTES_MAX};
 use ::types::Digest;
 use ::types::flist::ImageConfig;
+use sha2::Digest as _;
 
 use crate::Target;
 use crate::choices::{Choices, Made};
@@ -80,7 +82,13 @@ fn format(input: &[u8]) {
     let mut free_from = flist.metadata_bytes();
     for chunk in flist.chunks() {
         assert!(chunk.extent.start() >= free_from && chunk.extent.end() <= disk);
-        assert!(u64::from(chunk.stored_bytes) <= chunk.extent.bytes());
+        let tag = if flist.is_encrypted() {
+            TAG_BYTES as u64
+        } else {
+            0
+        };
+        assert!(u64::from(chunk.stored_bytes) <= chunk.extent.bytes() + tag);
+        assert_eq!(chunk.key.is_some(), flist.is_encrypted());
         free_from = chunk.extent.end();
     }
     if flist.metadata_bytes() <= METADATA_BYTES_MAX {
@@ -97,10 +105,17 @@ fn flists() -> Vec<Vec<u8>> {
         cmd: vec!["/a".to_owned()],
         ..ImageConfig::default()
     };
-    tars()
-        .iter()
-        .map(|tar| packed(Source::Tar(&file(tar)), &config).0.flist)
-        .collect()
+    let salt = Salt::new([1; 32]);
+    let mut all = Vec::new();
+    for tar in tars() {
+        for salt in [None, Some(&salt)] {
+            let source = file(&tar);
+            let source = Source::Tar(&source);
+            let packed = pack_with(source, &config, salt, &mut NoStore, &mut |_| {});
+            all.push(packed.expect("a good source").flist);
+        }
+    }
+    all
 }
 
 /// Stored bytes that have their name's hash, as a hostile packer makes them.
@@ -220,12 +235,6 @@ impl ChunkSink for Chunks {
 
 /// More content than this is not packed here: zeros are quickly said and slowly written.
 const CONTENT_BYTES_MAX: u64 = 64 << 20;
-
-fn packed(source: Source<'_>, config: &ImageConfig) -> (Packed, Chunks) {
-    let mut chunks = Chunks::default();
-    let packed = pack(source, config, &mut chunks, &mut |_| {}).expect("a good source");
-    (packed, chunks)
-}
 
 /// What packs is an flist whose chunks are all there and open.
 fn packs(source: Source<'_>, config: &ImageConfig) {
@@ -387,16 +396,27 @@ fn inputs() -> Vec<Vec<u8>> {
             br#"[{"Config":"c.json","RepoTags":["a:1"],"Layers":["1/layer.tar"]}]"#,
         ),
     ]);
-    let manifest =
-        br#"{"schemaVersion":2,"config":{"digest":"sha256:cc"},"layers":[{"digest":"sha256:1a"}]}"#;
-    let index = br#"{"manifests":[{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":"sha256:ee",
-        "platform":{"os":"linux","architecture":"amd64"}}]}"#;
+    let sha256 = |bytes: &[u8]| -> String {
+        let digest = sha2::Sha256::digest(bytes);
+        digest.iter().map(|b| format!("{b:02x}")).collect()
+    };
+    let manifest = format!(
+        r#"{{"schemaVersion":2,"config":{{"digest":"sha256:{}"}},"layers":[{{"digest":"sha256:{}"}}]}}"#,
+        sha256(CONFIG.as_bytes()),
+        sha256(&zstd)
+    );
+    let index = format!(
+        r#"{{"manifests":[{{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":"sha256:{}",
+        "platform":{{"os":"linux","architecture":"amd64"}}}}]}}"#,
+        sha256(manifest.as_bytes())
+    );
+    let path = |blob: &[u8]| format!("blobs/sha256/{}", sha256(blob));
     let oci = plain(&[
         ("oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#),
-        ("index.json", index),
-        ("blobs/sha256/ee", manifest),
-        ("blobs/sha256/cc", CONFIG.as_bytes()),
-        ("blobs/sha256/1a", &zstd),
+        ("index.json", index.as_bytes()),
+        (&path(manifest.as_bytes()), manifest.as_bytes()),
+        (&path(CONFIG.as_bytes()), CONFIG.as_bytes()),
+        (&path(&zstd), &zstd),
     ]);
     let whole = zstd::bulk::compress(&oci, 3).expect("memory");
     vec![docker, oci, whole, gzip, layer]

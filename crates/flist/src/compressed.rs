@@ -62,7 +62,13 @@ impl Room {
 
 /// Copies or unpacks `from` into an unnamed file in `spool`. What unpacks without end is refused as
 /// [`io::ErrorKind::InvalidData`], with what it was. Zeros become holes.
-pub(crate) fn unpack(from: impl Read, spool: &Path, room: &mut Room) -> io::Result<File> {
+/// Each piece is shown to `seen` as well.
+pub(crate) fn unpack(
+    from: impl Read,
+    spool: &Path,
+    room: &mut Room,
+    seen: &mut dyn FnMut(&[u8]),
+) -> io::Result<File> {
     let taken = Cell::new(0);
     let mut from = BufReader::new(Counted {
         from,
@@ -95,6 +101,7 @@ pub(crate) fn unpack(from: impl Read, spool: &Path, room: &mut Room) -> io::Resu
         if let Some(what) = refusal(taken.get(), unpacked, room, count as u64) {
             return Err(io::Error::new(io::ErrorKind::InvalidData, what));
         }
+        seen(&piece[..count]);
         if is_zero(&piece[..count]) {
             out.seek(SeekFrom::Current(i64::try_from(count).unwrap_or(0)))?;
         } else {
@@ -164,7 +171,12 @@ mod tests {
         let zstd = zstd::bulk::compress(&zeros, 1).expect("memory");
         for packed in [gzip(&zeros), zstd] {
             let mut room = Room::of_an_image();
-            let all = unpack(bomb(&packed, 1024 + 64), spool.path(), &mut room);
+            let all = unpack(
+                bomb(&packed, 1024 + 64),
+                spool.path(),
+                &mut room,
+                &mut |_| {},
+            );
             let error = all.expect_err("a bomb");
             assert!(error.to_string().contains("zip bomb"), "{error}");
             let used = UNPACKED_BYTES_MAX - room.left_bytes;
@@ -177,6 +189,7 @@ mod tests {
             bomb(&gzip(&zeros), 64),
             spool.path(),
             &mut Room::of_an_image(),
+            &mut |_| {},
         );
         assert_eq!(
             small
@@ -192,8 +205,9 @@ mod tests {
     fn all_layers_share_one_limit() {
         let spool = tempfile::tempdir().expect("temp");
         let mut room = Room { left_bytes: 10_000 };
-        unpack(&[7; 9_000][..], spool.path(), &mut room).expect("fits");
-        let error = unpack(&[7; 9_000][..], spool.path(), &mut room).expect_err("too much");
+        unpack(&[7; 9_000][..], spool.path(), &mut room, &mut |_| {}).expect("fits");
+        let error =
+            unpack(&[7; 9_000][..], spool.path(), &mut room, &mut |_| {}).expect_err("too much");
         assert!(error.to_string().contains("256 GiB"), "{error}");
     }
 }

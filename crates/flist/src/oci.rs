@@ -3,17 +3,18 @@
 //!
 //! Owns: finding the image's configuration and layers in an archive or a layout, choosing linux/amd64,
 //! and unpacking layers into unnamed temporary files.
-//! Refuses: several images in one, other platforms, and layers that unpack without end. SHA-256 digests
-//! are not compared: who may change the archive may change them as well, and the flist's own digest is
-//! what a deployment is signed with.
+//! Refuses: several images in one, other platforms, layers that unpack without end, and whatever does not have
+//! the digest that the image names it by: of an OCI image each blob, of a Docker archive what its layers unpack
+//! to. That finds what was damaged or mixed up; who may change an archive may change its digests as well.
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, BufReader, Read};
+use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use serde::Deserialize;
+use sha2::{Digest as _, Sha256};
 use tar::{Archive, EntryType};
 use types::flist::ImageConfig;
 
@@ -47,8 +48,16 @@ pub enum OciError {
     Images(usize),
     #[error("image is for {os}/{architecture}, and this node runs linux/amd64: save that platform")]
     Platform { os: String, architecture: String },
-    #[error("image names {0:?}, which is no digest")]
+    #[error("image names {0:?}, which is no sha256 digest")]
     Digest(String),
+    #[error(
+        "{name:?} in the image has the digest sha256:{actual}, and the image says {expected}: it is damaged, save it again"
+    )]
+    Damaged {
+        name: String,
+        expected: String,
+        actual: String,
+    },
     #[error("layer {name:?} cannot be unpacked")]
     Layer {
         name: String,
@@ -110,7 +119,12 @@ fn docker(
     let count = manifests.len();
     let one = <[DockerManifest; 1]>::try_from(manifests).map_err(|_| OciError::Images(count))?;
     let [DockerManifest { config, layers }] = one;
-    let layers = layers.unwrap_or_default();
+    let config = Blob {
+        path: config,
+        digest: None,
+    };
+    let blob = |path| Blob { path, digest: None };
+    let layers: Vec<_> = layers.unwrap_or_default().into_iter().map(blob).collect();
     image(Form::DockerArchive, members, &config, &layers, spool)
 }
 
@@ -119,31 +133,34 @@ fn oci(form: Form, members: &Members<'_>, spool: &Path) -> Result<Image, OciErro
     let layers = manifest
         .layers
         .iter()
-        .map(Descriptor::path)
+        .map(Descriptor::blob)
         .collect::<Result<Vec<_>, _>>()?;
-    image(form, members, &manifest.config.path()?, &layers, spool)
+    image(form, members, &manifest.config.blob()?, &layers, spool)
 }
 
 fn image(
     form: Form,
     members: &Members<'_>,
-    config: &str,
-    layers: &[String],
+    config: &Blob,
+    layers: &[Blob],
     spool: &Path,
 ) -> Result<Image, OciError> {
     if layers.len() > LAYERS_MAX {
         return Err(OciError::Large("manifest".to_owned()));
     }
-    let config = members.config(config)?;
+    let (config, unpacked) = members.config(config)?;
+    // Where there is one for each: old archives have none.
+    let unpacked = unpacked.filter(|digests| digests.len() == layers.len());
     let mut room = Room::of_an_image();
-    let layers = layers
-        .iter()
-        .map(|name| members.layer(name, spool, &mut room))
-        .collect::<Result<_, _>>()?;
+    let mut files = Vec::with_capacity(layers.len());
+    for (index, layer) in layers.iter().enumerate() {
+        let unpacked = unpacked.as_ref().map(|digests| &digests[index]);
+        files.push(members.layer(layer, unpacked, spool, &mut room)?);
+    }
     Ok(Image {
         form,
         config,
-        layers,
+        layers: files,
     })
 }
 
@@ -185,16 +202,47 @@ struct Manifest {
     layers: Vec<Descriptor>,
 }
 
+/// A part of an image, and the digest that it must have, in hexadecimal.
+#[derive(Debug)]
+struct Blob {
+    path: String,
+    digest: Option<String>,
+}
+
+/// The hexadecimal digits of a SHA-256 digest, which every registry has (OCI image-spec, `descriptor.md`).
+fn sha256(digest: &str) -> Result<&str, OciError> {
+    let digits = |hex: &&str| {
+        let digit = |b: u8| b.is_ascii_digit() || matches!(b, b'a'..=b'f');
+        hex.len() == 64 && hex.bytes().all(digit)
+    };
+    let hex = digest.strip_prefix("sha256:").filter(digits);
+    hex.ok_or_else(|| OciError::Digest(digest.to_owned()))
+}
+
+fn compare(name: &str, expected: &str, hasher: Sha256) -> Result<(), OciError> {
+    let actual: String = hasher
+        .finalize()
+        .iter()
+        .map(|b| format!("{b:02x}"))
+        .collect();
+    if actual == expected {
+        return Ok(());
+    }
+    Err(OciError::Damaged {
+        name: name.to_owned(),
+        expected: format!("sha256:{expected}"),
+        actual,
+    })
+}
+
 impl Descriptor {
     /// Where a layout keeps it.
-    fn path(&self) -> Result<String, OciError> {
-        let (algorithm, hex) = self.digest.split_once(':').unwrap_or_default();
-        let plain = |s: &str| !s.is_empty() && s.bytes().all(|b| b.is_ascii_alphanumeric());
-        if plain(algorithm) && plain(hex) {
-            Ok(format!("blobs/{algorithm}/{hex}"))
-        } else {
-            Err(OciError::Digest(self.digest.clone()))
-        }
+    fn blob(&self) -> Result<Blob, OciError> {
+        let hex = sha256(&self.digest)?;
+        Ok(Blob {
+            path: format!("blobs/sha256/{hex}"),
+            digest: Some(hex.to_owned()),
+        })
     }
 
     fn is_index(&self) -> bool {
@@ -211,19 +259,22 @@ impl Descriptor {
 
 /// The one manifest for linux/amd64 below `index.json`.
 fn oci_manifest(members: &Members<'_>) -> Result<Manifest, OciError> {
-    let mut indexes = vec!["index.json".to_owned()];
+    let mut indexes = vec![Blob {
+        path: "index.json".to_owned(),
+        digest: None,
+    }];
     let mut found = Vec::new();
     for _ in 0..DEPTH_MAX {
         let mut next = Vec::new();
-        for name in indexes {
-            let index: Index = members.json(&name)?;
+        for blob in indexes {
+            let index: Index = members.json(&blob)?;
             for descriptor in index.manifests.iter().filter(|d| d.may_be_ours()) {
                 let list = if descriptor.is_index() {
                     &mut next
                 } else {
                     &mut found
                 };
-                list.push(descriptor.path()?);
+                list.push(descriptor.blob()?);
             }
         }
         indexes = next;
@@ -234,10 +285,10 @@ fn oci_manifest(members: &Members<'_>) -> Result<Manifest, OciError> {
     if !indexes.is_empty() {
         return Err(OciError::Large("index.json".to_owned()));
     }
-    found.sort_unstable();
-    found.dedup();
+    found.sort_unstable_by(|a, b| a.path.cmp(&b.path));
+    found.dedup_by(|a, b| a.path == b.path);
     let count = found.len();
-    let [one] = <[String; 1]>::try_from(found).map_err(|_| OciError::Images(count))?;
+    let [one] = <[Blob; 1]>::try_from(found).map_err(|_| OciError::Images(count))?;
     members.json(&one)
 }
 
@@ -248,6 +299,15 @@ struct Configuration {
     architecture: Option<String>,
     #[serde(default)]
     config: Option<serde_json::Map<String, serde_json::Value>>,
+    #[serde(default)]
+    rootfs: Option<RootFs>,
+}
+
+#[derive(Deserialize)]
+struct RootFs {
+    /// Of what the layers unpack to, the lowest first.
+    #[serde(default)]
+    diff_ids: Vec<String>,
 }
 
 #[derive(Debug, Clone)]
@@ -321,9 +381,13 @@ impl<'a> Members<'a> {
         let has_both = |image: &serde_json::Value| {
             image.get("Config").is_some() && image.get("Layers").is_some()
         };
-        match self.json::<Vec<serde_json::Value>>(NAME) {
+        let blob = Blob {
+            path: NAME.to_owned(),
+            digest: None,
+        };
+        match self.json::<Vec<serde_json::Value>>(&blob) {
             Ok(images) if !images.is_empty() && images.iter().all(has_both) => {
-                self.json(NAME).map(Some)
+                self.json(&blob).map(Some)
             }
             Ok(_) | Err(_) => Ok(None),
         }
@@ -364,24 +428,31 @@ impl<'a> Members<'a> {
         }
     }
 
-    fn json<T: serde::de::DeserializeOwned>(&self, name: &str) -> Result<T, OciError> {
-        let section = self.open(name)?;
+    fn json<T: serde::de::DeserializeOwned>(&self, blob: &Blob) -> Result<T, OciError> {
+        let name = &blob.path;
+        let mut section = self.open(name)?;
         if section.end - section.at > JSON_BYTES_MAX {
             return Err(OciError::Large(name.to_owned()));
         }
-        let json = |source| OciError::Json {
+        let mut text = Vec::new();
+        section.read_to_end(&mut text).map_err(OciError::Read)?;
+        if let Some(expected) = &blob.digest {
+            compare(name, expected, Sha256::new_with_prefix(&text))?;
+        }
+        serde_json::from_slice(&text).map_err(|source| OciError::Json {
             name: name.to_owned(),
             source,
-        };
-        serde_json::from_reader(BufReader::new(section)).map_err(json)
+        })
     }
 
-    fn config(&self, name: &str) -> Result<ImageConfig, OciError> {
+    /// And the digests of what the layers unpack to.
+    fn config(&self, blob: &Blob) -> Result<(ImageConfig, Option<Vec<String>>), OciError> {
         let Configuration {
             os,
             architecture,
             config,
-        } = self.json(name)?;
+            rootfs,
+        } = self.json(blob)?;
         let os = os.unwrap_or_else(|| "linux".to_owned());
         let architecture = architecture.unwrap_or_else(|| "amd64".to_owned());
         if os != "linux" || architecture != "amd64" {
@@ -391,19 +462,48 @@ impl<'a> Members<'a> {
         let mut config = config.unwrap_or_default();
         config.retain(|_, value| !value.is_null());
         let json = |source| OciError::Json {
-            name: name.to_owned(),
+            name: blob.path.clone(),
             source,
         };
-        serde_json::from_value(config.into()).map_err(json)
+        let config = serde_json::from_value(config.into()).map_err(json)?;
+        Ok((config, rootfs.map(|rootfs| rootfs.diff_ids)))
     }
 
     /// A layer as an uncompressed tar in a file of its own; how it is compressed is seen from its start.
-    fn layer(&self, name: &str, spool: &Path, room: &mut Room) -> Result<File, OciError> {
-        let unpacked = compressed::unpack(self.open(name)?, spool, room);
-        unpacked.map_err(|source| OciError::Layer {
+    /// Either digest says all: the layer is hashed once.
+    fn layer(
+        &self,
+        blob: &Blob,
+        unpacked: Option<&String>,
+        spool: &Path,
+        room: &mut Room,
+    ) -> Result<File, OciError> {
+        let name = &blob.path;
+        let failed = |source| OciError::Layer {
             name: name.to_owned(),
             source,
+        };
+        let mut section = Hashed {
+            from: self.open(name)?,
+            hasher: blob.digest.as_ref().map(|_| Sha256::new()),
+        };
+        let wanted = unpacked.filter(|_| blob.digest.is_none());
+        let mut content = wanted.map(|_| Sha256::new());
+        let file = compressed::unpack(&mut section, spool, room, &mut |piece| {
+            if let Some(hasher) = &mut content {
+                hasher.update(piece);
+            }
         })
+        .map_err(failed)?;
+        // What a decoder leaves behind its end is the blob's as well.
+        io::copy(&mut section, &mut io::sink()).map_err(failed)?;
+        if let (Some(expected), Some(hasher)) = (&blob.digest, section.hasher) {
+            compare(name, expected, hasher)?;
+        }
+        if let (Some(expected), Some(hasher)) = (wanted, content) {
+            compare(name, sha256(expected)?, hasher)?;
+        }
+        Ok(file)
     }
 }
 
@@ -420,6 +520,22 @@ fn normal(path: &str) -> String {
         }
     }
     names.join("/")
+}
+
+/// Hashes what is read.
+struct Hashed {
+    from: Section,
+    hasher: Option<Sha256>,
+}
+
+impl Read for Hashed {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.from.read(buffer)?;
+        if let Some(hasher) = &mut self.hasher {
+            hasher.update(&buffer[..count]);
+        }
+        Ok(count)
+    }
 }
 
 /// A piece of the archive.
@@ -521,25 +637,90 @@ mod tests {
     #[test]
     fn an_oci_archive_gives_the_manifest_of_this_platform_whatever_the_compression() {
         let (lower, upper) = layers();
-        let index = br#"{"manifests":[{"mediaType":"application/vnd.oci.image.index.v1+json","digest":"sha256:1d"}]}"#;
-        let nested = br#"{"manifests":[
-            {"digest":"sha256:a1","platform":{"os":"linux","architecture":"arm64"}},
-            {"digest":"sha256:a2","platform":{"os":"linux","architecture":"amd64"}},
-            {"digest":"sha256:a3","platform":{"os":"unknown","architecture":"unknown"}}]}"#;
-        let manifest = br#"{"config":{"digest":"sha256:c0"},"layers":[
-            {"digest":"sha256:e1","mediaType":"application/vnd.oci.image.layer.v1.tar+gzip"},
-            {"digest":"sha256:e2","mediaType":"application/vnd.oci.image.layer.v1.tar+zstd"}]}"#;
         let zstd = zstd::encode_all(&upper[..], 1).expect("zstd");
-        let archive = tar(&[
-            ("oci-layout", b"{}"),
-            ("index.json", index),
-            ("blobs/sha256/1d", nested),
-            ("blobs/sha256/a2", manifest),
-            ("blobs/sha256/c0", CONFIG.as_bytes()),
-            ("blobs/sha256/e1", &gzip(&lower)),
-            ("./blobs/sha256/e2", &zstd),
-        ]);
-        assert_packs_to_the_merge(&open(&archive).expect("valid").expect("an image"));
+        let gzip = gzip(&lower);
+        let (other, config) = ("0".repeat(64), hex(CONFIG.as_bytes()));
+        let manifest = format!(
+            r#"{{"config":{{"digest":"sha256:{config}"}},"layers":[
+            {{"digest":"sha256:{}","mediaType":"application/vnd.oci.image.layer.v1.tar+gzip"}},
+            {{"digest":"sha256:{}","mediaType":"application/vnd.oci.image.layer.v1.tar+zstd"}}]}}"#,
+            hex(&gzip),
+            hex(&zstd)
+        );
+        let nested = format!(
+            r#"{{"manifests":[
+            {{"digest":"sha256:{other}","platform":{{"os":"linux","architecture":"arm64"}}}},
+            {{"digest":"sha256:{}","platform":{{"os":"linux","architecture":"amd64"}}}},
+            {{"digest":"sha256:{other}","platform":{{"os":"unknown","architecture":"unknown"}}}}]}}"#,
+            hex(manifest.as_bytes())
+        );
+        let index = format!(
+            r#"{{"manifests":[{{"mediaType":"application/vnd.oci.image.index.v1+json","digest":"sha256:{}"}}]}}"#,
+            hex(nested.as_bytes())
+        );
+        let blobs = [
+            nested.as_bytes(),
+            manifest.as_bytes(),
+            CONFIG.as_bytes(),
+            &gzip,
+            &zstd,
+        ];
+        let paths = blobs.map(|blob| format!("blobs/sha256/{}", hex(blob)));
+        let archive = |damaged: Option<usize>| {
+            let mut members = vec![
+                ("oci-layout", b"{}".to_vec()),
+                ("index.json", index.clone().into()),
+            ];
+            for (i, (path, blob)) in paths.iter().zip(blobs).enumerate() {
+                let mut blob = blob.to_vec();
+                // Behind its end, where no decoder looks.
+                if damaged == Some(i) {
+                    blob.push(b' ');
+                }
+                members.push((path, blob));
+            }
+            let members: Vec<_> = members.iter().map(|(n, b)| (*n, b.as_slice())).collect();
+            tar(&members)
+        };
+        assert_packs_to_the_merge(&open(&archive(None)).expect("valid").expect("an image"));
+        for (i, path) in paths.iter().enumerate() {
+            let error = open(&archive(Some(i))).expect_err("damaged");
+            let says = |name: &str| error.to_string().contains(name);
+            assert!(
+                says(path) || matches!(error, OciError::Layer { .. }),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_docker_archive_whose_layer_is_another_is_refused() {
+        let (lower, upper) = layers();
+        let config = format!(
+            r#"{{"rootfs":{{"type":"layers","diff_ids":["sha256:{}"]}},"config":{{}}}}"#,
+            hex(&lower)
+        );
+        let manifest = br#"[{"Config":"c","RepoTags":null,"Layers":["l"]}]"#;
+        let archive = |layer: &[u8]| {
+            tar(&[
+                ("manifest.json", manifest),
+                ("c", config.as_bytes()),
+                ("l", layer),
+            ])
+        };
+        // Of what it unpacks to: compression may be another.
+        for layer in [lower.clone(), gzip(&lower)] {
+            assert!(open(&archive(&layer)).expect("valid").is_some());
+        }
+        let error = open(&archive(&upper)).expect_err("another layer");
+        assert!(matches!(error, OciError::Damaged { .. }), "{error}");
+    }
+
+    fn hex(bytes: &[u8]) -> String {
+        Sha256::digest(bytes)
+            .iter()
+            .map(|b| format!("{b:02x}"))
+            .collect()
     }
 
     #[test]
