@@ -145,6 +145,9 @@ pub(crate) enum FlistCommand {
     /// Show what is in a .flist file
     #[command(visible_alias = "inspect")]
     Show { file: PathBuf },
+    /// Put what the first run of an image on the node touched beside its .flist file: nodes that find it in the image's
+    /// store get that first
+    Trace { file: PathBuf },
 }
 
 #[derive(Debug, Args)]
@@ -345,6 +348,7 @@ mod tests {
             "flist inspect store/x.flist",
             "flist pack rootfs -o store --encrypt",
             "flist pack rootfs -o store --encrypt --salt-file team",
+            "flist trace store/x.flist",
             "deploy app.yaml",
             "deploy - --accept-volatile",
             "deploy --image store/x.flist -p 8080:80 -p 443 --name shop --memory 512Mi --restart on-failure -- /bin/app -v",

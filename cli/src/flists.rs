@@ -1,12 +1,13 @@
 //! `sifr flist`: packing images and looking into them.
 //!
-//! Owns: what the two commands show. Refuses: packing (`pack` has it) and the format (`flist` has it).
+//! Owns: what its commands show. Refuses: packing (`pack` has it) and the format (`flist` has it).
 
 use std::path::Path;
 
 use anyhow::Context as _;
 use flist::pack::Packed;
 use flist::store::DirStore;
+use flist::trace::{self, Trace};
 use serde_json::json;
 
 use crate::Context;
@@ -17,11 +18,29 @@ use crate::salt::salt;
 use crate::screen::{Screen, fields, mebibytes};
 use crate::source::Source;
 
-pub(crate) fn flist(context: &Context, command: FlistCommand) -> anyhow::Result<()> {
+pub(crate) async fn flist(context: &Context, command: FlistCommand) -> anyhow::Result<()> {
     match command {
         FlistCommand::Pack(options) => pack(context, &options),
         FlistCommand::Show { file } => show(&context.screen, &LocalImage::open(&file)?),
+        FlistCommand::Trace { file } => trace(context, &LocalImage::open(&file)?, &file).await,
     }
+}
+
+/// What a node says is checked before it lies in a store.
+async fn trace(context: &Context, image: &LocalImage, file: &Path) -> anyhow::Result<()> {
+    let (node, _, client) = context.home.client(context.node.as_deref())?;
+    let digest = image.digest;
+    let bytes = client
+        .trace(digest)
+        .await
+        .with_context(|| format!("cannot ask node {node} for a trace"))?;
+    let trace = Trace::decode(&bytes, &digest, image.flist.chunks().len())
+        .with_context(|| format!("cannot use the trace of node {node}"))?;
+    let path = file.with_file_name(trace::object(&digest));
+    std::fs::write(&path, trace.encode())
+        .with_context(|| format!("cannot write {}", path.display()))?;
+    let value = json!({ "digest": digest, "file": path, "chunks": trace.chunks().len() });
+    context.screen.show(&value, || path.display().to_string())
 }
 
 fn pack(context: &Context, options: &Pack) -> anyhow::Result<()> {

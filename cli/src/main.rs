@@ -71,7 +71,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
     match command {
         Command::Key(command) => nodes::key(&context, command),
         Command::Node(command) => nodes::node(&context, command).await,
-        Command::Flist(command) => flists::flist(&context, command),
+        Command::Flist(command) => flists::flist(&context, command).await,
         Command::Deploy(options) => deploy::deploy(&context, *options).await,
         Command::Get { name } => lifecycle::get(&context, name).await,
         Command::Metrics { name } => nodes::metrics(&context, Some(name)).await,

@@ -241,6 +241,12 @@ mod tests {
                     state.flists.insert(digest, flist);
                     Ok(answer)
                 }
+                Route::Trace(digest) if state().flists.contains_key(&digest) => {
+                    let mut recorder = flist::trace::Recorder::default();
+                    recorder.touch(1, std::time::Duration::ZERO);
+                    Ok(Answer::bytes(recorder.finish(digest).encode()))
+                }
+                Route::Trace(_) => Err(refusal(RefusalCode::NotFound, "there is no trace")),
                 Route::PutChunk(digest) => {
                     let bytes = body.collect().await?;
                     let mut state = state();
@@ -609,6 +615,26 @@ mod tests {
             (&5.into(), &0.into())
         );
         assert_eq!(again["durable"], true);
+    }
+
+    #[test]
+    fn the_trace_of_a_first_run_comes_to_lie_beside_the_flist() {
+        let bench = Bench::with_node(true);
+        let image = bench.pack();
+        bench
+            .run(&["flist", "trace", &image])
+            .ends(3)
+            .says("there is no trace");
+        bench.deploy().ends(0);
+        bench
+            .run(&["flist", "trace", &image])
+            .ends(0)
+            .says(".trace");
+        let digest = Path::new(&image).file_stem().expect("a name");
+        let digest = Digest::from_hex(&digest.to_string_lossy()).expect("a digest");
+        let bytes = fs::read(bench.path(&image.replace(".flist", ".trace"))).expect("written");
+        let trace = flist::trace::Trace::decode(&bytes, &digest, 2).expect("of this flist");
+        assert_eq!(trace.chunks(), [1]);
     }
 
     #[test]

@@ -28,4 +28,4 @@ mod licences;
 mod progress;
 mod space;
 mod tree;
-mod userland;
+pub mod userland;

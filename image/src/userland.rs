@@ -1,7 +1,7 @@
-//! A Debian user land with a web server: what the demonstration runs.
+//! Debian user lands: with a web server, which the demonstration runs, and with others, which the benchmark starts.
 //!
-//! Owns: making it with `mmdebstrap` from the mirror this machine uses, and keeping it.
-//! Refuses: being in the image. It is a tenant's content.
+//! Owns: making them with `mmdebstrap` from the mirror this machine uses, and keeping them.
+//! Refuses: being in the image. They are tenants' content.
 
 use std::path::PathBuf;
 
@@ -31,12 +31,16 @@ const LINES_ESTIMATE: u64 = 400;
 /// Dates of all files: the same tree gives the same chunks.
 const EPOCH: &str = "1767225600";
 
-/// The user land as an uncompressed tar, from the cache or new.
-pub(crate) fn userland(paths: &Paths) -> Result<PathBuf> {
+/// The demonstration's user land as an uncompressed tar, from the cache or new.
+pub fn userland(paths: &Paths) -> Result<PathBuf> {
+    with(paths, "debian-nginx.tar", PACKAGES)
+}
+
+/// One with these packages (separated by commas) besides the essential ones, under this name.
+pub fn with(paths: &Paths, name: &str, packages: &str) -> Result<PathBuf> {
     let suite = suite()?;
-    let key = digest::key(&[&suite, PACKAGES, PAGE, &EXCLUDED.join(" "), EPOCH]);
+    let key = digest::key(&[&suite, packages, PAGE, &EXCLUDED.join(" "), EPOCH]);
     let directory = paths.cache.join(format!("userland/{key}"));
-    let name = "debian-nginx.tar";
     if !directory.is_dir() {
         let _lock = paths::lock(&paths.cache)?;
         paths::appear(&directory, |draft| {
@@ -45,10 +49,11 @@ pub(crate) fn userland(paths: &Paths) -> Result<PathBuf> {
             paths::write(&sources, apt::sources("deb")?)?;
             let mut debstrap = command::clean("mmdebstrap");
             debstrap.args(["--variant=minbase", "--format=tar"]);
-            debstrap.arg(format!("--include={PACKAGES}"));
+            debstrap.arg(format!("--include={packages}"));
             for path in EXCLUDED {
                 debstrap.arg(format!("--dpkgopt=path-exclude={path}"));
             }
+            debstrap.arg("--customize-hook=mkdir -p \"$1/var/www/html\"");
             let upload = format!("upload \"{}\" /var/www/html/index.html", page.display());
             debstrap.arg(format!("--customize-hook={upload}"));
             debstrap.arg(&suite).arg(draft.join(name)).arg(&sources);

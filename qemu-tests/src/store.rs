@@ -1,7 +1,7 @@
 //! A plain web server over a store directory, which the node reaches as 10.0.2.2.
 //!
-//! Owns: serving files, and stopping half-way through some until a test goes on. Refuses: being a good web
-//! server.
+//! Owns: serving files, counting what was served, and stopping half-way through some or altogether until a test goes on.
+//! Refuses: being a good web server.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
@@ -78,6 +78,66 @@ impl Gate {
     }
 }
 
+/// What a store was asked for, and whether it answers.
+#[derive(Debug, Default)]
+pub struct Served(Mutex<ServedState>);
+
+#[derive(Debug, Default)]
+struct ServedState {
+    /// Path and length of each object that was sent, in order.
+    objects: Vec<(String, usize)>,
+    connections: usize,
+    /// Requests on which it hung up.
+    refused: usize,
+    is_down: bool,
+}
+
+impl Served {
+    fn state(&self) -> std::sync::MutexGuard<'_, ServedState> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Path and length of each object that was sent so far, in order.
+    pub fn objects(&self) -> Vec<(String, usize)> {
+        self.state().objects.clone()
+    }
+
+    /// Of these, the chunks: how many, and their bytes.
+    pub fn chunks(&self) -> (usize, usize) {
+        let state = self.state();
+        let chunks = state
+            .objects
+            .iter()
+            .filter(|(p, _)| p.starts_with("chunks/"));
+        chunks.fold((0, 0), |(n, sum), (_, bytes)| (n + 1, sum + bytes))
+    }
+
+    pub fn connections(&self) -> usize {
+        self.state().connections
+    }
+
+    /// Requests on which it hung up, because it was down.
+    pub fn refused(&self) -> usize {
+        self.state().refused
+    }
+
+    /// A store that is down hangs up on everybody.
+    pub fn set_down(&self, is_down: bool) {
+        self.state().is_down = is_down;
+    }
+
+    /// Whether to hang up.
+    fn refuses(&self) -> bool {
+        let mut state = self.state();
+        state.refused += usize::from(state.is_down);
+        state.is_down
+    }
+
+    fn note(&self, path: &str, bytes: usize) {
+        self.state().objects.push((path.to_owned(), bytes));
+    }
+}
+
 /// Serves `directory` on a loopback port until the test's process ends; gives the URL for the node.
 pub fn serve(directory: &Path) -> Result<String> {
     serve_through(directory, Arc::default())
@@ -85,19 +145,31 @@ pub fn serve(directory: &Path) -> Result<String> {
 
 /// The same; half of each answer comes before the gate.
 pub fn serve_through(directory: &Path, gate: Arc<Gate>) -> Result<String> {
+    serve_to(directory, gate, Arc::default())
+}
+
+/// The same, with a count of what was served.
+pub fn serve_counted(directory: &Path, gate: Arc<Gate>) -> Result<(String, Arc<Served>)> {
+    let served = Arc::<Served>::default();
+    let url = serve_to(directory, gate, Arc::clone(&served))?;
+    Ok((url, served))
+}
+
+fn serve_to(directory: &Path, gate: Arc<Gate>, served: Arc<Served>) -> Result<String> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let url = format!("http://10.0.2.2:{}", listener.local_addr()?.port());
     let root = directory.to_owned();
     std::thread::spawn(move || {
         for stream in listener.incoming().flatten() {
-            let (root, gate) = (root.clone(), Arc::clone(&gate));
-            std::thread::spawn(move || answer(&stream, &root, &gate));
+            let (root, gate, served) = (root.clone(), Arc::clone(&gate), Arc::clone(&served));
+            served.state().connections += 1;
+            std::thread::spawn(move || answer(&stream, &root, &gate, &served));
         }
     });
     Ok(url)
 }
 
-fn answer(stream: &TcpStream, root: &Path, gate: &Gate) -> Option<()> {
+fn answer(stream: &TcpStream, root: &Path, gate: &Gate, served: &Served) -> Option<()> {
     let mut reader = BufReader::new(stream);
     let mut writer = stream;
     loop {
@@ -117,7 +189,10 @@ fn answer(stream: &TcpStream, root: &Path, gate: &Gate) -> Option<()> {
             .nth(1)?
             .trim_start_matches('/')
             .to_owned();
-        let (status, body) = match std::fs::read(root.join(path)) {
+        if served.refuses() {
+            return None;
+        }
+        let (status, body) = match std::fs::read(root.join(&path)) {
             Ok(body) => ("200 OK", body),
             Err(_) => ("404 Not Found", Vec::new()),
         };
@@ -130,7 +205,11 @@ fn answer(stream: &TcpStream, root: &Path, gate: &Gate) -> Option<()> {
         let (first, rest) = body.split_at(body.len() / 2);
         writer.write_all(first).ok()?;
         gate.pass(body.len());
+        if served.refuses() {
+            return None;
+        }
         writer.write_all(rest).ok()?;
+        served.note(&path, body.len());
     }
 }
 

@@ -16,6 +16,7 @@ use tokio::sync::mpsc::Receiver;
 use tokio::sync::oneshot;
 use types::status::{Refusal, RefusalCode};
 
+const BYTES: &str = "application/octet-stream";
 const JSON: &str = "application/json";
 const TEXT: &str = "text/plain; charset=utf-8";
 /// Prometheus' text exposition format.
@@ -63,6 +64,11 @@ impl Answer {
 
     pub fn text(text: impl Into<Vec<u8>>) -> Self {
         Self::whole(StatusCode::OK, TEXT, text.into())
+    }
+
+    /// What has a format of its own.
+    pub fn bytes(bytes: Vec<u8>) -> Self {
+        Self::whole(StatusCode::OK, BYTES, bytes)
     }
 
     /// What Prometheus reads.

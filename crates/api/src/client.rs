@@ -257,6 +257,11 @@ impl Client {
             .map_err(|error| self.strange(&route, error.to_string()))
     }
 
+    /// The trace of an flist's first run on the node, as `flist::trace` has it; unchecked.
+    pub async fn trace(&self, flist: Digest) -> Result<Vec<u8>, ClientError> {
+        self.ask(&Route::Trace(flist), Bytes::new()).await
+    }
+
     pub async fn put_chunk(&self, digest: Digest, stored: Bytes) -> Result<(), ClientError> {
         self.ask(&Route::PutChunk(digest), stored).await.map(drop)
     }

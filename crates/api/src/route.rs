@@ -35,6 +35,8 @@ pub enum Route {
     Dmesg,
     /// `PUT /v1/flists/{hex}`
     PutFlist(Digest),
+    /// `GET /v1/flists/{hex}/trace`: what its first run on the node touched, as `flist::trace` has it
+    Trace(Digest),
     /// `PUT /v1/chunks/{hex}`: the digest of the stored bytes
     PutChunk(Digest),
     /// `POST /v1/statements`
@@ -172,6 +174,7 @@ impl Route {
             ("GET", ["node"]) => Self::Node,
             ("GET", ["node", "dmesg"]) => Self::Dmesg,
             ("PUT", ["flists", hex]) => Self::PutFlist(digest(hex)?),
+            ("GET", ["flists", hex, "trace"]) => Self::Trace(digest(hex)?),
             ("PUT", ["chunks", hex]) => Self::PutChunk(digest(hex)?),
             ("POST", ["statements"]) => Self::PostStatement,
             ("GET", ["deployments"]) => Self::Deployments,
@@ -200,6 +203,7 @@ impl Route {
             Self::PostStatement | Self::Drill => Method::POST,
             Self::Node
             | Self::Dmesg
+            | Self::Trace(_)
             | Self::Deployments
             | Self::Deployment { .. }
             | Self::NodeMetrics
@@ -214,6 +218,7 @@ impl Route {
             Self::Node => "/v1/node".to_owned(),
             Self::Dmesg => "/v1/node/dmesg".to_owned(),
             Self::PutFlist(digest) => format!("/v1/flists/{}", digest.hex()),
+            Self::Trace(digest) => format!("/v1/flists/{}/trace", digest.hex()),
             Self::PutChunk(digest) => format!("/v1/chunks/{}", digest.hex()),
             Self::PostStatement => "/v1/statements".to_owned(),
             Self::Deployments => "/v1/deployments".to_owned(),
@@ -258,6 +263,7 @@ impl Route {
             Self::Drill => DRILL_MAX,
             Self::Node
             | Self::Dmesg
+            | Self::Trace(_)
             | Self::Deployments
             | Self::Deployment { .. }
             | Self::NodeMetrics
@@ -382,6 +388,7 @@ mod tests {
         prop_oneof![
             digest().prop_map(Route::PutFlist),
             digest().prop_map(Route::PutChunk),
+            digest().prop_map(Route::Trace),
             label().prop_map(Route::Metrics),
             (label(), proptest::option::of(wait))
                 .prop_map(|(name, wait)| Route::Deployment { name, wait }),
@@ -431,6 +438,10 @@ mod tests {
             (
                 Route::PutFlist(Digest([0xab; 32])),
                 &format!("PUT /v1/flists/{}", "ab".repeat(32)),
+            ),
+            (
+                Route::Trace(Digest([0xab; 32])),
+                &format!("GET /v1/flists/{}/trace", "ab".repeat(32)),
             ),
             (
                 Route::PutChunk(Digest([0xcd; 32])),

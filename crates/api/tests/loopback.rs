@@ -65,6 +65,7 @@ mod tests {
                 )),
                 Route::Dmesg => Ok(Answer::text("line one\nline two\n")),
                 Route::NodeMetrics | Route::Metrics(_) => Ok(Answer::metrics(String::new())),
+                Route::Trace(digest) => Ok(Answer::bytes(digest.0.to_vec())),
                 Route::PutFlist(digest) => {
                     while let Some(bytes) = body.next().await? {
                         self.received

@@ -5,12 +5,13 @@
 //! The node takes pushes with it while the chunk daemon fetches; both may write at once.
 //! Refuses: bytes that do not hash to their name, and anything above the limits of the format.
 
-use std::collections::{BTreeMap, HashSet};
-use std::fs::{self, File, OpenOptions};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fs::{self, File, FileTimes, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, chown, fchown, lchown};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag};
@@ -19,6 +20,7 @@ use types::Digest;
 use crate::chunk::{Chunk, ChunkError, hash, object_path};
 use crate::format::{self, FLIST_BYTES_MAX, Flist, FormatError};
 use crate::materialise::{self, MaterialiseError};
+use crate::trace::{self, Trace};
 
 pub use crate::STORED_BYTES_MAX;
 
@@ -97,6 +99,15 @@ pub struct Footprint {
     pub placed: u64,
 }
 
+/// A chunk file that was read again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Scrubbed {
+    pub digest: Digest,
+    pub bytes: u64,
+    /// It was not what its name says, and is no more.
+    pub was_damaged: bool,
+}
+
 /// Paths only: cheap to clone, holds nothing open.
 #[derive(Debug, Clone)]
 pub struct Cache {
@@ -140,6 +151,10 @@ impl Cache {
         self.root.join(object_path(stored))
     }
 
+    pub fn trace_path(&self, digest: &Digest) -> PathBuf {
+        self.root.join("flists").join(trace::object(digest))
+    }
+
     pub fn image_path(&self, digest: &Digest) -> PathBuf {
         self.root.join(format!("images/{}.img", digest.hex()))
     }
@@ -178,6 +193,32 @@ impl Cache {
             return Err(CacheError::Damaged { digest: *digest });
         }
         Ok((Flist::read(&mut file)?, file))
+    }
+
+    /// The trace that is kept beside an flist of so many chunks. One that cannot be read is as good as none, and makes room
+    /// for the next.
+    pub fn trace(&self, digest: &Digest, count: usize) -> Option<Trace> {
+        let path = self.trace_path(digest);
+        let mut bytes = Vec::new();
+        let limit = trace::BYTES_MAX as u64 + 1;
+        let file = File::open(&path).ok()?;
+        io::Read::read_to_end(&mut io::Read::take(file, limit), &mut bytes).ok()?;
+        let read = Trace::decode(&bytes, digest, count);
+        if read.is_err() {
+            remove(&path).ok()?;
+        }
+        read.ok()
+    }
+
+    /// Keeps a trace beside its flist, in place of one that is there.
+    pub fn put_trace(&self, trace: &Trace) -> Result<(), CacheError> {
+        let path = self.trace_path(trace.flist());
+        let mut file = unnamed(&path, self.owner)?;
+        file.write_all(&trace.encode())
+            .and_then(|()| file.sync_all())
+            .map_err(failed("write", &path))?;
+        name(&file, &path)?;
+        sync(path.parent().unwrap_or(&path))
     }
 
     /// Whether a chunk is there with the length its flist says; its hash is verified when it is read.
@@ -240,6 +281,30 @@ impl Cache {
         }
     }
 
+    /// The chunk files whose names begin with this byte, and what else lies there.
+    pub fn stored_in(&self, first: u8) -> Vec<PathBuf> {
+        list(&self.root.join(format!("chunks/{first:02x}"))).unwrap_or_default()
+    }
+
+    /// Reads a chunk file again; one that does not hash to its name is removed. `None`: it is no chunk, or cannot be read.
+    pub fn scrub(&self, path: &Path) -> Option<Scrubbed> {
+        let digest = stored_at(path)?;
+        let mut stored = Vec::new();
+        let file = File::open(path).ok()?;
+        let mut file = io::Read::take(file, STORED_BYTES_MAX as u64 + 1);
+        let read = io::Read::read_to_end(&mut file, &mut stored);
+        // A sector that cannot be read is as lost as one that has something else.
+        let was_damaged = read.is_err() || hash(&stored) != digest;
+        if was_damaged {
+            remove(path).ok()?;
+        }
+        Some(Scrubbed {
+            digest,
+            bytes: stored.len() as u64,
+            was_damaged,
+        })
+    }
+
     /// A new image file of an flist under its name: metadata in place, chunks still zeros. One that
     /// was there is replaced; who has it open keeps the old one.
     pub fn create_image(&self, digest: &Digest) -> Result<(Flist, File), CacheError> {
@@ -275,14 +340,23 @@ impl Cache {
         remove(&self.image_path(digest))
     }
 
-    /// Removes flists that are not in `keep`, and chunks that none of those names. A pinned flist that is
-    /// missing or damaged makes it stop before it removes anything: nobody could tell which chunks it
-    /// names. Gives the bytes that became free.
-    pub fn sweep(&self, keep: &BTreeMap<Digest, Keep>) -> Result<u64, CacheError> {
-        let mut named = HashSet::new();
+    /// Notes that an flist is used now: among those that nothing keeps, the one that rested longest goes first.
+    pub fn used(&self, digest: &Digest) -> Result<(), CacheError> {
+        let path = self.flist_path(digest);
+        let now = FileTimes::new().set_accessed(SystemTime::now());
+        let file = open_existing(&path, digest)?;
+        file.set_times(now)
+            .map_err(failed("set the last use of", &path))
+    }
+
+    /// Makes `wanted` bytes free, if so many can be: what no flist names goes, then flists that are not in `keep` with the
+    /// chunks that only they name, in the order of their last use. A pinned flist that is missing or damaged makes it stop
+    /// before it removes anything: nobody could tell which chunks it names. Gives the bytes that became free.
+    pub fn sweep(&self, keep: &BTreeMap<Digest, Keep>, wanted: u64) -> Result<u64, CacheError> {
+        let mut users: HashMap<Digest, u32> = HashMap::new();
         for (digest, why) in keep {
             match (self.flist(digest), why) {
-                (Ok((flist, _)), _) => named.extend(flist.chunks().iter().map(|c| c.stored)),
+                (Ok((flist, _)), _) => count(&mut users, &flist),
                 (Err(CacheError::Absent(_) | CacheError::Damaged { .. }), Keep::Spared) => {}
                 (Err(CacheError::Absent(_) | CacheError::Damaged { .. }), Keep::Pinned) => {
                     return Err(CacheError::Unknown(*digest));
@@ -290,25 +364,88 @@ impl Cache {
                 (Err(error), _) => return Err(error),
             }
         }
-        let flist = |path: &Path| {
-            let name = path.file_name()?.to_str()?;
-            Digest::from_hex(name.strip_suffix(".flist")?).ok()
-        };
+        let others = self.others(keep)?;
+        for digest in &others {
+            count(&mut users, &self.looked_at(digest)?);
+        }
         let mut freed = remove_others(&self.root.join("flists"), |path| {
-            flist(path).is_some_and(|digest| keep.contains_key(&digest))
+            flist_at(path).is_some_and(|d| keep.contains_key(&d) || others.contains(&d))
         })?;
         for directory in list(&self.root.join("chunks"))? {
-            let chunk = |path: &Path| {
-                let begin = directory.file_name()?.to_str()?;
-                let rest = path.file_name()?.to_str()?;
-                Digest::from_hex(&format!("{begin}{rest}")).ok()
-            };
             freed += remove_others(&directory, |path| {
-                chunk(path).is_some_and(|digest| named.contains(&digest))
+                stored_at(path).is_some_and(|digest| users.contains_key(&digest))
             })?;
+        }
+        for digest in others {
+            if freed >= wanted {
+                break;
+            }
+            let flist = self.looked_at(&digest)?;
+            freed += remove_counted(&self.flist_path(&digest))?;
+            freed += remove_counted(&self.trace_path(&digest))?;
+            for stored in distinct(&flist) {
+                let left = users.entry(stored).or_default();
+                *left = left.saturating_sub(1);
+                if *left == 0 {
+                    freed += remove_counted(&self.chunk_path(&stored))?;
+                }
+            }
         }
         Ok(freed)
     }
+
+    /// The readable flists that nothing keeps, the one that rested longest first. What cannot be read is no use to anybody,
+    /// and is left out.
+    fn others(&self, keep: &BTreeMap<Digest, Keep>) -> Result<Vec<Digest>, CacheError> {
+        let mut others = Vec::new();
+        for path in list(&self.root.join("flists"))? {
+            let is_flist = path.extension().is_some_and(|e| e == "flist");
+            let Some(digest) = flist_at(&path).filter(|d| is_flist && !keep.contains_key(d)) else {
+                continue;
+            };
+            let used = fs::metadata(&path).and_then(|m| m.accessed());
+            if let (Ok(used), Ok(_)) = (used, self.looked_at(&digest)) {
+                others.push((used, digest));
+            }
+        }
+        others.sort_unstable();
+        Ok(others.into_iter().map(|(_, digest)| digest).collect())
+    }
+
+    /// Reads an flist without using it.
+    fn looked_at(&self, digest: &Digest) -> Result<Flist, CacheError> {
+        let path = self.flist_path(digest);
+        let used = fs::metadata(&path).and_then(|m| m.accessed());
+        let (flist, file) = self.flist(digest)?;
+        used.and_then(|used| file.set_times(FileTimes::new().set_accessed(used)))
+            .map_err(failed("set the last use of", &path))?;
+        Ok(flist)
+    }
+}
+
+/// The chunks of an flist, each once.
+fn distinct(flist: &Flist) -> HashSet<Digest> {
+    flist.chunks().iter().map(|c| c.stored).collect()
+}
+
+fn count(users: &mut HashMap<Digest, u32>, flist: &Flist) {
+    for stored in distinct(flist) {
+        *users.entry(stored).or_default() += 1;
+    }
+}
+
+/// The flist that a file of the cache is, or is beside.
+fn flist_at(path: &Path) -> Option<Digest> {
+    let name = path.file_name()?.to_str()?;
+    let of_an_flist = name.strip_suffix(".flist").or(name.strip_suffix(".trace"));
+    Digest::from_hex(of_an_flist?).ok()
+}
+
+/// The name of the chunk that a file of the cache holds.
+fn stored_at(path: &Path) -> Option<Digest> {
+    let begin = path.parent()?.file_name()?.to_str()?;
+    let rest = path.file_name()?.to_str()?;
+    Digest::from_hex(&format!("{begin}{rest}")).ok()
 }
 
 fn list(directory: &Path) -> Result<Vec<PathBuf>, CacheError> {
@@ -321,10 +458,16 @@ fn list(directory: &Path) -> Result<Vec<PathBuf>, CacheError> {
 fn remove_others(directory: &Path, keep: impl Fn(&Path) -> bool) -> Result<u64, CacheError> {
     let mut freed = 0;
     for path in list(directory)?.iter().filter(|path| !keep(path)) {
-        freed += fs::metadata(path).map(|m| m.len()).unwrap_or(0);
-        remove(path)?;
+        freed += remove_counted(path)?;
     }
     Ok(freed)
+}
+
+/// Removes a file that may be there; gives its length.
+fn remove_counted(path: &Path) -> Result<u64, CacheError> {
+    let bytes = fs::metadata(path).map(|m| m.len()).unwrap_or(0);
+    remove(path)?;
+    Ok(bytes)
 }
 
 fn remove(path: &Path) -> Result<(), CacheError> {
@@ -709,11 +852,11 @@ mod tests {
         for why in [Keep::Spared, Keep::Pinned] {
             w.cache.put_chunk(hash(b"stray"), b"stray").expect("valid");
             let keep = BTreeMap::from([(w.packed.digest, why)]);
-            assert_eq!(w.cache.sweep(&keep).expect("sweeps"), 5);
+            assert_eq!(w.cache.sweep(&keep, u64::MAX).expect("sweeps"), 5);
             let (flist, _) = w.cache.flist(&w.packed.digest).expect("kept");
             assert!(w.cache.missing(&flist).is_empty());
         }
-        assert!(w.cache.sweep(&BTreeMap::new()).expect("sweeps") > 100);
+        assert!(w.cache.sweep(&BTreeMap::new(), u64::MAX).expect("sweeps") > 100);
         assert!(matches!(
             w.cache.flist(&w.packed.digest),
             Err(CacheError::Absent(_))
@@ -721,6 +864,45 @@ mod tests {
         for directory in list(&w.cache.root.join("chunks")).expect("there") {
             assert!(list(&directory).expect("there").is_empty());
         }
+    }
+
+    #[test]
+    fn what_rested_longest_goes_first_and_what_others_name_stays() {
+        let mut w = world();
+        let mut images = vec![w.packed];
+        // Each has the files of the one before and one more.
+        for more in 10..12u8 {
+            let root = w.work.path().join("root");
+            fs::write(root.join(format!("f{more}")), vec![more; 600 << 10]).expect("file");
+            let source = Source::Directory(&root);
+            let config = ImageConfig::default();
+            let packed = pack(source, &config, &mut w.store, &mut |_| {}).expect("packs");
+            images.push(packed);
+        }
+        for image in &images {
+            let missing = w.cache.put_flist(image.digest, &image.flist);
+            for stored in missing.expect("valid") {
+                let bytes = w.store.read_chunk(&stored).expect("there");
+                w.cache.put_chunk(stored, &bytes).expect("valid");
+            }
+        }
+        let there = || {
+            let is_there = |image: &&Packed| w.cache.flist_path(&image.digest).exists();
+            images.iter().map(|i| is_there(&i)).collect::<Vec<_>>()
+        };
+        for at in [1, 2, 0] {
+            w.cache.used(&images[at].digest).expect("there");
+        }
+        assert!(w.cache.sweep(&BTreeMap::new(), 1).expect("sweeps") >= 1);
+        assert_eq!(there(), [true, false, true]);
+        let flist = w.cache.looked_at(&images[2].digest).expect("there");
+        assert!(w.cache.missing(&flist).is_empty(), "shared chunks stay");
+        assert!(w.cache.sweep(&BTreeMap::new(), 1).expect("sweeps") >= 1);
+        assert_eq!(there(), [true, false, false]);
+        let flist = w.cache.looked_at(&images[0].digest).expect("there");
+        assert!(w.cache.missing(&flist).is_empty());
+        let keep = BTreeMap::from([(images[0].digest, Keep::Pinned)]);
+        assert_eq!(w.cache.sweep(&keep, u64::MAX).expect("sweeps"), 0);
     }
 
     #[test]
@@ -734,19 +916,22 @@ mod tests {
         fs::write(w.cache.flist_path(&w.packed.digest), b"SIFRFLS1").expect("write");
         // The first look removes what is damaged; the second finds nothing.
         for _ in 0..2 {
-            let error = w.cache.sweep(&pinned).expect_err("nobody knows its chunks");
+            let error = w
+                .cache
+                .sweep(&pinned, u64::MAX)
+                .expect_err("nobody knows its chunks");
             assert!(matches!(error, CacheError::Unknown(digest) if digest == w.packed.digest));
             assert!(w.cache.chunk_path(&stored).exists());
         }
         w.cache
             .put_flist(w.packed.digest, &w.packed.flist)
             .expect("pushed again");
-        assert_eq!(w.cache.sweep(&pinned).expect("sweeps"), 0);
+        assert_eq!(w.cache.sweep(&pinned, u64::MAX).expect("sweeps"), 0);
         assert!(w.cache.chunk_path(&stored).exists());
         // What can be fetched again is not waited for.
         fs::remove_file(w.cache.flist_path(&w.packed.digest)).expect("removed");
         let spared = BTreeMap::from([(w.packed.digest, Keep::Spared)]);
-        assert!(w.cache.sweep(&spared).expect("sweeps") > 0);
+        assert!(w.cache.sweep(&spared, u64::MAX).expect("sweeps") > 0);
     }
 
     #[test]

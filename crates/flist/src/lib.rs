@@ -24,6 +24,7 @@ pub mod pack;
 mod scan;
 pub mod seal;
 pub mod store;
+pub mod trace;
 pub mod tree;
 pub mod wire;
 

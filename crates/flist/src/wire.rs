@@ -119,6 +119,21 @@ pub enum FromNode {
     Close { flist: Digest },
 }
 
+/// What a daemon has done since its start. All of it only grows.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counts {
+    /// Chunks that VMs waited for.
+    pub wanted: u64,
+    /// Jobs that brought a chunk before any VM waited for it, by read-ahead or a trace.
+    pub guessed: u64,
+    /// Chunks that came from stores, and their stored bytes.
+    pub fetched: u64,
+    pub fetched_bytes: u64,
+    /// Bytes of the cache that were read again, and chunks that were not what their names say.
+    pub scrubbed_bytes: u64,
+    pub damaged: u64,
+}
+
 /// Daemon to node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -148,6 +163,10 @@ pub enum ToNode {
         flist: Digest,
         present: u64,
         total: u64,
+    },
+    /// What this daemon has done so far, when that has changed, a few times a second at most.
+    Counted {
+        counts: Counts,
     },
     /// A chunk could not be had; VMs that asked for it got an I/O error. Named by its stored bytes.
     Fault {

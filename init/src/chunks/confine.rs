@@ -99,6 +99,7 @@ const CALLS: &[Call] = &[
     any(libc::SYS_fsync),        // Cache
     any(libc::SYS_fdatasync),    // Cache
     any(libc::SYS_ftruncate),    // images
+    any(libc::SYS_utimensat),    // Cache::used
 ];
 
 /// FIONBIO, asm-generic/ioctls.h.

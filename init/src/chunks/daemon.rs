@@ -8,21 +8,26 @@ use std::convert::Infallible;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
 use flist::cache::Cache;
-use flist::wire::{FromNode, ToNode, ToVmm};
+use flist::chunk::Chunk;
+use flist::trace::{Recorder, Trace};
+use flist::wire::{Counts, FromNode, ToNode, ToVmm};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use types::{Digest, VmId};
 
 use super::Paths;
+use super::ahead::Streams;
 use super::disk::{self, Disk};
 use super::job::{self, Absent, Cached, Event, Ready, Shared, Task};
 use super::link::{self, ForNode, Socket, VmLink};
-use super::queue::{Outcome, Queue, Source, Start, Target, Verdict, Waiter};
+use super::queue::{Guess, Outcome, Queue, Source, Start, Target, Verdict, Waiter};
+use super::scrub::{Scrub, Step};
 use super::store::{Base, Client};
 
 /// Events that wait for the loop; senders wait when it is full.
@@ -30,6 +35,10 @@ const EVENTS_MAX: usize = 256;
 /// Messages that wait for the node. Beyond it the node hangs: its connection is closed, and its
 /// successor asks anew.
 const MESSAGES_MAX: usize = 1024;
+/// Back-filling begins when no VM has waited for so long: while machines start, the line is theirs.
+const QUIET: Duration = Duration::from_secs(1);
+/// And goes on after so much waiting, however the VMs read: what is pinned must come to be on this node.
+const HELD_MAX: Duration = Duration::from_secs(30);
 /// Between two reports of one flist's progress: quick enough for a person who watches.
 const PROGRESS_EVERY: Duration = Duration::from_millis(250);
 
@@ -41,12 +50,21 @@ struct Open {
     absent: HashMap<Digest, u64>,
     /// What was last told: (present, total).
     told: (u64, u64),
+    /// Its first run, while that is taken down.
+    recorder: Option<Recorder>,
 }
 
 impl Open {
     fn progress(&self) -> (u64, u64) {
         let total = self.disk.flist.chunks().len() as u64;
         (total - self.absent.values().sum::<u64>(), total)
+    }
+
+    fn source(&self, chunk: &Chunk) -> Source {
+        match self.absent.contains_key(&chunk.stored) {
+            true => Source::Store,
+            false => Source::Cache,
+        }
     }
 }
 
@@ -65,6 +83,20 @@ struct Attached {
     generation: u64,
     flist: Digest,
     replies: mpsc::UnboundedSender<ToVmm>,
+    streams: Streams,
+}
+
+/// Since when VMs keep back-filling waiting, and when one last waited.
+#[derive(Debug, Clone, Copy)]
+struct Held {
+    since: Instant,
+    last: Instant,
+}
+
+impl Held {
+    fn until(self) -> Instant {
+        (self.last + QUIET).min(self.since + HELD_MAX)
+    }
 }
 
 #[derive(Debug)]
@@ -88,6 +120,11 @@ pub(crate) struct Daemon {
     /// Faults the node knows of: (flist, chunk).
     faults: HashSet<(Digest, Digest)>,
     progress_due: Option<Instant>,
+    held: Option<Held>,
+    /// The scrub while it rests, and until when.
+    scrub: Option<(Instant, Scrub)>,
+    /// As last told.
+    counts: Counts,
     serial: u64,
     sender: mpsc::Sender<Event>,
     events: mpsc::Receiver<Event>,
@@ -111,6 +148,9 @@ impl Daemon {
             queue: Queue::default(),
             faults: HashSet::new(),
             progress_due: None,
+            held: None,
+            scrub: None,
+            counts: Counts::default(),
             serial: 0,
             sender,
             events,
@@ -121,8 +161,7 @@ impl Daemon {
     pub(crate) async fn run(mut self) -> anyhow::Result<Infallible> {
         loop {
             self.start_jobs();
-            let rested = self.queue.next_due().map(|due| self.started + due);
-            let due = rested.into_iter().chain(self.progress_due).min();
+            let due = self.next_due();
             let accept = |fd: &OwnedFd| sys::seqpacket::accept(fd.as_fd());
             tokio::select! {
                 Some(event) = self.events.recv() => self.handle(event),
@@ -131,13 +170,70 @@ impl Daemon {
                     self.welcome(connection.context("accept the node")?);
                 }
                 () = tokio::time::sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
-                    self.queue.wake(self.started.elapsed());
-                    if self.progress_due.is_some_and(|due| due <= Instant::now()) {
-                        self.tell_progress();
-                    }
+                    self.on_time(Instant::now());
                 }
             }
         }
+    }
+
+    fn next_due(&self) -> Option<Instant> {
+        let recorders = self.open.values().filter_map(|o| o.recorder.as_ref());
+        let over = recorders.filter_map(Recorder::due).min();
+        let inner = self.queue.next_due().into_iter().chain(over);
+        let inner = inner.map(|due| self.started + due);
+        let held = self.held.map(Held::until);
+        let scrub = self.scrub.as_ref().map(|(due, _)| *due);
+        let own = [self.progress_due, held, scrub];
+        inner.chain(own.into_iter().flatten()).min()
+    }
+
+    fn on_time(&mut self, now: Instant) {
+        self.queue.wake(now - self.started);
+        if self.progress_due.is_some_and(|due| due <= now) {
+            self.tell_progress();
+        }
+        if self.held.is_some_and(|held| held.until() <= now) {
+            self.held = None;
+            self.queue.hold(false);
+        }
+        self.keep_traces(now - self.started);
+        if let Some((_, scrub)) = self.scrub.take_if(|(due, _)| *due <= now)
+            && let Some(shared) = &self.shared
+        {
+            let shared = Arc::clone(shared);
+            self.tasks
+                .spawn(job::scrub(shared, scrub, self.sender.clone()));
+        }
+    }
+
+    /// What was damaged is fetched again where it is pinned; nobody else misses it before it is wanted.
+    fn scrubbed(&mut self, scrub: Scrub, step: Step) {
+        self.scrub = Some((Instant::now() + step.rest, scrub));
+        let Some(scrubbed) = step.scrubbed else {
+            return;
+        };
+        self.counts.scrubbed_bytes += scrubbed.bytes;
+        if !scrubbed.was_damaged {
+            return;
+        }
+        log::warn!(
+            "chunk {} of the cache was damaged and is removed",
+            scrubbed.digest
+        );
+        self.counts.damaged += 1;
+        self.note(&scrubbed.digest, Cached::No);
+        for (flist, open) in self.open.iter().filter(|(_, open)| open.pin) {
+            let mut chunks = open.disk.flist.chunks().iter();
+            if let Some(chunk) = chunks.find(|c| c.stored == scrubbed.digest) {
+                self.queue.refill(*flist, *chunk);
+            }
+        }
+        self.tell_soon();
+    }
+
+    fn tell_soon(&mut self) {
+        self.progress_due
+            .get_or_insert(Instant::now() + PROGRESS_EVERY);
     }
 
     /// The newest connection is the node: the one before it has died, or is about to.
@@ -196,6 +292,8 @@ impl Daemon {
                 }
             }
             Event::Opened { flist, result } => self.opened(flist, result),
+            Event::Traced { flist, trace } => self.traced(&flist, &trace),
+            Event::Scrubbed { scrub, step } => self.scrubbed(scrub, step),
             Event::Filled { chunk } => self.answer_served(&chunk),
             Event::Ended {
                 chunk,
@@ -242,7 +340,10 @@ impl Daemon {
             maps,
             room: self.paths.room.clone(),
             client,
+            fetched: AtomicU64::new(0),
+            fetched_bytes: AtomicU64::new(0),
         });
+        self.scrub = Some((Instant::now() + Scrub::FIRST, Scrub::default()));
         Ok(Arc::clone(self.shared.insert(shared)))
     }
 
@@ -309,6 +410,8 @@ impl Daemon {
         let Ready {
             disk,
             absent: Absent { counts, order },
+            trace,
+            is_new,
         } = ready;
         let fill = if pin && store.is_some() {
             order
@@ -316,20 +419,71 @@ impl Daemon {
             Default::default()
         };
         self.queue.fill(flist, fill);
+        let before = self.open.remove(&flist).and_then(|open| open.recorder);
         let mut open = Open {
             disk,
             store,
             pin,
             absent: counts,
             told: (0, 0),
+            recorder: before.or_else(|| (is_new && trace.is_none()).then(Recorder::default)),
         };
         open.told = open.progress();
         for _ in 0..answers {
             self.tell_opened(flist, &open);
         }
         self.open.insert(flist, open);
+        if let Some(trace) = trace {
+            self.traced(&flist, &trace);
+        } else if is_new {
+            self.ask_for_trace(flist);
+        }
         if closed {
             self.close(&flist);
+        }
+    }
+
+    /// A start is like the one before: what that touched is got now, before the machine asks.
+    fn traced(&mut self, flist: &Digest, trace: &Trace) {
+        let Some(open) = self.open.get_mut(flist) else {
+            return;
+        };
+        open.recorder = None;
+        log::info!("{flist}: {} chunks of its trace", trace.chunks().len());
+        for index in trace.chunks() {
+            expect(&mut self.queue, open, *flist, *index, Guess::Trace);
+        }
+    }
+
+    fn ask_for_trace(&mut self, flist: Digest) {
+        let store = self.open.get(&flist).and_then(|open| open.store.clone());
+        if let (Some(shared), Some(store), Some(open)) =
+            (&self.shared, store, self.open.get(&flist))
+        {
+            let (shared, disk) = (Arc::clone(shared), Arc::clone(&open.disk));
+            let task = job::fetch_trace(shared, disk, store, self.sender.clone());
+            self.tasks.spawn(task);
+        }
+    }
+
+    /// Puts the traces of first runs that are over beside their flists.
+    fn keep_traces(&mut self, now: Duration) {
+        let Some(shared) = &self.shared else {
+            return;
+        };
+        for (flist, open) in &mut self.open {
+            let over = open
+                .recorder
+                .take_if(|r| r.due().is_some_and(|due| due <= now));
+            let Some(trace) = over.map(|recorder| recorder.finish(*flist)) else {
+                continue;
+            };
+            log::info!(
+                "{flist}: its first run touched {} chunks",
+                trace.chunks().len()
+            );
+            let shared = Arc::clone(shared);
+            self.tasks.spawn(job::keep_trace(shared, trace));
         }
     }
 
@@ -387,6 +541,7 @@ impl Daemon {
                 generation,
                 flist,
                 replies,
+                streams: Streams::default(),
             },
         );
         if let Some(old) = old {
@@ -404,13 +559,13 @@ impl Daemon {
     fn want(&mut self, link: &VmLink, index: u32) {
         let Some(attached) = self
             .vms
-            .get(&link.vm)
+            .get_mut(&link.vm)
             .filter(|a| a.generation == link.generation)
         else {
             return;
         };
         let flist = attached.flist;
-        let Some(open) = self.open.get(&flist) else {
+        let Some(open) = self.open.get_mut(&flist) else {
             return;
         };
         let Some(chunk) = open.disk.chunk(index) else {
@@ -422,6 +577,11 @@ impl Daemon {
             self.vms.remove(&link.vm);
             return;
         };
+        let ahead = attached.streams.touch(index);
+        if let Some(recorder) = &mut open.recorder {
+            let now = self.started.elapsed();
+            (ahead.passed.clone().chain([index])).for_each(|chunk| recorder.touch(chunk, now));
+        }
         match open.disk.is_present(index) {
             Ok(true) => reply(attached, ToVmm::Ready(index)),
             Ok(false) => {
@@ -432,16 +592,24 @@ impl Daemon {
                     generation,
                     target,
                 };
-                let source = match open.absent.contains_key(&chunk.stored) {
-                    true => Source::Store,
-                    false => Source::Cache,
-                };
-                self.queue.want(chunk, waiter, source);
+                self.queue.want(chunk, waiter, open.source(chunk));
+                self.counts.wanted += 1;
+                self.queue.hold(true);
+                let now = Instant::now();
+                self.held
+                    .get_or_insert(Held {
+                        since: now,
+                        last: now,
+                    })
+                    .last = now;
             }
             Err(error) => {
                 log::error!("{}", sys::chain(&error));
                 reply(attached, ToVmm::Failed(index));
             }
+        }
+        for index in ahead.next {
+            expect(&mut self.queue, open, flist, index, Guess::Sequence);
         }
     }
 
@@ -453,8 +621,10 @@ impl Daemon {
             chunk,
             flists,
             targets,
+            is_guess,
         }) = self.queue.start()
         {
+            self.counts.guessed += u64::from(is_guess);
             let disk = |t: &Target| Some((Arc::clone(&self.open.get(&t.flist)?.disk), t.index));
             let targets = targets.iter().filter_map(disk).collect();
             let mut stores: Vec<Base> = Vec::new();
@@ -470,6 +640,7 @@ impl Daemon {
                 chunk,
                 targets,
                 stores,
+                is_guess,
             };
             self.tasks
                 .spawn(job::get(Arc::clone(shared), task, self.sender.clone()));
@@ -498,6 +669,7 @@ impl Daemon {
 
     fn ended(&mut self, chunk: Digest, outcome: Outcome, cached: Cached) {
         self.answer_served(&chunk);
+        self.tell_soon();
         self.note(&chunk, cached);
         if let Outcome::Unreachable(message) = &outcome {
             log::info!("{message}");
@@ -549,8 +721,8 @@ impl Daemon {
                 Cached::No | Cached::Unknown => {}
             }
         }
-        if changed && self.progress_due.is_none() {
-            self.progress_due = Some(Instant::now() + PROGRESS_EVERY);
+        if changed {
+            self.tell_soon();
         }
     }
 
@@ -568,6 +740,13 @@ impl Daemon {
                 });
             }
         }
+        if let Some(shared) = &self.shared {
+            self.counts.fetched = shared.fetched.load(Ordering::Relaxed);
+            self.counts.fetched_bytes = shared.fetched_bytes.load(Ordering::Relaxed);
+        }
+        messages.push(ToNode::Counted {
+            counts: self.counts,
+        });
         for message in messages {
             self.tell(message, Vec::new());
         }
@@ -581,6 +760,16 @@ impl Daemon {
             log::warn!("the node reads nothing: its connection is closed");
             self.node = None;
         }
+    }
+}
+
+/// Queues a chunk that a VM will want, unless it is there or beyond the disk.
+fn expect(queue: &mut Queue, open: &Open, flist: Digest, index: u32, guess: Guess) {
+    if let Some(chunk) = open.disk.chunk(index)
+        && matches!(open.disk.is_present(index), Ok(false))
+    {
+        let target = Target { flist, index };
+        queue.ahead(chunk, target, open.source(chunk), guess);
     }
 }
 

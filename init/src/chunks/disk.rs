@@ -64,6 +64,8 @@ pub(crate) struct Disk {
     image_path: PathBuf,
     map: File,
     map_path: PathBuf,
+    /// It was made just now, not by an earlier daemon of this boot.
+    pub(crate) is_new: bool,
 }
 
 impl Disk {
@@ -77,7 +79,9 @@ impl Disk {
         fs::create_dir_all(maps).map_err(failed("make directory", maps))?;
         let map_path = maps.join(digest.hex());
         let (flist, _) = cache.flist(&digest)?;
-        let image = match kept(cache, &map_path, &flist, &digest) {
+        let kept = kept(cache, &map_path, &flist, &digest);
+        let is_new = kept.is_none();
+        let image = match kept {
             Some(image) => image,
             None => {
                 remove(&map_path)?;
@@ -113,6 +117,7 @@ impl Disk {
             image_path,
             map,
             map_path,
+            is_new,
         })
     }
 

@@ -7,10 +7,12 @@ use std::collections::{HashMap, VecDeque};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use flist::cache::{Cache, CacheError, STORED_BYTES_MAX};
 use flist::chunk::{Chunk, ChunkError, object_path};
 use flist::format::FLIST_BYTES_MAX;
+use flist::trace::{self, Trace};
 use flist::wire::FromNode;
 use tokio::sync::mpsc::Sender;
 use types::{Bytes, Digest};
@@ -18,6 +20,7 @@ use types::{Bytes, Digest};
 use super::disk::{Disk, DiskError};
 use super::link::VmLink;
 use super::queue::Outcome;
+use super::scrub::{Scrub, Step};
 use super::store::{Base, Client, StoreError};
 use crate::room::Room;
 
@@ -44,6 +47,16 @@ pub(crate) enum Event {
         flist: Digest,
         result: Result<Ready, String>,
     },
+    /// A trace of an flist came from its store.
+    Traced {
+        flist: Digest,
+        trace: Trace,
+    },
+    /// One chunk of the cache was read again.
+    Scrubbed {
+        scrub: Scrub,
+        step: Step,
+    },
     /// The disks a job was started for have the chunk; the job still keeps it in the cache.
     Filled {
         chunk: Digest,
@@ -68,6 +81,10 @@ pub(crate) enum Cached {
 pub(crate) struct Ready {
     pub(crate) disk: Arc<Disk>,
     pub(crate) absent: Absent,
+    /// The trace that the cache has of it, where the disk is new.
+    pub(crate) trace: Option<Trace>,
+    /// The disk was made just now: nothing of it has been touched yet.
+    pub(crate) is_new: bool,
 }
 
 /// Stored hash to the number of chunks that have it, and the same once each in the order of the disk.
@@ -104,6 +121,8 @@ pub(crate) struct Shared {
     pub(crate) maps: PathBuf,
     pub(crate) room: Room,
     pub(crate) client: Client,
+    pub(crate) fetched: AtomicU64,
+    pub(crate) fetched_bytes: AtomicU64,
 }
 
 /// Runs what blocks on a thread of its own.
@@ -178,17 +197,31 @@ async fn ready(
 ) -> Result<Result<Ready, DiskError>, String> {
     let shared = Arc::clone(shared);
     blocking(move || {
-        let disk = match disk {
-            Some(disk) => disk,
-            None => Arc::new(Disk::open(
-                &shared.cache,
-                &shared.maps,
-                &shared.room,
-                flist,
-            )?),
+        let (disk, is_new) = match disk {
+            Some(disk) => (disk, false),
+            None => {
+                let disk = Disk::open(&shared.cache, &shared.maps, &shared.room, flist)?;
+                let is_new = disk.is_new;
+                (Arc::new(disk), is_new)
+            }
         };
+        if let Err(error) = shared.cache.used(&flist) {
+            // It goes earlier than it would when room is short, and no harm is done.
+            log::warn!("{}", sys::chain(&error));
+        }
         let absent = Absent::of(&disk, &shared.cache);
-        Ok(Ready { disk, absent })
+        let count = disk.flist.chunks().len();
+        let trace = if is_new {
+            shared.cache.trace(&flist, count)
+        } else {
+            None
+        };
+        Ok(Ready {
+            disk,
+            absent,
+            trace,
+            is_new,
+        })
     })
     .await
 }
@@ -212,6 +245,56 @@ async fn fetch_flist(shared: &Arc<Shared>, flist: Digest, store: &Base) -> Resul
     Ok(())
 }
 
+/// Looks for the trace of an flist in its store. Without one a start costs what it costs.
+pub(crate) async fn fetch_trace(
+    shared: Arc<Shared>,
+    disk: Arc<Disk>,
+    store: Base,
+    events: Sender<Event>,
+) {
+    let (flist, mut bytes) = (disk.digest, Vec::new());
+    let mut sink = |more: &[u8]| {
+        bytes.extend_from_slice(more);
+        Ok(())
+    };
+    let (object, limit) = (trace::object(&flist), trace::BYTES_MAX as u64);
+    if let Err(error) = shared.client.get(&store, &object, limit, &mut sink).await {
+        return log::debug!("{flist} has no trace: {}", sys::chain(&error));
+    }
+    match Trace::decode(&bytes, &flist, disk.flist.chunks().len()) {
+        Ok(trace) => {
+            keep_trace(shared, trace.clone()).await;
+            // Without a daemon there is nobody to tell.
+            let _ = events.send(Event::Traced { flist, trace }).await;
+        }
+        Err(error) => log::warn!("the trace of {flist} in its store is not used: {error}"),
+    }
+}
+
+/// Keeps a trace beside its flist. Without it the next start costs what this one did.
+pub(crate) async fn keep_trace(shared: Arc<Shared>, trace: Trace) {
+    match blocking(move || shared.cache.put_trace(&trace)).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => log::warn!("a trace is not kept: {}", sys::chain(&error)),
+        Err(error) => log::warn!("a trace is not kept: {error}"),
+    }
+}
+
+/// Reads one chunk of the cache again.
+pub(crate) async fn scrub(shared: Arc<Shared>, mut scrub: Scrub, events: Sender<Event>) {
+    let looked = blocking(move || {
+        let step = scrub.step(&shared.cache);
+        (scrub, step)
+    });
+    match looked.await {
+        Ok((scrub, step)) => {
+            // Without a daemon there is nobody to tell.
+            let _ = events.send(Event::Scrubbed { scrub, step }).await;
+        }
+        Err(error) => log::error!("the cache is scrubbed no more: {error}"),
+    }
+}
+
 /// One chunk to get.
 #[derive(Debug)]
 pub(crate) struct Task {
@@ -219,6 +302,8 @@ pub(crate) struct Task {
     /// Where it goes besides the cache.
     pub(crate) targets: Vec<(Arc<Disk>, u32)>,
     pub(crate) stores: Vec<Base>,
+    /// Nobody waits: where the pool has no room for it, it is not fetched.
+    pub(crate) is_guess: bool,
 }
 
 /// Gets a chunk.
@@ -240,6 +325,7 @@ async fn try_get(shared: &Arc<Shared>, task: Task, events: &Sender<Event>) -> (O
         chunk,
         targets,
         stores,
+        is_guess,
     } = task;
     let targets = Arc::new(targets);
     match from_cache(shared, chunk, Arc::clone(&targets)).await {
@@ -264,7 +350,7 @@ async fn try_get(shared: &Arc<Shared>, task: Task, events: &Sender<Event>) -> (O
     }
     // A VM that waits is served even so: its disk has been promised the room.
     let keep = has_room(shared, u64::from(chunk.stored_bytes)).await;
-    if let (Err(message), true) = (&keep, targets.is_empty()) {
+    if let (Err(message), true) = (&keep, targets.is_empty() || is_guess) {
         return (Outcome::Hopeless(message.clone()), Cached::No);
     }
     let stored = match from_stores(shared, &chunk, &stores).await {
@@ -354,7 +440,12 @@ async fn from_stores(shared: &Shared, chunk: &Chunk, stores: &[Base]) -> Result<
             Ok(())
         };
         match shared.client.get(store, &object, limit, &mut sink).await {
-            Ok(()) => return Ok(stored),
+            Ok(()) => {
+                let bytes = stored.len() as u64;
+                shared.fetched.fetch_add(1, Ordering::Relaxed);
+                shared.fetched_bytes.fetch_add(bytes, Ordering::Relaxed);
+                return Ok(stored);
+            }
             Err(error) => worst = worse(worst, &error),
         }
     }

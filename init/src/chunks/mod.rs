@@ -5,6 +5,7 @@
 //! the image file.
 //! Refuses: knowing deployments. The node says which flists and VMs there are.
 
+mod ahead;
 mod confine;
 mod daemon;
 mod disk;
@@ -13,6 +14,7 @@ pub(crate) mod fuzz;
 mod job;
 mod link;
 mod queue;
+mod scrub;
 mod store;
 #[cfg(test)]
 mod tests;
@@ -26,8 +28,9 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use crate::room::{PROMISES_DIRECTORY, Room};
 
-/// Threads for work that blocks: disk reads and writes, decompression, name look-ups.
-const BLOCKING_THREADS_MAX: usize = 8;
+/// Threads for work that blocks: disk reads and writes, decompression, name look-ups. One for each job that there can be:
+/// none that a VM waits for waits behind a guess.
+const BLOCKING_THREADS_MAX: usize = queue::IN_FLIGHT_MAX + queue::CACHED_MAX + queue::AHEAD_MAX;
 
 /// Where everything is; tests put it elsewhere.
 #[derive(Debug, Clone)]

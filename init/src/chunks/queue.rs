@@ -1,7 +1,8 @@
 //! Which chunk is got next, for whom, and what follows when that fails.
 //!
-//! Owns: one job per stored chunk however many VMs wait for it, the order (what is in the cache, then VMs,
-//! then back-filling), the limits on work in flight, and the retry rules. No image waits for another one's
+//! Owns: one job per stored chunk however many VMs wait for it, the order (VMs that wait, then what is got ahead of them,
+//! then back-filling), the limits on work in flight, and the retry rules. What is got ahead has places of its own and starts
+//! only while no VM waits for a place. No image waits for another one's
 //! store: what is in the cache has places of its own, and an image whose store does not answer has few.
 //! Pure: time is passed in.
 //! Refuses: doing anything.
@@ -23,6 +24,11 @@ pub(crate) const AILING_MAX: usize = 2;
 pub(crate) const CACHED_MAX: usize = 4;
 /// Of these, for back-filling: a VM that begins to wait finds the rest free.
 pub(crate) const BACKFILL_MAX: usize = 2;
+/// Beside all these, jobs that get what a VM is expected to want. They begin with one at a time, and each that ends well
+/// lets one more be, up to this: a store or a line that is slow is not filled with guesses.
+pub(crate) const AHEAD_MAX: usize = 4;
+/// Chunks that wait to be got ahead: the traces of a few images that start at once. What is guessed beyond is not got.
+pub(crate) const AHEAD_QUEUED_MAX: usize = 4096;
 /// Wrong answers of a store before a chunk is given up: a proxy may have been caught half-way once.
 pub(crate) const WRONG_MAX: u32 = 3;
 /// First wait after a failure, doubled each time up to [`RETRY_LONGEST`].
@@ -46,6 +52,25 @@ pub(crate) struct Waiter {
     pub(crate) vm: VmId,
     pub(crate) generation: u64,
     pub(crate) target: Target,
+}
+
+/// For whom a job was queued or started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Class {
+    /// A VM waits.
+    Demand,
+    /// A VM is expected to want it.
+    Ahead,
+    Backfill,
+}
+
+/// What a guess rests on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Guess {
+    /// On what the VM reads now.
+    Sequence,
+    /// On an earlier run.
+    Trace,
 }
 
 /// Where a chunk is expected when it is asked for.
@@ -95,12 +120,13 @@ struct Job {
     /// The flists that asked: their stores are tried.
     flists: Vec<Digest>,
     waiters: Vec<Waiter>,
+    /// Disks that it is brought to although nobody waits.
+    ahead: Vec<Target>,
     /// Pinned flists that want it in the cache.
     fills: Vec<Digest>,
     phase: Phase,
     source: Source,
-    /// Queued or started when no VM waited.
-    backfill: bool,
+    class: Class,
     failures: u32,
     wrong: u32,
     /// It was given up, and only back-filling goes on with it.
@@ -122,6 +148,8 @@ pub(crate) struct Start {
     pub(crate) flists: Vec<Digest>,
     /// Without repetition.
     pub(crate) targets: Vec<Target>,
+    /// Nobody waits for it.
+    pub(crate) is_guess: bool,
 }
 
 #[derive(Debug, Default)]
@@ -129,7 +157,15 @@ pub(crate) struct Queue {
     jobs: HashMap<Digest, Job>,
     cached: VecDeque<Digest>,
     urgent: VecDeque<Digest>,
+    /// By what VMs read now, and by traces.
+    sequence: VecDeque<Digest>,
+    traced: VecDeque<Digest>,
     backfill: VecDeque<Digest>,
+    /// Back-filling waits, because VMs are waiting.
+    held: bool,
+    /// How many jobs may be at work ahead, less one.
+    ramp: usize,
+    running_ahead: usize,
     /// What back-filling has still to look at, one list per pinned flist.
     fills: Vec<(Digest, VecDeque<Chunk>)>,
     running_cached: usize,
@@ -150,43 +186,107 @@ impl Queue {
         };
         let job = self.jobs.entry(name).or_insert_with(|| {
             queue.push_back(name);
-            Job::new(*chunk, false, source)
+            Job::new(*chunk, Class::Demand, source)
         });
-        if job.backfill && job.phase != Phase::Running {
+        if job.class != Class::Demand && job.phase != Phase::Running {
             // It waited at the back, or for a slow retry; now somebody needs it.
-            (job.backfill, job.source) = (false, source);
+            (job.class, job.source) = (Class::Demand, source);
+            // From now on it takes places of the one who waits.
+            job.flists.retain(|flist| *flist != waiter.target.flist);
+            job.flists.insert(0, waiter.target.flist);
             if std::mem::take(&mut job.given_up) {
                 (job.failures, job.wrong) = (0, 0);
             }
             job.phase = Phase::Queued;
-            self.backfill.retain(|d| *d != name);
+            for list in [&mut self.sequence, &mut self.traced, &mut self.backfill] {
+                list.retain(|d| *d != name);
+            }
             queue.push_back(name);
         }
         job.ask(waiter.target.flist);
         job.waiters.push(waiter);
     }
 
+    /// A chunk that a VM will want, by all appearances. Nothing is tried twice for a guess.
+    pub(crate) fn ahead(&mut self, chunk: &Chunk, target: Target, source: Source, guess: Guess) {
+        let name = chunk.stored;
+        if self.sequence.len() + self.traced.len() >= AHEAD_QUEUED_MAX {
+            return;
+        }
+        let queue = match guess {
+            Guess::Sequence => &mut self.sequence,
+            Guess::Trace => &mut self.traced,
+        };
+        let job = self.jobs.entry(name).or_insert_with(|| {
+            queue.push_back(name);
+            Job::new(*chunk, Class::Ahead, source)
+        });
+        // What is under way, rests or was given up is left to those who need it.
+        if job.phase != Phase::Queued || job.given_up {
+            return;
+        }
+        if job.class == Class::Backfill {
+            (job.class, job.source) = (Class::Ahead, source);
+            self.backfill.retain(|d| *d != name);
+            queue.push_back(name);
+        }
+        job.ask(target.flist);
+        if !job.ahead.contains(&target) {
+            job.ahead.push(target);
+        }
+    }
+
+    /// Whether back-filling waits.
+    pub(crate) fn hold(&mut self, held: bool) {
+        self.held = held;
+    }
+
     /// Replaces what back-filling has to do for an flist.
     pub(crate) fn fill(&mut self, flist: Digest, chunks: VecDeque<Chunk>) {
-        self.forget(&flist);
+        self.drop_fills(&flist);
         if !chunks.is_empty() {
             self.fills.push((flist, chunks));
         }
     }
 
-    /// Back-fills an flist no longer. What is under way ends by itself.
+    /// Back-fills an flist no longer, and gets nothing ahead for it. What is under way ends by itself.
     pub(crate) fn forget(&mut self, flist: &Digest) {
+        for job in self.jobs.values_mut() {
+            job.ahead.retain(|target| target.flist != *flist);
+        }
+        self.drop_fills(flist);
+    }
+
+    /// One more chunk to fill: it was there, and is no more.
+    pub(crate) fn refill(&mut self, flist: Digest, chunk: Chunk) {
+        match self.fills.iter_mut().find(|(f, _)| *f == flist) {
+            Some((_, chunks)) => chunks.push_back(chunk),
+            None => self.fills.push((flist, [chunk].into())),
+        }
+    }
+
+    fn drop_fills(&mut self, flist: &Digest) {
         self.fills.retain(|(f, _)| f != flist);
         for job in self.jobs.values_mut() {
             job.fills.retain(|f| f != flist);
+            if job.class == Class::Ahead && job.phase == Phase::Queued && job.ahead.is_empty() {
+                // Only back-filling of others is left of it, if anything.
+                job.class = Class::Backfill;
+                if job.is_wanted() {
+                    self.backfill.push_back(job.chunk.stored);
+                }
+            }
         }
         self.jobs
-            .retain(|_, job| job.is_wanted() || job.phase == Phase::Running);
+            .retain(|_, job| job.is_needed() || job.phase == Phase::Running);
         self.ailing.remove(flist);
         let jobs = &self.jobs;
         self.cached.retain(|name| jobs.contains_key(name));
         self.urgent.retain(|name| jobs.contains_key(name));
         self.backfill.retain(|name| jobs.contains_key(name));
+        let is_ahead = |name: &Digest| jobs.get(name).is_some_and(|j| j.class == Class::Ahead);
+        self.sequence.retain(is_ahead);
+        self.traced.retain(is_ahead);
     }
 
     /// A socket is gone: nobody waits on it any more. What is under way stays useful for the cache.
@@ -202,24 +302,34 @@ impl Queue {
         let name = self
             .next_cached()
             .or_else(|| self.next_urgent())
+            .or_else(|| self.next_ahead())
             .or_else(|| self.next_backfill())?;
         let job = self.jobs.get_mut(&name)?;
         job.phase = Phase::Running;
-        match job.source {
-            Source::Cache => self.running_cached += 1,
-            Source::Store => *self.asking.entry(job.account()).or_default() += 1,
+        match (job.class, job.source) {
+            (Class::Ahead, _) => self.running_ahead += 1,
+            (Class::Demand | Class::Backfill, Source::Cache) => self.running_cached += 1,
+            (Class::Demand | Class::Backfill, Source::Store) => {
+                *self.asking.entry(job.account()).or_default() += 1;
+            }
         }
-        self.running_backfill += usize::from(job.backfill);
+        self.running_backfill += usize::from(job.class == Class::Backfill);
         let mut targets: Vec<Target> = Vec::new();
-        for waiter in &job.waiters {
-            if !targets.contains(&waiter.target) {
-                targets.push(waiter.target);
+        for target in job
+            .waiters
+            .iter()
+            .map(|w| w.target)
+            .chain(job.ahead.iter().copied())
+        {
+            if !targets.contains(&target) {
+                targets.push(target);
             }
         }
         Some(Start {
             chunk: job.chunk,
             flists: job.flists.clone(),
             targets,
+            is_guess: job.class == Class::Ahead,
         })
     }
 
@@ -236,8 +346,27 @@ impl Queue {
         self.urgent.remove(at)
     }
 
+    /// Only while no VM waits for a place, and from no store that does not answer.
+    fn next_ahead(&mut self) -> Option<Digest> {
+        let waits = !self.cached.is_empty() || !self.urgent.is_empty();
+        if waits || self.running_ahead > self.ramp {
+            return None;
+        }
+        let (jobs, ailing) = (&self.jobs, &self.ailing);
+        let may = |name: &Digest| {
+            let job = &jobs[name];
+            job.source == Source::Cache || !ailing.contains(&job.account())
+        };
+        for list in [&mut self.sequence, &mut self.traced] {
+            if let Some(at) = list.iter().position(may) {
+                return list.remove(at);
+            }
+        }
+        None
+    }
+
     fn next_backfill(&mut self) -> Option<Digest> {
-        if self.running_backfill >= BACKFILL_MAX {
+        if self.held || self.running_ahead > 0 || self.running_backfill >= BACKFILL_MAX {
             return None;
         }
         let may = |name: &Digest| self.may_ask(&self.jobs[name].account());
@@ -281,7 +410,7 @@ impl Queue {
             let job = self
                 .jobs
                 .entry(chunk.stored)
-                .or_insert_with(|| Job::new(chunk, true, Source::Store));
+                .or_insert_with(|| Job::new(chunk, Class::Backfill, Source::Store));
             job.ask(flist);
             job.fills.push(flist);
             if is_new {
@@ -302,6 +431,40 @@ impl Queue {
         job.waiters.extract_if(.., |w| served(&w.target)).collect()
     }
 
+    /// The place that a job had is another's, and its end tells something of the store.
+    fn free_place(&mut self, class: Class, source: Source, account: Digest, outcome: &Outcome) {
+        self.running_backfill -= usize::from(class == Class::Backfill);
+        match (class, source) {
+            (Class::Ahead, _) => {
+                self.running_ahead -= 1;
+                self.ramp = match outcome {
+                    Outcome::Done => (self.ramp + 1).min(AHEAD_MAX - 1),
+                    Outcome::Unreachable(_)
+                    | Outcome::Wrong(_)
+                    | Outcome::Hopeless(_)
+                    | Outcome::Contradiction(_) => 0,
+                };
+            }
+            (Class::Demand | Class::Backfill, Source::Cache) => self.running_cached -= 1,
+            (Class::Demand | Class::Backfill, Source::Store) => {
+                if let Some(count) = self.asking.get_mut(&account) {
+                    *count -= 1;
+                }
+                self.asking.retain(|_, count| *count > 0);
+            }
+        }
+        match outcome {
+            Outcome::Unreachable(_) => {
+                self.ailing.insert(account);
+            }
+            // It has answered, if only that it has something else.
+            Outcome::Done | Outcome::Wrong(_) => {
+                self.ailing.remove(&account);
+            }
+            Outcome::Hopeless(_) | Outcome::Contradiction(_) => {}
+        }
+    }
+
     /// A started job has ended: what follows.
     pub(crate) fn end(&mut self, name: &Digest, outcome: Outcome, now: Now) -> End {
         let nobody = |verdict| End {
@@ -312,43 +475,34 @@ impl Queue {
         let Some(job) = self.jobs.get_mut(name) else {
             return nobody(Verdict::Finished);
         };
-        self.running_backfill -= usize::from(job.backfill);
-        let account = job.account();
-        match job.source {
-            Source::Cache => self.running_cached -= 1,
-            Source::Store => {
-                if let Some(count) = self.asking.get_mut(&account) {
-                    *count -= 1;
-                }
-                self.asking.retain(|_, count| *count > 0);
-            }
+        let (class, source, account) = (job.class, job.source, job.account());
+        let is_lost_guess = !job.is_wanted() && class == Class::Ahead;
+        self.free_place(class, source, account, &outcome);
+        if is_lost_guess {
+            self.jobs.remove(name);
+            return nobody(Verdict::Finished);
         }
-        match &outcome {
-            Outcome::Unreachable(_) => {
-                self.ailing.insert(account);
-            }
-            // It has answered, if only that it has something else.
-            Outcome::Done | Outcome::Wrong(_) => {
-                self.ailing.remove(&account);
-            }
-            Outcome::Hopeless(_) | Outcome::Contradiction(_) => {}
-        }
+        let Some(job) = self.jobs.get_mut(name) else {
+            return nobody(Verdict::Finished);
+        };
+        job.ahead.clear();
         let verdict = job.judge(outcome);
         match &verdict {
             // Asked for on another disk while it was under way: once more, out of the cache.
             Verdict::Finished if !job.waiters.is_empty() => {
                 job.phase = Phase::Queued;
-                (job.backfill, job.source) = (false, Source::Cache);
+                (job.class, job.source) = (Class::Demand, Source::Cache);
                 self.cached.push_front(*name);
             }
             Verdict::Again(wait) if job.is_wanted() => {
                 job.phase = Phase::Resting(now + *wait);
                 // Not in the cache, whatever was expected.
-                (job.backfill, job.source) = (job.waiters.is_empty(), Source::Store);
+                (job.class, job.source) = (job.rests_as(), Source::Store);
             }
             Verdict::GiveUp(_) if !job.fills.is_empty() => {
                 job.phase = Phase::Resting(now + RETRY_LONGEST);
-                (job.backfill, job.source, job.given_up) = (true, Source::Store, true);
+                (job.class, job.source) = (Class::Backfill, Source::Store);
+                job.given_up = true;
                 let flists = job.flists.clone();
                 job.flists.retain(|flist| job.fills.contains(flist));
                 return End {
@@ -384,10 +538,9 @@ impl Queue {
         for (name, job) in &mut self.jobs {
             if matches!(job.phase, Phase::Resting(until) if until <= now) {
                 job.phase = Phase::Queued;
-                let queue = if job.backfill {
-                    &mut self.backfill
-                } else {
-                    &mut self.urgent
+                let queue = match job.class {
+                    Class::Backfill => &mut self.backfill,
+                    Class::Demand | Class::Ahead => &mut self.urgent,
                 };
                 queue.push_back(*name);
             }
@@ -396,17 +549,19 @@ impl Queue {
 }
 
 impl Job {
-    fn new(chunk: Chunk, backfill: bool, source: Source) -> Self {
+    fn new(chunk: Chunk, class: Class, source: Source) -> Self {
         let (flists, waiters, fills) = (Vec::new(), Vec::new(), Vec::new());
+        let ahead = Vec::new();
         let phase = Phase::Queued;
         Self {
             chunk,
             flists,
             waiters,
+            ahead,
             fills,
             phase,
             source,
-            backfill,
+            class,
             failures: 0,
             wrong: 0,
             given_up: false,
@@ -420,6 +575,20 @@ impl Job {
 
     fn is_wanted(&self) -> bool {
         !self.waiters.is_empty() || !self.fills.is_empty()
+    }
+
+    /// The same, or expected to be.
+    fn is_needed(&self) -> bool {
+        self.is_wanted() || !self.ahead.is_empty()
+    }
+
+    /// What it is tried again as.
+    fn rests_as(&self) -> Class {
+        if self.waiters.is_empty() {
+            Class::Backfill
+        } else {
+            Class::Demand
+        }
     }
 
     fn ask(&mut self, flist: Digest) {
@@ -697,6 +866,110 @@ mod tests {
         let end = queue.end(&chunk(1).stored, Outcome::Contradiction("c".into()), NOW);
         assert_eq!(end.verdict, Verdict::Never("c".into()));
         assert!(queue.jobs.is_empty() && queue.next_due().is_none());
+    }
+
+    fn guess(queue: &mut Queue, n: u8, guess: Guess) {
+        let (flist, index) = (F, u32::from(n));
+        queue.ahead(&chunk(n), Target { flist, index }, Source::Store, guess);
+    }
+
+    #[test]
+    fn guesses_begin_one_at_a_time_and_grow_while_they_end_well() {
+        let mut queue = Queue::default();
+        (0..40).for_each(|n| guess(&mut queue, n, Guess::Trace));
+        let mut widths = Vec::new();
+        let mut running = started(&mut queue);
+        for _ in 0..6 {
+            widths.push(running.len());
+            let n = running.remove(0);
+            queue.end(&chunk(n).stored, Outcome::Done, NOW);
+            running.extend(started(&mut queue));
+        }
+        assert_eq!(widths, [1, 2, 3, 4, 4, 4]);
+        let n = running.remove(0);
+        queue.end(&chunk(n).stored, Outcome::Wrong("w".into()), NOW);
+        assert!(started(&mut queue).is_empty(), "three are under way still");
+        assert_eq!(queue.ramp, 0);
+    }
+
+    #[test]
+    fn a_vm_that_waits_finds_its_place_however_much_is_guessed() {
+        let mut queue = Queue::default();
+        (0..40).for_each(|n| guess(&mut queue, n, Guess::Trace));
+        queue.ramp = AHEAD_MAX;
+        started(&mut queue);
+        for n in 100..120 {
+            queue.want(&chunk(n), waiter("a", F, u32::from(n)), Source::Store);
+        }
+        assert_eq!(started(&mut queue), [100, 101, 102, 103]);
+        queue.end(&chunk(0).stored, Outcome::Done, NOW);
+        assert!(started(&mut queue).is_empty(), "guesses wait for VMs");
+        // One of those that were guessed is wanted now: it comes before all guesses.
+        queue.want(&chunk(30), waiter("b", G, 30), Source::Store);
+        assert_eq!(started(&mut queue), [30]);
+    }
+
+    #[test]
+    fn what_is_read_now_comes_before_what_was_read_once() {
+        let mut queue = Queue::default();
+        guess(&mut queue, 1, Guess::Trace);
+        guess(&mut queue, 2, Guess::Sequence);
+        assert_eq!(started(&mut queue), [2]);
+    }
+
+    #[test]
+    fn a_guess_that_fails_is_nobodys_fault_and_is_not_tried_again() {
+        let mut queue = Queue::default();
+        guess(&mut queue, 1, Guess::Trace);
+        let start = queue.start().expect("due");
+        assert_eq!((start.is_guess, start.targets.len()), (true, 1));
+        let end = queue.end(&chunk(1).stored, Outcome::Hopeless("h".into()), NOW);
+        assert_eq!((end.verdict, end.flists), (Verdict::Finished, vec![]));
+        assert!(queue.jobs.is_empty() && queue.next_due().is_none());
+        // Of one that a VM waits for meanwhile it is the VM's.
+        guess(&mut queue, 1, Guess::Trace);
+        queue.start().expect("due");
+        queue.want(&chunk(1), waiter("a", F, 1), Source::Store);
+        let end = queue.end(&chunk(1).stored, Outcome::Unreachable(String::new()), NOW);
+        assert!(matches!(end.verdict, Verdict::Again(_)));
+        assert!(queue.next_due().is_some());
+    }
+
+    #[test]
+    fn guesses_are_bounded_and_go_with_their_image() {
+        let mut queue = Queue::default();
+        let far = |n: usize| {
+            let mut far = chunk(0);
+            far.stored.0[..8].copy_from_slice(&n.to_le_bytes());
+            far
+        };
+        let target = Target { flist: F, index: 0 };
+        for n in 0..AHEAD_QUEUED_MAX + 10 {
+            queue.ahead(&far(n), target, Source::Store, Guess::Trace);
+        }
+        assert_eq!(queue.jobs.len(), AHEAD_QUEUED_MAX);
+        queue.fill(G, [far(3)].into());
+        queue.fill(F, VecDeque::new());
+        assert_eq!(
+            queue.jobs.len(),
+            AHEAD_QUEUED_MAX,
+            "it is only opened again"
+        );
+        queue.forget(&F);
+        assert!(queue.jobs.is_empty() && queue.traced.is_empty());
+    }
+
+    #[test]
+    fn back_filling_waits_while_it_is_held_and_while_guesses_are_got() {
+        let mut queue = Queue::default();
+        queue.fill(F, [chunk(1), chunk(2)].into());
+        guess(&mut queue, 3, Guess::Trace);
+        assert_eq!(started(&mut queue), [3]);
+        queue.end(&chunk(3).stored, Outcome::Done, NOW);
+        queue.hold(true);
+        assert!(started(&mut queue).is_empty());
+        queue.hold(false);
+        assert_eq!(started(&mut queue), [1, 2]);
     }
 
     #[test]

@@ -13,6 +13,7 @@ use flist::format::Flist;
 use flist::map::{self, Table};
 use flist::pack::{Packed, Source, pack};
 use flist::store::DirStore;
+use flist::trace::{self, Recorder};
 use flist::wire::{FromNode, FromVmm, JSON_BYTES_MAX, ToNode, ToVmm};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
@@ -49,6 +50,7 @@ struct Script {
     next: Vec<Answer>,
     always: Option<Answer>,
     requests: HashMap<String, u32>,
+    connections: u32,
     delay: Duration,
 }
 
@@ -109,6 +111,7 @@ async fn world() -> World {
 async fn serve(listener: TcpListener, root: std::path::PathBuf, script: Arc<Mutex<Script>>) {
     loop {
         let (stream, _) = listener.accept().await.expect("accept");
+        script.lock().expect("lock").connections += 1;
         let (root, script) = (root.clone(), Arc::clone(&script));
         tokio::spawn(async move {
             // A client that hangs up is no failure of the store.
@@ -137,11 +140,20 @@ async fn serve_one(
         let (answer, delay) = {
             let mut script = script.lock().expect("lock");
             *script.requests.entry(path.clone()).or_default() += 1;
-            let next = (!script.next.is_empty()).then(|| script.next.remove(0));
-            (
-                next.or(script.always).unwrap_or(Answer::Content),
-                script.delay,
-            )
+            // No script is about traces: there is one or not.
+            if path.ends_with(".trace") {
+                let found = root.join(&path).exists();
+                let answer = if found {
+                    Answer::Content
+                } else {
+                    Answer::Status(404)
+                };
+                (answer, Duration::ZERO)
+            } else {
+                let next = (!script.next.is_empty()).then(|| script.next.remove(0));
+                let answer = next.or(script.always).unwrap_or(Answer::Content);
+                (answer, script.delay)
+            }
         };
         tokio::time::sleep(delay).await;
         let content = fs::read(root.join(&path)).unwrap_or_default();
@@ -250,7 +262,7 @@ impl Running {
     async fn news(&self) -> ToNode {
         loop {
             match self.told().await.0 {
-                ToNode::Progress { .. } => {}
+                ToNode::Progress { .. } | ToNode::Counted { .. } => {}
                 other => return other,
             }
         }
@@ -259,7 +271,13 @@ impl Running {
     async fn open(&self, world: &World, store: Option<&str>, pin: bool) -> Shown {
         let (flist, store) = (world.packed.digest, store.map(str::to_owned));
         self.say(FromNode::Open { flist, store, pin }, &[]).await;
-        let (message, fds) = self.told().await;
+        let (message, fds) = loop {
+            // What was under way before may be told first.
+            match self.told().await {
+                (ToNode::Progress { .. } | ToNode::Counted { .. }, _) => {}
+                other => break other,
+            }
+        };
         let ToNode::Opened {
             disk_bytes,
             present,
@@ -443,10 +461,7 @@ async fn what_many_vms_want_is_fetched_once_verified_and_kept() {
     }
     loop {
         let (message, _) = daemon.told().await;
-        let ToNode::Progress { present, total, .. } = message else {
-            panic!("{message:?}")
-        };
-        if present == total {
+        if matches!(message, ToNode::Progress { present, total, .. } if present == total) {
             break;
         }
     }
@@ -661,10 +676,7 @@ async fn a_pinned_flist_is_filled_without_a_vm_even_after_the_store_was_down() {
     w.script(&[], None);
     loop {
         let (message, _) = daemon.told().await;
-        let ToNode::Progress { present, total, .. } = message else {
-            panic!("{message:?}")
-        };
-        if present == total {
+        if matches!(message, ToNode::Progress { present, total, .. } if present == total) {
             break;
         }
     }
@@ -917,4 +929,181 @@ pub(super) async fn all_work(confine: impl FnOnce(&Paths) + Send + 'static) {
     vm.want(0).await;
     assert_eq!(vm.told().await, ToVmm::Ready(0));
     shown.assert_holds(&w, 0);
+}
+
+impl Running {
+    async fn ask_all(&self, vm: &Peer, chunks: impl IntoIterator<Item = u32>) {
+        for index in chunks {
+            vm.want(index).await;
+            assert_eq!(vm.told().await, ToVmm::Ready(index));
+        }
+    }
+
+    /// Reads until all of the image is in the cache.
+    async fn filled(&self) {
+        loop {
+            let (message, _) = self.told().await;
+            if matches!(message, ToNode::Progress { present, total, .. } if present == total) {
+                return;
+            }
+        }
+    }
+}
+
+impl Shown {
+    /// Waits for what comes although nobody asked.
+    async fn comes(&self, index: u32) {
+        let present = async {
+            while !self.is_present(index) {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        let came = tokio::time::timeout(PATIENCE, present).await;
+        came.unwrap_or_else(|_| panic!("chunk {index} did not come"));
+    }
+}
+
+impl World {
+    fn all_requests(&self) -> u32 {
+        let script = self.script.lock().expect("lock");
+        let chunks = script
+            .requests
+            .iter()
+            .filter(|(p, _)| p.starts_with("chunks/"));
+        chunks.map(|(_, count)| count).sum()
+    }
+
+    fn publish_trace(&self, chunks: &[u32]) {
+        let mut recorder = Recorder::default();
+        chunks
+            .iter()
+            .for_each(|c| recorder.touch(*c, Duration::ZERO));
+        let trace = recorder.finish(self.packed.digest);
+        let path = self.work.path().join("store");
+        let path = path.join(trace::object(&self.packed.digest));
+        fs::write(path, trace.encode()).expect("written");
+    }
+}
+
+#[tokio::test]
+async fn a_whole_image_comes_over_as_few_connections_as_there_are_jobs() {
+    let w = world().await;
+    w.script.lock().expect("lock").delay = Duration::from_millis(5);
+    let daemon = Running::start(&w).await;
+    daemon.open(&w, Some(&w.url), true).await;
+    let (a, _kept) = daemon.attach(&w, "a").await;
+    let (b, _kept_too) = daemon.attach(&w, "b").await;
+    for (mine, others) in [(0, 7), (5, 2), (3, 6), (1, 4)] {
+        daemon.ask_all(&a, [mine]).await;
+        daemon.ask_all(&b, [others]).await;
+    }
+    daemon.filled().await;
+    assert_eq!(w.all_requests(), CHUNKS, "each chunk once, for both");
+    let connections = w.script.lock().expect("lock").connections;
+    // One at a time, and beside it what is guessed and the question for a trace.
+    assert!((1..=3).contains(&connections), "{connections}");
+}
+
+#[tokio::test]
+async fn what_is_read_in_sequence_comes_ahead_and_random_reads_bring_nothing_else() {
+    let w = world().await;
+    let daemon = Running::start(&w).await;
+    let shown = daemon.open(&w, Some(&w.url), false).await;
+    let (vm, _kept) = daemon.attach(&w, "vm").await;
+    daemon.ask_all(&vm, [7, 4, 6]).await;
+    daemon.ask_all(&vm, [0]).await;
+    assert_eq!(w.all_requests(), 4);
+    daemon.ask_all(&vm, [1]).await;
+    shown.comes(2).await;
+    shown.assert_holds(&w, 2);
+    assert!(!shown.is_present(3) && !shown.is_present(5));
+    daemon.ask_all(&vm, [3]).await;
+    shown.comes(5).await;
+    assert_eq!(w.all_requests(), CHUNKS, "none twice");
+}
+
+#[tokio::test]
+async fn a_first_run_is_taken_down_and_the_next_one_finds_its_chunks_there_unasked() {
+    let w = world().await;
+    let daemon = Running::start(&w).await;
+    daemon.open(&w, Some(&w.url), false).await;
+    let (vm, _kept) = daemon.attach(&w, "vm").await;
+    let order = [5, 0, 2, 7];
+    daemon.ask_all(&vm, order).await;
+    let cache = w.cache();
+    let kept = async {
+        loop {
+            if let Some(trace) = cache.trace(&w.packed.digest, CHUNKS as usize) {
+                return trace;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let kept = tokio::time::timeout(trace::QUIET + PATIENCE, kept).await;
+    assert_eq!(kept.expect("it is over").chunks(), order);
+    daemon.kill().await;
+    // A boot; the store is gone, the cache is not.
+    fs::remove_dir_all(w.work.path().join("maps")).expect("a tmpfs forgets");
+    let daemon = Running::start(&w).await;
+    let shown = daemon.open(&w, None, true).await;
+    for index in order {
+        shown.comes(index).await;
+        shown.assert_holds(&w, index);
+    }
+    assert!(!shown.is_present(1), "it was not touched");
+}
+
+#[tokio::test]
+async fn the_trace_of_a_store_brings_its_chunks_in_its_order_before_a_vm_is_there() {
+    let w = world().await;
+    w.publish_trace(&[6, 1, 4]);
+    let daemon = Running::start(&w).await;
+    let shown = daemon.open(&w, Some(&w.url), false).await;
+    for index in [6, 1, 4] {
+        shown.comes(index).await;
+        shown.assert_holds(&w, index);
+    }
+    assert_eq!(w.all_requests(), 3);
+    let cache = w.cache();
+    assert!(cache.trace(&w.packed.digest, CHUNKS as usize).is_some());
+}
+
+#[tokio::test]
+async fn a_trace_that_is_none_or_lies_harms_nobody() {
+    let w = world().await;
+    let path = w.work.path().join("store");
+    let path = path.join(trace::object(&w.packed.digest));
+    fs::write(path, b"SIFRTRC1 and nothing true").expect("written");
+    let daemon = Running::start(&w).await;
+    let shown = daemon.open(&w, Some(&w.url), false).await;
+    let (vm, _kept) = daemon.attach(&w, "vm").await;
+    daemon.ask_all(&vm, [3]).await;
+    shown.assert_holds(&w, 3);
+    assert_eq!(w.all_requests(), 1);
+    let cache = w.cache();
+    assert!(cache.trace(&w.packed.digest, CHUNKS as usize).is_none());
+}
+
+#[tokio::test]
+async fn what_a_trace_names_and_the_store_lacks_is_no_fault_until_a_vm_wants_it() {
+    let w = world().await;
+    w.publish_trace(&[2]);
+    w.script(&[], Some(Answer::Status(404)));
+    w.cache()
+        .put_flist(w.packed.digest, &w.packed.flist)
+        .expect("valid");
+    let daemon = Running::start(&w).await;
+    daemon.open(&w, Some(&w.url), false).await;
+    let asked = async {
+        while w.requests(2) == 0 {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, asked)
+        .await
+        .expect("asked for");
+    let (vm, _kept) = daemon.attach(&w, "vm").await;
+    assert_eq!(w.requests(2), 1, "once, for a guess");
+    w.script(&[], None);
+    daemon.ask_all(&vm, [2]).await;
 }

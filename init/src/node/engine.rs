@@ -14,6 +14,7 @@ use std::time::Duration;
 use anyhow::{Context, anyhow, bail};
 use api::Envelope;
 use flist::cache::{Cache, Keep};
+use flist::wire::Counts;
 use tokio::sync::{mpsc, oneshot, watch};
 use types::deployment::Action;
 use types::node::{Capacity, NodeInfo};
@@ -73,6 +74,8 @@ pub(crate) enum Request {
     Images {
         reply: oneshot::Sender<BTreeMap<Digest, Keep>>,
     },
+    /// What the chunk daemon has done.
+    Counts { reply: oneshot::Sender<Counts> },
 }
 
 /// Why a statement was not accepted.
@@ -474,6 +477,9 @@ impl Engine {
             Request::Images { reply } => {
                 let used = self.images.used();
                 let _ = reply.send(sweep::needed(self.reconciler.desired(), &used));
+            }
+            Request::Counts { reply } => {
+                let _ = reply.send(self.images.counts());
             }
         }
         Ok(())

@@ -11,7 +11,7 @@ use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
-use flist::wire::{FromNode, JSON_BYTES_MAX, ToNode};
+use flist::wire::{Counts, FromNode, JSON_BYTES_MAX, ToNode};
 use tokio::sync::{Notify, mpsc, oneshot};
 use types::flist::ImageConfig;
 use types::{Digest, VmId};
@@ -57,6 +57,8 @@ struct State {
     attached: BTreeMap<VmId, Attached>,
     attaching: BTreeMap<VmId, AttachReply>,
     progress: BTreeMap<Digest, (u64, u64)>,
+    /// Of this daemon.
+    counts: Counts,
     connection: Option<Rc<Packets>>,
 }
 
@@ -209,6 +211,11 @@ impl Images {
         }
     }
 
+    /// What the daemon has done since its start, as last told.
+    pub(crate) fn counts(&self) -> Counts {
+        self.state.borrow().counts
+    }
+
     /// Chunks present and in all.
     pub(crate) fn progress(&self, flist: &Digest) -> Option<(u64, u64)> {
         self.state.borrow().progress.get(flist).copied()
@@ -333,6 +340,7 @@ impl Images {
                 drop(state);
                 self.tell(News::Progress);
             }
+            ToNode::Counted { counts } => state.counts = counts,
             ToNode::Fault { flist, message, .. } => {
                 drop(state);
                 self.tell(News::Fault { flist, message });

@@ -3,6 +3,7 @@
 //! Owns: the names, units and labels of all metrics (docs/metrics.md lists them), and how long and how much is
 //! waited for. Refuses: rates and percentages; who scrapes twice has both.
 
+use flist::wire::Counts;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
@@ -68,6 +69,7 @@ pub(crate) struct Node {
     pub(crate) pool: Bytes,
     pub(crate) pool_available: Bytes,
     pub(crate) capacity: Capacity,
+    pub(crate) chunks: Counts,
 }
 
 /// Waits for all answers, together no longer than [`ANSWERS_WAIT`].
@@ -243,6 +245,55 @@ fn promised(capacity: &Capacity) -> [Gauge; 6] {
     ]
 }
 
+fn of_chunks(counts: &Counts) -> Vec<Family> {
+    let Counts {
+        wanted,
+        guessed,
+        fetched,
+        fetched_bytes,
+        scrubbed_bytes,
+        damaged,
+    } = *counts;
+    let counters = [
+        (
+            "sifr_chunks_wanted_total",
+            "Chunks of images that machines have waited for.",
+            wanted,
+        ),
+        (
+            "sifr_chunks_guessed_total",
+            "Chunks of images that were got before a machine waited for them.",
+            guessed,
+        ),
+        (
+            "sifr_chunks_fetched_total",
+            "Chunks that came from stores.",
+            fetched,
+        ),
+        (
+            "sifr_chunks_fetched_bytes_total",
+            "Bytes of chunks that came from stores.",
+            fetched_bytes,
+        ),
+        (
+            "sifr_chunks_scrubbed_bytes_total",
+            "Bytes of the cache that were read again.",
+            scrubbed_bytes,
+        ),
+        (
+            "sifr_chunks_damaged_total",
+            "Chunks of the cache that were not what their names say, and are no more.",
+            damaged,
+        ),
+    ];
+    let family = |(name, help, count)| {
+        let mut family = Family::new(name, Type::Counter, help);
+        family.sample(&[], Value::Count(count));
+        family
+    };
+    counters.into_iter().map(family).collect()
+}
+
 fn of_node(node: &Node, all: &[Figures], left_out: usize) -> Vec<Family> {
     let mut out = Vec::new();
     let mut gauge = |name, help, value| {
@@ -269,6 +320,7 @@ fn of_node(node: &Node, all: &[Figures], left_out: usize) -> Vec<Family> {
         workloads.sample(&[("state", word)], Value::Count(count));
     }
     out.push(workloads);
+    out.extend(of_chunks(&node.chunks));
     out
 }
 
@@ -606,6 +658,7 @@ mod tests {
             pool: Bytes::gib(9),
             pool_available: Bytes::gib(8),
             capacity: Capacity::default(),
+            chunks: Counts::default(),
         }
     }
 

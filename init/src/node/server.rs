@@ -139,6 +139,7 @@ impl Server {
             Route::NodeMetrics => self.node_metrics(peer).await,
             Route::Metrics(name) => self.deployment_metrics(peer, name).await,
             Route::PutFlist(digest) => self.put_flist(digest, body).await,
+            Route::Trace(digest) => self.trace(digest).await,
             Route::PutChunk(digest) => self.put_chunk(digest, body).await,
             Route::PostStatement => {
                 let envelope = body.collect().await?;
@@ -181,6 +182,8 @@ impl Server {
         let is_owner = self.owner == Some(peer);
         let signer = (!is_owner).then_some(peer);
         let figures = self.figures(signer, None).await?;
+        // Asked before the lock on what the node says of itself is taken: the loop that answers takes it too.
+        let chunks = self.ask(|reply| Request::Counts { reply }).await?;
         let node = metrics::Node {
             uptime: sys::clock::since_boot(),
             memory: machine::memory(),
@@ -188,6 +191,7 @@ impl Server {
             pool: machine::size_of(&self.pool),
             pool_available: machine::available_in(&self.pool),
             capacity: self.info.borrow().capacity,
+            chunks,
         };
         let node = is_owner.then_some(&node);
         Ok(Answer::metrics(metrics::render(node, &figures)))
@@ -348,7 +352,7 @@ impl Server {
                 .await
         };
         let judged = match judge(envelope.clone()).await? {
-            Err(Refused::NoRoom(refusal)) => match self.sweep().await? {
+            Err(Refused::NoRoom(refusal)) => match self.sweep(u64::MAX).await? {
                 0 => return Err(refusal),
                 _ => judge(envelope).await?,
             },
@@ -396,6 +400,22 @@ impl Server {
         Ok(Answer::json(&json!({ "missing": missing })))
     }
 
+    async fn trace(&self, digest: Digest) -> Result<Answer, Refusal> {
+        let cache = self.cache.clone();
+        let read = tokio::task::spawn_blocking(move || {
+            let (flist, _) = cache.flist(&digest).ok()?;
+            cache.trace(&digest, flist.chunks().len())
+        });
+        let trace = read.await.map_err(failed_task)?.ok_or_else(|| {
+            let message = format!(
+                "there is no trace of {digest}: a node takes one down when it runs the image for the first time, and has it \
+                 when the start has been over for some seconds"
+            );
+            refusal(RefusalCode::NotFound, message)
+        })?;
+        Ok(Answer::bytes(trace.encode()))
+    }
+
     async fn put_chunk(&self, digest: Digest, body: Body) -> Result<Answer, Refusal> {
         // Held until the chunk is on disk.
         let _turn = self.pushes.acquire().await.map_err(|_| restarting())?;
@@ -409,10 +429,11 @@ impl Server {
 
     /// Pushes must not take the space that deployments are promised. What nothing names goes first.
     async fn make_room(&self, bytes: u64) -> Result<(), Refusal> {
-        if self.room.left().map_err(unknown_room)? >= bytes {
+        let left = self.room.left().map_err(unknown_room)?;
+        if left >= bytes {
             return Ok(());
         }
-        self.sweep().await?;
+        self.sweep(bytes - left).await?;
         let left = self.room.left().map_err(unknown_room)?;
         if left >= bytes {
             return Ok(());
@@ -427,8 +448,9 @@ impl Server {
         ))
     }
 
-    /// Removes content that nothing names. Gives the bytes that became free.
-    async fn sweep(&self) -> Result<u64, Refusal> {
+    /// Removes content that nothing names, what rested longest first, until so many bytes are free, if so many can be. Gives
+    /// the bytes that became free.
+    async fn sweep(&self, wanted: u64) -> Result<u64, Refusal> {
         let alone = Arc::clone(&self.content).write_owned().await;
         let mut keep = self.ask(|reply| Request::Images { reply }).await?;
         sweep::spare_recent(&self.pool.join("flists"), &mut keep);
@@ -436,7 +458,7 @@ impl Server {
         // Goes on when the client has gone, and is alone as long.
         let swept = tokio::task::spawn_blocking(move || {
             let _alone = alone;
-            cache.sweep(&keep)
+            cache.sweep(&keep, wanted)
         });
         let freed = swept.await.map_err(failed_task)?.map_err(cache_refusal)?;
         log::info!("the pool was short of room: {freed} bytes of unused chunks have been removed");

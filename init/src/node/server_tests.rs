@@ -1,5 +1,6 @@
 //! The API over TLS on the loopback, with an engine that the tests play.
 
+use flist::wire::Counts;
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -129,6 +130,7 @@ async fn play<S: Into<Option<State>>>(
             Request::Status { reply, .. } => drop(reply.send(Some(status()))),
             Request::List { reply, .. } => drop(reply.send(vec![status()])),
             Request::Images { reply } => drop(reply.send(BTreeMap::new())),
+            Request::Counts { reply } => drop(reply.send(Counts::default())),
             Request::Metrics { reply, .. } => drop(reply.send(Vec::new())),
             Request::Drill { victim, reply } => drop(reply.send(match victim {
                 Victim::Node => panic!("it is killed when its answer has been read"),
@@ -740,6 +742,13 @@ async fn the_owner_reads_all_metrics_a_stranger_none_and_nobody_waits_for_a_sile
             };
             reply.send(vec![asked]).expect("waits");
             match stage.requests.recv().await {
+                Some(Request::Counts { reply }) => drop(reply.send(Counts {
+                    wanted: 7,
+                    ..Counts::default()
+                })),
+                other => panic!("{other:?}"),
+            }
+            match stage.requests.recv().await {
                 Some(Request::Status { reply, .. }) => {
                     drop(reply.send(Some(status(State::Running))))
                 }
@@ -776,6 +785,7 @@ async fn the_owner_reads_all_metrics_a_stranger_none_and_nobody_waits_for_a_sile
             assert_eq!(value("sifr_machine_up"), 0.0);
             assert!(value("sifr_node_memory_bytes") >= value("sifr_node_memory_available_bytes"));
             assert!(value("sifr_node_pool_bytes") > 0.0);
+            assert_eq!(value("sifr_chunks_wanted_total"), 7.0);
             let of_shop = stage
                 .client
                 .metrics(Some(&shop()))

@@ -2,7 +2,7 @@
 //!
 //! Owns: the rule. What a deployment needs is pinned and never removed, running or stopped; what a VM still
 //! runs on and what was pushed not long ago is spared; everything else is a cache, kept while there is room and
-//! removed when a push or a deployment needs it.
+//! removed, what rested longest first, when a push or a deployment needs its place.
 //! Refuses: removing (`flist::cache` does) and deciding when (`server` does, when room is short).
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -14,7 +14,7 @@ use image::qemu::{Machine, Time};
 use super::archive;
 use super::report::{PROGRAM, ROLE, Role};
 use super::table::Row;
-use super::{Peers, beside, boot, machines, memory};
+use super::{Peers, beside, boot, images, machines, memory};
 
 /// Counting instructions is slower than not, and one machine has a dozen guests to run.
 pub(super) const PATIENCE: Duration = Duration::from_secs(900);
@@ -34,11 +34,12 @@ pub enum Group {
     MachineNet,
     MachineScale,
     MachineSnapshot,
+    Flist,
 }
 
 impl Group {
     /// In the order of the table, with what each is called on the command line and in progress.
-    pub const ALL: [(Self, &str, &str); 9] = [
+    pub const ALL: [(Self, &str, &str); 10] = [
         (Self::Boot, "boot", "a node without a disk, from power-on"),
         (Self::Disk, "disk", "a node with a disk, twice"),
         (Self::Smallest, "smallest", "machines with ever less memory"),
@@ -48,6 +49,11 @@ impl Group {
         (Self::MachineNet, "machine-net", "their cards and sockets"),
         (Self::MachineScale, "machine-scale", "how many there can be"),
         (Self::MachineSnapshot, "machine-snapshot", "their snapshots"),
+        (
+            Self::Flist,
+            "flist",
+            "images: packing, first starts, what is shared",
+        ),
     ];
 
     fn measure(self, image: &Image, program: &[u8], peers: &Peers) -> Result<Vec<Row>> {
@@ -61,6 +67,7 @@ impl Group {
             Self::MachineNet => beside::nets(image, program, peers),
             Self::MachineScale => beside::scale(image, program, peers),
             Self::MachineSnapshot => beside::snapshots(image, program, peers),
+            Self::Flist => images::all(image),
         }
     }
 }

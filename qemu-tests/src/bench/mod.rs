@@ -8,6 +8,7 @@ mod archive;
 mod beside;
 mod boot;
 mod entry;
+mod images;
 mod machines;
 mod measure;
 mod memory;
