@@ -4,7 +4,7 @@
 //! attributes, and the whiteouts of image layers. Content stays in the archive.
 //! Refuses: entry types that no file system has, and content beyond the end of the archive.
 
-use std::cell::Cell;
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -24,7 +24,7 @@ const SPARSE_LINE_MAX: usize = 24;
 const TAR_BLOCK: u64 = 512;
 /// Most bytes of all headers of one entry: a path, a link, extended attributes of the largest size and a sparse
 /// map of [`SEGMENTS_MAX`] pieces fit. They are read into memory, and a compressed archive of zeros is small.
-const HEADERS_BYTES_MAX: u64 = 32 << 20;
+const HEADERS_BYTES_MAX: usize = 32 << 20;
 
 const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
@@ -49,14 +49,14 @@ pub(crate) fn add(
     let archive_bytes = file.metadata().map_err(broken)?.len();
     if whiteouts == Whiteouts::Remove {
         // They apply to the layers below alone, so all of them come before the layer's own entries.
-        for_each_entry(file, |entry| remove(&entry.path_bytes(), tree))?;
+        for_each_entry(file, |entry, _| remove(&entry.path_bytes(), tree))?;
     }
-    for_each_entry(file, |entry| {
+    for_each_entry(file, |entry, headers| {
         let path = entry.path_bytes().into_owned();
         if whiteouts == Whiteouts::Remove && base_name(&path).starts_with(WHITEOUT) {
             return Ok(());
         }
-        let pax = Pax::read(entry, stats)?;
+        let pax = Pax::read(&path, headers, stats)?;
         let path = pax.sparse_name.clone().unwrap_or(path);
         let target = entry
             .link_name_bytes()
@@ -87,12 +87,12 @@ fn refused(path: &[u8], reason: &str) -> PackError {
 
 fn for_each_entry(
     file: &File,
-    mut each: impl FnMut(&mut TarEntry<'_>) -> Result<(), PackError>,
+    mut each: impl FnMut(&mut TarEntry<'_>, &Headers<'_>) -> Result<(), PackError>,
 ) -> Result<(), PackError> {
     let headers = Headers::of(file).map_err(broken)?;
     let mut archive = Archive::new(&headers);
     for entry in archive.entries_with_seek().map_err(broken)? {
-        each(&mut entry.map_err(broken)?)?;
+        each(&mut entry.map_err(broken)?, &headers)?;
         headers.next();
     }
     Ok(())
@@ -104,8 +104,8 @@ pub(crate) type TarEntry<'a> = Entry<'a, &'a Headers<'a>>;
 #[derive(Debug)]
 pub(crate) struct Headers<'a> {
     file: &'a File,
-    /// Since the last entry.
-    read_bytes: Cell<u64>,
+    /// What was read since the last entry: its headers, one behind the other.
+    read: RefCell<Vec<u8>>,
 }
 
 impl<'a> Headers<'a> {
@@ -113,22 +113,44 @@ impl<'a> Headers<'a> {
         file.rewind()?;
         Ok(Self {
             file,
-            read_bytes: Cell::new(0),
+            read: RefCell::default(),
         })
     }
 
     /// An entry has been taken.
     pub(crate) fn next(&self) {
-        self.read_bytes.set(0);
+        self.read.borrow_mut().clear();
+    }
+
+    /// The content of the extended header (POSIX pax) of the entry that was taken last. The `tar` crate cuts
+    /// it at newlines, which values may have.
+    fn extended(&self) -> Option<Vec<u8>> {
+        let read = self.read.borrow();
+        let (mut rest, mut found) = (&read[..], None);
+        loop {
+            let header: &[u8; 512] = rest.get(..512)?.try_into().ok()?;
+            let header = tar::Header::from_byte_slice(header);
+            let kind = header.entry_type();
+            let is_pax = kind.is_pax_local_extensions();
+            if !is_pax && !kind.is_gnu_longname() && !kind.is_gnu_longlink() {
+                return found;
+            }
+            let end = 512 + usize::try_from(header.entry_size().ok()?).ok()?;
+            if is_pax {
+                found = Some(rest.get(512..end)?.to_vec());
+            }
+            rest = rest.get(end..)?;
+        }
     }
 }
 
 impl Read for &Headers<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let (mut file, sofar) = (self.file, self.read_bytes.get());
+        let mut file = self.file;
         let count = file.read(buffer)?;
-        self.read_bytes.set(sofar + count as u64);
-        if self.read_bytes.get() > HEADERS_BYTES_MAX {
+        let mut read = self.read.borrow_mut();
+        read.extend_from_slice(&buffer[..count]);
+        if read.len() > HEADERS_BYTES_MAX {
             let what = format!("an entry has more than {HEADERS_BYTES_MAX} bytes of headers");
             return Err(io::Error::new(io::ErrorKind::InvalidData, what));
         }
@@ -175,19 +197,18 @@ struct Pax {
 }
 
 impl Pax {
-    fn read(entry: &mut TarEntry<'_>, stats: &mut Stats) -> Result<Self, PackError> {
-        let path = entry.path_bytes().into_owned();
+    fn read(path: &[u8], headers: &Headers<'_>, stats: &mut Stats) -> Result<Self, PackError> {
         let mut pax = Self::default();
-        let Some(extensions) = entry.pax_extensions().map_err(broken)? else {
-            return Ok(pax);
-        };
-        for extension in extensions {
-            let extension = extension.map_err(broken)?;
-            let (key, value) = (extension.key_bytes(), extension.value_bytes());
+        let content = headers.extended().unwrap_or_default();
+        let mut rest = &content[..];
+        while !rest.is_empty() {
+            let (key, value);
+            (key, value, rest) = record(rest)
+                .ok_or_else(|| refused(path, "has an extended header that does not add up"))?;
             let number = || {
                 let text = std::str::from_utf8(value).ok();
                 text.and_then(|t| t.parse().ok())
-                    .ok_or_else(|| refused(&path, "has a bad number"))
+                    .ok_or_else(|| refused(path, "has a bad number"))
             };
             if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
                 if xattr_index(name).is_some() {
@@ -199,7 +220,7 @@ impl Pax {
             }
             match key {
                 b"mtime" => {
-                    pax.mtime = Some(time(value).ok_or_else(|| refused(&path, "has a bad time"))?)
+                    pax.mtime = Some(time(value).ok_or_else(|| refused(path, "has a bad time"))?)
                 }
                 b"GNU.sparse.name" => pax.sparse_name = Some(value.to_vec()),
                 b"GNU.sparse.realsize" => pax.sparse_bytes = Some(number()?),
@@ -211,6 +232,16 @@ impl Pax {
         }
         Ok(pax)
     }
+}
+
+/// One record, `<length of all of it> <key>=<value>` and a newline, and what is behind it.
+fn record(bytes: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
+    let space = bytes.iter().position(|b| *b == b' ')?;
+    let length: usize = std::str::from_utf8(&bytes[..space]).ok()?.parse().ok()?;
+    let (record, rest) = bytes.split_at_checked(length)?;
+    let text = record.get(space + 1..)?.strip_suffix(b"\n")?;
+    let equals = text.iter().position(|b| *b == b'=')?;
+    Some((&text[..equals], &text[equals + 1..], rest))
 }
 
 /// A PAX time (POSIX pax, "pax Extended Header"): decimal seconds with a fraction, of which digits beyond

@@ -338,8 +338,8 @@ impl<'a> Members<'a> {
         let mut archive = Archive::new(&headers);
         let mut names_bytes = 0;
         for entry in archive.entries_with_seek().map_err(OciError::Read)? {
-            headers.next();
             let entry = entry.map_err(OciError::Read)?;
+            headers.next();
             names_bytes += entry.path_bytes().len();
             if members.len() >= NODES_MAX || names_bytes > DETAIL_BYTES_MAX {
                 return Err(OciError::Large("the list of what is in it".to_owned()));

@@ -349,6 +349,7 @@ mod tests {
                 ("security.capability", &[1, 0, 0, 2, 0, 4, 0, 0]),
                 ("system.posix_acl_access", &[2, 0, 0, 0]),
                 ("trusted.x", b""),
+                ("user.lines", b"a\n12 path=evil\n"),
                 ("user.long", &[0x61; 3000]),
             ],
         };
