@@ -23,6 +23,7 @@ pub mod xfsprogs;
 
 mod apt;
 mod command;
+pub mod debian;
 mod digest;
 mod licences;
 mod progress;

@@ -10,6 +10,7 @@ mod archive;
 pub mod bench;
 pub mod exposition;
 mod follower;
+pub mod foreign;
 pub mod http;
 pub mod inside;
 mod lab;
