@@ -105,6 +105,19 @@ pub(crate) fn instead(
     Ok(file.into_temp_path())
 }
 
+/// Adds these files of this machine, with their directories.
+pub(crate) fn at_their_places(archive: &mut Archive<'_>, files: &BTreeSet<PathBuf>) -> Result<()> {
+    let directories = files.iter().flat_map(|file| file.ancestors().skip(1));
+    let directories: BTreeSet<_> = directories.filter(|path| path.parent().is_some()).collect();
+    for directory in directories {
+        archive.directory(text(directory)?, 0o755)?;
+    }
+    for file in files {
+        archive.file(text(file)?, 0o755, read(file)?)?;
+    }
+    Ok(())
+}
+
 /// What the dynamic loader would map, the loader included.
 pub(crate) fn libraries(program: &Path) -> Result<BTreeSet<PathBuf>> {
     let output = Command::new("ldd")

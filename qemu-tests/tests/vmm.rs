@@ -81,6 +81,11 @@ mod tests {
     }
 
     #[test]
+    fn alone_with_a_terminal_a_tap_and_an_image_by_path() {
+        run("alone-devices");
+    }
+
+    #[test]
     fn alone_a_machine_runs_from_a_file_and_answers_on_its_socket() {
         run("alone");
     }

@@ -2,9 +2,8 @@
 //!
 //! Owns: what that archive holds: the measuring program, a guest for it, and Debian's QEMU with all it
 //! needs to run.
-//! Refuses: replacing any file of the shipped image.
+//! Refuses: replacing any file of the shipped image, but for the monitor where another is asked for.
 
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
@@ -13,8 +12,8 @@ use image::paths::Paths;
 use types::cpio::Archive;
 
 use super::Peers;
-use super::report::{GUEST, KERNEL, PEERS, PROC, PROGRAM, QEMU};
-use crate::archive::{self, behind, file_in, libraries, read, text, unpack, unpacked};
+use super::report::{GUEST, KERNEL, PEERS, PROC, PROGRAM, QEMU, VMM};
+use crate::archive::{self, behind, file_in, libraries, read, unpack, unpacked};
 
 /// Where QEMU looks for firmware, and what its microvm needs of it.
 const FIRMWARE: &str = "/usr/share/qemu/qboot.rom";
@@ -43,25 +42,16 @@ pub(super) fn large(image: &Image, program: &[u8], peers: &Peers) -> Result<Vec<
     archive.file(GUEST, 0o644, archive::guest(program)?)?;
     let mut files = libraries(Path::new(QEMU))?;
     files.extend([PathBuf::from(QEMU), PathBuf::from(FIRMWARE)]);
+    if let Some(path) = peers.ours() {
+        archive.directory("/bin", 0o755)?;
+        archive.file(VMM, 0o755, read(path)?)?;
+    }
     archive.directory(PEERS, 0o755)?;
     for (name, path) in peers.iter() {
         archive.file(&format!("{PEERS}/{name}"), 0o755, read(path)?)?;
         // Of a static program there are none to tell.
         files.extend(libraries(path).unwrap_or_default());
     }
-    let mut directories = BTreeSet::new();
-    for file in &files {
-        directories.extend(
-            file.ancestors()
-                .skip(1)
-                .filter(|path| path.parent().is_some()),
-        );
-    }
-    for directory in directories {
-        archive.directory(text(directory)?, 0o755)?;
-    }
-    for file in &files {
-        archive.file(text(file)?, 0o755, read(file)?)?;
-    }
+    archive::at_their_places(&mut archive, &files)?;
     behind(image, &archive)
 }

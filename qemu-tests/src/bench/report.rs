@@ -11,6 +11,8 @@ pub const PROGRAM: &str = "/bench";
 /// Its specification and guest, beside it.
 pub const KERNEL: &str = "/bench-kernel";
 pub const GUEST: &str = "/bench-guest";
+/// Our monitor, as the image has it.
+pub const VMM: &str = "/bin/sifr-vmm";
 /// Other monitors, each under the name of its kind.
 pub const PEERS: &str = "/bench-peers";
 /// The environment variable, set on the kernel command line, that names those that are there, with commas.

@@ -21,13 +21,12 @@ use qemu_tests::bench::node;
 use qemu_tests::bench::node::monitor::{self, Serial, Wanted};
 use qemu_tests::bench::report::{
     CYCLES, FAILED, GUEST, GUEST_MIB, IDLE, Idle, KERNEL, Monitor, Overhead, PROC, REPORT, ROLE,
-    Report, Role,
+    Report, Role, VMM,
 };
 use qemu_tests::inside::{end, kib_of, mount_at, overhead, wait};
 use types::vm::{CONTROL_PACKET_MAX, Exits, Fd, FromVmm, SPEC_FD, StopReason, VmSpec};
 use types::{Name, PublicKey, VmId};
 
-const VMM: &str = "/bin/sifr-vmm";
 /// Odd, so that one run is in the middle.
 const RUNS: usize = 5;
 /// Far longer than a guest takes to its init; all of it is counted time, so it costs the same everywhere.

@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::io::{Cursor, Read, Seek, SeekFrom};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -21,9 +22,10 @@ use types::cpio::Archive;
 use types::flist::ImageConfig;
 use types::{Bytes, Digest};
 
-use super::report::{END, Line};
+use super::report::{BEGIN, END, Line};
+use super::scenario::TERMINAL_GROUP;
 use super::{
-    BZIMAGE, CONTAINER_INITRAMFS, GROUP, HOSTILE, IMAGE, INIT, INITRAMFS, KERNEL, ONLY, SEED,
+    BZIMAGE, CONTAINER_INITRAMFS, GROUP, HOSTILE, IMAGE, INIT, INITRAMFS, IP, KERNEL, ONLY, SEED,
     SEED_WORD, VMM, scenario,
 };
 use crate::archive;
@@ -60,6 +62,9 @@ pub fn run(group: &str) -> Result<()> {
     fs::create_dir_all(&target).context("make the directory for the console")?;
     let log = target.join(format!("nested-{group}.log"));
     let mut machine = machine(&paths, log)?;
+    if group == TERMINAL_GROUP {
+        machine.serial = Some(target.join(format!("nested-{group}.terminal")));
+    }
     let resets = target.join(format!("nested-{group}.resets"));
     machine.resets = Some(resets.clone());
     let mut arguments = format!("loglevel=1 {TSC_TOLERANCE} rdinit={INIT} {GROUP}={what}");
@@ -104,6 +109,10 @@ fn triple_fault(resets: &Path) -> String {
 /// What one boot says of its scenarios. An error: the node itself came to no end.
 fn once(machine: &Machine) -> Result<Vec<Line>> {
     let node = Node::spawn(machine)?;
+    if let Some(port) = &machine.serial {
+        node.wait_for_line(BEGIN, SILENCE)?;
+        type_back(port)?;
+    }
     let mut said = 0;
     let (ended, console) = loop {
         let ended = node.wait_for_line(END, SILENCE);
@@ -119,6 +128,14 @@ fn once(machine: &Machine) -> Result<Vec<Line>> {
         println!("{line}");
     }
     ended.map(|_| lines)
+}
+
+/// What the node writes to this port of its comes back, until the node ends.
+fn type_back(port: &Path) -> Result<()> {
+    let mut out = UnixStream::connect(port).context("connect to the node's terminal")?;
+    let mut typed = out.try_clone().context("share the node's terminal")?;
+    std::thread::spawn(move || std::io::copy(&mut typed, &mut out));
+    Ok(())
 }
 
 /// Both kernels are from the cache, or are built now. What the console says is also in `log`, as it comes.
@@ -158,6 +175,9 @@ fn node(paths: &Paths) -> Result<Vec<u8>> {
     node.file(VMM, 0o755, monitor(paths)?)?;
     node.file(KERNEL, 0o644, kernel)?;
     node.file(BZIMAGE, 0o644, own)?;
+    let mut ip = archive::libraries(Path::new(IP))?;
+    ip.insert(PathBuf::from(IP));
+    archive::at_their_places(&mut node, &ip)?;
     let hostile = archive::built(paths, "hostile", "hostile", BARE_TARGET)?;
     node.file(HOSTILE, 0o644, hostile)?;
     Ok(node.encode())

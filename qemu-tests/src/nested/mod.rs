@@ -38,6 +38,8 @@ const KERNEL: &str = "/guest/kernel";
 /// The node's own kernel, for guests that boot a bzImage.
 const BZIMAGE: &str = "/guest/bzImage";
 const INITRAMFS: &str = "/guest/initramfs";
+/// iproute2, by which the manual makes TAPs.
+const IP: &str = "/usr/sbin/ip";
 const HOSTILE: &str = "/guest/hostile";
 /// An EROFS image, for guests that have one as memory, and for containers.
 const IMAGE: &str = "/guest/image";

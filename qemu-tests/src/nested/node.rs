@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use sys::mount::Flags;
 
 use super::guest::say;
-use super::report::Line;
+use super::report::{BEGIN, Line};
 use super::scenario::{self, Scenario};
 use super::toolkit::Node;
 use super::{GROUP, toolkit};
@@ -23,6 +23,7 @@ pub(crate) const TRIPLE_FAULT: &str = "triple fault";
 
 /// All of it: the caller then powers the machine off.
 pub fn main() {
+    say(&format!("\n{BEGIN}"));
     let what = std::env::var(GROUP).unwrap_or_default();
     match prepare().and_then(|node| Ok((node, scenario::named(&what)?))) {
         Err(error) => {

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 /// What each line begins with; the console may print something before it.
 const MARK: &str = "nested: ";
+/// Said before the first scenario.
+pub(super) const BEGIN: &str = "nested: begin";
 /// What the last line begins with.
 pub(super) const END: &str = "nested: end";
 

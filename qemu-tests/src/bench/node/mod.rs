@@ -22,9 +22,8 @@ use monitor::{FIGURE, GUEST_END};
 
 /// Runs of one kind of work in one guest. Odd, so that one is in the middle.
 const RUNS: usize = 3;
-/// Times that each monitor's guest does all its work, in turn with the others': what slows the machine down
-/// for a while slows all. Odd as well.
-const ROUNDS: usize = 3;
+/// Times that each monitor's guest does all its work, in turn with the others'.
+const ROUNDS: usize = 1;
 
 /// Work of a node or guest, as its init. A guest's never returns, but for an error.
 pub fn work(role: Role) -> Result<()> {

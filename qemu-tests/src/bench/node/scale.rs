@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 
 use super::monitor::{Monitor, Running, Serial, Wanted};
-use super::{figure, rate};
+use super::{Figures, figure, rate};
 use crate::bench::report::{Role, Sample};
 use crate::nested::toolkit::Node;
 
@@ -26,16 +26,18 @@ pub(super) fn measure(node: &Node) -> Result<Vec<Sample>> {
             samples.extend(memory(node, monitor, cpus));
         }
     }
+    // In turn: what slows the machine down for a while slows all.
+    let mut figures = Figures::default();
     for at_once in AT_ONCE {
-        for monitor in Monitor::all() {
-            let what = format!("machines begun and ended in a second, {at_once} at once");
-            let mut runs = Vec::new();
-            for _ in 0..RATE_RUNS {
-                runs.push(lives(node, monitor, at_once).context(what.clone())?);
+        let what = format!("machines begun and ended in a second, {at_once} at once");
+        for _ in 0..RATE_RUNS {
+            for monitor in Monitor::all() {
+                let rate = lives(node, monitor, at_once).context(what.clone())?;
+                figures.add(monitor.name(), vec![(what.clone(), rate)]);
             }
-            samples.push(Sample::new(what, monitor.name(), runs));
         }
     }
+    samples.extend(figures.samples());
     Ok(samples)
 }
 

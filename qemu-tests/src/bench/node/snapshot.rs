@@ -37,7 +37,7 @@ pub(super) fn guest() -> Result<()> {
     crate::inside::wait()
 }
 
-pub(super) const KINDS: [&str; 12] = [
+pub(super) const KINDS: [&str; 14] = [
     "boot, process start to the guest's first word",
     "restore, process start to the guest's next word",
     "restore, process start to vCPUs that run",
@@ -50,7 +50,11 @@ pub(super) const KINDS: [&str; 12] = [
     "100 clones, first start to the last one's word",
     "100 clones: memory of each beyond the shared file",
     "100 clones: least and most of it",
+    "restore with a working set, process start to the guest's next word",
+    "restore with a working set, process start to vCPUs that run",
 ];
+
+const USERFAULT: &str = "/dev/userfaultfd";
 
 /// What a snapshot consists of.
 struct Files {
@@ -72,27 +76,42 @@ fn plan(node: &Node) -> Result<Plan<'_>> {
     ours(node, Wanted::new(Role::Sleep))
 }
 
-/// Whether memory is read and compared with its digests before the guest goes on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Memory {
+/// How memory comes.
+#[derive(Debug, Clone, Copy)]
+enum Memory<'a> {
     Trusted,
+    /// It is read and compared with its digests before the guest goes on.
     Compared,
+    /// Page by page, so that it is noted which the guest needs.
+    Noted,
+    /// These pages first.
+    With(&'a File),
 }
 
-fn restored<'a>(node: &'a Node, files: &Files, how: Memory) -> Result<Plan<'a>> {
+fn restored<'a>(node: &'a Node, files: &Files, how: Memory<'_>) -> Result<Plan<'a>> {
     let mut plan = plan(node)?;
     let again = |file: &File| file.try_clone().context("copy a descriptor");
     let last = Base {
         state: plan.pass(again(&files.state)?),
         memory: plan.pass(again(&files.memory)?),
     };
+    let (mut mode, mut working_set) = (RestoreMode::Private, None);
+    match how {
+        Memory::Trusted | Memory::Compared => {}
+        Memory::Noted => {
+            let device = File::options().read(true).write(true).open(USERFAULT);
+            let userfault = plan.pass(device.context("open /dev/userfaultfd")?);
+            mode = RestoreMode::Missing { userfault };
+        }
+        Memory::With(set) => working_set = Some(plan.pass(again(set)?)),
+    }
     plan.spec.restore = Some(Restore {
         state: last.state,
         memory: last.memory,
         bases: Vec::new(),
-        mode: RestoreMode::Private,
-        working_set: None,
-        trusted: how == Memory::Trusted,
+        mode,
+        working_set,
+        trusted: !matches!(how, Memory::Compared),
         hostname: None,
         link: None,
     });
@@ -144,25 +163,30 @@ pub(super) fn measure(node: &Node) -> Result<Vec<Sample>> {
         runs[5].push(took);
         runs[6].push(size);
         machine.kill()?;
-        for how in [Memory::Trusted, Memory::Compared] {
+        for (how, row) in [(Memory::Trusted, 1), (Memory::Compared, 3)] {
             let (mut machine, took, setup) = until_word(restored(node, &fresh, how)?, GOES_ON)?;
-            match how {
-                Memory::Trusted => {
-                    runs[1].push(took);
-                    runs[2].push(setup);
-                }
-                Memory::Compared => runs[3].push(took),
+            runs[row].push(took);
+            if row == 1 {
+                runs[2].push(setup);
             }
             machine.kill()?;
         }
         files = Some(fresh);
+    }
+    let files = files.context("no snapshot was taken")?;
+    let set = working_set(node, &files)?;
+    for _ in 0..TIMES {
+        let plan = restored(node, &files, Memory::With(&set))?;
+        let (mut machine, took, setup) = until_word(plan, GOES_ON)?;
+        machine.kill()?;
+        runs[12].push(took);
+        runs[13].push(setup);
     }
     for _ in 0..TIMES {
         let (took, size) = differential(node)?;
         runs[7].push(took);
         runs[8].push(size);
     }
-    let files = files.context("no snapshot was taken")?;
     let (took, memory) = clones(node, &files)?;
     runs[9].push(took);
     let mean = memory.iter().sum::<f64>() / float(u64::try_from(memory.len())?)?;
@@ -175,6 +199,21 @@ pub(super) fn measure(node: &Node) -> Result<Vec<Sample>> {
     Ok(samples
         .map(|(what, runs)| Sample::new(*what, who, runs))
         .collect())
+}
+
+/// The pages that a restored machine needs up to its word.
+fn working_set(node: &Node, files: &Files) -> Result<File> {
+    let (mut machine, _, _) = until_word(restored(node, files, Memory::Noted)?, GOES_ON)?;
+    let set = tempfile::tempfile_in(FILES).context("make a file")?;
+    machine.ask(&ToVmm::WorkingSet, &[set.as_fd()])?;
+    let answer = machine.hear_until("an answer", PATIENCE, |message| match message {
+        FromVmm::Done { .. } => Some(Ok(())),
+        FromVmm::Refused { message } => Some(Err(message.clone())),
+        _ => None,
+    })?;
+    answer.map_err(|why| anyhow!("the working set was refused: {why}"))?;
+    machine.kill()?;
+    Ok(set)
 }
 
 fn differential(node: &Node) -> Result<(f64, f64)> {

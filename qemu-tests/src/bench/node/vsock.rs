@@ -22,9 +22,9 @@ use crate::nested::toolkit::{FILES, Machine, Node, PATIENCE};
 const TRIPS: &str = "vsock round trips of a line";
 const OUTPUT: &str = "vsock output, guest to log";
 /// Round trips of one run.
-const TRIPS_A_RUN: u64 = 256;
+const TRIPS_A_RUN: u64 = 64;
 /// Output of one run.
-const OUTPUT_MIB: u64 = 8;
+const OUTPUT_MIB: u64 = 2;
 /// As `sifr-guest` writes it.
 const PIECE: usize = 16 << 10;
 /// The host kernel's own sockets for guests, which QEMU needs.

@@ -73,21 +73,21 @@ pub(super) const GUESTS: &[(&str, Program)] = &[
 /// Between two numbers.
 const COUNT: Duration = Duration::from_millis(100);
 
-const SPEC: &str = "/run/machine.json";
+pub(super) const SPEC: &str = "/run/machine.json";
 const CONTROL: &str = "/run/machine.control";
 const DISK: &str = "/run/machine.img";
 /// Nobody in particular.
-const USER: u32 = 1000;
+pub(super) const USER: u32 = 1000;
 
 /// A specification of that guest program, with `more` fields in front.
-fn write_spec(guest: &str, more: &str) -> Result<()> {
+pub(super) fn write_spec(guest: &str, more: &str) -> Result<()> {
     let text = format!(
         r#"{{{more}"kernel": "{KERNEL}", "initramfs": ["{INITRAMFS}"], "memory": "128Mi", "cmdline": "guest={guest}"}}"#
     );
     fs::write(SPEC, text).context("write the specification")
 }
 
-fn command(words: &[&str]) -> Command {
+pub(super) fn command(words: &[&str]) -> Command {
     let mut command = Command::new(VMM);
     command.args(words).stdin(Stdio::null());
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -95,7 +95,7 @@ fn command(words: &[&str]) -> Command {
 }
 
 /// A front end that runs; it goes with its handle.
-struct Running {
+pub(super) struct Running {
     child: Child,
     console: BufReader<ChildStdout>,
 }
@@ -115,15 +115,19 @@ impl Drop for Running {
 }
 
 impl Running {
-    fn start(words: &[&str]) -> Result<Self> {
-        let mut child = command(words).spawn().context("start sifr-vmm")?;
+    pub(super) fn start(words: &[&str]) -> Result<Self> {
+        Self::of(command(words))
+    }
+
+    pub(super) fn of(mut command: Command) -> Result<Self> {
+        let mut child = command.spawn().context("start sifr-vmm")?;
         let console = child.stdout.take().context("standard output")?;
         let console = BufReader::new(console);
         Ok(Self { child, console })
     }
 
     /// The next line of the console with `pattern` in it.
-    fn line(&mut self, pattern: &str) -> Result<String> {
+    pub(super) fn line(&mut self, pattern: &str) -> Result<String> {
         let until = Instant::now() + PATIENCE;
         loop {
             if self.console.buffer().is_empty() {
@@ -148,7 +152,7 @@ impl Running {
     }
 
     /// The exit status, which is waited for as long as the console is open.
-    fn end(mut self) -> Result<(Option<i32>, String)> {
+    pub(super) fn end(mut self) -> Result<(Option<i32>, String)> {
         let until = Instant::now() + PATIENCE;
         let mut rest = Vec::new();
         loop {

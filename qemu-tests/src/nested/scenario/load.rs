@@ -17,7 +17,7 @@ use types::metrics::Pages;
 use types::vm::{Disk, FromVmm, Net, Restore, RestoreMode, SnapshotKind, ToVmm};
 
 use super::Scenario;
-use super::snapshot::{Files, ask, disk, file, mix, round, snapshot, sums, until};
+use super::snapshot::{Files, ask, disk, file, from, mix, round, snapshot, sums, until};
 use crate::nested::guest::{FAILED, Program, say};
 use crate::nested::link;
 use crate::nested::toolkit::{Machine, Node, PATIENCE, Plan};
@@ -123,9 +123,9 @@ enum Mode {
     Missing,
 }
 
-fn go_on(plan: &mut Plan<'_>, files: &Files, mode: Mode, set: Option<&File>) -> Result<()> {
-    let state = plan.pass(files.state.try_clone()?);
-    let memory = plan.pass(files.memory.try_clone()?);
+/// `chain`: the snapshot, behind what it is based on.
+fn go_on(plan: &mut Plan<'_>, chain: &[&Files], mode: Mode, set: Option<&File>) -> Result<()> {
+    let from = from(plan, chain)?;
     let mode = match mode {
         Mode::Private => RestoreMode::Private,
         Mode::Missing => {
@@ -136,14 +136,9 @@ fn go_on(plan: &mut Plan<'_>, files: &Files, mode: Mode, set: Option<&File>) -> 
     };
     let set = set.map(File::try_clone).transpose()?;
     plan.spec.restore = Some(Restore {
-        state,
-        memory,
-        bases: Vec::new(),
         mode,
         working_set: set.map(|file| plan.pass(file)),
-        trusted: true,
-        link: None,
-        hostname: None,
+        ..from
     });
     Ok(())
 }
@@ -170,17 +165,30 @@ fn streams(node: &Node) -> Result<String> {
     let tap = sys::tap::open(TAP)?;
     link::set_up(TAP, NODE)?;
     let echo = echo(TcpListener::bind((NODE, PORT)).context("listen")?);
-    let mut machine = plan(node, "load", &disk, Some(&tap))?.start()?;
+    let tracked = || -> Result<Plan<'_>> {
+        let mut plan = plan(node, "load", &disk, Some(&tap))?;
+        plan.spec.track_memory = true;
+        Ok(plan)
+    };
+    let mut machine = tracked()?.start()?;
     let mut seen = vec![moves_on(&mut machine)?];
-    // In the middle of all that: it goes on by itself.
-    snapshot(&mut machine, SnapshotKind::Full)?;
-    seen.push(moves_on(&mut machine)?);
-    for mode in [Mode::Private, Mode::Missing] {
+    for (kind, mode) in [
+        (SnapshotKind::Full, Mode::Private),
+        (SnapshotKind::Full, Mode::Missing),
+        (SnapshotKind::Differential, Mode::Private),
+        (SnapshotKind::Differential, Mode::Missing),
+    ] {
+        let mut chain = Vec::new();
+        if kind == SnapshotKind::Differential {
+            // In the middle of all that: it goes on by itself.
+            chain.push(snapshot(&mut machine, SnapshotKind::Full)?.0);
+            seen.push(moves_on(&mut machine)?);
+        }
         ask(&mut machine, &ToVmm::Pause, &[])?;
-        let (files, _, _) = snapshot(&mut machine, SnapshotKind::Full)?;
+        chain.push(snapshot(&mut machine, kind)?.0);
         machine.kill()?;
-        let mut plan = self::plan(node, "load", &disk, Some(&tap))?;
-        go_on(&mut plan, &files, mode, None)?;
+        let mut plan = tracked()?;
+        go_on(&mut plan, &chain.iter().collect::<Vec<_>>(), mode, None)?;
         machine = plan.start()?;
         seen.push(moves_on(&mut machine)?);
     }
@@ -225,7 +233,7 @@ fn working_set(node: &Node) -> Result<String> {
         let mut again = file()?;
         again.write_all(&content)?;
         let mut plan = self::plan(node, "sums", &again, None)?;
-        go_on(&mut plan, &files, Mode::Missing, given)?;
+        go_on(&mut plan, &[&files], Mode::Missing, given)?;
         let mut machine = plan.start()?;
         let running_us = machine.running()?;
         let start = Instant::now();
@@ -248,14 +256,14 @@ fn working_set(node: &Node) -> Result<String> {
     ensure!(faulted[1] * 4 < faulted[0], "{figures}");
     // A machine that was mapped has no faults to tell of; another snapshot's set is refused.
     let mut plan = self::plan(node, "sums", &disk, None)?;
-    go_on(&mut plan, &files, Mode::Private, Some(&set))?;
+    go_on(&mut plan, &[&files], Mode::Private, Some(&set))?;
     let mut machine = plan.start()?;
     round(&mut machine)?;
     ensure!(ask(&mut machine, &ToVmm::WorkingSet, &[&set]).is_err());
     let (other, _, _) = snapshot(&mut machine, SnapshotKind::Full)?;
     machine.kill()?;
     let mut plan = self::plan(node, "sums", &disk, None)?;
-    go_on(&mut plan, &other, Mode::Missing, Some(&set))?;
+    go_on(&mut plan, &[&other], Mode::Missing, Some(&set))?;
     let life = plan.start()?.finish(PATIENCE)?;
     ensure!(
         life.output.contains("another snapshot's"),
@@ -279,7 +287,7 @@ fn twenty(node: &Node) -> Result<String> {
         let mut copy = file()?;
         copy.write_all(&content)?;
         let mut plan = self::plan(node, "sums", &copy, None)?;
-        go_on(&mut plan, &files, Mode::Private, None)?;
+        go_on(&mut plan, &[&files], Mode::Private, None)?;
         machines.push(plan.start()?);
     }
     let mut generations = std::collections::BTreeSet::new();

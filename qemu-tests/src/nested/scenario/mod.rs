@@ -4,6 +4,7 @@
 //! Refuses: two of one name.
 
 mod alone;
+mod alone_devices;
 mod confined;
 mod devices;
 mod disk;
@@ -30,9 +31,13 @@ pub struct Scenario {
     pub run: fn(&Node) -> Result<String>,
 }
 
+/// The group whose node has a terminal: a second serial port.
+pub const TERMINAL_GROUP: &str = "alone-devices";
+
 /// Scenarios that share one boot of a node. Each has its test in `tests/vmm.rs`.
 pub const GROUPS: &[(&str, &[Scenario])] = &[
     ("alone", alone::SCENARIOS),
+    (TERMINAL_GROUP, alone_devices::SCENARIOS),
     ("confined", confined::SCENARIOS),
     ("devices", devices::SCENARIOS),
     ("disk", disk::SCENARIOS),
@@ -50,6 +55,7 @@ pub const GROUPS: &[(&str, &[Scenario])] = &[
 /// Programs of guests, by the word on their command line.
 const GUESTS: &[&[(&str, Program)]] = &[
     alone::GUESTS,
+    alone_devices::GUESTS,
     confined::GUESTS,
     devices::GUESTS,
     disk::GUESTS,

@@ -31,6 +31,10 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         run: two_clones,
     },
     Scenario {
+        name: "twenty-clones-at-once-are-machines-of-their-own",
+        run: twenty,
+    },
+    Scenario {
         name: "a-program-that-stood-still-has-drawn-nothing-before-its-new-identity",
         run: stands_still,
     },
@@ -47,6 +51,11 @@ const BETWEEN: Duration = Duration::from_secs(5);
 /// How wrong a clone's clock may be: what there is between the reading of the host's clock and of the
 /// program's, on emulated processors.
 const CLOCK_MS: u64 = 2_500;
+
+/// Machines at once, and the time before them: half of it is more than twenty on two emulated processors need
+/// between a program's reading of its clock and the node's.
+const CLONES: u8 = 20;
+const BETWEEN_MANY: Duration = Duration::from_secs(30);
 
 /// Says what it sees when it starts, and whenever the machine has become another; then tells the node by
 /// the network, too.
@@ -161,10 +170,15 @@ pub(super) fn restored(machine: &mut Machine) -> Result<String> {
 
 /// The clock of a program that has said the time not long ago.
 fn check_clock(sight: &Sight) -> Result<u64> {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH)?;
-    let off = u64::try_from(now.as_millis())?.abs_diff(sight.time_ms);
+    let off = off(sight)?;
     ensure!(off <= CLOCK_MS, "the guest's clock is {off} ms wrong");
     Ok(off)
+}
+
+/// How far what a program says is from the node's clock, in milliseconds.
+fn off(sight: &Sight) -> Result<u64> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH)?;
+    Ok(u64::try_from(now.as_millis())?.abs_diff(sight.time_ms))
 }
 
 /// A line of a program that comes from `address`, and what the node knows of the card there.
@@ -241,18 +255,69 @@ fn two_clones(node: &Node) -> Result<String> {
         sights.push(sight);
         clones.push(machine);
     }
-    let distinct = |of: &dyn Fn(&Sight) -> String| {
-        sights.iter().map(of).collect::<BTreeSet<_>>().len() == sights.len()
-    };
-    ensure!(distinct(&|s| s.generation.clone()), "{sights:?}");
-    ensure!(distinct(&|s| s.random.to_string()), "{sights:?}");
-    ensure!(distinct(&|s| s.mac.to_string()), "{sights:?}");
-    ensure!(distinct(&|s| s.hostname.to_string()), "{sights:?}");
+    all_differ(&sights)?;
     for machine in &mut clones {
         machine.kill()?;
     }
     machine.kill()?;
     Ok(format!("clocks {off:?} ms off"))
+}
+
+/// All run before the first is heard: what one is told never reaches another.
+fn twenty(node: &Node) -> Result<String> {
+    let mut machine = tenant::plan(node, "watches", 1, &card(1))?.start()?;
+    let first = sight(&mut machine)?;
+    freeze(&mut machine)?;
+    let (files, _, _) = snapshot(&mut machine, SnapshotKind::Full)?;
+    machine.kill()?;
+    drop(machine);
+    std::thread::sleep(BETWEEN_MANY);
+    let begin = Instant::now();
+    let (mut machines, mut hear) = (Vec::new(), Vec::new());
+    for network in 2..2 + CLONES {
+        let plan = clone(node, "watches", network, &card(1), &files)?;
+        let listener = TcpListener::bind((tenant::gateway(network), PORT))?;
+        let Link { address, mac, .. } = card(network);
+        hear.push(std::thread::spawn(move || -> Result<(Sight, u64)> {
+            let (sight, seen) = heard(&listener, address.address)?;
+            ensure!(seen == mac && sight.mac == mac, "{sight:?} from {seen}");
+            Ok((sight.clone(), off(&sight)?))
+        }));
+        machines.push(plan.start()?);
+    }
+    let (mut sights, mut worst) = (vec![first], 0);
+    for thread in hear {
+        let (sight, off) = thread.join().expect("no panic")?;
+        worst = worst.max(off);
+        sights.push(sight);
+    }
+    let took = begin.elapsed().as_millis();
+    all_differ(&sights)?;
+    let limit = u64::try_from(BETWEEN_MANY.as_millis())? / 2;
+    ensure!(worst <= limit, "a guest's clock is {worst} ms wrong");
+    for machine in &mut machines {
+        ensure!(machine.alive()?, "a clone has ended");
+        machine.kill()?;
+    }
+    Ok(format!(
+        "{CLONES} in {took} ms, clocks {worst} ms off at most"
+    ))
+}
+
+/// In all that a machine has of its own.
+fn all_differ(sights: &[Sight]) -> Result<()> {
+    let fields: [fn(&Sight) -> String; 5] = [
+        |s| s.generation.clone(),
+        |s| s.random.to_string(),
+        |s| s.mac.to_string(),
+        |s| s.address.to_string(),
+        |s| s.hostname.to_string(),
+    ];
+    for field in fields {
+        let distinct: BTreeSet<_> = sights.iter().map(field).collect();
+        ensure!(distinct.len() == sights.len(), "{sights:?}");
+    }
+    Ok(())
 }
 
 fn stands_still(node: &Node) -> Result<String> {
