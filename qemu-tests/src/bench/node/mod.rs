@@ -76,9 +76,9 @@ fn figure(what: &str, value: f64) {
     say(&format!("{FIGURE}{what} {value}"));
 }
 
-/// The last line of the node.
+/// The last line of the node. When this returns it is out: the kernel's own last words go past what waits.
 pub fn end() {
-    println!("\n{END}");
+    say(&format!("\n{END}"));
 }
 
 /// What guests have said, by kind of work and monitor, in the order in which they were first seen.
