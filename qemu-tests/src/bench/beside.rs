@@ -20,7 +20,7 @@ use super::report::{END, FAILED, Outcome, PEERS_WORD, Role, Sample};
 use super::table::Row;
 
 /// Far longer than any comparison takes on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(900);
+const PATIENCE: Duration = Duration::from_secs(420);
 /// QEMU 7.2, when it counts instructions, now and then gives a guest's guest its timer interrupt a second time
 /// while the first is being handled: that guest then waits for a lock that it holds itself, and nothing
 /// goes on. It is seen in one boot in ten or fifteen; three in a row are another fault.

@@ -142,6 +142,8 @@ fn tap(_: &Node) -> Result<String> {
         let listener = TcpListener::bind((NODE, PORT)).context("listen")?;
         let mode = |mode| fs::set_permissions("/dev/kvm", Permissions::from_mode(mode));
         mode(0o666)?;
+        // As udev has it: whose a TAP is, the kernel asks when it is attached to.
+        fs::set_permissions("/dev/net/tun", Permissions::from_mode(0o666))?;
         let mut run = command(&["run", SPEC]);
         run.uid(user).gid(user);
         let mut machine = Running::of(run)?;
