@@ -148,6 +148,94 @@ pub(crate) enum FlistCommand {
     /// Put what the first run of an image on the node touched beside its .flist file: nodes that find it in the image's
     /// store get that first
     Trace { file: PathBuf },
+    /// Bring an image into stores: its chunks, then its flist
+    Push(Push),
+    /// Bring an flist and all its chunks into a directory
+    Pull(Pull),
+    /// Read every chunk of an flist in each store, and compare
+    Verify(Verify),
+    /// Remove from a store the chunks that no flist in it names
+    Gc(Gc),
+    /// Bring flists from one store into others, what is missing there
+    Mirror(Mirror),
+}
+
+/// How help shows one.
+const STORES: &str = "STORE";
+
+#[derive(Debug, Args)]
+pub(crate) struct Push {
+    /// A .flist file in its store, or an image to pack (as in `flist pack`)
+    pub(crate) image: PathBuf,
+    /// Directory, s3://bucket/prefix or oci://registry/repository; before it a range of chunks: 00-7f=STORE
+    #[arg(required = true, value_name = STORES)]
+    pub(crate) stores: Vec<String>,
+    /// Certificate authorities of the stores, in PEM, beside the system's
+    #[arg(long, value_name = "FILE")]
+    pub(crate) ca: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Pull {
+    /// The flist's digest: blake3:…
+    pub(crate) flist: Digest,
+    /// Directory, http(s)://…, s3://bucket/prefix or oci://registry/repository; before it a range of chunks
+    #[arg(required = true, value_name = STORES)]
+    pub(crate) stores: Vec<String>,
+    /// Directory that gets the .flist file and the chunks
+    #[arg(short = 'o', long, value_name = "DIR")]
+    pub(crate) store: PathBuf,
+    /// Certificate authorities of the stores, in PEM, beside the system's
+    #[arg(long, value_name = "FILE")]
+    pub(crate) ca: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Verify {
+    /// The flist's digest: blake3:…
+    pub(crate) flist: Digest,
+    /// Stores, each with the range of chunks that it should have
+    #[arg(required = true, value_name = STORES)]
+    pub(crate) stores: Vec<String>,
+    /// The flist, where no store has it
+    #[arg(long, value_name = "FILE")]
+    pub(crate) file: Option<PathBuf>,
+    /// Certificate authorities of the stores, in PEM, beside the system's
+    #[arg(long, value_name = "FILE")]
+    pub(crate) ca: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Gc {
+    /// Directory or s3://bucket/prefix
+    pub(crate) store: String,
+    /// What is younger stays, so that pushes under way are safe
+    #[arg(long, value_name = "TIME", default_value = "24h", value_parser = days)]
+    pub(crate) grace: Duration,
+    /// Only say what would go
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// An flist that goes first; repeat it
+    #[arg(long, value_name = "DIGEST")]
+    pub(crate) forget: Vec<Digest>,
+    /// Certificate authorities of the store, in PEM, beside the system's
+    #[arg(long, value_name = "FILE")]
+    pub(crate) ca: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Mirror {
+    /// Store that has them
+    pub(crate) from: String,
+    /// Stores that get them, each with its range of chunks
+    #[arg(required = true, value_name = STORES)]
+    pub(crate) to: Vec<String>,
+    /// Only this one; repeat it. A web server does not say which it has
+    #[arg(long = "flist", value_name = "DIGEST")]
+    pub(crate) flists: Vec<Digest>,
+    /// Certificate authorities of the stores, in PEM, beside the system's
+    #[arg(long, value_name = "FILE")]
+    pub(crate) ca: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -193,9 +281,13 @@ pub(crate) struct Deploy {
     /// The deployment's name
     #[arg(long)]
     pub(crate) name: Option<Name>,
-    /// Web server that has the image's chunks: http://…
+    /// Store from which the node may fetch the image's chunks: http(s)://…, s3://bucket/prefix or
+    /// oci://registry/repository; before it a range of chunks: 00-7f=URL. Repeat it
     #[arg(long, value_name = "URL", conflicts_with = "file")]
-    pub(crate) store: Option<String>,
+    pub(crate) store: Vec<String>,
+    /// Certificate authorities of these stores, in PEM, beside the public ones
+    #[arg(long, value_name = "FILE", requires = "store", conflicts_with = "file")]
+    pub(crate) store_ca: Option<PathBuf>,
     /// Port of the node and port of the machine, such as 80:8080; repeat it
     #[arg(short = 'p', long = "port", value_name = "NODE:MACHINE", value_parser = port, conflicts_with = "file")]
     pub(crate) ports: Vec<Port>,
@@ -295,6 +387,15 @@ pub(crate) fn restart(text: &str) -> Result<RestartPolicy, String> {
     }
 }
 
+/// The same as [`duration`], and days.
+fn days(text: &str) -> Result<Duration, String> {
+    let number = text.strip_suffix('d').and_then(|digits| digits.parse::<u32>().ok());
+    match number {
+        Some(days) => Ok(Duration::from_secs(u64::from(days) * 86_400)),
+        None => duration(text).map_err(|error| error.replace(" or h,", ", h or d, hours")),
+    }
+}
+
 fn duration(text: &str) -> Result<Duration, String> {
     let error = || format!("time {text:?} is not a whole number with ms, s, m or h, up to 24h");
     let split = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(error)?;
@@ -330,6 +431,7 @@ mod tests {
     #[test]
     fn what_the_documents_show_parses() {
         let key = PublicKey([1; 32]);
+        let digest = Digest([1; 32]);
         for line in [
             "key new",
             "key show --pem",
@@ -349,6 +451,12 @@ mod tests {
             "flist pack rootfs -o store --encrypt",
             "flist pack rootfs -o store --encrypt --salt-file team",
             "flist trace store/x.flist",
+            "flist push store/x.flist s3://bucket/images 00-7f=/srv/a",
+            &format!("flist pull {digest} https://a/b oci://ghcr.io/a/b -o store --ca ca.pem"),
+            &format!("flist verify {digest} s3://bucket --file x.flist"),
+            &format!("flist gc /srv/store --grace 7d --dry-run --forget {digest}"),
+            &format!("flist mirror /srv/store s3://bucket --flist {digest}"),
+            "deploy --image x.flist --name shop --store https://a --store s3://b --store-ca ca.pem",
             "deploy app.yaml",
             "deploy - --accept-volatile",
             "deploy --image store/x.flist -p 8080:80 -p 443 --name shop --memory 512Mi --restart on-failure -- /bin/app -v",

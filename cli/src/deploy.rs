@@ -12,10 +12,11 @@ use api::{Client, ClientError, Envelope};
 use serde::Serialize;
 use types::deployment::{Action, Deployment, Image, Machine, ONLY_WORKLOAD, Statement, Workload};
 use types::status::{Ack, RefusalCode};
-use types::{Bytes, Digest, Name};
+use types::{Bytes, Digest, Name, Stores};
 
 use crate::Context;
 use crate::args::Deploy;
+use crate::depot;
 use crate::failure::Usage;
 use crate::home::Pin;
 use crate::push::{Images, Pushed};
@@ -46,6 +47,7 @@ pub(crate) async fn deploy(context: &Context, options: Deploy) -> anyhow::Result
     let (name, mut deployment) = wanted(options, &mut images, &context.screen)?;
     deployment.accept_volatile |= accept_volatile;
     deployment.remove.extend(remove);
+    depot::spell_out(&mut deployment)?;
     deployment
         .check()
         .map_err(|error| Usage(error.to_string()))?;
@@ -180,10 +182,15 @@ fn from_options(
     };
     let mut resolve = |text: &str| resolve(text, Path::new(""), images, screen);
     let flist = spec::image_digest(&image, &mut resolve).map_err(Usage)?;
+    let authority = options.store_ca.as_deref().map(depot::authority).transpose()?;
+    let store = (!options.store.is_empty()).then_some(Stores {
+        urls: options.store,
+        authority,
+    });
     let machine = Machine {
         image: Image {
             flist,
-            store: options.store,
+            store,
         },
         cpus: options.cpus.unwrap_or(1),
         memory: options.memory.unwrap_or(MEMORY),

@@ -1,6 +1,7 @@
 //! `sifr flist`: packing images and looking into them.
 //!
-//! Owns: what its commands show. Refuses: packing (`pack` has it) and the format (`flist` has it).
+//! Owns: what its own commands show. Refuses: packing (`pack` has it), the format (`flist` has it), and stores
+//! (`transfer` has them).
 
 use std::path::Path;
 
@@ -17,12 +18,19 @@ use crate::push::LocalImage;
 use crate::salt::salt;
 use crate::screen::{Screen, fields, mebibytes};
 use crate::source::Source;
+use crate::transfer;
 
 pub(crate) async fn flist(context: &Context, command: FlistCommand) -> anyhow::Result<()> {
+    let screen = &context.screen;
     match command {
         FlistCommand::Pack(options) => pack(context, &options),
-        FlistCommand::Show { file } => show(&context.screen, &LocalImage::open(&file)?),
+        FlistCommand::Show { file } => show(screen, &LocalImage::open(&file)?),
         FlistCommand::Trace { file } => trace(context, &LocalImage::open(&file)?, &file).await,
+        FlistCommand::Push(options) => transfer::push(screen, &options).await,
+        FlistCommand::Pull(options) => transfer::pull(screen, &options).await,
+        FlistCommand::Verify(options) => transfer::verify(screen, &options).await,
+        FlistCommand::Gc(options) => transfer::gc(screen, &options).await,
+        FlistCommand::Mirror(options) => transfer::mirror(screen, &options).await,
     }
 }
 

@@ -6,6 +6,7 @@
 
 mod args;
 mod deploy;
+mod depot;
 mod drill;
 mod failure;
 mod flists;
@@ -19,6 +20,7 @@ mod salt;
 mod screen;
 mod source;
 mod spec;
+mod transfer;
 
 use std::process::ExitCode;
 

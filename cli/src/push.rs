@@ -19,6 +19,7 @@ use serde::Serialize;
 use tempfile::TempDir;
 use types::Digest;
 
+use crate::depot;
 use crate::failure::Usage;
 use crate::pack::{self, Changes};
 use crate::screen::{Screen, mebibytes};
@@ -196,13 +197,25 @@ impl LocalImage {
         Ok(pushed)
     }
 
-    /// The directory that the file lies in, where it is a store.
+    /// What there is to bring into a store.
+    pub(crate) fn image(&self) -> stores::Image {
+        stores::Image {
+            digest: self.digest,
+            file: self.file.clone(),
+            chunks: depot::pieces(&self.flist),
+        }
+    }
+
+    /// The directory that the file lies in.
+    pub(crate) fn directory(&self) -> &Path {
+        let parent = self.path.parent();
+        let named = parent.filter(|parent| !parent.as_os_str().is_empty());
+        named.unwrap_or(Path::new("."))
+    }
+
+    /// The same, where it is a store.
     fn store(&self) -> anyhow::Result<DirStore> {
-        let parent = self
-            .path
-            .parent()
-            .filter(|parent| !parent.as_os_str().is_empty());
-        let root = parent.unwrap_or(Path::new("."));
+        let root = self.directory();
         if !root.join("chunks").is_dir() {
             bail!(
                 "the node lacks chunks of {}, and there is no chunks directory beside it: \

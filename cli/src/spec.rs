@@ -350,8 +350,8 @@ mod tests {
         assert_eq!(name.as_str(), "web");
         assert_eq!(machine.image.flist, Digest([0xaa; 32]));
         assert_eq!(
-            machine.image.store.as_deref(),
-            Some("http://10.0.0.2:8000/")
+            machine.image.store,
+            Some("http://10.0.0.2:8000/".into())
         );
         assert_eq!(
             (machine.cpus, machine.memory, machine.disk),
@@ -461,8 +461,8 @@ mod tests {
                 "store is given twice",
             ),
             (
-                &format!("{image}\nstore: https://a"),
-                "is not an http:// URL",
+                &format!("{image}\nstore: ftp://a"),
+                "is no URL of a store",
             ),
             (
                 &format!("{image}\nmemory: 512"),

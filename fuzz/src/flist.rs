@@ -206,7 +206,7 @@ fn packets() -> Vec<Vec<u8>> {
         ToVmm::Hello.encode().to_vec(),
         json(&FromNode::Open {
             flist,
-            store: Some("http://a/".to_owned()),
+            store: Some("http://a/".into()),
             pin: true,
         }),
         json(&FromNode::Close { flist }),

@@ -1,8 +1,10 @@
 //! Programs of Debian that tests need and that are not installed: as packages they would start a service.
 //!
-//! Owns: their download into the cache, unpacked. Refuses: to run them.
+//! And one that Debian does not have, built from its crate.
+//!
+//! Owns: their way into the cache. Refuses: to run them.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 
@@ -63,6 +65,31 @@ fn two_newest(listed: &str) -> Option<[String; 2]> {
     Some([two[0].to_owned(), two[1].to_owned()])
 }
 
+/// A server of S3 over a directory, which checks signatures: the crate `s3s-fs`. Its lock file says what it is made of.
+const S3_SERVER: &str = "s3s-fs";
+const S3_SERVER_VERSION: &str = "0.14.1";
+
+/// The server of S3: the program. Building it takes minutes, once.
+pub fn s3_server(paths: &Paths) -> Result<PathBuf> {
+    let home = paths
+        .cache
+        .join("tools")
+        .join(format!("{S3_SERVER}-{S3_SERVER_VERSION}"));
+    if !home.is_dir() {
+        let _lock = paths::lock(&paths.cache)?;
+        paths::appear(&home, |draft| {
+            eprintln!("build {S3_SERVER} {S3_SERVER_VERSION} ...");
+            let mut install = command::clean("cargo");
+            install.args(["install", "--quiet", "--locked", S3_SERVER]);
+            install.args(["--version", S3_SERVER_VERSION, "--features", "binary"]);
+            command::output(install.arg("--root").arg(draft))
+                .with_context(|| format!("build {S3_SERVER}: is the network up?"))?;
+            Ok(())
+        })?;
+    }
+    program(&home, "bin/s3s-fs")
+}
+
 /// A file of a package. apt checks the signatures.
 fn unpacked(paths: &Paths, package: &str, file: &str) -> Result<PathBuf> {
     let home = paths.cache.join("tools").join(package);
@@ -86,6 +113,10 @@ fn unpacked(paths: &Paths, package: &str, file: &str) -> Result<PathBuf> {
             Ok(())
         })?;
     }
+    program(&home, file)
+}
+
+fn program(home: &Path, file: &str) -> Result<PathBuf> {
     let program = home.join(file);
     ensure!(
         program.is_file(),

@@ -3,8 +3,8 @@
 //! Owns: serving files, counting what was served, and stopping half-way through some or altogether until a test goes on.
 //! Refuses: being a good web server.
 
-use std::io::{BufRead, BufReader, Write};
-use std::net::{TcpListener, TcpStream};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
@@ -169,9 +169,14 @@ fn serve_to(directory: &Path, gate: Arc<Gate>, served: Arc<Served>) -> Result<St
     Ok(url)
 }
 
-fn answer(stream: &TcpStream, root: &Path, gate: &Gate, served: &Served) -> Option<()> {
+/// Answers requests over one connection until it ends.
+pub(crate) fn answer(
+    stream: impl Read + Write,
+    root: &Path,
+    gate: &Gate,
+    served: &Served,
+) -> Option<()> {
     let mut reader = BufReader::new(stream);
-    let mut writer = stream;
     loop {
         let mut request = String::new();
         if reader.read_line(&mut request).ok()? == 0 {
@@ -196,6 +201,7 @@ fn answer(stream: &TcpStream, root: &Path, gate: &Gate, served: &Served) -> Opti
             Ok(body) => ("200 OK", body),
             Err(_) => ("404 Not Found", Vec::new()),
         };
+        let writer = reader.get_mut();
         write!(
             writer,
             "HTTP/1.1 {status}\r\nContent-Length: {}\r\n\r\n",
@@ -204,11 +210,13 @@ fn answer(stream: &TcpStream, root: &Path, gate: &Gate, served: &Served) -> Opti
         .ok()?;
         let (first, rest) = body.split_at(body.len() / 2);
         writer.write_all(first).ok()?;
+        writer.flush().ok()?;
         gate.pass(body.len());
         if served.refuses() {
             return None;
         }
         writer.write_all(rest).ok()?;
+        writer.flush().ok()?;
         served.note(&path, body.len());
     }
 }

@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 use types::flist::ImageConfig;
-use types::{Digest, VmId};
+use types::{Digest, Stores, VmId};
 
 /// Every packet between VMM and daemon, little-endian: kind u32, index u32, reserved u64 (zero).
 pub const PACKET_BYTES: usize = 16;
@@ -102,11 +102,10 @@ pub const JSON_BYTES_MAX: usize = 160 << 10;
 #[serde(rename_all = "snake_case")]
 pub enum FromNode {
     /// Make the disk of an flist ready to be attached. Said again, it renews store and pin, and is
-    /// answered again. `store` is the base URL of a plain web server. `pin`: keep the whole content
-    /// and fetch what is missing in the background.
+    /// answered again. `pin`: keep the whole content and fetch what is missing in the background.
     Open {
         flist: Digest,
-        store: Option<String>,
+        store: Option<Stores>,
         pin: bool,
     },
     /// Beside it: the daemon's end of the VM's socket.

@@ -144,6 +144,22 @@ impl Access {
         })
     }
 
+    /// Name and password for a registry, for whoever keeps other things there than images.
+    pub fn password(&self, host: &str) -> Result<Option<(String, String)>, AccessError> {
+        Ok(match self.login(host)? {
+            RegistryAuth::Basic(user, password) => Some((user, password)),
+            RegistryAuth::Anonymous | RegistryAuth::Bearer(_) => None,
+        })
+    }
+
+    /// The certificates that count for it beside the system's, in PEM.
+    pub fn authority(&self, host: &str) -> Result<Option<String>, AccessError> {
+        let certificates = self.certificates(host)?;
+        let text = |c: &Certificate| String::from_utf8_lossy(&c.data).into_owned();
+        let texts: Vec<String> = certificates.iter().map(text).collect();
+        Ok((!texts.is_empty()).then(|| texts.join("\n")))
+    }
+
     fn login(&self, host: &str) -> Result<RegistryAuth, AccessError> {
         let (registry, key) = match host {
             DOCKER_HUB | "index.docker.io" | "registry-1.docker.io" => {

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use crate::limits::Limits;
+use crate::stores::{Stores, StoresError};
 use crate::{Bytes, Digest, Name, PublicKey};
 
 /// DSSE payload type of a [`Statement`].
@@ -125,9 +126,8 @@ pub struct Machine {
 #[serde(deny_unknown_fields)]
 pub struct Image {
     pub flist: Digest,
-    /// Base URL of a plain web server with `<flist digest>.flist` and `chunks/<2 hex>/<62 hex>`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub store: Option<String>,
+    pub store: Option<Stores>,
 }
 
 /// A TCP port of the node that leads to a port of the machine.
@@ -187,8 +187,8 @@ pub enum SpecError {
     PortTwice(u16),
     #[error("workload {name}: port {port} of the node is its own: choose another")]
     PortReserved { name: Name, port: u16 },
-    #[error("workload {name}: store {url:?} is not an http:// URL of at most 2048 bytes")]
-    Store { name: Name, url: String },
+    #[error("workload {name}: {problem}")]
+    Store { name: Name, problem: StoresError },
     #[error("version 0 does not exist: the first version of a deployment is 1")]
     Version,
 }
@@ -297,13 +297,11 @@ impl Machine {
             range(field, found, false, allowed)?;
         }
         self.check_text(name)?;
-        match &self.image.store {
-            Some(url) if !url.starts_with("http://") || url.len() > 2048 => Err(SpecError::Store {
-                name: name.clone(),
-                url: url.clone(),
-            }),
-            _ => Ok(()),
-        }
+        let stores = self.image.store.as_ref().map(Stores::check);
+        stores.unwrap_or(Ok(())).map_err(|problem| SpecError::Store {
+            name: name.clone(),
+            problem,
+        })
     }
 
     fn check_text(&self, name: &Name) -> Result<(), SpecError> {

@@ -14,8 +14,10 @@ pub mod limits;
 pub mod metrics;
 pub mod node;
 pub mod status;
+pub mod stores;
 pub mod unit;
 pub mod vm;
 
 pub use id::{Digest, Name, PublicKey, VmId};
+pub use stores::Stores;
 pub use unit::{Bytes, Cidr, Mac};

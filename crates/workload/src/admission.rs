@@ -837,7 +837,7 @@ mod tests {
         );
         let stored = verified(
             1,
-            deploy(|m| m.image.store = Some("http://10.0.2.2:8000".to_owned())),
+            deploy(|m| m.image.store = Some("http://10.0.2.2:8000".into())),
         );
         assert!(admit(stored, &node(), &Desired::default(), missing).is_ok());
     }

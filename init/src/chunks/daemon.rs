@@ -19,7 +19,8 @@ use flist::wire::{Counts, FromNode, ToNode, ToVmm};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
-use types::{Digest, VmId};
+use stores::Pool;
+use types::{Digest, Stores, VmId};
 
 use super::Paths;
 use super::ahead::Streams;
@@ -28,7 +29,7 @@ use super::job::{self, Absent, Cached, Event, Ready, Shared, Task};
 use super::link::{self, ForNode, Socket, VmLink};
 use super::queue::{Guess, Outcome, Queue, Source, Start, Target, Verdict, Waiter};
 use super::scrub::{Scrub, Step};
-use super::store::{Base, Client};
+use super::store::Remote;
 
 /// Events that wait for the loop; senders wait when it is full.
 const EVENTS_MAX: usize = 256;
@@ -45,7 +46,7 @@ const PROGRESS_EVERY: Duration = Duration::from_millis(250);
 #[derive(Debug)]
 struct Open {
     disk: Arc<Disk>,
-    store: Option<Base>,
+    store: Option<Remote>,
     pin: bool,
     absent: HashMap<Digest, u64>,
     /// What was last told: (present, total).
@@ -70,7 +71,7 @@ impl Open {
 
 #[derive(Debug)]
 struct Opening {
-    store: Option<Base>,
+    store: Option<Remote>,
     pin: bool,
     /// `Open` messages to answer.
     answers: usize,
@@ -333,13 +334,13 @@ impl Daemon {
             return Ok(Arc::clone(shared));
         }
         let cache = Cache::open(&self.paths.pool).map_err(|e| sys::chain(&e))?;
-        let (maps, client) = (self.paths.maps.clone(), Client::default());
+        let (maps, pool) = (self.paths.maps.clone(), Pool::of_a_node());
         disk::remove_stale(&cache, &maps);
         let shared = Arc::new(Shared {
             cache,
             maps,
             room: self.paths.room.clone(),
-            client,
+            pool,
             fetched: AtomicU64::new(0),
             fetched_bytes: AtomicU64::new(0),
         });
@@ -347,16 +348,15 @@ impl Daemon {
         Ok(Arc::clone(self.shared.insert(shared)))
     }
 
-    fn open(&mut self, flist: Digest, store: Option<String>, pin: bool) {
-        let store = store
-            .map(|url| Base::parse(&url))
-            .transpose()
-            .map_err(|e| sys::chain(&e));
-        let (store, shared) = match (store, self.shared()) {
-            (Ok(store), Ok(shared)) => (store, shared),
-            (Err(error), _) | (_, Err(error)) => {
-                return self.tell(ToNode::OpenFailed { flist, error }, Vec::new());
-            }
+    fn open(&mut self, flist: Digest, store: Option<Stores>, pin: bool) {
+        let opened = self.shared().and_then(|shared| {
+            let open = |named| Remote::open(&shared.pool, flist, named);
+            let store = store.map(open).transpose().map_err(|e| sys::chain(&e))?;
+            Ok((store, shared))
+        });
+        let (store, shared) = match opened {
+            Ok(opened) => opened,
+            Err(error) => return self.tell(ToNode::OpenFailed { flist, error }, Vec::new()),
         };
         if let Some(opening) = self.opening.get_mut(&flist) {
             opening.store = store;
@@ -627,7 +627,7 @@ impl Daemon {
             self.counts.guessed += u64::from(is_guess);
             let disk = |t: &Target| Some((Arc::clone(&self.open.get(&t.flist)?.disk), t.index));
             let targets = targets.iter().filter_map(disk).collect();
-            let mut stores: Vec<Base> = Vec::new();
+            let mut stores: Vec<Remote> = Vec::new();
             for store in flists
                 .iter()
                 .filter_map(|f| self.open.get(f)?.store.as_ref())

@@ -2,22 +2,24 @@
 //!
 //! Owns: reading the URL, and one object. Refuses: to judge the object; whoever asked has its hash.
 
-use super::store::{Base, Client};
+use stores::{Object, Pool};
+use types::{Digest, Stores};
 
 /// Whether the daemon takes this URL as a store.
 pub fn store(url: &str) -> bool {
-    Base::parse(url).is_ok()
+    Pool::of_a_node().remote(&Stores::from(url)).is_ok()
 }
 
 /// An object of a store: all that it says of it, up to `limit` bytes. `None`: refused.
 pub async fn fetch(url: &str, limit: u64) -> Option<Vec<u8>> {
-    let base = Base::parse(url).ok()?;
+    let set = Pool::of_a_node().remote(&Stores::from(url)).ok()?;
+    let store = set.stores().next()?;
     let mut object = Vec::new();
     let mut sink = |bytes: &[u8]| {
         object.extend_from_slice(bytes);
         Ok(())
     };
-    let client = Client::default();
-    client.get(&base, "object", limit, &mut sink).await.ok()?;
+    let name = Digest([0; 32]);
+    store.get(&name, &Object::Chunk(name), limit, &mut sink).await.ok()?;
     Some(object)
 }

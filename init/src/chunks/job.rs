@@ -9,11 +9,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use flist::cache::{Cache, CacheError, STORED_BYTES_MAX};
-use flist::chunk::{Chunk, ChunkError, object_path};
+use flist::cache::{Cache, CacheError};
+use flist::chunk::{Chunk, ChunkError};
 use flist::format::FLIST_BYTES_MAX;
 use flist::trace::{self, Trace};
 use flist::wire::FromNode;
+use stores::{Pool, StoreError};
 use tokio::sync::mpsc::Sender;
 use types::{Bytes, Digest};
 
@@ -21,7 +22,7 @@ use super::disk::{Disk, DiskError};
 use super::link::VmLink;
 use super::queue::Outcome;
 use super::scrub::{Scrub, Step};
-use super::store::{Base, Client, StoreError};
+use super::store::Remote;
 use crate::room::Room;
 
 /// What a person does when content is nowhere.
@@ -120,7 +121,7 @@ pub(crate) struct Shared {
     pub(crate) cache: Cache,
     pub(crate) maps: PathBuf,
     pub(crate) room: Room,
-    pub(crate) client: Client,
+    pub(crate) pool: Pool,
     pub(crate) fetched: AtomicU64,
     pub(crate) fetched_bytes: AtomicU64,
 }
@@ -152,7 +153,7 @@ async fn has_room(shared: &Arc<Shared>, bytes: u64) -> Result<(), String> {
 pub(crate) async fn open(
     shared: Arc<Shared>,
     flist: Digest,
-    store: Option<Base>,
+    store: Option<Remote>,
     disk: Option<Arc<Disk>>,
     events: Sender<Event>,
 ) {
@@ -164,7 +165,7 @@ pub(crate) async fn open(
 async fn try_open(
     shared: &Arc<Shared>,
     flist: Digest,
-    store: Option<Base>,
+    store: Option<Remote>,
     disk: Option<Arc<Disk>>,
 ) -> Result<Ready, String> {
     let first = ready(shared, flist, disk).await?;
@@ -177,7 +178,7 @@ async fn try_open(
         (Err(error), _) => return Err(sys::chain(&error)),
     };
     log::info!("{}: it is fetched from its store", sys::chain(&error));
-    fetch_flist(shared, flist, &store).await?;
+    fetch_flist(shared, &store).await?;
     ready(shared, flist, None)
         .await?
         .map_err(|e| sys::chain(&e))
@@ -226,41 +227,24 @@ async fn ready(
     .await
 }
 
-async fn fetch_flist(shared: &Arc<Shared>, flist: Digest, store: &Base) -> Result<(), String> {
+async fn fetch_flist(shared: &Arc<Shared>, store: &Remote) -> Result<(), String> {
     has_room(shared, FLIST_BYTES_MAX).await?;
-    let mut upload = shared
-        .cache
-        .receive_flist(flist)
-        .map_err(|e| sys::chain(&e))?;
-    let object = format!("{}.flist", flist.hex());
-    let mut sink = |bytes: &[u8]| upload.push(bytes).map_err(|e| sys::chain(&e));
-    let fetched = shared
-        .client
-        .get(store, &object, FLIST_BYTES_MAX, &mut sink)
-        .await;
-    fetched.map_err(|e| sys::chain(&e))?;
-    blocking(move || upload.finish_flist())
-        .await?
-        .map_err(|e| sys::chain(&e))?;
-    Ok(())
+    let fetched = store.flist(&shared.cache).await;
+    fetched.map_err(|e| sys::chain(&e))
 }
 
 /// Looks for the trace of an flist in its store. Without one a start costs what it costs.
 pub(crate) async fn fetch_trace(
     shared: Arc<Shared>,
     disk: Arc<Disk>,
-    store: Base,
+    store: Remote,
     events: Sender<Event>,
 ) {
-    let (flist, mut bytes) = (disk.digest, Vec::new());
-    let mut sink = |more: &[u8]| {
-        bytes.extend_from_slice(more);
-        Ok(())
+    let flist = disk.digest;
+    let bytes = match store.trace(trace::BYTES_MAX as u64).await {
+        Ok(bytes) => bytes,
+        Err(error) => return log::debug!("{flist} has no trace: {}", sys::chain(&error)),
     };
-    let (object, limit) = (trace::object(&flist), trace::BYTES_MAX as u64);
-    if let Err(error) = shared.client.get(&store, &object, limit, &mut sink).await {
-        return log::debug!("{flist} has no trace: {}", sys::chain(&error));
-    }
     match Trace::decode(&bytes, &flist, disk.flist.chunks().len()) {
         Ok(trace) => {
             keep_trace(shared, trace.clone()).await;
@@ -301,7 +285,7 @@ pub(crate) struct Task {
     pub(crate) chunk: Chunk,
     /// Where it goes besides the cache.
     pub(crate) targets: Vec<(Arc<Disk>, u32)>,
-    pub(crate) stores: Vec<Base>,
+    pub(crate) stores: Vec<Remote>,
     /// Nobody waits: where the pool has no room for it, it is not fetched.
     pub(crate) is_guess: bool,
 }
@@ -425,22 +409,19 @@ async fn onto_disks(
         .unwrap_or_else(|error| Err(Outcome::Hopeless(error)))
 }
 
-/// Asks each store in turn.
-async fn from_stores(shared: &Shared, chunk: &Chunk, stores: &[Base]) -> Result<Vec<u8>, Outcome> {
-    let object = object_path(&chunk.stored);
-    let limit = (STORED_BYTES_MAX as u64).min(u64::from(chunk.stored_bytes));
+/// Asks the stores of each image that has the chunk.
+async fn from_stores(
+    shared: &Shared,
+    chunk: &Chunk,
+    stores: &[Remote],
+) -> Result<Vec<u8>, Outcome> {
     let mut worst = Outcome::Hopeless(format!(
         "chunk {} is not on this node and no store is named: {PUSH_AGAIN}",
         chunk.stored
     ));
     for store in stores {
-        let mut stored = Vec::with_capacity(chunk.stored_bytes as usize);
-        let mut sink = |bytes: &[u8]| {
-            stored.extend_from_slice(bytes);
-            Ok(())
-        };
-        match shared.client.get(store, &object, limit, &mut sink).await {
-            Ok(()) => {
+        match store.chunk(chunk).await {
+            Ok(stored) => {
                 let bytes = stored.len() as u64;
                 shared.fetched.fetch_add(1, Ordering::Relaxed);
                 shared.fetched_bytes.fetch_add(bytes, Ordering::Relaxed);

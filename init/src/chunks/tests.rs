@@ -20,7 +20,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 use types::flist::ImageConfig;
-use types::{Bytes, Digest, VmId};
+use types::{Bytes, Digest, Stores, VmId};
 
 use super::Paths;
 use super::daemon::Daemon;
@@ -269,7 +269,7 @@ impl Running {
     }
 
     async fn open(&self, world: &World, store: Option<&str>, pin: bool) -> Shown {
-        let (flist, store) = (world.packed.digest, store.map(str::to_owned));
+        let (flist, store) = (world.packed.digest, store.map(Stores::from));
         self.say(FromNode::Open { flist, store, pin }, &[]).await;
         let (message, fds) = loop {
             // What was under way before may be told first.

@@ -207,7 +207,7 @@ impl NodeHost {
         tag: &str,
         status: Option<Status>,
         fds: Vec<OwnedFd>,
-        store: impl FnOnce(&Key, &types::Name) -> Option<String>,
+        store: impl FnOnce(&Key, &types::Name) -> Option<types::Stores>,
     ) -> anyhow::Result<Survivor> {
         let tag: Tag = serde_json::from_str(tag).context("read the tag of a VM")?;
         let mut fds = fds.into_iter();

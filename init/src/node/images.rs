@@ -14,7 +14,7 @@ use std::time::Duration;
 use flist::wire::{Counts, FromNode, JSON_BYTES_MAX, ToNode};
 use tokio::sync::{Notify, mpsc, oneshot};
 use types::flist::ImageConfig;
-use types::{Digest, VmId};
+use types::{Digest, Stores, VmId};
 
 use super::packets::Packets;
 
@@ -49,7 +49,7 @@ type AttachReply = oneshot::Sender<Result<(), String>>;
 #[derive(Default)]
 struct State {
     /// Images that are wanted, with their store.
-    open: BTreeMap<Digest, Option<String>>,
+    open: BTreeMap<Digest, Option<Stores>>,
     /// Those that this daemon has opened: it attaches VMs to no others.
     opened: BTreeSet<Digest>,
     opening: BTreeMap<Digest, Vec<OpenReply>>,
@@ -88,7 +88,7 @@ impl Images {
     }
 
     /// Makes an image ready. Waits as long as the daemon needs: its caller may drop this.
-    pub(crate) async fn open(&self, flist: Digest, store: Option<String>) -> Result<Image, String> {
+    pub(crate) async fn open(&self, flist: Digest, store: Option<Stores>) -> Result<Image, String> {
         let (reply, answer) = oneshot::channel();
         {
             let mut state = self.state.borrow_mut();
@@ -124,7 +124,7 @@ impl Images {
     }
 
     /// The same for a VM from before the agent's restart: nobody waits for the answer.
-    pub(crate) fn adopt(&self, vm: VmId, flist: Digest, store: Option<String>, socket: OwnedFd) {
+    pub(crate) fn adopt(&self, vm: VmId, flist: Digest, store: Option<Stores>, socket: OwnedFd) {
         self.state.borrow_mut().open.insert(flist, store.clone());
         self.say(
             &FromNode::Open {

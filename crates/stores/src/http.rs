@@ -1,0 +1,245 @@
+//! Requests to stores that speak HTTP.
+//!
+//! Owns: time limits, limits of lengths, which authorities are believed, and what an answer means for a store.
+//! Refuses: more than three redirections, or one from TLS into the clear; proxies of the environment on a node;
+//! URLs in messages: those of S3 are signed.
+
+use std::sync::{Arc, Once};
+use std::time::{Duration, SystemTime};
+
+use reqwest::{Certificate, Client, Method, RequestBuilder, Response, StatusCode, Url, redirect};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::{ClientConfig, RootCertStore};
+
+use crate::store::{Found, Sink};
+use crate::{Object, StoreError};
+
+/// To a store that answers at all, from anywhere on earth.
+const CONNECT_MAX: Duration = Duration::from_secs(5);
+/// Longest silence: a disk may have to spin up.
+const SILENCE_MAX: Duration = Duration::from_secs(15);
+/// Longest time for one object, so that a store which sends a byte a second is given up.
+const OBJECT_MAX: Duration = Duration::from_secs(300);
+/// Idle connections kept per store: as many as there are requests at once.
+const IDLE_MAX: usize = 8;
+/// Idle connections are closed before most servers close them: 75 s for nginx, 60 s for S3's balancers.
+const IDLE_KEPT: Duration = Duration::from_secs(50);
+/// A store, its mirror, its storage.
+const REDIRECTS_MAX: usize = 3;
+/// Of an error's text, for a person.
+const SAID_BYTES_MAX: u64 = 300;
+/// What is read of an error's text, to keep the connection.
+const ERROR_BYTES_MAX: u64 = 64 << 10;
+
+/// Whose certificates count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trust {
+    /// The system's authorities, or `$SSL_CERT_FILE`; and its proxies.
+    System,
+    /// The public authorities that this program brings: a node has no others.
+    Public,
+}
+
+/// A client for all stores that believe the same authorities.
+#[derive(Debug)]
+pub(crate) struct Http {
+    client: Client,
+}
+
+impl Http {
+    /// `authority`: more authorities, in PEM.
+    pub(crate) fn new(trust: Trust, authority: Option<&str>) -> Result<Self, StoreError> {
+        static PROVIDER: Once = Once::new();
+        // Where the program has chosen one already, that is it.
+        PROVIDER.call_once(|| drop(rustls::crypto::ring::default_provider().install_default()));
+        let wrong = |problem: String| StoreError::Location {
+            text: "ca".to_owned(),
+            problem,
+        };
+        let mut more = Vec::new();
+        for certificate in CertificateDer::pem_slice_iter(authority.unwrap_or("").as_bytes()) {
+            more.push(certificate.map_err(|e| wrong(format!("no certificate in PEM form: {e}")))?);
+        }
+        if more.is_empty() && authority.is_some() {
+            return Err(wrong("no certificate in PEM form".to_owned()));
+        }
+        let builder = Client::builder()
+            .user_agent("sifr")
+            .connect_timeout(CONNECT_MAX)
+            .read_timeout(SILENCE_MAX)
+            .timeout(OBJECT_MAX)
+            .pool_max_idle_per_host(IDLE_MAX)
+            .pool_idle_timeout(IDLE_KEPT)
+            .redirect(redirect::Policy::custom(follow));
+        let builder = match trust {
+            Trust::System => {
+                let more: Result<Vec<_>, _> =
+                    more.iter().map(|der| Certificate::from_der(der)).collect();
+                builder.tls_certs_merge(more.map_err(|e| wrong(told(e)))?)
+            }
+            Trust::Public => {
+                let mut roots = RootCertStore::empty();
+                roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
+                for der in more {
+                    let added = roots.add(der);
+                    added.map_err(|e| wrong(format!("no authority: {e}")))?;
+                }
+                let ring = Arc::new(rustls::crypto::ring::default_provider());
+                let config = ClientConfig::builder_with_provider(ring)
+                    .with_safe_default_protocol_versions()
+                    .map_err(|e| wrong(e.to_string()))?
+                    .with_root_certificates(roots)
+                    .with_no_client_auth();
+                builder.tls_backend_preconfigured(config).no_proxy()
+            }
+        };
+        let client = builder.build().map_err(|e| wrong(told(e)))?;
+        Ok(Self { client })
+    }
+
+    pub(crate) fn request(&self, method: Method, url: Url) -> RequestBuilder {
+        self.client.request(method, url)
+    }
+}
+
+fn follow(attempt: redirect::Attempt<'_>) -> redirect::Action {
+    let downgrade = attempt.previous().iter().any(|u| u.scheme() == "https")
+        && attempt.url().scheme() != "https";
+    if attempt.previous().len() > REDIRECTS_MAX || downgrade {
+        attempt.error("it leads elsewhere too often, or out of TLS")
+    } else {
+        attempt.follow()
+    }
+}
+
+/// An error with its causes and without the URL.
+fn told(error: reqwest::Error) -> String {
+    sys::chain(&error.without_url())
+}
+
+/// Sends a request; whatever the answer says.
+pub(crate) async fn send(store: &str, request: RequestBuilder) -> Result<Response, StoreError> {
+    request.send().await.map_err(|e| unreachable(store, e))
+}
+
+fn unreachable(store: &str, error: reqwest::Error) -> StoreError {
+    StoreError::Unreachable {
+        store: store.to_owned(),
+        reason: told(error),
+    }
+}
+
+/// The answer, if it is a good one.
+pub(crate) async fn good(
+    store: &str,
+    object: &dyn std::fmt::Display,
+    advice: &'static str,
+    response: Response,
+) -> Result<Response, StoreError> {
+    let (store, status) = (store.to_owned(), response.status());
+    match status {
+        _ if status.is_success() => Ok(response),
+        StatusCode::NOT_FOUND => Err(StoreError::NotFound {
+            store,
+            object: object.to_string(),
+        }),
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(StoreError::Denied {
+            said: format!("{}{}", status.as_u16(), said(response).await),
+            store,
+            advice,
+        }),
+        _ => Err(StoreError::Status {
+            said: said(response).await,
+            store,
+            status: status.as_u16(),
+        }),
+    }
+}
+
+/// The beginning of an error's text, on one line, with a colon before it.
+async fn said(response: Response) -> String {
+    let mut text = Vec::new();
+    let mut sink = |bytes: &[u8]| {
+        text.extend_from_slice(bytes);
+        Ok(())
+    };
+    // What came until it broke off is as good.
+    let _ = stream("", &"", response, ERROR_BYTES_MAX, &mut sink).await;
+    let text = String::from_utf8_lossy(&text);
+    let plain = |c: char| if c.is_control() { ' ' } else { c };
+    let text: String = text.chars().map(plain).collect();
+    let limit = usize::try_from(SAID_BYTES_MAX).unwrap_or(usize::MAX);
+    match text.trim() {
+        "" => String::new(),
+        text => format!(": {}", text.chars().take(limit).collect::<String>()),
+    }
+}
+
+/// Gives the body to `sink`, of at most `limit` bytes.
+pub(crate) async fn stream(
+    store: &str,
+    object: &dyn std::fmt::Display,
+    mut response: Response,
+    limit: u64,
+    sink: &mut Sink<'_>,
+) -> Result<(), StoreError> {
+    let large = || StoreError::Large {
+        store: store.to_owned(),
+        object: object.to_string(),
+        limit,
+    };
+    if response.content_length().is_some_and(|said| said > limit) {
+        return Err(large());
+    }
+    let mut received = 0;
+    loop {
+        let piece = response.chunk().await.map_err(|e| unreachable(store, e))?;
+        let Some(piece) = piece else {
+            return Ok(());
+        };
+        received += piece.len() as u64;
+        if received > limit {
+            return Err(large());
+        }
+        sink(&piece).map_err(StoreError::Sink)?;
+    }
+}
+
+/// The whole body in memory.
+pub(crate) async fn whole(
+    store: &str,
+    object: &dyn std::fmt::Display,
+    response: Response,
+    limit: u64,
+) -> Result<Vec<u8>, StoreError> {
+    let mut body = Vec::new();
+    let mut sink = |bytes: &[u8]| {
+        body.extend_from_slice(bytes);
+        Ok(())
+    };
+    stream(store, object, response, limit, &mut sink).await?;
+    Ok(body)
+}
+
+/// What a request without a body says of an object; `None`: it is not there.
+pub(crate) async fn find(
+    store: &str,
+    object: &Object,
+    advice: &'static str,
+    request: RequestBuilder,
+) -> Result<Option<Found>, StoreError> {
+    let response = send(store, request).await?;
+    let response = match good(store, object, advice, response).await {
+        Err(StoreError::NotFound { .. }) => return Ok(None),
+        other => other?,
+    };
+    let header = |name: &str| response.headers().get(name)?.to_str().ok();
+    let time = |text: &str| jiff::fmt::rfc2822::parse(text).ok();
+    Ok(Some(Found {
+        bytes: header("content-length").and_then(|text| text.parse().ok()),
+        modified: header("last-modified")
+            .and_then(time)
+            .map(|zoned| SystemTime::from(zoned.timestamp())),
+    }))
+}

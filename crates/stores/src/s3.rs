@@ -1,0 +1,185 @@
+//! A bucket of S3, or of a server that speaks as S3 does.
+//!
+//! Owns: which request is which operation; `rusty-s3` signs them. Without keys they are not signed, and public buckets
+//! can be read.
+//! Refuses: uploads in parts: a chunk is small, and an flist is far below what one request takes.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use reqwest::header::{HeaderMap, HeaderValue};
+use reqwest::{Method, Url};
+use rusty_s3::actions::ListObjectsV2;
+use rusty_s3::{Bucket as Signer, Credentials, S3Action, UrlStyle};
+
+use crate::http::{self, Http};
+use crate::keys::Keys;
+use crate::location::Bucket;
+use crate::store::{Entry, Found, Sink};
+use crate::{Object, StoreError};
+
+/// How long a signature holds: clocks differ, and a body may take its time.
+const SIGNED: Duration = Duration::from_secs(900);
+/// A page of a list has at most 1000 objects of a few hundred bytes.
+const PAGE_BYTES_MAX: u64 = 4 << 20;
+/// Most pages, so that a server that never ends does not either: ten million objects.
+const PAGES_MAX: usize = 10_000;
+const ADVICE: &str = "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile in ~/.aws/credentials; \
+                      a node reads public buckets only";
+
+#[derive(Debug)]
+pub(crate) struct S3 {
+    name: String,
+    http: Arc<Http>,
+    signer: Signer,
+    keys: Keys,
+    prefix: String,
+}
+
+impl S3 {
+    pub(crate) fn new(name: String, of: &Bucket, keys: Keys, http: Arc<Http>) -> Result<Self, StoreError> {
+        let wrong = |problem: String| StoreError::Location {
+            text: name.clone(),
+            problem,
+        };
+        let amazon = format!("https://s3.{}.amazonaws.com", of.region);
+        let (endpoint, style) = match &of.endpoint {
+            Some(endpoint) => (endpoint.clone(), UrlStyle::Path),
+            None => {
+                let url = amazon.parse::<Url>();
+                let url = url.map_err(|e| wrong(format!("region {:?}: {e}", of.region)))?;
+                // A dot in the name is not in Amazon's certificates.
+                let style = if of.name.contains('.') { UrlStyle::Path } else { UrlStyle::VirtualHost };
+                (url, style)
+            }
+        };
+        let signer = Signer::new(endpoint, style, of.name.clone(), of.region.clone());
+        let signer = signer.map_err(|e| wrong(e.to_string()))?;
+        Ok(Self {
+            signer,
+            prefix: of.prefix.clone(),
+            name,
+            http,
+            keys,
+        })
+    }
+
+    fn keys(&self) -> Option<&Credentials> {
+        self.keys.0.as_ref()
+    }
+
+    fn key(&self, object: &Object) -> String {
+        format!("{}{}", self.prefix, object.path())
+    }
+
+    pub(crate) async fn get(
+        &self,
+        object: &Object,
+        limit: u64,
+        sink: &mut Sink<'_>,
+    ) -> Result<(), StoreError> {
+        let key = self.key(object);
+        let url = self.signer.get_object(self.keys(), &key).sign(SIGNED);
+        let response = http::send(&self.name, self.http.request(Method::GET, url)).await?;
+        let response = http::good(&self.name, object, ADVICE, response).await?;
+        http::stream(&self.name, object, response, limit, sink).await
+    }
+
+    pub(crate) async fn find(&self, object: &Object) -> Result<Option<Found>, StoreError> {
+        let key = self.key(object);
+        let url = self.signer.head_object(self.keys(), &key).sign(SIGNED);
+        let request = self.http.request(Method::HEAD, url);
+        http::find(&self.name, object, ADVICE, request).await
+    }
+
+    /// Says that the object is needed, to who removes what is old: a copy onto itself is new, and costs no transfer.
+    pub(crate) async fn renew(&self, object: &Object) -> Result<(), StoreError> {
+        let key = self.key(object);
+        // Keys of ours need no escapes but those of the prefix, which is escaped as it was named.
+        let from = format!("/{}/{key}", self.signer.name());
+        let headers = [
+            ("x-amz-copy-source", from.as_str()),
+            ("x-amz-metadata-directive", "REPLACE"),
+        ];
+        let mut action = self.signer.put_object(self.keys(), &key);
+        let mut request_headers = HeaderMap::new();
+        for (name, value) in headers {
+            action.headers_mut().insert(name, value.to_owned());
+            let value = HeaderValue::from_str(value).map_err(|e| StoreError::Location {
+                text: self.name.clone(),
+                problem: e.to_string(),
+            })?;
+            request_headers.insert(name, value);
+        }
+        let request = self.http.request(Method::PUT, action.sign(SIGNED));
+        let request = request.headers(request_headers).header("content-length", "0");
+        let response = http::send(&self.name, request).await?;
+        http::good(&self.name, object, ADVICE, response).await?;
+        Ok(())
+    }
+
+    pub(crate) async fn put(&self, object: &Object, bytes: Vec<u8>) -> Result<(), StoreError> {
+        let key = self.key(object);
+        let url = self.signer.put_object(self.keys(), &key).sign(SIGNED);
+        let request = self.http.request(Method::PUT, url).body(bytes);
+        let response = http::send(&self.name, request).await?;
+        http::good(&self.name, &"such bucket", ADVICE, response).await?;
+        Ok(())
+    }
+
+    pub(crate) async fn remove(&self, object: &Object) -> Result<(), StoreError> {
+        let Some(keys) = self.keys() else {
+            return Err(StoreError::Denied {
+                store: self.name.clone(),
+                said: "nothing is removed without keys".to_owned(),
+                advice: ADVICE,
+            });
+        };
+        let key = self.key(object);
+        let url = self.signer.delete_object(Some(keys), &key).sign(SIGNED);
+        let response = http::send(&self.name, self.http.request(Method::DELETE, url)).await?;
+        match http::good(&self.name, object, ADVICE, response).await {
+            Ok(_) | Err(StoreError::NotFound { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    pub(crate) async fn list(&self) -> Result<Vec<Entry>, StoreError> {
+        let (mut found, mut after) = (Vec::new(), None::<String>);
+        let strange = |problem: String| StoreError::Answer {
+            store: self.name.clone(),
+            problem,
+        };
+        for _ in 0..PAGES_MAX {
+            let mut action = self.signer.list_objects_v2(self.keys());
+            action.with_prefix(self.prefix.as_str());
+            if let Some(token) = &after {
+                action.with_continuation_token(token.as_str());
+            }
+            let request = self.http.request(Method::GET, action.sign(SIGNED));
+            let response = http::send(&self.name, request).await?;
+            let response = http::good(&self.name, &"such bucket", ADVICE, response).await?;
+            let page = http::whole(&self.name, &"a list", response, PAGE_BYTES_MAX).await?;
+            let page = String::from_utf8(page).map_err(|e| strange(e.to_string()))?;
+            let page = ListObjectsV2::parse_response(&page).map_err(|e| strange(e.to_string()))?;
+            for item in &page.contents {
+                let path = item.key.strip_prefix(self.prefix.as_str());
+                let Some(object) = path.and_then(Object::parse) else {
+                    continue;
+                };
+                let time = item.last_modified.as_deref().unwrap_or("");
+                let modified = time.parse::<jiff::Timestamp>().map(SystemTime::from);
+                found.push(Entry {
+                    object,
+                    bytes: item.size.unwrap_or(0),
+                    modified: modified.map_err(|e| strange(format!("time {time:?}: {e}")))?,
+                });
+            }
+            match page.next_continuation_token {
+                Some(token) if after.as_ref() != Some(&token) => after = Some(token),
+                _ => return Ok(found),
+            }
+        }
+        Err(strange(format!("its list has more than {PAGES_MAX} pages")))
+    }
+}
