@@ -9,7 +9,7 @@ use std::time::Duration;
 use api::Until;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use types::deployment::{Port, RestartPolicy};
-use types::{Bytes, Name, PublicKey};
+use types::{Bytes, Digest, Name, PublicKey};
 
 /// Longest wait of `sifr wait`: a day.
 const TIMEOUT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
@@ -32,6 +32,10 @@ pub(crate) struct Cli {
     /// Your secret key's file [default: key in the configuration directory]
     #[arg(long, global = true, value_name = "FILE")]
     pub(crate) identity: Option<PathBuf>,
+    /// Public key of which images of registries must have a cosign signature; repeat it for one of several
+    /// [default: signatures.json in the configuration directory]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) require_signature: Vec<PathBuf>,
     /// Tables for people or JSON for programs
     #[arg(long, global = true, value_enum, default_value_t = Output::Table)]
     pub(crate) output: Output,
@@ -389,7 +393,9 @@ pub(crate) fn restart(text: &str) -> Result<RestartPolicy, String> {
 
 /// The same as [`duration`], and days.
 fn days(text: &str) -> Result<Duration, String> {
-    let number = text.strip_suffix('d').and_then(|digits| digits.parse::<u32>().ok());
+    let number = text
+        .strip_suffix('d')
+        .and_then(|digits| digits.parse::<u32>().ok());
     match number {
         Some(days) => Ok(Duration::from_secs(u64::from(days) * 86_400)),
         None => duration(text).map_err(|error| error.replace(" or h,", ", h or d, hours")),

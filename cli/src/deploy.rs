@@ -43,7 +43,7 @@ pub(crate) async fn deploy(context: &Context, options: Deploy) -> anyhow::Result
     let remove = options.remove.clone();
     // Before an image is packed, which takes its time.
     let (node, pin, client) = context.home.client(context.node.as_deref())?;
-    let mut images = Images::default();
+    let mut images = Images::signed_by(context.policy()?);
     let (name, mut deployment) = wanted(options, &mut images, &context.screen)?;
     deployment.accept_volatile |= accept_volatile;
     deployment.remove.extend(remove);
@@ -182,16 +182,17 @@ fn from_options(
     };
     let mut resolve = |text: &str| resolve(text, Path::new(""), images, screen);
     let flist = spec::image_digest(&image, &mut resolve).map_err(Usage)?;
-    let authority = options.store_ca.as_deref().map(depot::authority).transpose()?;
+    let authority = options
+        .store_ca
+        .as_deref()
+        .map(depot::authority)
+        .transpose()?;
     let store = (!options.store.is_empty()).then_some(Stores {
         urls: options.store,
         authority,
     });
     let machine = Machine {
-        image: Image {
-            flist,
-            store,
-        },
+        image: Image { flist, store },
         cpus: options.cpus.unwrap_or(1),
         memory: options.memory.unwrap_or(MEMORY),
         disk: options.disk.unwrap_or(DISK),

@@ -75,7 +75,11 @@ pub(crate) fn authority(path: &Path) -> anyhow::Result<String> {
 pub(crate) fn spell_out(deployment: &mut Deployment) -> Result<(), Usage> {
     let machines = deployment.workloads.values_mut();
     for Workload::Machine(machine) in machines {
-        let urls = machine.image.store.iter_mut().flat_map(|stores| &mut stores.urls);
+        let urls = machine
+            .image
+            .store
+            .iter_mut()
+            .flat_map(|stores| &mut stores.urls);
         for url in urls {
             let route = route(url)?;
             match route.location {
@@ -96,7 +100,9 @@ pub(crate) fn spell_out(deployment: &mut Deployment) -> Result<(), Usage> {
 /// An flist out of stores, whole and right.
 pub(crate) async fn read(set: &Set, digest: &Digest) -> anyhow::Result<Image> {
     let right = |mut bytes: &[u8]| digest_of(&mut bytes).is_ok_and(|found| found == *digest);
-    let file = set.flist(digest, FLIST_BYTES_MAX, &right, Patience::SOME).await?;
+    let file = set
+        .flist(digest, FLIST_BYTES_MAX, &right, Patience::SOME)
+        .await?;
     image(*digest, file)
 }
 

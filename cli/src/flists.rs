@@ -26,7 +26,7 @@ pub(crate) async fn flist(context: &Context, command: FlistCommand) -> anyhow::R
         FlistCommand::Pack(options) => pack(context, &options),
         FlistCommand::Show { file } => show(screen, &LocalImage::open(&file)?),
         FlistCommand::Trace { file } => trace(context, &LocalImage::open(&file)?, &file).await,
-        FlistCommand::Push(options) => transfer::push(screen, &options).await,
+        FlistCommand::Push(options) => transfer::push(context, &options).await,
         FlistCommand::Pull(options) => transfer::pull(screen, &options).await,
         FlistCommand::Verify(options) => transfer::verify(screen, &options).await,
         FlistCommand::Gc(options) => transfer::gc(screen, &options).await,
@@ -52,7 +52,7 @@ async fn trace(context: &Context, image: &LocalImage, file: &Path) -> anyhow::Re
 }
 
 fn pack(context: &Context, options: &Pack) -> anyhow::Result<()> {
-    let screen = &context.screen;
+    let (screen, policy) = (&context.screen, context.policy()?);
     let changes = Changes::read(options)?;
     let salt = match options.encrypt {
         true => Some(salt(&context.home, screen, options.salt_file.as_deref())?),
@@ -62,7 +62,7 @@ fn pack(context: &Context, options: &Pack) -> anyhow::Result<()> {
         .with_context(|| format!("cannot write the store {}", options.store.display()))?;
     let source = Source::read(&options.source, Path::new(""))?;
     let Packed { digest, stats, .. } =
-        crate::pack::pack(screen, &source, &changes, salt.as_ref(), &mut store)?;
+        crate::pack::pack(screen, &source, &changes, salt.as_ref(), &mut store, &policy)?;
     let path = store.flist_path(&digest);
     let value = json!({
         "digest": digest,

@@ -68,6 +68,11 @@ impl Home {
         &self.key_file
     }
 
+    /// Which images must be signed, and by whom.
+    pub(crate) fn signatures_file(&self) -> PathBuf {
+        self.directory.join("signatures.json")
+    }
+
     pub(crate) fn key(&self) -> anyhow::Result<SecretKey> {
         Ok(SecretKey::load(&self.key_file)?)
     }

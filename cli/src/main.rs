@@ -22,9 +22,11 @@ mod source;
 mod spec;
 mod transfer;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
+use registry::{Key, Policy};
 
 use crate::args::{Cli, Command};
 use crate::failure::Outcome;
@@ -37,6 +39,19 @@ struct Context {
     screen: Screen,
     /// `--node`
     node: Option<String>,
+    /// `--require-signature`
+    require_signature: Vec<PathBuf>,
+}
+
+impl Context {
+    /// Which images of registries must be signed, and by whom.
+    fn policy(&self) -> anyhow::Result<Policy> {
+        if self.require_signature.is_empty() {
+            return Ok(Policy::read(&self.home.signatures_file())?);
+        }
+        let keys = self.require_signature.iter().map(|file| Key::read(file));
+        Ok(Policy::for_all(keys.collect::<Result<_, _>>()?))
+    }
 }
 
 fn main() -> ExitCode {
@@ -63,12 +78,14 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         command,
         node,
         identity,
+        require_signature,
         output,
     } = cli;
     let context = Context {
         home: Home::find(identity)?,
         screen: Screen::new(output),
         node,
+        require_signature,
     };
     match command {
         Command::Key(command) => nodes::key(&context, command),

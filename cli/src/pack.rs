@@ -11,6 +11,7 @@ use flist::input::Input;
 use flist::pack::{Packed, Progress};
 use flist::seal::Salt;
 use flist::store::DirStore;
+use registry::Policy;
 use tempfile::NamedTempFile;
 use types::flist::ImageConfig;
 
@@ -93,6 +94,7 @@ pub(crate) fn pack(
     changes: &Changes,
     salt: Option<&Salt>,
     store: &mut DirStore,
+    policy: &Policy,
 ) -> anyhow::Result<Packed> {
     let spool = std::env::temp_dir();
     let cannot = || format!("cannot pack {source}");
@@ -104,7 +106,7 @@ pub(crate) fn pack(
             (input, what)
         }
         Source::Registry(reference) => {
-            let layout = source::pull(screen, reference).map_err(roomy)?;
+            let layout = source::pull(screen, reference, policy).map_err(roomy)?;
             // The layers are unpacked, so that the layout need not stay.
             let input = Input::open(layout.path(), &spool).map_err(|error| roomy(error.into()));
             (input.with_context(cannot)?, "image of a registry")

@@ -15,6 +15,7 @@ use api::Client;
 use flist::chunk::Chunk;
 use flist::format::{FLIST_BYTES_MAX, Flist, MAGIC, digest_of};
 use flist::store::DirStore;
+use registry::Policy;
 use serde::Serialize;
 use tempfile::TempDir;
 use types::Digest;
@@ -39,19 +40,28 @@ pub(crate) struct LocalImage {
 /// Images that a deployment names, as far as they are on this machine now.
 #[derive(Debug, Default)]
 pub(crate) struct Images {
+    policy: Policy,
     by_source: BTreeMap<(bool, PathBuf), Digest>,
     by_digest: BTreeMap<Digest, LocalImage>,
 }
 
 impl Images {
+    /// Images of registries are signed as the policy says.
+    pub(crate) fn signed_by(policy: Policy) -> Self {
+        Self {
+            policy,
+            ..Self::default()
+        }
+    }
+
     /// The image's digest; what is not packed yet is packed now.
     pub(crate) fn find(&mut self, source: &Source, screen: &Screen) -> anyhow::Result<Digest> {
         if let Some(digest) = self.by_source.get(&source.key()) {
             return Ok(*digest);
         }
         let image = match source {
-            Source::Path(path) => LocalImage::find(path, screen)?,
-            Source::Registry(_) => LocalImage::packed(source, screen)?,
+            Source::Path(path) => LocalImage::find(path, screen, &self.policy)?,
+            Source::Registry(_) => LocalImage::packed(source, screen, &self.policy)?,
         };
         let digest = image.digest;
         self.by_source.insert(source.key(), digest);
@@ -77,7 +87,7 @@ pub(crate) struct Pushed {
 }
 
 impl LocalImage {
-    fn find(path: &Path, screen: &Screen) -> anyhow::Result<Self> {
+    fn find(path: &Path, screen: &Screen, policy: &Policy) -> anyhow::Result<Self> {
         let path_error = |error: io::Error| {
             match error.kind() {
             io::ErrorKind::NotFound => Usage(format!(
@@ -101,14 +111,15 @@ impl LocalImage {
         if is_flist || path.extension().is_some_and(|e| e == "flist") {
             return Self::open(path);
         }
-        Self::packed(&Source::Path(path.to_owned()), screen)
+        Self::packed(&Source::Path(path.to_owned()), screen, policy)
     }
 
     /// Packed into a store that goes with the value.
-    fn packed(source: &Source, screen: &Screen) -> anyhow::Result<Self> {
+    fn packed(source: &Source, screen: &Screen, policy: &Policy) -> anyhow::Result<Self> {
         let directory = tempfile::tempdir().context("cannot make a temporary directory")?;
         let mut store = DirStore::open(directory.path()).context("cannot make a store")?;
-        let packed = pack::pack(screen, source, &Changes::default(), None, &mut store)?;
+        let packed =
+            pack::pack(screen, source, &Changes::default(), None, &mut store, policy)?;
         let image = Self::open(&store.flist_path(&packed.digest))?;
         Ok(Self {
             _store: Some(directory),

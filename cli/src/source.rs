@@ -6,7 +6,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use registry::{Access, Pulled, Reference};
+use registry::{Access, Policy, Pulled, Reference};
 use tempfile::TempDir;
 
 use crate::failure::Usage;
@@ -49,9 +49,10 @@ impl fmt::Display for Source {
 }
 
 /// Brings an image here, and says so. The directory is an OCI layout.
-pub(crate) fn pull(screen: &Screen, image: &Reference) -> anyhow::Result<TempDir> {
+pub(crate) fn pull(screen: &Screen, image: &Reference, policy: &Policy) -> anyhow::Result<TempDir> {
     let layout = tempfile::tempdir().context("cannot make a temporary directory")?;
     let access = Access::of_this_machine(|name| std::env::var_os(name))?;
+    let access = access.with_policy(policy.clone());
     // The total is known with the first report.
     let meter = screen.meter("pulling", 1);
     let pulled = alone(async || {

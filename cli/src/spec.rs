@@ -349,10 +349,7 @@ mod tests {
         let (name, machine) = draft.deployment.machines().next().expect("one machine");
         assert_eq!(name.as_str(), "web");
         assert_eq!(machine.image.flist, Digest([0xaa; 32]));
-        assert_eq!(
-            machine.image.store,
-            Some("http://10.0.0.2:8000/".into())
-        );
+        assert_eq!(machine.image.store, Some("http://10.0.0.2:8000/".into()));
         assert_eq!(
             (machine.cpus, machine.memory, machine.disk),
             (2, Bytes::mib(512), Bytes::gib(2))
@@ -460,10 +457,7 @@ mod tests {
                 "image: {flist: store/a.flist, store: http://a}\nstore: http://b",
                 "store is given twice",
             ),
-            (
-                &format!("{image}\nstore: ftp://a"),
-                "is no URL of a store",
-            ),
+            (&format!("{image}\nstore: ftp://a"), "is no URL of a store"),
             (
                 &format!("{image}\nmemory: 512"),
                 "workloads.main.memory: write a quantity with its unit",

@@ -12,6 +12,7 @@ use stores::transfer::{self, Fault, Moved, Problem};
 use stores::{Image, Object, Set, sweep};
 use types::Digest;
 
+use crate::Context;
 use crate::args::{Gc, Mirror, Pull, Push, Verify};
 use crate::depot;
 use crate::failure::Usage;
@@ -22,12 +23,15 @@ use crate::source::Source;
 /// Faults that are named one by one; JSON has all.
 const SHOWN_MAX: usize = 20;
 
-pub(crate) async fn push(screen: &Screen, options: &Push) -> anyhow::Result<()> {
+pub(crate) async fn push(context: &Context, options: &Push) -> anyhow::Result<()> {
+    let screen = &context.screen;
     let to = depot::open(&options.stores, options.ca.as_deref())?;
-    let mut images = Images::default();
+    let mut images = Images::signed_by(context.policy()?);
     let source = Source::read(&options.image, Path::new(""))?;
     let digest = images.find(&source, screen)?;
-    let local = images.get(&digest).context("the image that was just read is here")?;
+    let local = images
+        .get(&digest)
+        .context("the image that was just read is here")?;
     let from = depot::directory(local.directory())?;
     let image = local.image();
     let moved = carry(screen, "pushing", &image, &from, &to).await?;
@@ -65,7 +69,10 @@ pub(crate) async fn mirror(screen: &Screen, options: &Mirror) -> anyhow::Result<
     let mut done = Vec::new();
     for digest in flists {
         let image = depot::read(&from, &digest).await?;
-        done.push((digest, carry(screen, "mirroring", &image, &from, &to).await?));
+        done.push((
+            digest,
+            carry(screen, "mirroring", &image, &from, &to).await?,
+        ));
     }
     told(screen, "mirrored", &done)
 }
@@ -122,7 +129,12 @@ pub(crate) async fn verify(screen: &Screen, options: &Verify) -> anyhow::Result<
         Some(path) => {
             let local = crate::push::LocalImage::open(path)?;
             if local.digest != digest {
-                return Err(Usage(format!("{} is {}, not {digest}", path.display(), local.digest)).into());
+                return Err(Usage(format!(
+                    "{} is {}, not {digest}",
+                    path.display(),
+                    local.digest
+                ))
+                .into());
             }
             local.image()
         }
@@ -148,7 +160,8 @@ pub(crate) async fn verify(screen: &Screen, options: &Verify) -> anyhow::Result<
         })).collect::<Vec<_>>(),
     });
     screen.show(&value, || {
-        let line = |fault: &Fault| format!("{}: {} is {}\n", fault.store, fault.object, word(fault));
+        let line =
+            |fault: &Fault| format!("{}: {} is {}\n", fault.store, fault.object, word(fault));
         let mut text: String = faults.iter().take(SHOWN_MAX).map(line).collect();
         if faults.len() > SHOWN_MAX {
             text += &format!("and {} more\n", faults.len() - SHOWN_MAX);

@@ -63,13 +63,16 @@ impl S3 {
 
     /// The same as a node names it, which reaches loopback as 10.0.2.2.
     pub fn url_for_the_node(&self, prefix: &str) -> String {
-        self.url(prefix, self.public).replace("127.0.0.1", "10.0.2.2")
+        self.url(prefix, self.public)
+            .replace("127.0.0.1", "10.0.2.2")
     }
 
     fn serve(&mut self, keys: &[&str]) -> Result<u16> {
         let program = tools::s3_server(&Paths::find()?)?;
         // It takes no port of 0. Another program may take this one first: then it ends, and says so.
-        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
+        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?
+            .local_addr()?
+            .port();
         let log = self.directory.path().join(format!("log-{port}"));
         let mut command = Command::new(program);
         command

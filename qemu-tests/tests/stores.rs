@@ -16,8 +16,7 @@ mod tests {
     use tempfile::TempDir;
 
     /// Touches every chunk of the large file.
-    const READ: &str =
-        "restart: never\ncommand: [sh, -c, 'dd if=/www/large.bin of=/dev/null bs=64k && echo whole']\n";
+    const READ: &str = "restart: never\ncommand: [sh, -c, 'dd if=/www/large.bin of=/dev/null bs=64k && echo whole']\n";
 
     /// Booted once; QEMU ends with this process.
     fn lab() -> &'static Lab {
@@ -28,7 +27,9 @@ mod tests {
     fn sifr(home: &Path, args: &[&str], environment: &[(&str, &str)]) -> Output {
         let mut sifr = Command::new(qemu_tests::command().expect("sifr is built"));
         sifr.args(args).env_clear().env("HOME", home);
-        sifr.envs(environment.iter().copied()).output().expect("sifr runs")
+        sifr.envs(environment.iter().copied())
+            .output()
+            .expect("sifr runs")
     }
 
     fn must(output: &Output) -> String {
@@ -42,7 +43,11 @@ mod tests {
     fn packed(work: &TempDir, seed: u32) -> (PathBuf, String) {
         let sifr = qemu_tests::command().expect("sifr is built");
         let file = variant(&sifr, work.path(), "local", seed).expect("an image");
-        let name = file.file_stem().expect("a name").to_string_lossy().into_owned();
+        let name = file
+            .file_stem()
+            .expect("a name")
+            .to_string_lossy()
+            .into_owned();
         (file, format!("blake3:{name}"))
     }
 
@@ -52,8 +57,14 @@ mod tests {
         let yaml = format!(
             "name: {name}\nimage: {digest}\nstore: {store}\nmemory: 96Mi\ndisk: 64Mi\n{READ}"
         );
-        lab.deploy(&yaml).expect("sifr runs").must().expect("deployed");
-        lab.wait(name, "exited").expect("sifr runs").must().expect("it ends");
+        lab.deploy(&yaml)
+            .expect("sifr runs")
+            .must()
+            .expect("deployed");
+        lab.wait(name, "exited")
+            .expect("sifr runs")
+            .must()
+            .expect("it ends");
         let said = lab.logs(name).expect("its output");
         assert!(said.contains("whole"), "{said}");
         lab.delete(name).expect("deleted");
@@ -61,15 +72,25 @@ mod tests {
 
     #[test]
     fn a_bucket_of_s3_takes_gives_and_is_swept_and_a_node_reads_it() {
-        let (work, s3) = (TempDir::new().expect("temp"), S3::start().expect("a server"));
+        let (work, s3) = (
+            TempDir::new().expect("temp"),
+            S3::start().expect("a server"),
+        );
         let (file, digest) = packed(&work, 101);
         let (file, home) = (file.display().to_string(), work.path());
         let (private, public) = (s3.url("a", s3.private), s3.url("a", s3.public));
         let refused = sifr(home, &["flist", "push", &file, &private], &[]);
         let said = String::from_utf8_lossy(&refused.stderr);
-        assert!(!refused.status.success() && said.contains("AWS_ACCESS_KEY_ID"), "{said}");
+        assert!(
+            !refused.status.success() && said.contains("AWS_ACCESS_KEY_ID"),
+            "{said}"
+        );
         let wrong = [KEYS[0], ("AWS_SECRET_ACCESS_KEY", "another")];
-        assert!(!sifr(home, &["flist", "push", &file, &private], &wrong).status.success());
+        assert!(
+            !sifr(home, &["flist", "push", &file, &private], &wrong)
+                .status
+                .success()
+        );
 
         let said = must(&sifr(home, &["flist", "push", &file, &private], &KEYS));
         assert!(said.contains("0 were there"), "{said}");
@@ -77,22 +98,40 @@ mod tests {
         assert!(said.contains("sent 0.0 MiB in 0 chunks"), "{said}");
         must(&sifr(home, &["flist", "verify", &digest, &public], &[]));
         let copy = work.path().join("copy").display().to_string();
-        must(&sifr(home, &["flist", "pull", &digest, &public, "-o", &copy], &[]));
+        must(&sifr(
+            home,
+            &["flist", "pull", &digest, &public, "-o", &copy],
+            &[],
+        ));
         must(&sifr(home, &["flist", "verify", &digest, &copy], &[]));
 
         runs_from("from-s3", &digest, &s3.url_for_the_node("a"));
 
         let swept = must(&sifr(
             home,
-            &["flist", "gc", &private, "--dry-run", "--grace", "0s", "--forget", &digest],
+            &[
+                "flist",
+                "gc",
+                &private,
+                "--dry-run",
+                "--grace",
+                "0s",
+                "--forget",
+                &digest,
+            ],
             &KEYS,
         ));
         assert!(swept.contains("would remove"), "{swept}");
-        let chunk = store::chunks(&s3.bucket().join("a")).expect("chunks").remove(0);
+        let chunk = store::chunks(&s3.bucket().join("a"))
+            .expect("chunks")
+            .remove(0);
         fs::remove_file(chunk).expect("removes");
         let damaged = sifr(home, &["flist", "verify", &digest, &public], &[]);
         let said = String::from_utf8_lossy(&damaged.stdout);
-        assert!(damaged.status.code() == Some(1) && said.contains("is missing"), "{said}");
+        assert!(
+            damaged.status.code() == Some(1) && said.contains("is missing"),
+            "{said}"
+        );
         must(&sifr(home, &["flist", "mirror", &copy, &private], &KEYS));
         must(&sifr(home, &["flist", "verify", &digest, &public], &[]));
     }
@@ -131,7 +170,10 @@ mod tests {
         let refused = sifr(&home, &push, &[]);
         let said = String::from_utf8_lossy(&refused.stderr);
         assert!(said.contains("docker login"), "{said}");
-        let login = format!(r#"{{"auths":{{"{}":{{"auth":"{LOGIN_KEPT}"}}}}}}"#, registry.host);
+        let login = format!(
+            r#"{{"auths":{{"{}":{{"auth":"{LOGIN_KEPT}"}}}}}}"#,
+            registry.host
+        );
         fs::write(home.join(".docker/config.json"), login).expect("writes");
         must(&sifr(&home, &push, &[]));
     }
@@ -152,7 +194,11 @@ mod tests {
             "name: distrusts\nimage: {second}\nstore:\n  urls: [\"{}\"]\n  ca: |\n    {ca}\nmemory: 96Mi\ndisk: 64Mi\n",
             server.url
         );
-        lab().deploy(&yaml).expect("sifr runs").must().expect("deployed");
+        lab()
+            .deploy(&yaml)
+            .expect("sifr runs")
+            .must()
+            .expect("deployed");
         let wait = ["wait", "distrusts", "--timeout", "20s"];
         assert_ne!(lab().sifr(&wait).expect("sifr runs").code, 0);
         let status = lab().get("distrusts").expect("its status").to_string();

@@ -15,7 +15,7 @@ use oci_client::client::{Certificate, CertificateEncoding, ClientProtocol};
 use oci_client::secrets::RegistryAuth;
 use serde::Deserialize;
 
-use crate::Reference;
+use crate::{Policy, Reference};
 
 /// `REGISTRY=MIRROR`, comma between; asked in this order before the registry itself.
 const MIRRORS: &str = "SIFR_REGISTRY_MIRRORS";
@@ -75,6 +75,7 @@ pub struct Access {
     /// With a directory for each registry, in which each `.crt` is trusted for it.
     certificate_directories: Vec<PathBuf>,
     mirrors: BTreeMap<String, Vec<String>>,
+    pub(crate) policy: Policy,
 }
 
 #[derive(Deserialize)]
@@ -114,7 +115,14 @@ impl Access {
             login_files: login_files.into_iter().flatten().collect(),
             certificate_directories: certificate_directories.into_iter().flatten().collect(),
             mirrors,
+            policy: Policy::default(),
         })
+    }
+
+    /// What must be signed.
+    #[must_use]
+    pub fn with_policy(self, policy: Policy) -> Self {
+        Self { policy, ..self }
     }
 
     /// Where the image may be had: the mirrors of its registry, then the registry.

@@ -30,6 +30,7 @@ use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
 use crate::access::{AccessError, Terms};
+use crate::signature::{self, Finding, Key};
 use crate::{Access, Reference};
 
 const ACCEPTED: [&str; 4] = [
@@ -113,6 +114,33 @@ pub enum PullError {
     },
     #[error("make the TLS client")]
     Client(#[source] Oci),
+    #[error(
+        "{image} is not signed, and must be, by {keys}: {registry} has no signature of {digest}. \
+         Ask who made it for `cosign sign --key`"
+    )]
+    Unsigned {
+        image: String,
+        registry: String,
+        digest: String,
+        keys: String,
+    },
+    #[error(
+        "none of the {count} signatures of {image} is by {keys}: it was signed by somebody else, or was changed"
+    )]
+    Foreign {
+        image: String,
+        count: usize,
+        keys: String,
+    },
+    #[error(
+        "the signature by {keys} that stands for {image} is for {signed}, and the image is {digest}"
+    )]
+    SignedOther {
+        image: String,
+        keys: String,
+        signed: String,
+        digest: String,
+    },
 }
 
 /// Bytes as they are sent.
@@ -158,6 +186,22 @@ struct Manifest {
     layers: Vec<Descriptor>,
 }
 
+/// What cosign keeps beside an image.
+#[derive(Debug, Deserialize)]
+struct Signatures {
+    layers: Vec<SignatureLayer>,
+}
+
+#[derive(Debug, Deserialize)]
+struct SignatureLayer {
+    #[serde(rename = "mediaType")]
+    media_type: String,
+    digest: String,
+    size: u64,
+    #[serde(default)]
+    annotations: BTreeMap<String, String>,
+}
+
 /// A manifest as it came.
 struct Raw {
     digest: String,
@@ -173,16 +217,20 @@ pub async fn pull(
     layout: &Path,
     report: &mut dyn FnMut(Progress),
 ) -> Result<Pulled, PullError> {
+    let keys = access.policy.keys(image);
     let mut places = access.places(image);
     let own = places.pop().expect("the registry itself is the last place");
     let report = RefCell::new(report);
     for mirror in places {
         // A mirror may lack the image, or be away: that is what the registry is for.
-        if let Ok(pulled) = Place::new(mirror, access)?.pull(layout, &report).await {
+        if let Ok(pulled) = Place::new(mirror, access)?
+            .pull(layout, keys, &report)
+            .await
+        {
             return Ok(pulled);
         }
     }
-    Place::new(own, access)?.pull(layout, &report).await
+    Place::new(own, access)?.pull(layout, keys, &report).await
 }
 
 /// An image at one registry.
@@ -281,6 +329,7 @@ impl Place {
     async fn pull(
         &self,
         layout: &Path,
+        keys: &[Key],
         report: &RefCell<&mut dyn FnMut(Progress)>,
     ) -> Result<Pulled, PullError> {
         // So that a refused login is said as such, and not as an image that is not there.
@@ -290,7 +339,10 @@ impl Place {
             .auth(&self.image, &self.terms.auth, operation)
             .await;
         login.map_err(|error| self.failed(error))?;
-        let raw = self.manifest().await?;
+        let (named, raw) = self.manifest().await?;
+        if !keys.is_empty() {
+            self.must_be_signed(keys, &named, &raw.digest).await?;
+        }
         let manifest: Manifest = self.parse("the manifest", &raw.bytes)?;
         let blobs = self.blobs(&manifest)?;
         let blob_directory = layout.join("blobs/sha256");
@@ -321,12 +373,13 @@ impl Place {
         })
     }
 
-    /// The manifest for linux/amd64.
-    async fn manifest(&self) -> Result<Raw, PullError> {
+    /// The digest of what the name leads to, and the manifest for linux/amd64.
+    async fn manifest(&self) -> Result<(String, Raw), PullError> {
         let raw = self.raw(&self.image).await?;
+        let named = raw.digest.clone();
         let kind: serde_json::Value = self.parse("the manifest", &raw.bytes)?;
         if kind.get("manifests").is_none() {
-            return Ok(raw);
+            return Ok((named, raw));
         }
         let index: Index = self.parse("the index", &raw.bytes)?;
         let chosen = choose(&index.manifests).ok_or_else(|| PullError::Platform {
@@ -334,8 +387,100 @@ impl Place {
             has: platforms(&index.manifests),
         })?;
         sha256(&chosen.digest)?;
-        self.raw(&self.image.clone_with_digest(chosen.digest.clone()))
-            .await
+        let chosen = self.image.clone_with_digest(chosen.digest.clone());
+        Ok((named, self.raw(&chosen).await?))
+    }
+
+    /// Either what the name leads to is signed, an index with all its images, or this image of it.
+    async fn must_be_signed(
+        &self,
+        keys: &[Key],
+        named: &str,
+        chosen: &str,
+    ) -> Result<(), PullError> {
+        let (image, keys_named) = (self.image.to_string(), signature::names(keys));
+        let (mut count, mut other) = (0, None);
+        for digest in [named, chosen] {
+            for (payload, signed) in self.signatures(digest).await? {
+                count += 1;
+                match signature::judge(keys, digest, &payload, &signed) {
+                    Finding::Good => return Ok(()),
+                    Finding::Other(signed) => other = Some(signed),
+                    Finding::Foreign => {}
+                }
+            }
+        }
+        let digest = chosen.to_owned();
+        Err(match (other, count) {
+            (Some(signed), _) => PullError::SignedOther {
+                image,
+                keys: keys_named,
+                signed,
+                digest,
+            },
+            (None, 0) => PullError::Unsigned {
+                image,
+                registry: self.registry(),
+                digest: named.to_owned(),
+                keys: keys_named,
+            },
+            (None, count) => PullError::Foreign {
+                image,
+                count,
+                keys: keys_named,
+            },
+        })
+    }
+
+    /// Payloads and signatures that stand beside a manifest.
+    async fn signatures(&self, digest: &str) -> Result<Vec<(Vec<u8>, String)>, PullError> {
+        let mut place = oci_client::Reference::with_tag(
+            self.image.registry().to_owned(),
+            self.image.repository().to_owned(),
+            signature::tag(digest),
+        );
+        if self.image.resolve_registry() != place.resolve_registry() {
+            place.set_mirror_registry(self.image.resolve_registry().to_owned());
+        }
+        let raw = match self.raw(&place).await {
+            Err(PullError::NotFound { .. }) => return Ok(Vec::new()),
+            other => other?,
+        };
+        let manifest: Signatures = self.parse("the manifest of its signatures", &raw.bytes)?;
+        let mut found = Vec::new();
+        let layers = manifest.layers.iter().take(signature::SIGNATURES_MAX);
+        for layer in layers.filter(|layer| layer.media_type == signature::PAYLOAD) {
+            let Some(signed) = layer.annotations.get(signature::ANNOTATION) else {
+                continue;
+            };
+            if layer.size <= signature::PAYLOAD_BYTES_MAX {
+                found.push((
+                    self.small_blob(&layer.digest, layer.size).await?,
+                    signed.clone(),
+                ));
+            }
+        }
+        Ok(found)
+    }
+
+    /// A blob in memory, and no more of it than its manifest says. Nobody compares its digest: it is signed, or nothing.
+    async fn small_blob(&self, digest: &str, bytes: u64) -> Result<Vec<u8>, PullError> {
+        sha256(digest)?;
+        let layer = LayerDescriptor {
+            digest,
+            urls: &None,
+        };
+        let answer = self.client.pull_blob_stream(&self.image, &layer).await;
+        let SizedStream { mut stream, .. } = answer.map_err(|error| self.failed(error))?;
+        let mut blob = Vec::new();
+        while let Some(piece) = stream.next().await {
+            let piece = piece.map_err(|error| self.failed(Oci::IoError(error)))?;
+            blob.extend_from_slice(&piece);
+            if blob.len() as u64 > bytes {
+                return Err(self.large("a signature longer than it says".to_owned(), bytes));
+            }
+        }
+        Ok(blob)
     }
 
     /// The library compares the bytes with the digest, where the reference has one.

@@ -4,6 +4,7 @@
 
 use super::*;
 use crate::fake::{Fake, Fault};
+use crate::signature::tests::{pair, payload, sign};
 use tempfile::TempDir;
 
 const CONFIG: &[u8] = br#"{"os":"linux","architecture":"amd64"}"#;
@@ -45,6 +46,66 @@ async fn registry(faults: &[Fault], login: Option<&str>) -> Fake {
         &index(&[entry("arm64", &other, 1)]),
     );
     fake
+}
+
+/// Puts a signature beside the manifest `digest`, as cosign does.
+fn put_signature(fake: &Fake, digest: &str, payload: &[u8], signed: &str) {
+    let config = fake.blob("app", b"{}");
+    let layer = fake.blob("app", payload);
+    let manifest = json!({
+        "schemaVersion": 2,
+        "mediaType": OCI_IMAGE_MEDIA_TYPE,
+        "config": { "mediaType": "application/vnd.oci.image.config.v1+json", "digest": config, "size": 2 },
+        "layers": [{
+            "mediaType": signature::PAYLOAD, "digest": layer, "size": payload.len(),
+            "annotations": { signature::ANNOTATION: signed },
+        }],
+    });
+    let tag = signature::tag(digest);
+    fake.manifest("app", &tag, OCI_IMAGE_MEDIA_TYPE, &manifest.to_string());
+}
+
+#[tokio::test]
+async fn where_a_signature_is_demanded_an_image_comes_with_the_right_one_only() {
+    let work = TempDir::new().expect("temp");
+    let (ours, theirs) = (
+        pair(work.path(), "ours", "p256"),
+        pair(work.path(), "theirs", "p256"),
+    );
+    let demand =
+        |key: &Key| Access::default().with_policy(crate::Policy::for_all(vec![key.clone()]));
+    let fake = registry(&[], None).await;
+    let (got, _) = pulled(&fake, "app:1", &Access::default())
+        .await
+        .expect("comes");
+    let error = pulled(&fake, "app:1", &demand(&ours))
+        .await
+        .expect_err("unsigned");
+    assert!(matches!(error, PullError::Unsigned { .. }), "{error}");
+    assert!(error.to_string().contains("ours.pub"), "{error}");
+    let sign = |digest: &str| {
+        let payload = payload(digest);
+        let signed = sign(work.path(), "ours", "p256", &payload);
+        (payload, signed)
+    };
+    // The image, not the index that names it: either will do.
+    let (payload, signed) = sign(&got.digest);
+    put_signature(&fake, &got.digest, &payload, &signed);
+    pulled(&fake, "app:1", &demand(&ours)).await.expect("comes");
+    let error = pulled(&fake, "app:1", &demand(&theirs))
+        .await
+        .expect_err("another's");
+    assert!(
+        matches!(error, PullError::Foreign { count: 1, .. }),
+        "{error}"
+    );
+    // A right signature, of an image that one would rather have run.
+    let (payload, signed) = sign(&format!("sha256:{}", "1".repeat(64)));
+    put_signature(&fake, &got.digest, &payload, &signed);
+    let error = pulled(&fake, "app:1", &demand(&ours))
+        .await
+        .expect_err("another image's");
+    assert!(matches!(error, PullError::SignedOther { .. }), "{error}");
 }
 
 /// Pulls `name` of the registry; returns what came, and the bytes of its layer.

@@ -127,7 +127,11 @@ impl Directory {
         self.scan(&self.root, "", &mut found)?;
         let chunks = self.root.join("chunks");
         for shard in self.names(&chunks)? {
-            self.scan(&chunks.join(&shard), &format!("chunks/{shard}/"), &mut found)?;
+            self.scan(
+                &chunks.join(&shard),
+                &format!("chunks/{shard}/"),
+                &mut found,
+            )?;
         }
         Ok(found)
     }

@@ -98,7 +98,11 @@ impl Fake {
     /// How many requests named this.
     pub fn asked(&self, for_what: &str) -> usize {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.asked.iter().filter(|path| path.contains(for_what)).count()
+        state
+            .asked
+            .iter()
+            .filter(|path| path.contains(for_what))
+            .count()
     }
 }
 
@@ -162,7 +166,9 @@ async fn say(
     let (status, announced) = match answer {
         Answer::Reset => return Ok(false),
         Answer::Noise => {
-            stream.write_all(b"\0\x01\x02 what is it\n\n\r\n\r\n").await?;
+            stream
+                .write_all(b"\0\x01\x02 what is it\n\n\r\n\r\n")
+                .await?;
             return Ok(false);
         }
         Answer::Status(status) => {

@@ -133,7 +133,7 @@ fn unreachable(store: &str, error: reqwest::Error) -> StoreError {
 /// The answer, if it is a good one.
 pub(crate) async fn good(
     store: &str,
-    object: &dyn std::fmt::Display,
+    object: &(dyn std::fmt::Display + Sync),
     advice: &'static str,
     response: Response,
 ) -> Result<Response, StoreError> {
@@ -179,7 +179,7 @@ async fn said(response: Response) -> String {
 /// Gives the body to `sink`, of at most `limit` bytes.
 pub(crate) async fn stream(
     store: &str,
-    object: &dyn std::fmt::Display,
+    object: &(dyn std::fmt::Display + Sync),
     mut response: Response,
     limit: u64,
     sink: &mut Sink<'_>,
@@ -209,7 +209,7 @@ pub(crate) async fn stream(
 /// The whole body in memory.
 pub(crate) async fn whole(
     store: &str,
-    object: &dyn std::fmt::Display,
+    object: &(dyn std::fmt::Display + Sync),
     response: Response,
     limit: u64,
 ) -> Result<Vec<u8>, StoreError> {

@@ -42,9 +42,7 @@ impl Keys {
 
     /// `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY` and `AWS_SESSION_TOKEN`; else the profile `AWS_PROFILE` of
     /// `AWS_SHARED_CREDENTIALS_FILE` or `~/.aws/credentials`; else none.
-    pub fn of_this_machine(
-        variable: &dyn Fn(&str) -> Option<String>,
-    ) -> Result<Self, KeysError> {
+    pub fn of_this_machine(variable: &dyn Fn(&str) -> Option<String>) -> Result<Self, KeysError> {
         let id = variable("AWS_ACCESS_KEY_ID");
         if let (Some(id), Some(secret)) = (id, variable("AWS_SECRET_ACCESS_KEY")) {
             let token = variable("AWS_SESSION_TOKEN");
@@ -138,7 +136,10 @@ mod tests {
         let both = [("AWS_ACCESS_KEY_ID", "X"), ("AWS_SECRET_ACCESS_KEY", "Y")];
         assert_eq!(keys(&both).expect("keys").as_deref(), Some("X"));
         assert_eq!(keys(&[]).expect("keys").as_deref(), Some("A"));
-        assert_eq!(keys(&[("AWS_PROFILE", "ci")]).expect("keys").as_deref(), Some("C"));
+        assert_eq!(
+            keys(&[("AWS_PROFILE", "ci")]).expect("keys").as_deref(),
+            Some("C")
+        );
         assert!(keys(&[("AWS_PROFILE", "gone")]).is_err());
     }
 }

@@ -64,7 +64,10 @@ impl Route {
         variable: &dyn Fn(&str) -> Option<String>,
     ) -> Result<Self, StoreError> {
         let (shard, url) = Shard::split(text).ok_or_else(|| {
-            refuse(text, "before the = stands a range of first bytes, such as 00-7f")
+            refuse(
+                text,
+                "before the = stands a range of first bytes, such as 00-7f",
+            )
         })?;
         let location = Location::parse(url, variable)?;
         Ok(Self { shard, location })
@@ -238,7 +241,10 @@ mod tests {
             ("dir:store", "store"),
             ("dir:///srv/store", "/srv/store"),
             ("store", "store"),
-            ("http://store.example:8080/a/", "http://store.example:8080/a/"),
+            (
+                "http://store.example:8080/a/",
+                "http://store.example:8080/a/",
+            ),
             ("https://[fd00::1]", "https://[fd00::1]/"),
             ("00-7f=https://a/b", "00-7f=https://a/b/"),
             ("s3://bucket", "s3://bucket/?region=us-east-1"),

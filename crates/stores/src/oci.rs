@@ -38,7 +38,8 @@ const CHUNK: &str = "application/vnd.sifr.flist.chunk.v1";
 const TITLE: &str = "org.opencontainers.image.title";
 /// The configuration of an artifact that has none.
 const EMPTY: &[u8] = b"{}";
-const ADVICE: &str = "If it is private: `docker login` or `podman login`; a node reads public repositories only";
+const ADVICE: &str =
+    "If it is private: `docker login` or `podman login`; a node reads public repositories only";
 const DOCKER_HUB: &str = "docker.io";
 const DOCKER_HUB_SERVER: &str = "registry-1.docker.io";
 
@@ -93,7 +94,9 @@ pub(crate) struct Oci {
 
 impl std::fmt::Debug for Oci {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Oci").field("name", &self.name).finish_non_exhaustive()
+        f.debug_struct("Oci")
+            .field("name", &self.name)
+            .finish_non_exhaustive()
     }
 }
 
@@ -183,7 +186,10 @@ impl Oci {
         };
         if let Some(challenge) = challenges.iter().find(is("bearer")) {
             let get = |name: &str| {
-                let found = challenge.params.iter().find(|(n, _)| n.eq_ignore_ascii_case(name));
+                let found = challenge
+                    .params
+                    .iter()
+                    .find(|(n, _)| n.eq_ignore_ascii_case(name));
                 found.map(|(_, value)| value.to_unescaped())
             };
             let realm = get("realm").and_then(|realm| realm.parse().ok());
@@ -271,7 +277,9 @@ impl Oci {
         sink: &mut Sink<'_>,
     ) -> Result<(), StoreError> {
         let (url, _) = self.blob(flist, object).await?;
-        let response = self.ask(object, &Method::GET, &url, &|request| request).await?;
+        let response = self
+            .ask(object, &Method::GET, &url, &|request| request)
+            .await?;
         http::stream(&self.name, object, response, limit, sink).await
     }
 
@@ -285,7 +293,10 @@ impl Oci {
             other => other?,
         };
         let (url, bytes) = found;
-        match self.ask(object, &Method::HEAD, &url, &|request| request).await {
+        match self
+            .ask(object, &Method::HEAD, &url, &|request| request)
+            .await
+        {
             Ok(_) => Ok(Some(Found {
                 bytes: Some(bytes),
                 modified: None,
@@ -306,21 +317,28 @@ impl Oci {
             Object::Trace(_) | Object::Chunk(_) => CHUNK,
         };
         let mut descriptor = describe(media_type, &bytes);
-        descriptor.annotations.insert(TITLE.to_owned(), object.path());
+        descriptor
+            .annotations
+            .insert(TITLE.to_owned(), object.path());
         let sent = self.upload(&descriptor.digest, bytes).await?;
         Ok((sent, descriptor))
     }
 
     async fn upload(&self, digest: &str, bytes: Vec<u8>) -> Result<bool, StoreError> {
         let url = self.url(&format!("blobs/{digest}"))?;
-        match self.ask(&digest, &Method::HEAD, &url, &|request| request).await {
+        match self
+            .ask(&digest, &Method::HEAD, &url, &|request| request)
+            .await
+        {
             Ok(_) => return Ok(false),
             Err(StoreError::NotFound { .. }) => {}
             Err(error) => return Err(error),
         }
         let url = self.url("blobs/uploads/")?;
         let none = |request: RequestBuilder| request.header("content-length", "0");
-        let begun = self.ask(&"such repository", &Method::POST, &url, &none).await?;
+        let begun = self
+            .ask(&"such repository", &Method::POST, &url, &none)
+            .await?;
         let place = begun.headers().get(LOCATION).and_then(|v| v.to_str().ok());
         let place = place.ok_or_else(|| self.strange("it takes an upload and says not where"))?;
         let mut place = begun.url().join(place).map_err(|e| self.strange(e))?;
@@ -332,7 +350,8 @@ impl Oci {
             let typed = request.header(CONTENT_TYPE, "application/octet-stream");
             typed.body(bytes.clone())
         };
-        self.ask(&"such upload", &Method::PUT, &place, &body).await?;
+        self.ask(&"such upload", &Method::PUT, &place, &body)
+            .await?;
         Ok(true)
     }
 
@@ -361,10 +380,10 @@ impl Oci {
         };
         let body = serde_json::to_vec(&manifest).map_err(|e| self.strange(e))?;
         let url = self.url(&format!("manifests/{}", tag(flist)))?;
-        let fill = |request: RequestBuilder| {
-            request.header(CONTENT_TYPE, MANIFEST).body(body.clone())
-        };
-        self.ask(&"such repository", &Method::PUT, &url, &fill).await?;
+        let fill =
+            |request: RequestBuilder| request.header(CONTENT_TYPE, MANIFEST).body(body.clone());
+        self.ask(&"such repository", &Method::PUT, &url, &fill)
+            .await?;
         let mut layouts = self.layouts.lock().unwrap_or_else(PoisonError::into_inner);
         layouts.retain(|(digest, _)| digest != flist);
         Ok(())
@@ -374,12 +393,17 @@ impl Oci {
     pub(crate) async fn list(&self) -> Result<Vec<Digest>, StoreError> {
         let (mut found, mut url) = (Vec::new(), self.url("tags/list?n=1000")?);
         for _ in 0..PAGES_MAX {
-            let answer = self.ask(&"such repository", &Method::GET, &url, &|r| r).await;
+            let answer = self
+                .ask(&"such repository", &Method::GET, &url, &|r| r)
+                .await;
             let response = match answer {
                 Err(StoreError::NotFound { .. }) => return Ok(found),
                 other => other?,
             };
-            let next = response.headers().get(LINK).and_then(|v| next(v.to_str().ok()?));
+            let next = response
+                .headers()
+                .get(LINK)
+                .and_then(|v| next(v.to_str().ok()?));
             let body = http::whole(&self.name, &"a list", response, TAGS_BYTES_MAX).await?;
             let tags: Tags = serde_json::from_slice(&body).map_err(|e| self.strange(e))?;
             let names = tags.tags.unwrap_or_default();
@@ -423,5 +447,8 @@ fn describe(media_type: &str, bytes: &[u8]) -> Descriptor {
 /// RFC 7617.
 fn basic(user: &str, password: &str) -> String {
     use base64::prelude::{BASE64_STANDARD, Engine as _};
-    format!("Basic {}", BASE64_STANDARD.encode(format!("{user}:{password}")))
+    format!(
+        "Basic {}",
+        BASE64_STANDARD.encode(format!("{user}:{password}"))
+    )
 }

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use types::Stores;
 
+use crate::StoreError;
 use crate::directory::Directory;
 use crate::http::{Http, Trust};
 use crate::keys::Keys;
@@ -18,7 +19,6 @@ use crate::oci::Oci;
 use crate::s3::S3;
 use crate::set::Set;
 use crate::store::{Kind, Store, Web};
-use crate::StoreError;
 
 /// What this machine knows of registries.
 pub trait Logins: Send + Sync {
@@ -42,7 +42,9 @@ pub struct Pool {
 
 impl std::fmt::Debug for Pool {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Pool").field("trust", &self.trust).finish_non_exhaustive()
+        f.debug_struct("Pool")
+            .field("trust", &self.trust)
+            .finish_non_exhaustive()
     }
 }
 
@@ -91,18 +93,17 @@ impl Pool {
         Set::new(routes.iter().map(open).collect::<Result<_, _>>()?)
     }
 
-    fn open(
-        &self,
-        location: &Location,
-        authority: Option<&str>,
-    ) -> Result<Arc<Store>, StoreError> {
+    fn open(&self, location: &Location, authority: Option<&str>) -> Result<Arc<Store>, StoreError> {
         let key = (location.clone(), authority.map(str::to_owned));
         let held = self.stores.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(store) = held.get(&key).and_then(Weak::upgrade) {
             return Ok(store);
         }
         drop(held);
-        let store = Arc::new(Store::new(location.to_string(), self.kind(location, authority)?));
+        let store = Arc::new(Store::new(
+            location.to_string(),
+            self.kind(location, authority)?,
+        ));
         keep(&self.stores, key, &store);
         Ok(store)
     }

@@ -37,7 +37,12 @@ pub(crate) struct S3 {
 }
 
 impl S3 {
-    pub(crate) fn new(name: String, of: &Bucket, keys: Keys, http: Arc<Http>) -> Result<Self, StoreError> {
+    pub(crate) fn new(
+        name: String,
+        of: &Bucket,
+        keys: Keys,
+        http: Arc<Http>,
+    ) -> Result<Self, StoreError> {
         let wrong = |problem: String| StoreError::Location {
             text: name.clone(),
             problem,
@@ -49,7 +54,11 @@ impl S3 {
                 let url = amazon.parse::<Url>();
                 let url = url.map_err(|e| wrong(format!("region {:?}: {e}", of.region)))?;
                 // A dot in the name is not in Amazon's certificates.
-                let style = if of.name.contains('.') { UrlStyle::Path } else { UrlStyle::VirtualHost };
+                let style = if of.name.contains('.') {
+                    UrlStyle::Path
+                } else {
+                    UrlStyle::VirtualHost
+                };
                 (url, style)
             }
         };
@@ -112,7 +121,9 @@ impl S3 {
             request_headers.insert(name, value);
         }
         let request = self.http.request(Method::PUT, action.sign(SIGNED));
-        let request = request.headers(request_headers).header("content-length", "0");
+        let request = request
+            .headers(request_headers)
+            .header("content-length", "0");
         let response = http::send(&self.name, request).await?;
         http::good(&self.name, object, ADVICE, response).await?;
         Ok(())

@@ -104,7 +104,8 @@ impl Set {
         let right = |bytes: &[u8]| {
             bytes.len() as u64 == u64::from(piece.bytes) && is_named(bytes, &piece.name)
         };
-        self.read(flist, &object, u64::from(piece.bytes), &right, patience).await
+        self.read(flist, &object, u64::from(piece.bytes), &right, patience)
+            .await
     }
 
     /// An flist of at most `limit` bytes that `right` says is the one.
@@ -115,7 +116,8 @@ impl Set {
         right: &(dyn Fn(&[u8]) -> bool + Sync),
         patience: Patience,
     ) -> Result<Vec<u8>, StoreError> {
-        self.read(flist, &Object::Flist(*flist), limit, right, patience).await
+        self.read(flist, &Object::Flist(*flist), limit, right, patience)
+            .await
     }
 
     /// A trace of at most `limit` bytes, from whoever has one; nothing vouches for it.
@@ -171,10 +173,12 @@ async fn read_one(
         Ok(())
     };
     store.get(flist, object, limit, &mut sink).await?;
-    right(&bytes).then_some(bytes).ok_or_else(|| StoreError::Wrong {
-        store: store.name().to_owned(),
-        object: object.to_string(),
-    })
+    right(&bytes)
+        .then_some(bytes)
+        .ok_or_else(|| StoreError::Wrong {
+            store: store.name().to_owned(),
+            object: object.to_string(),
+        })
 }
 
 /// What is said in the end: while one store may come back, there is hope; else who has something else says more than
@@ -186,7 +190,11 @@ fn worse(sofar: StoreError, next: StoreError) -> StoreError {
         StoreError::NoShard(_) => 0,
         _ => 1,
     };
-    if rank(&next) > rank(&sofar) { next } else { sofar }
+    if rank(&next) > rank(&sofar) {
+        next
+    } else {
+        sofar
+    }
 }
 
 #[cfg(test)]

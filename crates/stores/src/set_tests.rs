@@ -25,7 +25,9 @@ fn filled(chunks: &[&[u8]]) -> TempDir {
 
 /// What a person's machine opens, without its keys.
 fn set(urls: &[&str]) -> Set {
-    let routes = urls.iter().map(|url| Route::parse(url, &|_| None).expect("valid"));
+    let routes = urls
+        .iter()
+        .map(|url| Route::parse(url, &|_| None).expect("valid"));
     let routes: Vec<Route> = routes.collect();
     Pool::of_a_node().set(&routes, None).expect("opens")
 }
@@ -70,18 +72,31 @@ async fn parts_are_asked_for_their_range_only() {
     let root = filled(&content);
     let low = Fake::start(root.path(), 0, 0).await.expect("starts");
     let high = Fake::start(root.path(), 0, 0).await.expect("starts");
-    let set = set(&[&format!("00-7f={}", low.url), &format!("80-ff={}", high.url)]);
+    let set = set(&[
+        &format!("00-7f={}", low.url),
+        &format!("80-ff={}", high.url),
+    ]);
     for bytes in content {
         let piece = piece(bytes);
         let got = set.chunk(&FLIST, &piece, Patience::ONCE).await;
         assert_eq!(got.as_deref(), Ok(bytes));
-        let (right, wrong) = if piece.name.0[0] < 0x80 { (&low, &high) } else { (&high, &low) };
+        let (right, wrong) = if piece.name.0[0] < 0x80 {
+            (&low, &high)
+        } else {
+            (&high, &low)
+        };
         let path = Object::Chunk(piece.name).path();
         assert_eq!((right.asked(&path), wrong.asked(&path)), (1, 0));
     }
     let gap = super::tests::set(&[&format!("00-00={}", low.url)]);
-    let lost = Piece { name: Digest([1; 32]), bytes: 1 };
-    let error = gap.chunk(&FLIST, &lost, Patience::SOME).await.expect_err("no store");
+    let lost = Piece {
+        name: Digest([1; 32]),
+        bytes: 1,
+    };
+    let error = gap
+        .chunk(&FLIST, &lost, Patience::SOME)
+        .await
+        .expect_err("no store");
     assert!(matches!(error, StoreError::NoShard(_)));
 }
 
@@ -115,10 +130,12 @@ async fn every_kind_of_failure_ends_in_the_right_bytes_or_an_error_and_never_in_
 #[tokio::test]
 async fn a_store_that_fails_half_the_time_costs_time_only() {
     for seed in 0..8 {
-        let bytes = vec![seed as u8; 30_000];
+        let bytes = vec![u8::try_from(seed).expect("small"); 30_000];
         let root = filled(&[&bytes]);
         let one = Fake::start(root.path(), seed, 50).await.expect("starts");
-        let two = Fake::start(root.path(), seed + 100, 50).await.expect("starts");
+        let two = Fake::start(root.path(), seed + 100, 50)
+            .await
+            .expect("starts");
         let set = set(&[&one.url, &two.url]);
         let quick = Patience {
             rounds: 16,

@@ -134,11 +134,7 @@ impl Store {
     }
 
     /// Whether an object that belongs to `flist` is there.
-    pub async fn find(
-        &self,
-        flist: &Digest,
-        object: &Object,
-    ) -> Result<Option<Found>, StoreError> {
+    pub async fn find(&self, flist: &Digest, object: &Object) -> Result<Option<Found>, StoreError> {
         match &self.kind {
             Kind::Directory(directory) => directory.find(object),
             Kind::Web(web) => {
@@ -282,12 +278,16 @@ fn next(circuit: Circuit, has_failed: bool, now: Instant) -> Circuit {
     }
     let failures = match circuit {
         Circuit::Well => 1,
-        Circuit::Failing(failures) | Circuit::Resting { failures, .. } => failures.saturating_add(1),
+        Circuit::Failing(failures) | Circuit::Resting { failures, .. } => {
+            failures.saturating_add(1)
+        }
     };
     match failures.checked_sub(FAILURES_MAX) {
         None => Circuit::Failing(failures),
         Some(over) => {
-            let rest = REST_FIRST.saturating_mul(1 << over.min(10)).min(REST_LONGEST);
+            let rest = REST_FIRST
+                .saturating_mul(1 << over.min(10))
+                .min(REST_LONGEST);
             Circuit::Resting {
                 failures,
                 until: now + rest,

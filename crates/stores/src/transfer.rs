@@ -146,7 +146,10 @@ impl Move<'_> {
         if lacking.is_empty() {
             return Ok(());
         }
-        let bytes = self.from.chunk(&self.image.digest, &piece, Patience::SOME).await?;
+        let bytes = self
+            .from
+            .chunk(&self.image.digest, &piece, Patience::SOME)
+            .await?;
         for store in lacking {
             self.put(&store, &piece, bytes.clone()).await?;
         }
@@ -164,10 +167,15 @@ impl Move<'_> {
         let Some(found) = patiently(find).await? else {
             return Ok(false);
         };
-        if found.bytes.is_some_and(|bytes| bytes != u64::from(piece.bytes)) {
+        if found
+            .bytes
+            .is_some_and(|bytes| bytes != u64::from(piece.bytes))
+        {
             return Ok(false);
         }
-        let age = found.modified.and_then(|time| SystemTime::now().duration_since(time).ok());
+        let age = found
+            .modified
+            .and_then(|time| SystemTime::now().duration_since(time).ok());
         if age.is_some_and(|age| age > RENEW_AFTER) {
             patiently(|| store.renew(&object)).await?;
             let mut renewed = self.renewed.lock().unwrap_or_else(PoisonError::into_inner);
@@ -193,7 +201,9 @@ impl Move<'_> {
         for store in self.to.stores() {
             let descriptors = {
                 let named = self.named.lock().unwrap_or_else(PoisonError::into_inner);
-                named.get(store.name()).map(|d| d.values().cloned().collect::<Vec<_>>())
+                named
+                    .get(store.name())
+                    .map(|d| d.values().cloned().collect::<Vec<_>>())
             };
             let publish = || {
                 let (file, chunks) = (self.image.file.clone(), descriptors.clone());
@@ -206,13 +216,18 @@ impl Move<'_> {
 
     /// What was old may have been swept between the look and its renewal: then it is sent after all.
     async fn make_sure(&self) -> Result<(), StoreError> {
-        let renewed = std::mem::take(
-            &mut *self.renewed.lock().unwrap_or_else(PoisonError::into_inner),
-        );
+        let renewed =
+            std::mem::take(&mut *self.renewed.lock().unwrap_or_else(PoisonError::into_inner));
         for (store, piece) in renewed {
             let object = Object::Chunk(piece.name);
-            if patiently(|| store.find(&self.image.digest, &object)).await?.is_none() {
-                let bytes = self.from.chunk(&self.image.digest, &piece, Patience::SOME).await?;
+            if patiently(|| store.find(&self.image.digest, &object))
+                .await?
+                .is_none()
+            {
+                let bytes = self
+                    .from
+                    .chunk(&self.image.digest, &piece, Patience::SOME)
+                    .await?;
                 self.put(&store, &piece, bytes).await?;
             }
         }

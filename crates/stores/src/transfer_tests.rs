@@ -7,7 +7,10 @@ use tempfile::TempDir;
 
 fn chunk(index: u8) -> Vec<u8> {
     let mut bytes = vec![0; 20_000];
-    blake3::Hasher::new().update(&[index]).finalize_xof().fill(&mut bytes);
+    blake3::Hasher::new()
+        .update(&[index])
+        .finalize_xof()
+        .fill(&mut bytes);
     bytes
 }
 
@@ -39,7 +42,9 @@ fn packed(chunks: std::ops::Range<u8>) -> TempDir {
 }
 
 fn set(texts: &[&str]) -> Set {
-    let routes = texts.iter().map(|text| Route::parse(text, &|_| None).expect("valid"));
+    let routes = texts
+        .iter()
+        .map(|text| Route::parse(text, &|_| None).expect("valid"));
     let routes: Vec<Route> = routes.collect();
     Pool::of_a_node().set(&routes, None).expect("opens")
 }
@@ -50,8 +55,13 @@ fn text(path: &Path) -> &str {
 
 async fn listed(set: &Set) -> Vec<Object> {
     let store = set.stores().next().expect("a store");
-    let mut objects: Vec<_> =
-        store.list().await.expect("lists").into_iter().map(|e| e.object).collect();
+    let mut objects: Vec<_> = store
+        .list()
+        .await
+        .expect("lists")
+        .into_iter()
+        .map(|e| e.object)
+        .collect();
     objects.sort();
     objects
 }
@@ -60,13 +70,19 @@ async fn listed(set: &Set) -> Vec<Object> {
 async fn what_is_there_is_not_sent_again() {
     let (local, target) = (packed(0..20), TempDir::new().expect("temp"));
     let (from, to) = (set(&[text(local.path())]), set(&[text(target.path())]));
-    let first = copy(&image(0..20), &from, &to, &|_| ()).await.expect("copies");
+    let first = copy(&image(0..20), &from, &to, &|_| ())
+        .await
+        .expect("copies");
     assert_eq!((first.sent_chunks, first.kept_chunks), (20, 0));
-    let again = copy(&image(0..20), &from, &to, &|_| ()).await.expect("copies");
+    let again = copy(&image(0..20), &from, &to, &|_| ())
+        .await
+        .expect("copies");
     assert_eq!((again.sent_chunks, again.kept_chunks), (0, 20));
     let more = packed(10..30);
     let from = set(&[text(more.path())]);
-    let next = copy(&image(10..30), &from, &to, &|_| ()).await.expect("copies");
+    let next = copy(&image(10..30), &from, &to, &|_| ())
+        .await
+        .expect("copies");
     assert_eq!((next.sent_chunks, next.kept_chunks), (10, 10));
     assert_eq!(listed(&to).await.len(), 32);
     assert_eq!(verify(&image(0..20), &to, &|_| ()).await, []);
@@ -80,12 +96,20 @@ async fn an_interrupted_copy_leaves_no_flist_and_goes_on_where_it_was() {
     source.script(&[Answer::Content; 8]);
     source.script(&[Answer::Status(403); 1]);
     let (from, to) = (set(&[&source.url]), set(&[text(target.path())]));
-    let error = copy(&image(0..20), &from, &to, &|_| ()).await.expect_err("refused");
+    let error = copy(&image(0..20), &from, &to, &|_| ())
+        .await
+        .expect_err("refused");
     assert!(matches!(error, StoreError::Denied { .. }), "{error}");
     let there = listed(&to).await;
     assert!(!there.is_empty() && there.len() < 20, "{}", there.len());
-    assert!(there.iter().all(|object| matches!(object, Object::Chunk(_))));
-    let moved = copy(&image(0..20), &from, &to, &|_| ()).await.expect("goes on");
+    assert!(
+        there
+            .iter()
+            .all(|object| matches!(object, Object::Chunk(_)))
+    );
+    let moved = copy(&image(0..20), &from, &to, &|_| ())
+        .await
+        .expect("goes on");
     assert_eq!(moved.kept_chunks, there.len() as u64);
     assert_eq!(verify(&image(0..20), &to, &|_| ()).await, []);
 }
@@ -95,7 +119,10 @@ async fn two_copies_at_once_make_one_whole_store() {
     let (local, target) = (packed(0..40), TempDir::new().expect("temp"));
     let (from, to) = (set(&[text(local.path())]), set(&[text(target.path())]));
     let (one, two) = (image(0..30), image(10..40));
-    let (one, two) = (copy(&one, &from, &to, &|_| ()), copy(&two, &from, &to, &|_| ()));
+    let (one, two) = (
+        copy(&one, &from, &to, &|_| ()),
+        copy(&two, &from, &to, &|_| ()),
+    );
     let (one, two) = tokio::join!(one, two);
     one.and(two).expect("both copy");
     assert_eq!(listed(&to).await.len(), 42);
@@ -109,9 +136,13 @@ async fn a_source_that_fails_often_gives_the_right_image_in_the_end() {
     for seed in 0..4 {
         let target = TempDir::new().expect("temp");
         let one = Fake::start(local.path(), seed, 30).await.expect("starts");
-        let two = Fake::start(local.path(), seed + 50, 30).await.expect("starts");
+        let two = Fake::start(local.path(), seed + 50, 30)
+            .await
+            .expect("starts");
         let (from, to) = (set(&[&one.url, &two.url]), set(&[text(target.path())]));
-        copy(&image(0..12), &from, &to, &|_| ()).await.expect("copies");
+        copy(&image(0..12), &from, &to, &|_| ())
+            .await
+            .expect("copies");
         assert_eq!(verify(&image(0..12), &to, &|_| ()).await, [], "seed {seed}");
     }
 }
@@ -124,7 +155,9 @@ async fn parts_and_copies_each_get_their_own() {
     let low = format!("00-7f={}", path(0));
     let high = format!("80-ff={}", path(1));
     let (from, to) = (set(&[text(local.path())]), set(&[&low, &high, path(2)]));
-    let moved = copy(&image(0..40), &from, &to, &|_| ()).await.expect("copies");
+    let moved = copy(&image(0..40), &from, &to, &|_| ())
+        .await
+        .expect("copies");
     assert_eq!(moved.sent_chunks, 80);
     let count = |objects: Vec<Object>, low: bool| {
         let of = |o: &&Object| matches!(o, Object::Chunk(d) if (d.0[0] < 0x80) == low);
@@ -141,15 +174,25 @@ async fn parts_and_copies_each_get_their_own() {
     assert_eq!(again.expect("from the parts").sent_chunks, 40);
     let faults = verify(&image(0..40), &to, &|_| ()).await;
     assert_eq!(faults.len(), 40);
-    assert!(faults.iter().all(|f| f.what == Problem::Missing && f.store == path(2)));
+    assert!(
+        faults
+            .iter()
+            .all(|f| f.what == Problem::Missing && f.store == path(2))
+    );
 }
 
 #[tokio::test]
 async fn what_is_wrong_is_found_and_named() {
     let (local, target) = (packed(0..5), TempDir::new().expect("temp"));
     let (from, to) = (set(&[text(local.path())]), set(&[text(target.path())]));
-    copy(&image(0..5), &from, &to, &|_| ()).await.expect("copies");
-    let path = |i: usize| target.path().join(Object::Chunk(image(0..5).chunks[i].name).path());
+    copy(&image(0..5), &from, &to, &|_| ())
+        .await
+        .expect("copies");
+    let path = |i: usize| {
+        target
+            .path()
+            .join(Object::Chunk(image(0..5).chunks[i].name).path())
+    };
     let mut bytes = std::fs::read(path(1)).expect("reads");
     bytes[7] ^= 1;
     std::fs::write(path(1), bytes).expect("writes");
@@ -162,17 +205,26 @@ async fn what_is_wrong_is_found_and_named() {
 
 fn make_old(path: &Path) {
     let old = SystemTime::now() - Duration::from_secs(40 * 86_400);
-    File::open(path).and_then(|f| f.set_modified(old)).expect("sets the time");
+    File::open(path)
+        .and_then(|f| f.set_modified(old))
+        .expect("sets the time");
 }
 
 #[tokio::test]
 async fn a_sweep_keeps_what_is_named_what_is_young_and_what_a_push_under_way_has_found() {
     let (local, target) = (packed(0..30), TempDir::new().expect("temp"));
     let (from, to) = (set(&[text(local.path())]), set(&[text(target.path())]));
-    copy(&image(0..10), &from, &to, &|_| ()).await.expect("copies");
-    copy(&image(10..20), &from, &to, &|_| ()).await.expect("copies");
+    copy(&image(0..10), &from, &to, &|_| ())
+        .await
+        .expect("copies");
+    copy(&image(10..20), &from, &to, &|_| ())
+        .await
+        .expect("copies");
     let store = to.stores().next().expect("one");
-    store.remove(&Object::Flist(image(10..20).digest)).await.expect("removes");
+    store
+        .remove(&Object::Flist(image(10..20).digest))
+        .await
+        .expect("removes");
     for entry in store.list().await.expect("lists") {
         make_old(&target.path().join(entry.object.path()));
     }
@@ -183,7 +235,9 @@ async fn a_sweep_keeps_what_is_named_what_is_young_and_what_a_push_under_way_has
     let plan = sweep::plan(store.list().await.expect("lists"), &named, before);
     assert_eq!((plan.named, plan.young, plan.remove.len()), (10, 0, 10));
     // A push comes between the list and the removal, and finds half of what shall go.
-    let pushed = copy(&image(15..25), &from, &to, &|_| ()).await.expect("copies");
+    let pushed = copy(&image(15..25), &from, &to, &|_| ())
+        .await
+        .expect("copies");
     assert_eq!((pushed.sent_chunks, pushed.kept_chunks), (5, 5));
     assert_eq!(sweep::remove(store, &plan, before).await, Ok(5));
     assert_eq!(store.remove_drafts(before), Ok(1));
@@ -199,6 +253,8 @@ async fn a_web_server_is_not_written_to() {
     let empty = packed(0..1);
     std::fs::remove_dir_all(local.path().join("chunks")).expect("removes");
     let (from, to) = (set(&[text(empty.path())]), set(&[&web.url]));
-    let error = copy(&image(0..1), &from, &to, &|_| ()).await.expect_err("reads only");
+    let error = copy(&image(0..1), &from, &to, &|_| ())
+        .await
+        .expect_err("reads only");
     assert!(matches!(error, StoreError::ReadOnly { .. }), "{error}");
 }

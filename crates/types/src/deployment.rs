@@ -298,10 +298,12 @@ impl Machine {
         }
         self.check_text(name)?;
         let stores = self.image.store.as_ref().map(Stores::check);
-        stores.unwrap_or(Ok(())).map_err(|problem| SpecError::Store {
-            name: name.clone(),
-            problem,
-        })
+        stores
+            .unwrap_or(Ok(()))
+            .map_err(|problem| SpecError::Store {
+                name: name.clone(),
+                problem,
+            })
     }
 
     fn check_text(&self, name: &Name) -> Result<(), SpecError> {

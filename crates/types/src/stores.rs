@@ -24,7 +24,9 @@ pub enum StoresError {
          at most {URL_BYTES_MAX} bytes"
     )]
     Url(String),
-    #[error("store {0:?} has a login: a node reads public stores only, and a deployment is no secret")]
+    #[error(
+        "store {0:?} has a login: a node reads public stores only, and a deployment is no secret"
+    )]
     Login(String),
     #[error("store {0:?}: before the = stands a range of first bytes, such as 00-7f")]
     Shard(String),
@@ -192,7 +194,12 @@ mod tests {
         assert!(half.holds(0x7f) && !half.holds(0x80));
         let whole = "s3://b/p?region=x";
         assert_eq!(Shard::split(whole), Some((Shard::ALL, whole)));
-        for bad in ["7f-00=http://a", "0-7f=http://a", "00=http://a", "+1-7f=http://a"] {
+        for bad in [
+            "7f-00=http://a",
+            "0-7f=http://a",
+            "00=http://a",
+            "+1-7f=http://a",
+        ] {
             assert_eq!(Shard::split(bad), None, "{bad}");
         }
     }
@@ -210,8 +217,14 @@ mod tests {
         }
         assert!(matches!(stores("/srv/store"), Err(StoresError::Url(_))));
         assert!(matches!(stores("dir:/srv"), Err(StoresError::Url(_))));
-        assert!(matches!(stores("https://u:p@a/"), Err(StoresError::Login(_))));
-        assert!(matches!(stores("zz-ff=http://a"), Err(StoresError::Shard(_))));
+        assert!(matches!(
+            stores("https://u:p@a/"),
+            Err(StoresError::Login(_))
+        ));
+        assert!(matches!(
+            stores("zz-ff=http://a"),
+            Err(StoresError::Shard(_))
+        ));
         assert!(matches!(read("[]").check(), Err(StoresError::Count(0))));
         let no_pem = read(r#"{"urls":["https://a"],"ca":"x"}"#).check();
         assert_eq!(no_pem, Err(StoresError::Authority));

@@ -16,10 +16,10 @@ use flist::cache::Cache;
 use flist::chunk::Chunk;
 use flist::trace::{Recorder, Trace};
 use flist::wire::{Counts, FromNode, ToNode, ToVmm};
+use stores::Pool;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
-use stores::Pool;
 use types::{Digest, Stores, VmId};
 
 use super::Paths;

@@ -20,6 +20,9 @@ pub async fn fetch(url: &str, limit: u64) -> Option<Vec<u8>> {
         Ok(())
     };
     let name = Digest([0; 32]);
-    store.get(&name, &Object::Chunk(name), limit, &mut sink).await.ok()?;
+    store
+        .get(&name, &Object::Chunk(name), limit, &mut sink)
+        .await
+        .ok()?;
     Some(object)
 }

@@ -56,7 +56,9 @@ impl Remote {
             let upload = cache.receive_flist(self.flist);
             let mut upload = upload.map_err(|e| StoreError::Sink(sys::chain(&e)))?;
             let mut sink = |bytes: &[u8]| upload.push(bytes).map_err(|e| sys::chain(&e));
-            let got = store.get(&self.flist, &object, FLIST_BYTES_MAX, &mut sink).await;
+            let got = store
+                .get(&self.flist, &object, FLIST_BYTES_MAX, &mut sink)
+                .await;
             store.learn(&got);
             if let Err(error) = got {
                 last = error;

@@ -692,7 +692,7 @@ async fn an_flist_comes_from_its_store_and_a_wrong_one_does_not_open() {
     let w = world().await;
     let daemon = Running::start(&w).await;
     w.script(&[Answer::WrongBytes], None);
-    let (flist, store) = (w.packed.digest, Some(w.url.clone()));
+    let (flist, store) = (w.packed.digest, Some(Stores::from(w.url.as_str())));
     daemon
         .say(
             FromNode::Open {
@@ -706,12 +706,12 @@ async fn an_flist_comes_from_its_store_and_a_wrong_one_does_not_open() {
     let news = daemon.news().await;
     assert!(matches!(news, ToNode::OpenFailed { .. }), "{news:?}");
     daemon.open(&w, Some(&w.url), false).await;
-    let https = Some("https://example".to_owned());
+    let directory = Some(Stores::from("/srv/store"));
     daemon
         .say(
             FromNode::Open {
                 flist,
-                store: https,
+                store: directory,
                 pin: false,
             },
             &[],
