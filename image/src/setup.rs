@@ -41,6 +41,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("mount", "tests mount packed images"),
     ("musl-tools", "C compiler for static programs"),
     ("nftables", "tests compare firewall rules with it"),
+    ("openssl", "tests sign images with it"),
     ("ovmf", "UEFI firmware for QEMU"),
     ("qemu-system-x86", "boots the image"),
     ("skopeo", "puts test images into a registry"),
