@@ -108,13 +108,16 @@ pub(crate) async fn read(set: &Set, digest: &Digest) -> anyhow::Result<Image> {
 
 /// What there is to move of an flist.
 pub(crate) fn image(digest: Digest, file: Vec<u8>) -> anyhow::Result<Image> {
-    let flist = Flist::read(&mut Cursor::new(&file));
-    let flist = flist.with_context(|| format!("the flist {digest} cannot be read"))?;
     Ok(Image {
         digest,
-        chunks: pieces(&flist),
+        chunks: pieces(&flist(&digest, &file)?),
         file,
     })
+}
+
+pub(crate) fn flist(digest: &Digest, file: &[u8]) -> anyhow::Result<Flist> {
+    let flist = Flist::read(&mut Cursor::new(file));
+    flist.with_context(|| format!("the flist {digest} cannot be read"))
 }
 
 /// Distinct chunks by their name.

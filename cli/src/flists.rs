@@ -61,8 +61,14 @@ fn pack(context: &Context, options: &Pack) -> anyhow::Result<()> {
     let mut store = DirStore::open(&options.store)
         .with_context(|| format!("cannot write the store {}", options.store.display()))?;
     let source = Source::read(&options.source, Path::new(""))?;
-    let Packed { digest, stats, .. } =
-        crate::pack::pack(screen, &source, &changes, salt.as_ref(), &mut store, &policy)?;
+    let Packed { digest, stats, .. } = crate::pack::pack(
+        screen,
+        &source,
+        &changes,
+        salt.as_ref(),
+        &mut store,
+        &policy,
+    )?;
     let path = store.flist_path(&digest);
     let value = json!({
         "digest": digest,

@@ -118,8 +118,14 @@ impl LocalImage {
     fn packed(source: &Source, screen: &Screen, policy: &Policy) -> anyhow::Result<Self> {
         let directory = tempfile::tempdir().context("cannot make a temporary directory")?;
         let mut store = DirStore::open(directory.path()).context("cannot make a store")?;
-        let packed =
-            pack::pack(screen, source, &Changes::default(), None, &mut store, policy)?;
+        let packed = pack::pack(
+            screen,
+            source,
+            &Changes::default(),
+            None,
+            &mut store,
+            policy,
+        )?;
         let image = Self::open(&store.flist_path(&packed.digest))?;
         Ok(Self {
             _store: Some(directory),

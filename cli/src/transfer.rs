@@ -84,6 +84,14 @@ async fn carry(
     from: &Set,
     to: &Set,
 ) -> anyhow::Result<Moved> {
+    if depot::flist(&image.digest, &image.file)?.is_encrypted() {
+        return Err(Usage(format!(
+            "{} is encrypted, and its .flist file is the key: a store would give it to all who ask. `sifr deploy` \
+             pushes it to a node",
+            image.digest
+        ))
+        .into());
+    }
     let meter = screen.meter(doing, image.stored_bytes());
     let moved = transfer::copy(image, from, to, &|done| meter.set(done)).await;
     meter.done();

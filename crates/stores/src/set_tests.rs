@@ -1,3 +1,7 @@
+//! Sets of stores that fail.
+//!
+//! Owns: what reading from several stores promises, kept while they break what they can. Refuses: stores elsewhere.
+
 use super::*;
 use crate::fake::{Answer, Fake};
 use crate::{Pool, Route};

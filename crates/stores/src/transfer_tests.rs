@@ -1,3 +1,7 @@
+//! Moving images, where sources fail and targets are swept.
+//!
+//! Owns: what a copy promises, whenever it ends. Refuses: stores elsewhere.
+
 use super::*;
 use crate::fake::{Answer, Fake};
 use crate::{Pool, Route, sweep};
