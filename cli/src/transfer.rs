@@ -182,7 +182,7 @@ pub(crate) async fn verify(screen: &Screen, options: &Verify) -> anyhow::Result<
     match faults.len() {
         0 => Ok(()),
         count => bail!(
-            "{count} objects of {digest} are not as they should be: push the image again, or mirror it from a store that has it"
+            "{count} objects of {digest} are not as they should be: remove what is wrong, then push the image again, or mirror it from a store that has it"
         ),
     }
 }
