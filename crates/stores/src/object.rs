@@ -58,7 +58,11 @@ mod tests {
     #[test]
     fn names_read_back_and_others_are_not_ours() {
         let digest = Digest([0xab; 32]);
-        for object in [Object::Flist(digest), Object::Trace(digest), Object::Chunk(digest)] {
+        for object in [
+            Object::Flist(digest),
+            Object::Trace(digest),
+            Object::Chunk(digest),
+        ] {
             assert_eq!(Object::parse(&object.path()), Some(object));
         }
         let hex = digest.hex();

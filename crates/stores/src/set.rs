@@ -123,7 +123,8 @@ impl Set {
     /// A trace of at most `limit` bytes, from whoever has one; nothing vouches for it.
     pub async fn trace(&self, flist: &Digest, limit: u64) -> Result<Vec<u8>, StoreError> {
         let object = Object::Trace(*flist);
-        self.read(flist, &object, limit, &|_| true, Patience::ONCE).await
+        self.read(flist, &object, limit, &|_| true, Patience::ONCE)
+            .await
     }
 
     async fn read(
