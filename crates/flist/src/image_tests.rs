@@ -461,3 +461,53 @@ fn a_second_release_shares_the_chunks_of_what_did_not_change() {
         second.0.len()
     );
 }
+
+#[test]
+fn stores_and_caches_of_an_encrypted_image_hold_no_plain_text_and_give_it_whole() {
+    const MARKER: &[u8] = b"the marker that nobody may find";
+    fn holds_marker(directory: &Path) -> bool {
+        fs::read_dir(directory).expect("readdir").any(|entry| {
+            let path = entry.expect("entry").path();
+            if path.is_dir() {
+                return holds_marker(&path);
+            }
+            let stored = fs::read(&path).expect("read");
+            // One may have been compressed alone.
+            let plain = zstd::decode_all(&stored[..]).unwrap_or_default();
+            [stored, plain]
+                .iter()
+                .any(|bytes| bytes.windows(MARKER.len()).any(|w| w == MARKER))
+        })
+    }
+    let work = TempDir::new().expect("temp");
+    let root = work.path().join("root");
+    fs::create_dir(&root).expect("directory");
+    fs::write(root.join("noise"), [&noise(1, 9000)[..], MARKER].concat()).expect("file");
+    fs::write(root.join("text"), MARKER.repeat(30_000)).expect("file");
+    let salt = crate::seal::Salt::new([5; 32]);
+    for salt in [None, Some(&salt)] {
+        let at = |name: &str| work.path().join(format!("{name} {}", salt.is_some()));
+        let mut store = DirStore::open(at("store")).expect("store");
+        let source = Source::Directory(&root);
+        let config = ImageConfig::default();
+        let packed = crate::pack::pack_with(source, &config, salt, &mut store, &mut |_| {});
+        let packed = packed.expect("packs");
+        let cache = crate::cache::Cache::open(at("cache")).expect("cache");
+        let missing = cache.put_flist(packed.digest, &packed.flist).expect("put");
+        for name in &missing {
+            let stored = store.read_chunk(name).expect("it was packed");
+            cache.put_chunk(*name, &stored).expect("put");
+        }
+        let (flist, _) = cache.flist(&packed.digest).expect("whole");
+        assert_eq!(flist.is_encrypted(), salt.is_some());
+        let plain = flist
+            .chunks()
+            .iter()
+            .flat_map(|chunk| cache.plain(chunk).expect("opens"));
+        let plain: Vec<u8> = plain.collect();
+        assert!(plain.windows(MARKER.len()).any(|w| w == MARKER));
+        for directory in [at("store").join("chunks"), at("cache").join("chunks")] {
+            assert_eq!(holds_marker(&directory), salt.is_none(), "{directory:?}");
+        }
+    }
+}
