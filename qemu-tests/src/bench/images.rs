@@ -285,7 +285,8 @@ impl Bench {
             let (url, served) = store::serve_counted(packed.store(), Arc::default())?;
             let setup = Setup {
                 memory: types::Bytes::gib(4),
-                cpus: 2,
+                // Each is promised four times.
+                cpus: 5,
                 ..Setup::default()
             };
             let lab = Lab::with(&setup, |_| Ok(()))?;
