@@ -5,25 +5,22 @@
 //! Refuses: uploads in parts: a chunk is small, and an flist is far below what one request takes.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use reqwest::header::{HeaderMap, HeaderValue};
 use reqwest::{Method, Url};
-use rusty_s3::actions::ListObjectsV2;
 use rusty_s3::{Bucket as Signer, Credentials, S3Action, UrlStyle};
 
 use crate::http::{self, Http};
 use crate::keys::Keys;
 use crate::location::Bucket;
-use crate::store::{Entry, Found, Sink};
+#[cfg(not(feature = "list"))]
+use crate::store::Entry;
+use crate::store::{Found, Sink};
 use crate::{Object, StoreError};
 
 /// How long a signature holds: clocks differ, and a body may take its time.
 const SIGNED: Duration = Duration::from_secs(900);
-/// A page of a list has at most 1000 objects of a few hundred bytes.
-const PAGE_BYTES_MAX: u64 = 4 << 20;
-/// Most pages, so that a server that never ends does not either: ten million objects.
-const PAGES_MAX: usize = 10_000;
 const ADVICE: &str = "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile in ~/.aws/credentials; \
                       a node reads public buckets only";
 
@@ -155,42 +152,16 @@ impl S3 {
         }
     }
 
+    #[cfg(not(feature = "list"))]
     pub(crate) async fn list(&self) -> Result<Vec<Entry>, StoreError> {
-        let (mut found, mut after) = (Vec::new(), None::<String>);
-        let strange = |problem: String| StoreError::Answer {
+        Err(StoreError::Unable {
             store: self.name.clone(),
-            problem,
-        };
-        for _ in 0..PAGES_MAX {
-            let mut action = self.signer.list_objects_v2(self.keys());
-            action.with_prefix(self.prefix.as_str());
-            if let Some(token) = &after {
-                action.with_continuation_token(token.as_str());
-            }
-            let request = self.http.request(Method::GET, action.sign(SIGNED));
-            let response = http::send(&self.name, request).await?;
-            let response = http::good(&self.name, &"such bucket", ADVICE, response).await?;
-            let page = http::whole(&self.name, &"a list", response, PAGE_BYTES_MAX).await?;
-            let page = String::from_utf8(page).map_err(|e| strange(e.to_string()))?;
-            let page = ListObjectsV2::parse_response(&page).map_err(|e| strange(e.to_string()))?;
-            for item in &page.contents {
-                let path = item.key.strip_prefix(self.prefix.as_str());
-                let Some(object) = path.and_then(Object::parse) else {
-                    continue;
-                };
-                let time = item.last_modified.as_deref().unwrap_or("");
-                let modified = time.parse::<jiff::Timestamp>().map(SystemTime::from);
-                found.push(Entry {
-                    object,
-                    bytes: item.size.unwrap_or(0),
-                    modified: modified.map_err(|e| strange(format!("time {time:?}: {e}")))?,
-                });
-            }
-            match page.next_continuation_token {
-                Some(token) if after.as_ref() != Some(&token) => after = Some(token),
-                _ => return Ok(found),
-            }
-        }
-        Err(strange(format!("its list has more than {PAGES_MAX} pages")))
+            what: "be listed",
+            why: "this program was built without that",
+        })
     }
 }
+
+#[cfg(feature = "list")]
+#[path = "s3_list.rs"]
+mod list;
