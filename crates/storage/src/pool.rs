@@ -294,7 +294,8 @@ fn adopt(
 }
 
 fn memory(why: &str, mountpoint: &Path) -> Result<Pool, PoolError> {
-    let options = format!("mode=0700,size={MEMORY_POOL_PERCENT}%");
+    // As the root of a pool on a disk: the chunk daemon, a user of its own, passes through to its directories.
+    let options = format!("mode=0755,size={MEMORY_POOL_PERCENT}%");
     sys::mount::mount("tmpfs", mountpoint, "tmpfs", flags(), &options)
         .map_err(|source| PoolError::Memory { source })?;
     Ok(in_memory(mountpoint, why))
