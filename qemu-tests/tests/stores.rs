@@ -189,7 +189,8 @@ mod tests {
         runs_from("from-tls", &digest, &store);
         let other = TlsServer::serve(&root).expect("another server");
         let ca = other.authority.replace('\n', "\n    ");
-        let (_, second) = packed(&work, 105);
+        let elsewhere = TempDir::new().expect("temp");
+        let (_, second) = packed(&elsewhere, 105);
         let yaml = format!(
             "name: distrusts\nimage: {second}\nstore:\n  urls: [\"{}\"]\n  ca: |\n    {ca}\nmemory: 96Mi\ndisk: 64Mi\n",
             server.url
