@@ -20,6 +20,11 @@ use super::{GROUP, toolkit};
 pub(crate) const TRIES: u32 = 6;
 /// What such an end is called by the monitor.
 pub(crate) const TRIPLE_FAULT: &str = "triple fault";
+/// A guest of four processors on the node's two has been seen to stand still, once in some twenty runs, and not again
+/// (docs/testing.md).
+const STILL_TRIES: u32 = 2;
+/// What is said of a guest that stands still.
+pub(super) const NOT_SAID: &str = "was not said in";
 
 /// All of it: the caller then powers the machine off.
 pub fn main() {
@@ -40,8 +45,7 @@ pub fn main() {
 }
 
 fn run(node: &Node, scenario: &Scenario) -> Line {
-    let mut tries = 1..=TRIES;
-    loop {
+    for tried in 1.. {
         let (name, started) = (scenario.name.to_owned(), Instant::now());
         let why = match (scenario.run)(node) {
             Ok(figures) => {
@@ -54,11 +58,20 @@ fn run(node: &Node, scenario: &Scenario) -> Line {
             }
             Err(error) => format!("{error:#}"),
         };
-        tries.next();
-        if tries.is_empty() || !why.contains(TRIPLE_FAULT) {
+        if tried >= tries(&why) {
             return Line::Failed { name, why };
         }
         say(&format!("\n{}", Line::Again { name, why }));
+    }
+    unreachable!("a scenario is not tried for ever")
+}
+
+/// How often a scenario that failed so may run in all.
+fn tries(why: &str) -> u32 {
+    match why {
+        _ if why.contains(TRIPLE_FAULT) => TRIES,
+        _ if why.contains(NOT_SAID) => STILL_TRIES,
+        _ => 1,
     }
 }
 
@@ -79,4 +92,16 @@ pub(crate) fn prepare() -> Result<Node> {
     std::fs::write(controllers, "+cpu +memory +pids").context("hand the controllers down")?;
     std::fs::create_dir(toolkit::EMPTY_ROOT).context("make the monitors' root")?;
     Node::open()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_the_emulator_is_known_for_is_tried_again() {
+        assert_eq!(tries("vCPU 1: triple fault"), TRIES);
+        assert_eq!(tries("\"read \" was not said in 120s"), STILL_TRIES);
+        assert_eq!(tries("block 7 is not what the guest left"), 1);
+    }
 }
