@@ -7,9 +7,23 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::{command, paths};
+
+/// Downloads a package into `draft`, which is empty but for other directories. apt checks the signatures.
+pub(crate) fn download(draft: &Path, package: &str) -> Result<PathBuf> {
+    eprintln!("download {package} ...");
+    let apt = Private::new(draft, "deb").context("list Debian's packages")?;
+    apt.run(&["download", package])
+        .with_context(|| format!("download the package {package}"))?;
+    apt.close()?;
+    let archives = paths::entries(draft)?;
+    let [archive] = &archives[..] else {
+        bail!("apt-get download {package} left {archives:?}, and one file was expected");
+    };
+    Ok(archive.clone())
+}
 
 /// apt-get with package lists of its own.
 pub(crate) struct Private {

@@ -31,12 +31,12 @@ pub fn kernel(paths: &Paths) -> Result<DebianKernel> {
     if !home.is_dir() {
         let _lock = paths::lock(&paths.cache)?;
         paths::appear(&home, |draft| {
-            let list = download(draft, KERNEL_PACKAGE)?;
+            let list = apt::download(draft, KERNEL_PACKAGE)?;
             let mut field = command::clean("dpkg-deb");
             let depends = command::output(field.arg("--field").arg(&list).arg("Depends"))?;
             let package = depends.split_whitespace().next().unwrap_or_default();
             fs::remove_file(list).context("remove a package")?;
-            let archive = download(draft, package)?;
+            let archive = apt::download(draft, package)?;
             let whole = draft.join("whole");
             extract(&archive, &whole)?;
             fs::remove_file(archive).context("remove a package")?;
@@ -129,20 +129,6 @@ fn dependencies(module: &[u8]) -> Vec<String> {
         .unwrap_or_default();
     let names = list.split(',').filter(|name| !name.is_empty());
     names.map(|name| name.replace('-', "_")).collect()
-}
-
-/// Downloads a package into `draft`, which is empty but for other directories. apt checks the signatures.
-fn download(draft: &Path, package: &str) -> Result<PathBuf> {
-    eprintln!("download {package} ...");
-    let apt = apt::Private::new(draft, "deb").context("list Debian's packages")?;
-    apt.run(&["download", package])
-        .with_context(|| format!("download the package {package}"))?;
-    apt.close()?;
-    let archives = paths::entries(draft)?;
-    let [archive] = &archives[..] else {
-        anyhow::bail!("apt-get download {package} left {archives:?}, and one file was expected");
-    };
-    Ok(archive.clone())
 }
 
 fn extract(archive: &Path, into: &Path) -> Result<()> {

@@ -96,19 +96,9 @@ fn unpacked(paths: &Paths, package: &str, file: &str) -> Result<PathBuf> {
     if !home.is_dir() {
         let _lock = paths::lock(&paths.cache)?;
         paths::appear(&home, |draft| {
-            eprintln!("download {package} ...");
-            let apt = apt::Private::new(draft, "deb").context("list Debian's packages")?;
-            apt.run(&["download", package])
-                .with_context(|| format!("download the package {package}"))?;
-            apt.close()?;
-            let archives = paths::entries(draft)?;
-            let [archive] = &archives[..] else {
-                anyhow::bail!(
-                    "apt-get download {package} left {archives:?}, and one file was expected"
-                );
-            };
+            let archive = apt::download(draft, package)?;
             let mut unpack = command::clean("dpkg-deb");
-            command::output(unpack.arg("--extract").arg(archive).arg(draft))
+            command::output(unpack.arg("--extract").arg(&archive).arg(draft))
                 .with_context(|| format!("unpack the package {package}"))?;
             Ok(())
         })?;
