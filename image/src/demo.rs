@@ -126,7 +126,7 @@ pub fn demo(paths: &Paths) -> Result<()> {
     let _lock = paths::lock(&paths.run)?;
     paths::create(&place.home)?;
     let mut steps = Steps::default();
-    steps.run("packages", setup::setup)?;
+    steps.run("packages", || setup::setup(paths))?;
     let image = steps.run("image", || assemble::build(paths, None))?;
     let sifr = Sifr {
         program: image.cli.clone(),

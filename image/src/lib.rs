@@ -25,6 +25,7 @@ mod apt;
 mod command;
 pub mod debian;
 mod digest;
+mod emulator;
 mod licences;
 mod progress;
 mod space;

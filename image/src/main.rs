@@ -68,7 +68,7 @@ fn main() -> ExitCode {
 fn run() -> Result<()> {
     let paths = Paths::find()?;
     match Arguments::parse().command {
-        Command::Setup => setup::setup()?,
+        Command::Setup => setup::setup(&paths)?,
         Command::Build { owner } => {
             assemble::build(&paths, owner)?;
         }

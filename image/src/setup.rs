@@ -1,6 +1,6 @@
 //! What the workshop machine needs.
 //!
-//! Owns: the list of Debian packages with the reason for each, and installing what is missing.
+//! Owns: the list of Debian packages with the reason for each, and installing what is missing, the emulator last.
 //! Refuses: installing what is there, and any system but Debian's package manager.
 
 use std::fs;
@@ -9,8 +9,9 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use crate::command;
+use crate::paths::Paths;
 use crate::progress::Progress;
+use crate::{command, emulator};
 
 /// Package and reason.
 const PACKAGES: &[(&str, &str)] = &[
@@ -33,17 +34,26 @@ const PACKAGES: &[(&str, &str)] = &[
     ("ipxe-qemu", "network boot ROMs for QEMU"),
     ("libblkid-dev", "xfsprogs: disk geometry"),
     ("libelf-dev", "the kernel's objtool"),
+    ("libfdt-dev", "QEMU: device trees"),
+    ("libglib2.0-dev", "QEMU: its base library"),
     ("libinih-dev", "xfsprogs: configuration files"),
+    ("libpixman-1-dev", "QEMU: screens"),
+    ("libslirp-dev", "QEMU: networks without rights"),
     ("libssl-dev", "the kernel's certificate tools"),
     ("liburcu-dev", "xfsprogs: concurrent lists"),
     ("linux-source-6.12", "source of both kernels"),
+    ("meson", "QEMU's build"),
     ("mmdebstrap", "the Debian user land of the demonstration"),
     ("mount", "tests mount packed images"),
     ("musl-tools", "C compiler for static programs"),
     ("nftables", "tests compare firewall rules with it"),
+    ("ninja-build", "QEMU's build"),
     ("openssl", "tests sign images with it"),
     ("ovmf", "UEFI firmware for QEMU"),
-    ("qemu-system-x86", "boots the image"),
+    (
+        "qemu-system-x86",
+        "boots the image; its firmware, where the emulator is built",
+    ),
     ("skopeo", "puts test images into a registry"),
     ("uidmap", "lets mmdebstrap work without root"),
     ("umoci", "makes test images as others make them"),
@@ -64,7 +74,7 @@ const LINES_A_PACKAGE: u64 = 4;
 const APT_LOCK_TIMEOUT: &str = "DPkg::Lock::Timeout=600";
 
 /// Installs what is missing. Says nothing and asks for no rights when nothing is.
-pub fn setup() -> Result<()> {
+pub fn setup(paths: &Paths) -> Result<()> {
     let wanted: Vec<_> = PACKAGES.iter().map(|(package, _)| *package).collect();
     let missing = missing(&wanted, &installed()?);
     if !missing.is_empty() {
@@ -77,6 +87,7 @@ pub fn setup() -> Result<()> {
                 .with_context(|| format!("add the Rust target {target}: is rustup installed?"))?;
         }
     }
+    emulator::prepare(paths);
     Ok(())
 }
 

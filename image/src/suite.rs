@@ -37,7 +37,9 @@ pub fn test(paths: &Paths) -> Result<()> {
         cargo
     };
     let mut phases = Vec::new();
-    phases.push(phase("setup", || setup::setup().map(|()| Count::default())));
+    phases.push(phase("setup", || {
+        setup::setup(paths).map(|()| Count::default())
+    }));
     phases.push(phase("format", || {
         run(&mut cargo(&["fmt", "--all", "--check"]))
     }));

@@ -47,10 +47,9 @@ mod tests {
 
     /// How long the machine takes from its deployment to its end, many times over.
     const NAP: &str = "60s";
-    /// QEMU 7.2, when it counts instructions, now and then (one boot in ten here) gives a guest's guest its timer
-    /// interrupt a second time while the first is being handled with interrupts off; that guest then waits for
-    /// a lock that it holds itself, and counting makes its waiting so slow that the node stands still with
-    /// it. Three such boots in a row are none of QEMU's.
+    /// Debian's QEMU, when it counts instructions, now and then (one boot in ten here) gives a guest's guest its timer
+    /// interrupt a second time (docs/testing.md); that guest then waits for a lock that it holds itself, and counting makes
+    /// its waiting so slow that the node stands still with it. Three such boots in a row are none of QEMU's.
     const BOOTS: usize = 3;
 
     /// The times of a nap's lines. `None`: the node stood still.

@@ -36,6 +36,12 @@ mod tests {
     }
 
     #[test]
+    fn paused_nodes_and_their_guests_go_on_without_an_interrupt_too_few_or_too_many() {
+        let paused = nested::run_with_pauses("disk", "deep-in-a-ring");
+        paused.unwrap_or_else(|error| panic!("{error:#}"));
+    }
+
+    #[test]
     fn snapshot_a_machine_goes_into_two_files_and_out_of_them_as_it_was() {
         run("snapshot");
     }

@@ -20,6 +20,7 @@ use serde_json::{Value, json};
 use super::console::{Console, Miss};
 use super::qmp::Qmp;
 use super::{Accelerator, Machine, QEMU};
+use crate::emulator;
 
 /// How long a machine may take to go down in order.
 const DOWN_TIMEOUT: Duration = Duration::from_secs(30);
@@ -55,13 +56,13 @@ impl Node {
     pub fn spawn(machine: &Machine) -> Result<Self> {
         // The kernel kills the child when the thread that made it ends.
         let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig=KILL", QEMU]);
+        command.arg("--pdeathsig=KILL").arg(emulator::program());
         Self::start(command, machine)
     }
 
     /// Powers the machine on. It runs on after [`Node::detach`] and does not hear our terminal's Ctrl-C.
     pub fn spawn_in_background(machine: &Machine) -> Result<Self> {
-        let mut command = Command::new(QEMU);
+        let mut command = Command::new(emulator::program());
         command.process_group(0);
         Self::start(command, machine)
     }

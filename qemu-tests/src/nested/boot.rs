@@ -7,6 +7,8 @@ use std::fs;
 use std::io::{Cursor, Read, Seek, SeekFrom};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -36,14 +38,18 @@ const RUST_TARGET: &str = "x86_64-unknown-linux-musl";
 const MEMORY: Bytes = Bytes::gib(3);
 /// Monitor threads and vCPUs that really run at once find what turns on one processor hide.
 const CPUS: u8 = 2;
-/// Nodes have been seen to end without a word and to stand still, by faults of QEMU's nested virtualisation
-/// (docs/testing.md). What a guest can do to its node, with the same seed, it does each time.
+/// Nodes have been seen to end without a word and to stand still, with Debian's QEMU (docs/testing.md). What a guest can do to
+/// its node, with the same seed, it does each time.
 const BOOTS: usize = 3;
 /// A node on busy emulated processors measures its TSC anew some seconds after its boot, and finds as much as a thousandth more
 /// or less. To a snapshot of before it would be another processor, as KVM takes 250 millionths for the same.
 const TSC_TOLERANCE: &str = "kvm.tsc_tolerance_ppm=10000";
 /// How long a node may say nothing. The longest scenarios take half a minute, on processors of their own.
 const SILENCE: Duration = Duration::from_secs(300);
+/// A node that stood still all the time would run nothing.
+const BETWEEN_PAUSES: Duration = Duration::from_millis(5);
+/// Where interrupts are lost or given twice, some dozens end a guest.
+const PAUSES_MIN: u64 = 100;
 /// /dev/console and /dev/null (kernel document `admin-guide/devices.txt`).
 const CONSOLE: (u32, u32) = (5, 1);
 const NULL: (u32, u32) = (1, 3);
@@ -55,7 +61,22 @@ pub fn run(group: &str) -> Result<()> {
         Ok(only) => format!("{group}/{only}"),
         Err(_) => group.to_owned(),
     };
-    let expected = scenario::named(&what)?.len();
+    boot(group, &what, BOOTS, once)
+}
+
+/// The same of one `scenario`, in a node whose processors are stopped and go on all the while.
+pub fn run_with_pauses(group: &str, scenario: &str) -> Result<()> {
+    // What is looked for comes now and then: another boot would hide it.
+    boot(group, &format!("{group}/{scenario}"), 1, once_with_pauses)
+}
+
+fn boot(
+    group: &str,
+    what: &str,
+    boots: usize,
+    once: fn(&Machine) -> Result<Vec<Line>>,
+) -> Result<()> {
+    let expected = scenario::named(what)?.len();
     let paths = Paths::find()?;
     let initramfs = node(&paths)?;
     let target = paths.root.join("target");
@@ -72,9 +93,9 @@ pub fn run(group: &str) -> Result<()> {
         arguments.push_str(&format!(" {SEED_WORD}={seed}"));
     }
     let _file = archive::instead(&mut machine, &initramfs, &arguments)?;
-    let mut boots = (1..=BOOTS).map(|boot| (boot, once(&machine)));
-    let told = boots.find_map(|(boot, told)| match told {
-        Err(error) if boot < BOOTS => {
+    let mut tries = (1..=boots).map(|boot| (boot, once(&machine)));
+    let told = tries.find_map(|(boot, told)| match told {
+        Err(error) if boot < boots => {
             let why = triple_fault(&resets);
             println!("the node that runs {what}, and once more: {why}{error:#}");
             None
@@ -108,7 +129,44 @@ fn triple_fault(resets: &Path) -> String {
 
 /// What one boot says of its scenarios. An error: the node itself came to no end.
 fn once(machine: &Machine) -> Result<Vec<Line>> {
+    follow(&Node::spawn(machine)?, machine)
+}
+
+/// Scenarios that are tried again count as failed: what ended them is what is looked for.
+fn once_with_pauses(machine: &Machine) -> Result<Vec<Line>> {
     let node = Node::spawn(machine)?;
+    node.wait_for_line(BEGIN, SILENCE)?;
+    let done = AtomicBool::new(false);
+    let (lines, pauses) = thread::scope(|scope| {
+        let pauses = scope.spawn(|| pause_until(&node, &done));
+        let lines = follow(&node, machine);
+        done.store(true, Ordering::Relaxed);
+        (lines, pauses.join().expect("no panic in a pause"))
+    });
+    let (lines, pauses) = (lines?, pauses?);
+    println!("{pauses} pauses");
+    ensure!(pauses >= PAUSES_MIN, "{pauses} pauses show nothing");
+    let again = lines.iter().find(|l| matches!(l, Line::Again { .. }));
+    again.map_or(Ok(()), |line| bail!("after {pauses} pauses: {line}"))?;
+    Ok(lines)
+}
+
+/// How often it was paused. It has ended, or ends now, where its monitor answers no more.
+fn pause_until(node: &Node, done: &AtomicBool) -> Result<u64> {
+    let mut pauses = 0;
+    while !done.load(Ordering::Relaxed) {
+        let paused = node.pause().and_then(|()| node.resume());
+        match paused {
+            Ok(()) => pauses += 1,
+            Err(_) if node.console().contains(END) => break,
+            Err(error) => return Err(error.context("pause the node")),
+        }
+        thread::sleep(BETWEEN_PAUSES);
+    }
+    Ok(pauses)
+}
+
+fn follow(node: &Node, machine: &Machine) -> Result<Vec<Line>> {
     if let Some(port) = &machine.serial {
         node.wait_for_line(BEGIN, SILENCE)?;
         type_back(port)?;
@@ -134,7 +192,7 @@ fn once(machine: &Machine) -> Result<Vec<Line>> {
 fn type_back(port: &Path) -> Result<()> {
     let mut out = UnixStream::connect(port).context("connect to the node's terminal")?;
     let mut typed = out.try_clone().context("share the node's terminal")?;
-    std::thread::spawn(move || std::io::copy(&mut typed, &mut out));
+    thread::spawn(move || std::io::copy(&mut typed, &mut out));
     Ok(())
 }
 

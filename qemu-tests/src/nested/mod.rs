@@ -14,7 +14,7 @@ pub mod scenario;
 pub mod tenant;
 pub mod toolkit;
 
-pub use boot::run;
+pub use boot::{run, run_with_pauses};
 
 /// The environment variable, set on the node's kernel command line, that names a group, or a group and a
 /// scenario with a slash between.

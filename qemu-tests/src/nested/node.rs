@@ -15,13 +15,12 @@ use super::scenario::{self, Scenario};
 use super::toolkit::Node;
 use super::{GROUP, toolkit};
 
-/// QEMU's nested virtualisation now and then ends a guest by a fault that nothing in the guest made: a processor on
-/// its way up, most of all (docs/testing.md). A fault that a guest or the monitor makes comes each time.
+/// Debian's QEMU now and then ends a nested guest by a fault that nothing in the guest made (docs/testing.md: the mended one
+/// does not). A fault that a guest or the monitor makes comes each time.
 pub(crate) const TRIES: u32 = 6;
 /// What such an end is called by the monitor.
 pub(crate) const TRIPLE_FAULT: &str = "triple fault";
-/// A guest of four processors on the node's two has been seen to stand still, once in some twenty runs, and not again
-/// (docs/testing.md).
+/// Nor is a guest that stands still, for the same reason, more than one that has to be started once more.
 const STILL_TRIES: u32 = 2;
 /// What is said of a guest that stands still.
 pub(super) const NOT_SAID: &str = "was not said in";

@@ -7,7 +7,7 @@
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
@@ -20,7 +20,7 @@ use super::Scenario;
 use super::snapshot::{Files, ask, disk, file, from, mix, round, snapshot, sums, until};
 use crate::nested::guest::{FAILED, Program, say};
 use crate::nested::link;
-use crate::nested::toolkit::{Machine, Node, PATIENCE, Plan};
+use crate::nested::toolkit::{Machine, Node, PATIENCE, Plan, readable};
 
 pub(super) const SCENARIOS: &[Scenario] = &[
     Scenario {
@@ -86,7 +86,11 @@ fn piece(number: u64) -> Vec<u8> {
 /// The node's end of one stream: each piece is compared, and sent back. Ends with the guest.
 fn echo(listener: TcpListener) -> JoinHandle<Result<()>> {
     std::thread::spawn(move || {
+        let called = readable(listener.as_fd(), Instant::now() + PATIENCE)?;
+        ensure!(called, "no guest has called");
         let (mut guest, _) = listener.accept().context("accept")?;
+        // Whoever runs this once more listens there again.
+        drop(listener);
         guest.set_read_timeout(Some(PATIENCE))?;
         let mut found = vec![0; PIECE];
         for number in 0u64.. {
