@@ -100,6 +100,10 @@ fn boot(
             println!("the node that runs {what}, and once more: {why}{error:#}");
             None
         }
+        Ok(lines) if boot < boots && failed_again(&lines) => {
+            println!("a fresh node for {what}");
+            None
+        }
         told => Some(told),
     });
     let lines = told.expect("the last boot is told of, whatever becomes of it");
@@ -115,6 +119,15 @@ fn boot(
         .count();
     ensure!(ok == expected, "{ok} of {expected} scenarios have run");
     Ok(())
+}
+
+/// Whether a scenario that was tried again has failed in the end: its first tries may have left something behind in the
+/// node (a port, say), and a fresh node shows whether the rest is the emulator's.
+fn failed_again(lines: &[Line]) -> bool {
+    lines.iter().any(|line| match line {
+        Line::Failed { name, .. } => lines.iter().any(|l| l.is_again(name)),
+        Line::Ok { .. } | Line::Again { .. } | Line::End => false,
+    })
 }
 
 /// Whether the node's own processor has ended it. What it held then is in `resets`.
@@ -269,6 +282,19 @@ fn monitor(paths: &Paths) -> Result<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_fresh_node_is_for_what_failed_though_it_was_tried_again() {
+        let (name, why) = ("boots".to_owned(), "why".to_owned());
+        let again = Line::Again {
+            name: name.clone(),
+            why: why.clone(),
+        };
+        let failed = Line::Failed { name, why };
+        assert!(!failed_again(&[failed.clone(), Line::End]));
+        assert!(!failed_again(&[again.clone(), Line::End]));
+        assert!(failed_again(&[again, failed, Line::End]));
+    }
 
     #[test]
     fn a_node_that_its_processor_ended_is_told_from_one_that_stopped() {

@@ -58,6 +58,11 @@ fn one(text: &str) -> String {
 }
 
 impl Line {
+    /// Whether it says that `scenario` runs once more.
+    pub(super) fn is_again(&self, scenario: &str) -> bool {
+        matches!(self, Self::Again { name, .. } if name == scenario)
+    }
+
     /// `None` for what else is on a console.
     pub fn parse(line: &str) -> Option<Self> {
         let (_, rest) = line.trim_end().split_once(MARK)?;
