@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use image::assemble::Image;
-use image::qemu::{Machine, Node, Time};
+use image::qemu::{Bus, Disk, Machine, Node, Time};
 use types::Bytes;
 
 use super::archive;
@@ -25,6 +25,8 @@ const PATIENCE: Duration = Duration::from_secs(420);
 /// while the first is being handled: that guest then waits for a lock that it holds itself, and nothing
 /// goes on. It is seen in one boot in ten or fifteen; three in a row are another fault.
 const BOOTS: usize = 3;
+/// Of the node's disk, where there is one: more than mkfs.xfs asks for (300 MiB), and sparse.
+const DISK_BYTES: u64 = 512 << 20;
 const OURS: &str = "sifr-vmm";
 const QEMU: &str = "QEMU";
 
@@ -86,6 +88,15 @@ fn once(image: &Image, initramfs: &[u8], role: Role, extra: &str) -> Result<Opti
     let log = format!("target/bench-{}.log", role.word());
     machine.console_log = Some(image.dist.with_file_name(log));
     let _file = instead(&mut machine, initramfs, role, extra)?;
+    let disk = tempfile::NamedTempFile::new().context("make a disk")?;
+    if role == Role::Disks {
+        disk.as_file().set_len(DISK_BYTES).context("make a disk")?;
+        machine.disks.push(Disk {
+            file: disk.path().to_owned(),
+            bus: Bus::Virtio,
+            serial: "bench".to_owned(),
+        });
+    }
     // Several vCPUs that wait for each other do not come up where one processor's instructions are counted.
     if role == Role::Scale {
         (machine.time, machine.cpus) = (Time::Real, 2);

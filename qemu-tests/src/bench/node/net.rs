@@ -21,11 +21,10 @@ const NODE: Ipv4Addr = Ipv4Addr::new(10, 9, 9, 1);
 const GUEST: Ipv4Addr = Ipv4Addr::new(10, 9, 9, 2);
 const PORT: u16 = 7000;
 const MIB: u64 = 1 << 20;
-/// One stream; long against the first round trips, in which TCP finds its pace, and short against what the emulator
-/// lets a guest live through (docs/bench.md).
-const STREAM_MIB: u64 = 2;
+/// One stream; long against the first round trips, in which TCP finds its pace.
+const STREAM_MIB: u64 = 32;
 /// Round trips of one run.
-const TRIPS: u64 = 64;
+const TRIPS: u64 = 512;
 const PIECE: usize = 64 << 10;
 
 /// What the guest asks the node for, and how often or how much.
