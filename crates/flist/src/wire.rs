@@ -110,6 +110,8 @@ pub enum FromNode {
     },
     /// Beside it: the daemon's end of the VM's socket.
     Attach { vm: VmId, flist: Digest },
+    /// The VM's program runs. Said again after each `Attach` of a VM of which it is known; unknown VMs are no error.
+    Started { vm: VmId },
     /// The VM is gone: close its socket. Unknown VMs are no error.
     Detach { vm: VmId },
     /// No longer pinned: stop filling it in the background.

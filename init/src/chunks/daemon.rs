@@ -3,7 +3,7 @@
 //! Owns: which flists are open, which VMs are attached, and what the node is told.
 //! Refuses: blocking. Work is done by the tasks of `job`, sockets by those of `link`.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::convert::Infallible;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
@@ -25,6 +25,7 @@ use types::{Digest, Stores, VmId};
 use super::Paths;
 use super::ahead::Streams;
 use super::disk::{self, Disk};
+use super::fill::{Fill, Held};
 use super::job::{self, Absent, Cached, Event, Ready, Shared, Task};
 use super::link::{self, ForNode, Socket, VmLink};
 use super::queue::{Guess, Outcome, Queue, Source, Start, Target, Verdict, Waiter};
@@ -36,10 +37,6 @@ const EVENTS_MAX: usize = 256;
 /// Messages that wait for the node. Beyond it the node hangs: its connection is closed, and its
 /// successor asks anew.
 const MESSAGES_MAX: usize = 1024;
-/// Back-filling begins when no VM has waited for so long: while machines start, the line is theirs.
-const QUIET: Duration = Duration::from_secs(1);
-/// And goes on after so much waiting, however the VMs read: what is pinned must come to be on this node.
-const HELD_MAX: Duration = Duration::from_secs(30);
 /// Between two reports of one flist's progress: quick enough for a person who watches.
 const PROGRESS_EVERY: Duration = Duration::from_millis(250);
 
@@ -53,6 +50,9 @@ struct Open {
     told: (u64, u64),
     /// Its first run, while that is taken down.
     recorder: Option<Recorder>,
+    fill: Fill,
+    /// What is back-filled once that begins.
+    later: VecDeque<Chunk>,
 }
 
 impl Open {
@@ -85,19 +85,6 @@ struct Attached {
     flist: Digest,
     replies: mpsc::UnboundedSender<ToVmm>,
     streams: Streams,
-}
-
-/// Since when VMs keep back-filling waiting, and when one last waited.
-#[derive(Debug, Clone, Copy)]
-struct Held {
-    since: Instant,
-    last: Instant,
-}
-
-impl Held {
-    fn until(self) -> Instant {
-        (self.last + QUIET).min(self.since + HELD_MAX)
-    }
 }
 
 #[derive(Debug)]
@@ -180,11 +167,12 @@ impl Daemon {
     fn next_due(&self) -> Option<Instant> {
         let recorders = self.open.values().filter_map(|o| o.recorder.as_ref());
         let over = recorders.filter_map(Recorder::due).min();
-        let inner = self.queue.next_due().into_iter().chain(over);
-        let inner = inner.map(|due| self.started + due);
+        let fills = self.open.values().filter_map(|o| o.fill.due()).min();
         let held = self.held.map(Held::until);
+        let inner = [self.queue.next_due(), over, fills, held];
+        let inner = inner.into_iter().flatten().map(|due| self.started + due);
         let scrub = self.scrub.as_ref().map(|(due, _)| *due);
-        let own = [self.progress_due, held, scrub];
+        let own = [self.progress_due, scrub];
         inner.chain(own.into_iter().flatten()).min()
     }
 
@@ -193,11 +181,19 @@ impl Daemon {
         if self.progress_due.is_some_and(|due| due <= now) {
             self.tell_progress();
         }
-        if self.held.is_some_and(|held| held.until() <= now) {
+        if self
+            .held
+            .is_some_and(|held| held.until() <= now - self.started)
+        {
             self.held = None;
             self.queue.hold(false);
         }
         self.keep_traces(now - self.started);
+        for (flist, open) in &mut self.open {
+            if open.fill.wake(now - self.started) {
+                self.queue.fill(*flist, std::mem::take(&mut open.later));
+            }
+        }
         if let Some((_, scrub)) = self.scrub.take_if(|(due, _)| *due <= now)
             && let Some(shared) = &self.shared
         {
@@ -284,12 +280,11 @@ impl Daemon {
             Event::Want { link, index } => self.want(&link, index),
             Event::VmGone(link) => {
                 self.queue.hang_up(&link.vm, link.generation);
-                if self
-                    .vms
-                    .get(&link.vm)
-                    .is_some_and(|a| a.generation == link.generation)
+                let of_this_link = |a: &Attached| a.generation == link.generation;
+                if self.vms.get(&link.vm).is_some_and(of_this_link)
+                    && let Some(attached) = self.vms.remove(&link.vm)
                 {
-                    self.vms.remove(&link.vm);
+                    self.gone_from(attached.flist);
                 }
             }
             Event::Opened { flist, result } => self.opened(flist, result),
@@ -314,18 +309,37 @@ impl Daemon {
                 };
                 self.tell(reply, Vec::new());
             }
+            FromNode::Started { vm } => {
+                let now = self.started.elapsed();
+                let flist = self.vms.get(&vm).map(|attached| attached.flist);
+                if let Some(open) = flist.and_then(|flist| self.open.get_mut(&flist)) {
+                    open.fill.program_runs(now);
+                }
+            }
             FromNode::Detach { vm } => {
                 if let Some(attached) = self.vms.remove(&vm) {
                     self.queue.hang_up(&vm, attached.generation);
+                    self.gone_from(attached.flist);
                 }
             }
             FromNode::Unpin { flist } => {
                 self.queue.forget(&flist);
                 if let Some(open) = self.open.get_mut(&flist) {
                     open.pin = false;
+                    open.later.clear();
                 }
             }
             FromNode::Close { flist } => self.close(&flist),
+        }
+    }
+
+    /// A machine has ended that ran on this image: nobody starts from it any more, unless there are others.
+    fn gone_from(&mut self, flist: Digest) {
+        let left = self.vms.values().filter(|a| a.flist == flist).count();
+        if let Some(open) = self.open.get_mut(&flist)
+            && open.fill.gone(left)
+        {
+            self.queue.fill(flist, std::mem::take(&mut open.later));
         }
     }
 
@@ -413,13 +427,22 @@ impl Daemon {
             trace,
             is_new,
         } = ready;
-        let fill = if pin && store.is_some() {
+        let absent_chunks = if pin && store.is_some() {
             order
         } else {
             Default::default()
         };
-        self.queue.fill(flist, fill);
-        let before = self.open.remove(&flist).and_then(|open| open.recorder);
+        let before = self.open.remove(&flist);
+        let fill = match &before {
+            Some(open) => open.fill,
+            None => Fill::new(self.started.elapsed()),
+        };
+        let (now_filled, later) = match fill.has_begun() {
+            true => (absent_chunks, VecDeque::new()),
+            false => (VecDeque::new(), absent_chunks),
+        };
+        self.queue.fill(flist, now_filled);
+        let before = before.and_then(|open| open.recorder);
         let mut open = Open {
             disk,
             store,
@@ -427,6 +450,8 @@ impl Daemon {
             absent: counts,
             told: (0, 0),
             recorder: before.or_else(|| (is_new && trace.is_none()).then(Recorder::default)),
+            fill,
+            later,
         };
         open.told = open.progress();
         for _ in 0..answers {
@@ -594,14 +619,10 @@ impl Daemon {
                 };
                 self.queue.want(chunk, waiter, open.source(chunk));
                 self.counts.wanted += 1;
+                let now = self.started.elapsed();
+                open.fill.waits(now);
                 self.queue.hold(true);
-                let now = Instant::now();
-                self.held
-                    .get_or_insert(Held {
-                        since: now,
-                        last: now,
-                    })
-                    .last = now;
+                self.held = Some(Held::waits(self.held, now));
             }
             Err(error) => {
                 log::error!("{}", sys::chain(&error));

@@ -9,6 +9,7 @@ mod ahead;
 mod confine;
 mod daemon;
 mod disk;
+mod fill;
 #[cfg(any(test, feature = "fuzz"))]
 pub(crate) mod fuzz;
 mod job;

@@ -662,7 +662,7 @@ async fn after_a_boot_the_disk_is_made_anew() {
 }
 
 #[tokio::test]
-async fn a_pinned_flist_is_filled_without_a_vm_even_after_the_store_was_down() {
+async fn a_pinned_flist_is_filled_when_its_vm_is_gone_even_after_the_store_was_down() {
     let w = world().await;
     w.script(&[], Some(Answer::Status(503)));
     w.cache()
@@ -670,7 +670,10 @@ async fn a_pinned_flist_is_filled_without_a_vm_even_after_the_store_was_down() {
         .expect("valid");
     let daemon = Running::start(&w).await;
     let shown = daemon.open(&w, Some(&w.url), true).await;
-    while w.script.lock().expect("lock").requests.is_empty() {
+    daemon.attach(&w, "vm").await;
+    let vm = "vm".parse().expect("id");
+    daemon.say(FromNode::Detach { vm }, &[]).await;
+    while w.all_requests() == 0 {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     w.script(&[], None);
@@ -685,6 +688,29 @@ async fn a_pinned_flist_is_filled_without_a_vm_even_after_the_store_was_down() {
         !shown.is_present(0),
         "filling is for the cache, not for the disk"
     );
+}
+
+#[tokio::test]
+async fn while_its_vm_starts_an_image_is_not_filled_and_once_it_has_started_it_is() {
+    let w = world().await;
+    let daemon = Running::start(&w).await;
+    daemon.open(&w, Some(&w.url), true).await;
+    let (vm, _kept) = daemon.attach(&w, "vm").await;
+    daemon.ask_all(&vm, [5]).await;
+    let started = FromNode::Started {
+        vm: "vm".parse().expect("id"),
+    };
+    daemon.say(started, &[]).await;
+    // Nothing tells that nothing comes: longer than back-filling waits for VMs otherwise.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    daemon.ask_all(&vm, [2]).await;
+    // The same image opened for a second VM: it is the same start.
+    daemon.open(&w, Some(&w.url), true).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(w.all_requests(), 2, "what was touched, and nothing else");
+    let filled = tokio::time::timeout(trace::QUIET + PATIENCE, daemon.filled());
+    filled.await.expect("it is filled");
+    assert_eq!(w.all_requests(), CHUNKS);
 }
 
 #[tokio::test]

@@ -226,7 +226,7 @@ impl NodeHost {
         let store = store(&tag.key(), &tag.workload);
         self.means
             .images
-            .adopt(vm.clone(), tag.flist, store, chunks);
+            .adopt(vm.clone(), tag.flist, store, chunks, start_ms.is_some());
         self.hold(vm.clone(), slot, tag.flist, control, remains, None);
         if let Some(held) = self.vms.get_mut(&vm) {
             held.status = status;
@@ -383,6 +383,7 @@ impl NodeHost {
             FromVmm::GuestInit { us: _ } => self.reach(&vm, |t| &mut t.guest_init_ms),
             FromVmm::Guest(FromGuest::Started { .. }) => {
                 self.reach(&vm, |t| &mut t.program_ms);
+                self.means.images.started(&vm);
                 self.started(vm);
             }
             FromVmm::Guest(FromGuest::SetupFailed { stage, message }) => {

@@ -67,6 +67,8 @@ struct Attached {
     socket: OwnedFd,
     /// This daemon has been told.
     told: bool,
+    /// Its program runs.
+    started: bool,
 }
 
 /// A handle; the connection is kept by [`Images::run`].
@@ -117,14 +119,21 @@ impl Images {
     ) -> Result<(), String> {
         let (reply, answer) = oneshot::channel();
         self.state.borrow_mut().attaching.insert(vm.clone(), reply);
-        self.hold(vm, flist, socket);
+        self.hold(vm, flist, socket, false);
         answer
             .await
             .map_err(|_| "the chunk daemon's answer was lost".to_owned())?
     }
 
-    /// The same for a VM from before the agent's restart: nobody waits for the answer.
-    pub(crate) fn adopt(&self, vm: VmId, flist: Digest, store: Option<Stores>, socket: OwnedFd) {
+    /// The same for a VM from before the agent's restart: nobody waits for the answer. `started`: its program runs.
+    pub(crate) fn adopt(
+        &self,
+        vm: VmId,
+        flist: Digest,
+        store: Option<Stores>,
+        socket: OwnedFd,
+        started: bool,
+    ) {
         self.state.borrow_mut().open.insert(flist, store.clone());
         self.say(
             &FromNode::Open {
@@ -134,14 +143,29 @@ impl Images {
             },
             Vec::new(),
         );
-        self.hold(vm, flist, socket);
+        self.hold(vm, flist, socket, started);
     }
 
-    fn hold(&self, vm: VmId, flist: Digest, socket: OwnedFd) {
+    /// The program of a VM runs: its image may be filled once it reads no more.
+    pub(crate) fn started(&self, vm: &VmId) {
+        let told = match self.state.borrow_mut().attached.get_mut(vm) {
+            Some(held) if !held.started => {
+                held.started = true;
+                held.told
+            }
+            Some(_) | None => false,
+        };
+        if told {
+            self.say(&FromNode::Started { vm: vm.clone() }, Vec::new());
+        }
+    }
+
+    fn hold(&self, vm: VmId, flist: Digest, socket: OwnedFd, started: bool) {
         let held = Attached {
             flist,
             socket,
             told: false,
+            started,
         };
         self.state.borrow_mut().attached.insert(vm, held);
         self.attach_opened();
@@ -163,14 +187,21 @@ impl Images {
                 match held.socket.try_clone() {
                     Ok(copy) => {
                         held.told = true;
-                        ready.push((vm.clone(), held.flist, copy));
+                        ready.push((vm.clone(), held.flist, copy, held.started));
                     }
                     Err(error) => log::error!("copy the chunk socket of {vm}: {error}"),
                 }
             }
         }
-        for (vm, flist, copy) in ready {
-            self.say(&FromNode::Attach { vm, flist }, vec![copy]);
+        for (vm, flist, copy, started) in ready {
+            let attach = FromNode::Attach {
+                vm: vm.clone(),
+                flist,
+            };
+            self.say(&attach, vec![copy]);
+            if started {
+                self.say(&FromNode::Started { vm }, Vec::new());
+            }
         }
     }
 
@@ -459,6 +490,7 @@ mod tests {
             _ = async { tokio::join!(talk, answer) } => {}
         }
         assert_eq!(images.progress(&flist()), Some((1, 2)));
+        images.started(&vm);
         // Another daemon.
         let (ours, theirs) = sys::socket::pair().expect("a pair");
         let node = Rc::new(Packets::new(ours, JSON_BYTES_MAX).expect("packets"));
@@ -466,7 +498,10 @@ mod tests {
         let answer = async {
             assert!(matches!(next(&daemon).await.0, FromNode::Open { .. }));
             daemon.send(&opened(), two_fds()).expect("sent");
-            next(&daemon).await
+            let attach = next(&daemon).await;
+            let started = FromNode::Started { vm: vm.clone() };
+            assert_eq!(next(&daemon).await.0, started);
+            attach
         };
         let (attach, fds) = tokio::select! {
             _ = images.serve(node) => panic!("the connection ended"),
