@@ -433,14 +433,9 @@ impl Daemon {
             Default::default()
         };
         let before = self.open.remove(&flist);
-        let fill = match &before {
-            Some(open) => open.fill,
-            None => Fill::new(self.started.elapsed()),
-        };
-        let (now_filled, later) = match fill.has_begun() {
-            true => (absent_chunks, VecDeque::new()),
-            false => (VecDeque::new(), absent_chunks),
-        };
+        let new = || Fill::new(self.started.elapsed());
+        let fill = before.as_ref().map_or_else(new, |open| open.fill);
+        let (now_filled, later) = fill.part(absent_chunks);
         self.queue.fill(flist, now_filled);
         let before = before.and_then(|open| open.recorder);
         let mut open = Open {

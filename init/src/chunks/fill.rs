@@ -93,10 +93,11 @@ impl Fill {
         is_due
     }
 
-    pub(crate) fn has_begun(&self) -> bool {
+    /// What of the work is due now, and what later.
+    pub(crate) fn part<T: Default>(&self, work: T) -> (T, T) {
         match self {
-            Self::Starts { .. } => false,
-            Self::Begun => true,
+            Self::Starts { .. } => (T::default(), work),
+            Self::Begun => (work, T::default()),
         }
     }
 }
@@ -141,8 +142,8 @@ mod tests {
         assert_eq!(fill.due(), Some(NOW + 2 * SECOND + QUIET));
         fill.waits(NOW + 5 * SECOND);
         let due = NOW + 5 * SECOND + QUIET;
-        assert!(!fill.wake(due - SECOND) && !fill.has_begun());
-        assert!(fill.wake(due) && fill.has_begun() && fill.due().is_none());
+        assert!(!fill.wake(due - SECOND) && fill.part(1) == (0, 1));
+        assert!(fill.wake(due) && fill.part(1) == (1, 0) && fill.due().is_none());
         assert!(!fill.wake(due), "it begins once");
     }
 
@@ -158,8 +159,8 @@ mod tests {
     #[test]
     fn an_image_is_filled_when_the_last_of_its_machines_is_gone() {
         let mut fill = Fill::new(NOW);
-        assert!(!fill.gone(1) && !fill.has_begun());
-        assert!(fill.gone(0) && fill.has_begun());
+        assert!(!fill.gone(1) && fill.due().is_some());
+        assert!(fill.gone(0) && fill.due().is_none());
         assert!(!fill.gone(0), "it begins once");
         fill.program_runs(NOW);
         fill.waits(NOW);
@@ -195,7 +196,7 @@ mod tests {
                 );
                 fill.wake(now);
             }
-            assert!(fill.has_begun(), "{history}");
+            assert_eq!(fill, Fill::Begun, "{history}");
         }
     }
 }
