@@ -7,6 +7,7 @@ use std::fs::{self, File};
 use std::io::{self, Cursor, Write};
 
 use ::flist::chunk::{Chunk, Encoding};
+use ::flist::disk::DiskFormat;
 use ::flist::format::Flist;
 use ::flist::input::Input;
 use ::flist::map::{Extent, Table};
@@ -23,12 +24,18 @@ use crate::Target;
 use crate::choices::{Choices, Made};
 use crate::files::{directory, file};
 
-pub(crate) const TARGETS: [Target; 7] = [
+pub(crate) const TARGETS: [Target; 8] = [
     Target {
         name: "flist-chunk",
         bytes_max: 4096,
         run: chunk,
         seeds: chunks,
+    },
+    Target {
+        name: "flist-disk",
+        bytes_max: 8192,
+        run: disk,
+        seeds: disks,
     },
     Target {
         name: "flist-format",
@@ -116,6 +123,58 @@ fn flists() -> Vec<Vec<u8>> {
         }
     }
     all
+}
+
+/// A qcow2 image: it is refused, or it is a disk whose flist is read again.
+fn disk(input: &[u8]) {
+    let source = file(input);
+    let source = Source::Disk(&source, DiskFormat::Qcow2);
+    let config = ImageConfig::default();
+    let Ok(packed) = pack(source, &config, &mut NoStore, &mut |_| {}) else {
+        return;
+    };
+    let flist =
+        Flist::read(&mut Cursor::new(&packed.flist)).expect("what was packed is read again");
+    assert!(flist.is_disk() && flist.disk_bytes() == packed.stats.disk_bytes);
+    // A cluster has 2 MiB at most, and 2 bytes of the file at least.
+    assert!(packed.stats.content_bytes <= (input.len() as u64 / 2 + 1) << 21);
+}
+
+/// Images with clusters of 512 bytes: of both versions, with and without clusters of either kind.
+fn disks() -> Vec<Vec<u8>> {
+    let deflated = {
+        let level = flate2::Compression::best();
+        let mut encoder = flate2::write::DeflateEncoder::new(Vec::new(), level);
+        encoder.write_all(&[7; 512]).expect("memory");
+        encoder.finish().expect("memory")
+    };
+    let zstd = zstd::bulk::compress(&[7; 512], 3).expect("memory");
+    let image = |version: u32, kind: u8, packed: &[u8]| {
+        let mut file = vec![0; 4 * 512];
+        let mut put = |at: usize, bytes: &[u8]| file[at..at + bytes.len()].copy_from_slice(bytes);
+        put(0, b"QFI\xfb");
+        put(4, &version.to_be_bytes());
+        put(20, &9u32.to_be_bytes());
+        put(24, &(64u64 << 10).to_be_bytes());
+        put(36, &2u32.to_be_bytes());
+        put(40, &512u64.to_be_bytes());
+        if version == 3 {
+            put(72, &(u64::from(kind) << 3).to_be_bytes());
+            put(100, &112u32.to_be_bytes());
+            put(104, &[kind]);
+        }
+        put(512, &(1024 | 1u64 << 63).to_be_bytes());
+        put(1024, &(1536 | 1u64 << 63).to_be_bytes());
+        put(1032, &(1u64 << 62 | 2048).to_be_bytes());
+        put(1536, &[9; 512]);
+        file.extend(packed);
+        file
+    };
+    vec![
+        image(2, 0, &deflated),
+        image(3, 0, &deflated),
+        image(3, 1, &zstd),
+    ]
 }
 
 /// Stored bytes that have their name's hash, as a hostile packer makes them.

@@ -54,6 +54,7 @@ const PACKAGES: &[(&str, &str)] = &[
         "qemu-system-x86",
         "boots the image; its firmware, where the emulator is built",
     ),
+    ("qemu-utils", "tests make disk images with it, and compare"),
     ("skopeo", "puts test images into a registry"),
     ("uidmap", "lets mmdebstrap work without root"),
     ("umoci", "makes test images as others make them"),

@@ -20,8 +20,10 @@ pub const MAGIC: [u8; 8] = *b"SIFRFLS1";
 pub const VERSION: u32 = 1;
 pub const HEADER_BYTES: usize = 64;
 pub const ENTRY_BYTES: usize = 80;
-/// The only flag: chunks are encrypted, and each row of the table ends with a key.
+/// Chunks are encrypted, and each row of the table ends with a key.
 const FLAG_SEALED: u32 = 1;
+/// A whole disk, which has no metadata area: chunks may lie anywhere on it.
+const FLAG_DISK: u32 = 2;
 const KEY_BYTES: usize = 32;
 /// Longest image configuration, as JSON: an environment of 64 KiB is beyond what anybody writes, and a
 /// packet between daemon and node has to carry it.
@@ -49,6 +51,8 @@ pub enum FormatError {
     Length { actual: u64, expected: u64 },
     #[error("flist says its {what} has {bytes} bytes, which is more than is allowed")]
     Large { what: &'static str, bytes: u64 },
+    #[error("flist is said to be a whole disk, and has a metadata area")]
+    Disk,
     #[error("flist has reserved bytes that are not zero")]
     Reserved,
     #[error("flist's image configuration is not valid")]
@@ -145,6 +149,11 @@ impl Flist {
         self.metadata_bytes
     }
 
+    /// Whether it is a whole disk, of which only the machine that runs it knows what is on it; else a file tree.
+    pub fn is_disk(&self) -> bool {
+        self.metadata_bytes == 0
+    }
+
     /// Whether the chunks are encrypted: then this file has their keys, and is itself the secret.
     pub fn is_encrypted(&self) -> bool {
         self.sealed
@@ -169,6 +178,9 @@ impl Flist {
         file: &mut F,
         out: &mut W,
     ) -> Result<(), FormatError> {
+        if self.is_disk() {
+            return Ok(());
+        }
         file.seek(SeekFrom::Start(self.metadata_at))
             .map_err(FormatError::Read)?;
         let stored = file.take(self.metadata_stored);
@@ -205,8 +217,8 @@ fn entry_bytes(sealed: bool) -> usize {
     }
 }
 
-/// Builds the file. `metadata` is a whole number of blocks, and lies before every chunk. All chunks have
-/// keys where it is `sealed`, else none has.
+/// Builds the file. `metadata` is a whole number of blocks, and lies before every chunk; it is empty where the image is
+/// a whole disk. All chunks have keys where it is `sealed`, else none has.
 pub(crate) fn encode(
     config: &ImageConfig,
     metadata: &[u8],
@@ -215,13 +227,17 @@ pub(crate) fn encode(
     chunks: &[Chunk],
 ) -> Result<Vec<u8>, FormatError> {
     let config = serde_json::to_vec(config).map_err(FormatError::Config)?;
-    let stored = compress_metadata(metadata).map_err(FormatError::Metadata)?;
+    let stored = match metadata {
+        [] => Vec::new(),
+        metadata => compress_metadata(metadata).map_err(FormatError::Metadata)?,
+    };
     let large = |what, bytes: usize| FormatError::Large {
         what,
         bytes: bytes as u64,
     };
     let header = Header {
         sealed,
+        disk: metadata.is_empty(),
         disk_bytes,
         metadata_bytes: metadata.len() as u64,
         metadata_stored: stored.len() as u64,
@@ -251,6 +267,7 @@ fn compress_metadata(metadata: &[u8]) -> io::Result<Vec<u8>> {
 #[derive(Debug, Clone, Copy)]
 struct Header {
     sealed: bool,
+    disk: bool,
     disk_bytes: u64,
     metadata_bytes: u64,
     metadata_stored: u64,
@@ -263,7 +280,8 @@ impl Header {
         let mut out = [0; HEADER_BYTES];
         out[..8].copy_from_slice(&MAGIC);
         out[8..12].copy_from_slice(&VERSION.to_le_bytes());
-        let flags = if self.sealed { FLAG_SEALED } else { 0 };
+        let flag = |set, flag| if set { flag } else { 0 };
+        let flags = flag(self.sealed, FLAG_SEALED) | flag(self.disk, FLAG_DISK);
         out[12..16].copy_from_slice(&flags.to_le_bytes());
         out[16..24].copy_from_slice(&self.disk_bytes.to_le_bytes());
         out[24..32].copy_from_slice(&self.metadata_bytes.to_le_bytes());
@@ -278,7 +296,7 @@ impl Header {
         if bytes[..8] != MAGIC {
             return Err(FormatError::Magic);
         }
-        if version != VERSION || flags & !FLAG_SEALED != 0 {
+        if version != VERSION || flags & !(FLAG_SEALED | FLAG_DISK) != 0 {
             return Err(FormatError::Version { version, flags });
         }
         if bytes[48..].iter().any(|b| *b != 0) {
@@ -286,6 +304,7 @@ impl Header {
         }
         let header = Self {
             sealed: flags & FLAG_SEALED != 0,
+            disk: flags & FLAG_DISK != 0,
             disk_bytes: u64_at(bytes, 16),
             metadata_bytes: u64_at(bytes, 24),
             metadata_stored: u64_at(bytes, 32),
@@ -299,7 +318,11 @@ impl Header {
     /// After this no sum of the lengths overflows.
     fn check(&self) -> Result<(), FormatError> {
         let large = |what, bytes| Err(FormatError::Large { what, bytes });
-        if self.metadata_bytes == 0
+        if self.disk && (self.metadata_bytes, self.metadata_stored) != (0, 0) {
+            return Err(FormatError::Disk);
+        }
+        let missing = self.metadata_bytes == 0 && !self.disk;
+        if missing
             || self.metadata_bytes > METADATA_BYTES_MAX.min(self.disk_bytes)
             || !self.metadata_bytes.is_multiple_of(BLOCK)
         {
@@ -451,9 +474,33 @@ mod tests {
         file[12] = 0;
         let read = Flist::read(&mut Cursor::new(&file));
         assert!(matches!(read, Err(FormatError::Length { .. })), "{read:?}");
-        file[12] = 3;
+        file[12] = 5;
         let read = Flist::read(&mut Cursor::new(&file));
         assert!(matches!(read, Err(FormatError::Version { .. })), "{read:?}");
+    }
+
+    #[test]
+    fn a_whole_disk_has_no_metadata_area_and_its_chunks_may_begin_at_its_first_block() {
+        let config = ImageConfig::default();
+        let chunks = [chunk(0, 3), chunk(8, 32)];
+        let mut file = encode(&config, &[], 40 * BLOCK, false, &chunks).expect("fits");
+        assert_eq!(file[12], 2);
+        let flist = Flist::read(&mut Cursor::new(&file)).expect("valid");
+        assert!(flist.is_disk());
+        assert_eq!(flist.chunks(), chunks);
+        let mut out = Vec::new();
+        flist
+            .copy_metadata(&mut Cursor::new(&file), &mut out)
+            .expect("nothing to do");
+        assert!(out.is_empty());
+        // Without the flag there would have to be a metadata area, and with it there may be none.
+        file[12] = 0;
+        let read = Flist::read(&mut Cursor::new(&file));
+        assert!(matches!(read, Err(FormatError::Large { .. })), "{read:?}");
+        let mut tree = sample();
+        tree[12] = 2;
+        let read = Flist::read(&mut Cursor::new(&tree));
+        assert!(matches!(read, Err(FormatError::Disk)), "{read:?}");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What a person hands over as an image: told by its content, never by its name.
 //!
-//! Owns: directories, tar archives (plain, gzip, zstd), Docker archives, OCI archives and OCI layouts.
+//! Owns: directories, tar archives (plain, gzip, zstd), Docker archives, OCI archives, OCI layouts, disk images.
 //! Refuses: everything else, with what it is and what to do about it.
 
 use std::fs::{self, File};
@@ -10,9 +10,10 @@ use std::path::{Path, PathBuf};
 use types::flist::ImageConfig;
 
 use crate::compressed::{self, Compression, Room};
+use crate::disk::{self, DiskFormat, START_BYTES};
 use crate::format;
 use crate::oci::{self, Form, Image, OciError};
-use crate::pack::Source;
+use crate::pack::{Source, is_zero};
 
 const TAR_BLOCK: usize = 512;
 /// The file of skopeo's `dir:` transport, which has layers and no names for them.
@@ -30,7 +31,7 @@ pub enum InputError {
     Flist(String),
     #[error(
         "{path} is neither a directory nor a tar archive (plain, gzip or zstd), \
-         nor an image that `docker save` or `skopeo copy oci-archive:` wrote: it is {what}"
+         nor an image that `docker save` or `skopeo copy oci-archive:` wrote, nor a disk image: it is {what}"
     )]
     Unknown { path: String, what: String },
     #[error(
@@ -54,6 +55,8 @@ pub enum Input {
     Tar(File),
     /// A container image with its own configuration.
     Image(Image),
+    /// A whole disk.
+    Disk(File, DiskFormat),
 }
 
 impl Input {
@@ -92,6 +95,12 @@ impl Input {
         if start.starts_with(&format::MAGIC) {
             return Err(InputError::Flist(shown()));
         }
+        let blank = is_zero(&start[..TAR_BLOCK.min(start.len())]);
+        let disk = disk::looks_like(&start);
+        // An archive of nothing begins with zeros, and so does a disk that nothing boots from.
+        if let Some(format) = disk.filter(|_| blank || !is_tar(&start)) {
+            return Ok(Self::Disk(file, format));
+        }
         if !is_tar(&start) {
             let what = guess(&start).to_owned();
             return Err(InputError::Unknown {
@@ -103,19 +112,29 @@ impl Input {
         Ok(opened.map_or_else(|| Self::Tar(file), Self::Image))
     }
 
+    /// A file that is a disk, whatever it looks like: nothing is guessed and nothing unpacked.
+    pub fn disk(path: &Path, format: DiskFormat) -> Result<Self, InputError> {
+        let file = File::open(path).map_err(|source| InputError::Read {
+            path: path.display().to_string(),
+            source,
+        })?;
+        Ok(Self::Disk(file, format))
+    }
+
     /// For [`crate::pack::pack`].
     pub fn source(&self) -> Source<'_> {
         match self {
             Self::Directory(path) => Source::Directory(path),
             Self::Tar(file) => Source::Tar(file),
             Self::Image(image) => Source::Layers(&image.layers),
+            Self::Disk(file, format) => Source::Disk(file, *format),
         }
     }
 
-    /// What the image itself says about running it; a bare file tree says nothing.
+    /// What the image itself says about running it; a bare file tree says nothing, and nor does a disk.
     pub fn config(&self) -> ImageConfig {
         match self {
-            Self::Directory(_) | Self::Tar(_) => ImageConfig::default(),
+            Self::Directory(_) | Self::Tar(_) | Self::Disk(..) => ImageConfig::default(),
             Self::Image(image) => image.config.clone(),
         }
     }
@@ -125,6 +144,8 @@ impl Input {
         match self {
             Self::Directory(_) => "directory",
             Self::Tar(_) => "tar archive",
+            Self::Disk(_, DiskFormat::Raw) => "raw disk image",
+            Self::Disk(_, DiskFormat::Qcow2) => "qcow2 disk image",
             Self::Image(image) => match image.form {
                 Form::DockerArchive => "Docker archive",
                 Form::OciArchive => "OCI archive",
@@ -142,11 +163,11 @@ fn begins(path: &Path, with: &[u8]) -> bool {
         .is_some_and(|start| start.starts_with(with))
 }
 
-/// The first block, or what there is of it.
+/// As much of the beginning as anything is told by, or what there is of it.
 fn start(mut file: &File) -> io::Result<Vec<u8>> {
-    let mut start = Vec::with_capacity(TAR_BLOCK);
+    let mut start = Vec::with_capacity(START_BYTES);
     file.rewind()?;
-    file.take(TAR_BLOCK as u64).read_to_end(&mut start)?;
+    file.take(START_BYTES as u64).read_to_end(&mut start)?;
     file.rewind()?;
     Ok(start)
 }
@@ -154,7 +175,7 @@ fn start(mut file: &File) -> io::Result<Vec<u8>> {
 /// Whether a file that begins so is a tar: its first header has a right checksum (POSIX ustar, and all
 /// before it), or it is the empty archive.
 fn is_tar(start: &[u8]) -> bool {
-    let Ok(block) = <&[u8; TAR_BLOCK]>::try_from(start) else {
+    let Some(block) = start.first_chunk::<TAR_BLOCK>() else {
         return false;
     };
     if block.iter().all(|b| *b == 0) {
@@ -182,7 +203,6 @@ fn guess(start: &[u8]) -> &'static str {
         [] => "empty",
         [0x7f, b'E', b'L', b'F', ..] => "a program",
         [b'P', b'K', 3, 4, ..] => "a zip archive",
-        [b'Q', b'F', b'I', 0xfb, ..] => "a qcow2 disk image",
         [b'h', b's', b'q', b's', ..] => "a squashfs image",
         _ => "something else",
     }
@@ -353,13 +373,34 @@ mod tests {
     }
 
     #[test]
+    fn disks_are_told_from_archives_by_what_they_begin_with() {
+        let mut ext = vec![0; 4096];
+        ext[1080..1082].copy_from_slice(&[0x53, 0xef]);
+        let mut boots = vec![0; 4096];
+        boots[510..512].copy_from_slice(&[0x55, 0xaa]);
+        for (bytes, what) in [
+            (b"QFI\xfb".repeat(300), "qcow2 disk image"),
+            (ext.clone(), "raw disk image"),
+            (boots, "raw disk image"),
+            (gzip(&ext), "raw disk image"),
+            // Zeros alone are an archive of nothing; and what is in an archive says nothing about it.
+            (vec![0; 4096], "tar archive"),
+            (tar(&[("disk.img", &ext)]), "tar archive"),
+        ] {
+            assert_eq!(open(&bytes).expect(what).describe(), what);
+        }
+        let mut archive = tar(&[("f", &[0; 2048])]);
+        archive[1080..1082].copy_from_slice(&[0x53, 0xef]);
+        assert_eq!(open(&archive).expect("a tar").describe(), "tar archive");
+    }
+
+    #[test]
     fn what_is_no_image_is_refused_with_what_it_is() {
         let cut = gzip(&tar(&[("f", &[7; 40_000])]));
         for (bytes, says) in [
             (b"".to_vec(), "it is empty"),
             (b"\x7fELF".repeat(300), "it is a program"),
             (b"PK\x03\x04".repeat(300), "it is a zip archive"),
-            (b"QFI\xfb".repeat(300), "it is a qcow2 disk image"),
             (b"hello, world\n".repeat(99), "it is something else"),
             (gzip(b"hello, world"), "it is something else"),
             (b"\xfd7zXZ\0".repeat(99), "with xz: use gzip"),

@@ -12,6 +12,7 @@ pub mod cache;
 pub mod chunk;
 mod compressed;
 mod content;
+pub mod disk;
 pub mod erofs;
 pub mod format;
 #[cfg(test)]
@@ -21,6 +22,7 @@ pub mod map;
 pub mod materialise;
 pub mod oci;
 pub mod pack;
+mod qcow2;
 mod scan;
 pub mod seal;
 pub mod store;

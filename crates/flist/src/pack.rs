@@ -14,6 +14,7 @@ use types::flist::ImageConfig;
 use crate::beneath::Beneath;
 use crate::chunk::{Chunk, Encoder, hash};
 use crate::content::{Place, Reader};
+use crate::disk::{self, DiskError, DiskFormat};
 use crate::erofs::{DataFile, Layout, LayoutError};
 use crate::format::{self, FormatError};
 use crate::map::Extent;
@@ -40,6 +41,8 @@ pub enum Source<'a> {
     Tar(&'a File),
     /// Uncompressed tar archives, the lowest first, with whiteouts as in the OCI image specification.
     Layers(&'a [File]),
+    /// A disk image.
+    Disk(&'a File, DiskFormat),
 }
 
 /// How far it is. `total_bytes` is known before the first byte of content is read.
@@ -60,7 +63,7 @@ pub struct Packed {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Stats {
-    /// Regular files with content, hard links counted once.
+    /// Regular files with content, hard links counted once; none of a disk image, where nobody looks.
     pub files: u64,
     pub content_bytes: u64,
     pub disk_bytes: u64,
@@ -89,6 +92,8 @@ pub enum PackError {
     #[error("chunk cannot be compressed")]
     Compress(#[source] io::Error),
     #[error(transparent)]
+    Disk(#[from] DiskError),
+    #[error(transparent)]
     Tree(#[from] TreeError),
     #[error(transparent)]
     Layout(#[from] LayoutError),
@@ -115,9 +120,24 @@ pub fn pack_with(
     sink: &mut dyn ChunkSink,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Packed, PackError> {
-    let mut tree = Tree::new();
-    let mut stats = Stats::default();
-    let place = read(source, &mut tree, &mut stats)?;
+    let (mut tree, mut stats) = (Tree::new(), Stats::default());
+    let place = match source {
+        Source::Disk(file, format) => {
+            return disk::pack(file, format, config, salt, sink, progress);
+        }
+        Source::Directory(path) => directory(path, &mut tree, &mut stats)?,
+        Source::Tar(file) => {
+            archive::add(file, 0, archive::Whiteouts::AreFiles, &mut tree, &mut stats)?;
+            Place::Archives(vec![file])
+        }
+        Source::Layers(files) => {
+            for (index, file) in files.iter().enumerate() {
+                let whiteouts = archive::Whiteouts::Remove;
+                archive::add(file, index, whiteouts, &mut tree, &mut stats)?;
+            }
+            Place::Archives(files.iter().collect())
+        }
+    };
     let layout = Layout::new(&tree)?;
     let mut writer = Writer {
         reader: Reader::new(&tree, place),
@@ -163,33 +183,15 @@ pub fn pack_with(
     })
 }
 
-/// Reads names and attributes, and says where the content is.
-fn read<'a>(
-    source: Source<'a>,
-    tree: &mut Tree,
-    stats: &mut Stats,
-) -> Result<Place<'a>, PackError> {
-    Ok(match source {
-        Source::Directory(path) => {
-            let root = Beneath::open(path).map_err(|source| PackError::Io {
-                doing: "opened",
-                path: path.display().to_string(),
-                source,
-            })?;
-            scan::directory(&root, tree, stats)?;
-            Place::Directory(root)
-        }
-        Source::Tar(file) => {
-            archive::add(file, 0, archive::Whiteouts::AreFiles, tree, stats)?;
-            Place::Archives(vec![file])
-        }
-        Source::Layers(files) => {
-            for (index, file) in files.iter().enumerate() {
-                archive::add(file, index, archive::Whiteouts::Remove, tree, stats)?;
-            }
-            Place::Archives(files.iter().collect())
-        }
-    })
+/// Reads names and attributes of a directory, and says where the content is.
+fn directory<'a>(path: &Path, tree: &mut Tree, stats: &mut Stats) -> Result<Place<'a>, PackError> {
+    let root = Beneath::open(path).map_err(|source| PackError::Io {
+        doing: "opened",
+        path: path.display().to_string(),
+        source,
+    })?;
+    scan::directory(&root, tree, stats)?;
+    Ok(Place::Directory(root))
 }
 
 struct Writer<'a> {

@@ -7,11 +7,12 @@
 
 mod tests {
     use std::fs::{self, DirBuilder, File, FileTimes, OpenOptions};
-    use std::io::Write;
+    use std::io::{Seek, SeekFrom, Write};
     use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, symlink};
     use std::path::Path;
     use std::time::{Duration, UNIX_EPOCH};
 
+    use flist::disk::DiskFormat;
     use flist::pack::{Source, pack, pack_with};
     use flist::seal::Salt;
     use flist::store::NoStore;
@@ -20,6 +21,7 @@ mod tests {
 
     const TREE: &str = "blake3:0ef8d14cf7fb70c1e01bc03fcf7e5c9a1554a1a0f7049d4dd3a1e923574b1314";
     const SEALED: &str = "blake3:f59c08cacb947a302936d3045e2f9570ad012761c6d4ee280c3700e9326e801d";
+    const DISK: &str = "blake3:3b0ef48ea78d4d423ddb0e04194d085cc377971f4f8bcaa72e840cc753225944";
     const EMPTY: &str = "blake3:20913702155c768fc98a1886d0fec4fa30232b21476118fb989bf550c64b24df";
 
     fn noise(seed: u64, len: usize) -> Vec<u8> {
@@ -121,6 +123,17 @@ mod tests {
         }
     }
 
+    /// A disk of 2 GiB with something in three places.
+    fn disk() -> File {
+        let mut disk = tempfile::tempfile().expect("file");
+        disk.set_len(2 << 30).expect("sparse");
+        for at in [0, (1 << 19) - 5, 1 << 30] {
+            disk.seek(SeekFrom::Start(at)).expect("seek");
+            disk.write_all(b"something").expect("write");
+        }
+        disk
+    }
+
     /// The tree as a tar, its entries in the order given.
     fn as_tar(backwards: bool, (uid, gid): (u32, u32)) -> File {
         let mut builder = tar::Builder::new(tempfile::tempfile().expect("file"));
@@ -203,6 +216,8 @@ mod tests {
         let sealed = pack_with(source, &config(), Some(&salt), &mut NoStore, &mut |_| {});
         let sealed = sealed.expect("packs").digest.to_string();
         assert_eq!(sealed, SEALED, "and how keys are made is, too");
+        let disk = digest(Source::Disk(&disk(), DiskFormat::Raw), &config());
+        assert_eq!(disk, DISK, "and so is the digest of a disk");
         let empty = digest(Source::Layers(&[]), &ImageConfig::default());
         assert_eq!(empty, EMPTY, "the digest of nothing is the format");
     }

@@ -11,6 +11,7 @@ mod tests {
     use std::io::{Read, Seek, Write};
     use std::path::Path;
 
+    use flist::disk::DiskFormat;
     use flist::pack::{Source, pack_with};
     use flist::seal::Salt;
     use flist::store::DirStore;
@@ -39,9 +40,10 @@ mod tests {
     fn disk_of(file: &[u8], store: &Path) -> (String, Vec<u8>) {
         assert_eq!(&file[..8], b"SIFRFLS1");
         assert_eq!(u32_at(file, 8), 1);
-        let row_bytes = match u32_at(file, 12) {
-            0 => 80,
-            1 => 112,
+        let flags = u32_at(file, 12);
+        let row_bytes = match flags {
+            0 | 2 => 80,
+            1 | 3 => 112,
             other => panic!("flags {other}"),
         };
         let (disk_bytes, metadata_bytes, stored) =
@@ -52,7 +54,11 @@ mod tests {
         let table_at = metadata_at + stored;
         assert_eq!(file.len(), table_at + row_bytes * count);
         let config = String::from_utf8(file[64..metadata_at].to_vec()).expect("JSON");
-        let metadata = zstd::decode_all(&file[metadata_at..table_at]).expect("a frame");
+        let metadata = match flags & 2 {
+            0 => zstd::decode_all(&file[metadata_at..table_at]).expect("a frame"),
+            _ => file[metadata_at..table_at].to_vec(),
+        };
+        assert_eq!(flags & 2 != 0, metadata.is_empty());
         assert_eq!(metadata.len(), metadata_bytes);
         let mut disk = vec![0; disk_bytes];
         disk[..metadata_bytes].copy_from_slice(&metadata);
@@ -84,6 +90,38 @@ mod tests {
         }
         assert!(free_from <= disk_bytes);
         (config, disk)
+    }
+
+    /// "Whole disks": where its chunks are.
+    #[test]
+    fn a_whole_disk_is_cut_as_the_document_says() {
+        let work = tempfile::tempdir().expect("temp");
+        let mut disk = vec![0; (3 << 19) + 700];
+        disk[510..512].copy_from_slice(&[0x55, 0xaa]);
+        disk[5 * BLOCK..90 * BLOCK].fill(7);
+        disk[100 * BLOCK] = 1;
+        // From the second piece into the third.
+        disk[(1 << 20) - 1] = 1;
+        disk[1 << 20] = 2;
+        let end = disk.len();
+        disk[end - 1] = 3;
+        let path = work.path().join("disk");
+        fs::write(&path, &disk).expect("write");
+        let file = File::open(&path).expect("open");
+        disk.resize(end.next_multiple_of(BLOCK), 0);
+        for salt in [None, Some(Salt::new([4; 32]))] {
+            let mut store = DirStore::open(work.path().join("store")).expect("a store");
+            let source = Source::Disk(&file, DiskFormat::Raw);
+            let config = ImageConfig::default();
+            let packed = pack_with(source, &config, salt.as_ref(), &mut store, &mut |_| {});
+            let flist = packed.expect("packs").flist;
+            let (_, back) = disk_of(&flist, &work.path().join("store"));
+            assert!(back == disk);
+            let row_bytes = if salt.is_some() { 112 } else { 80 };
+            let rows = flist[flist.len() - 4 * row_bytes..].chunks_exact(row_bytes);
+            let places: Vec<_> = rows.map(|row| (u32_at(row, 0), u32_at(row, 4))).collect();
+            assert_eq!(places, [(0, 101), (255, 1), (256, 1), (384, 1)]);
+        }
     }
 
     /// "Encrypted chunks".
