@@ -144,7 +144,7 @@ pub(crate) enum NodeCommand {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum FlistCommand {
-    /// Pack a container image, a tar archive or a directory
+    /// Pack a container image, a tar archive, a directory or a disk image
     Pack(Pack),
     /// Show what is in a .flist file
     #[command(visible_alias = "inspect")]
@@ -242,11 +242,23 @@ pub(crate) struct Mirror {
     pub(crate) ca: Option<PathBuf>,
 }
 
+/// How a disk lies in its file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DiskForm {
+    /// Byte for byte
+    Raw,
+    /// As QEMU keeps it
+    Qcow2,
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct Pack {
     /// An image in a registry (docker.io/library/nginx:1.27, docker://nginx), what `docker save` wrote, an
-    /// OCI archive or layout, a tar archive (gzip and zstd too), a directory
+    /// OCI archive or layout, a tar archive (gzip and zstd too), a directory, a disk image (qcow2 or raw)
     pub(crate) source: PathBuf,
+    /// The file is a disk of this form, whatever it begins with [default: told by its content]
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    pub(crate) disk: Option<DiskForm>,
     /// Directory that gets the .flist file and the chunks
     #[arg(short = 'o', long, value_name = "DIR")]
     pub(crate) store: PathBuf,

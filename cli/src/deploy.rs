@@ -228,6 +228,13 @@ fn has_programs(deployment: &Deployment, images: &Images) -> Result<(), Usage> {
         let of_image =
             !config.entrypoint.is_empty() || machine.command.is_none() && !config.cmd.is_empty();
         if !given(&machine.entrypoint) && !given(&machine.command) && !of_image {
+            if image.flist.is_disk() {
+                return Err(Usage(format!(
+                    "workload {workload}: a disk image's own kernel and init are not started: its file system runs below the \
+                     node's guest kernel. Name the program to run after --, as `command` in the file, or with \
+                     `sifr flist pack --entrypoint`"
+                )));
+            }
             return Err(Usage(format!(
                 "workload {workload}: its image names no program: give one after --, as `command` in the file, \
                  or with `sifr flist pack --entrypoint`"

@@ -92,6 +92,7 @@ fn show(screen: &Screen, image: &LocalImage) -> anyhow::Result<()> {
     let flist = &image.flist;
     let value = json!({
         "digest": image.digest,
+        "kind": kind(flist.is_disk()),
         "config": flist.config(),
         "disk_bytes": flist.disk_bytes(),
         "metadata_bytes": flist.metadata_bytes(),
@@ -103,6 +104,7 @@ fn show(screen: &Screen, image: &LocalImage) -> anyhow::Result<()> {
     screen.show(&value, || {
         fields(&[
             ("digest", image.digest.to_string()),
+            ("kind", kind(flist.is_disk()).to_owned()),
             ("entrypoint", config.entrypoint.join(" ")),
             ("cmd", config.cmd.join(" ")),
             ("env", config.env.join(" ")),
@@ -121,6 +123,10 @@ fn show(screen: &Screen, image: &LocalImage) -> anyhow::Result<()> {
             ),
         ])
     })
+}
+
+fn kind(is_disk: bool) -> &'static str {
+    if is_disk { "disk" } else { "file tree" }
 }
 
 fn encrypted(is: bool) -> &'static str {

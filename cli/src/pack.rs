@@ -7,6 +7,7 @@ use std::io::{self, Write};
 use std::path::Path;
 
 use anyhow::Context as _;
+use flist::disk::DiskFormat;
 use flist::input::Input;
 use flist::pack::{Packed, Progress};
 use flist::seal::Salt;
@@ -15,14 +16,15 @@ use registry::Policy;
 use tempfile::NamedTempFile;
 use types::flist::ImageConfig;
 
-use crate::args::Pack;
+use crate::args::{DiskForm, Pack};
 use crate::failure::Usage;
 use crate::screen::{Screen, mebibytes};
 use crate::source::{self, Source};
 
-/// Changes to the configuration that an image brings.
+/// What options say instead of the image, of how it is read and of the configuration that it brings.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Changes {
+    disk: Option<DiskForm>,
     entrypoint: Vec<String>,
     cmd: Vec<String>,
     env: Vec<(String, String)>,
@@ -48,6 +50,7 @@ impl Changes {
             )));
         }
         Ok(Self {
+            disk: options.disk,
             entrypoint: options.entrypoint.clone(),
             cmd: options.cmd.clone(),
             env: options.env.clone(),
@@ -101,7 +104,12 @@ pub(crate) fn pack(
     let roomy = |error| with_room(error, &spool);
     let (input, what) = match source {
         Source::Path(path) => {
-            let input = Input::open(path, &spool).map_err(|error| roomy(error.into()))?;
+            let input = match changes.disk {
+                Some(DiskForm::Raw) => Input::disk(path, DiskFormat::Raw),
+                Some(DiskForm::Qcow2) => Input::disk(path, DiskFormat::Qcow2),
+                None => Input::open(path, &spool),
+            };
+            let input = input.map_err(|error| roomy(error.into()))?;
             let what = input.describe();
             (input, what)
         }
@@ -128,9 +136,12 @@ pub(crate) fn pack(
     }
     .with_context(cannot)?;
     let stats = packed.stats;
+    let content = match input {
+        Input::Disk(..) => format!("a disk of {}", mebibytes(stats.disk_bytes)),
+        Input::Directory(_) | Input::Tar(_) | Input::Image(_) => format!("{} files", stats.files),
+    };
     screen.note(&format!(
-        "packed {source} ({what}): {} files, {} into {} in {} chunks",
-        stats.files,
+        "packed {source} ({what}): {content}, {} into {} in {} chunks",
         mebibytes(stats.content_bytes),
         mebibytes(stats.stored_bytes),
         stats.chunks
