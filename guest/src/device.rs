@@ -1,6 +1,6 @@
 //! Finding the VM's devices by what the specification calls them, never by their order.
 //!
-//! Owns: disks by serial, the network card by address, and waiting for them by event.
+//! Owns: disks by serial, their partitions, the network card by address, and waiting for them by event.
 //! Refuses: polling. The kernel announces each device on a netlink socket.
 
 use std::fs::File;
@@ -31,6 +31,25 @@ pub(crate) fn disk(serial: &str) -> Result<PathBuf> {
         })?;
         Ok(name.map(|name| Path::new("/dev").join(name)))
     })
+}
+
+/// The device nodes of a disk's partitions, as the kernel has read its table (MBR or GPT), by their numbers.
+pub(crate) fn partitions(disk: &Path) -> Result<Vec<PathBuf>> {
+    let name = disk.file_name().unwrap_or_default();
+    numbered(&Path::new("/sys/block").join(name))
+}
+
+fn numbered(disk: &Path) -> Result<Vec<PathBuf>> {
+    let entries = std::fs::read_dir(disk).during(|| format!("list {}", disk.display()))?;
+    let mut found: Vec<(u32, PathBuf)> = entries
+        .filter_map(|entry| {
+            let path = entry.ok()?.path();
+            let number = attribute(&path.join("partition")).parse().ok()?;
+            Some((number, Path::new("/dev").join(path.file_name()?)))
+        })
+        .collect();
+    found.sort_unstable();
+    Ok(found.into_iter().map(|(_, path)| path).collect())
 }
 
 /// The name and index of the network card with this address.
@@ -122,6 +141,21 @@ mod tests {
         let by = |serial: &str| first(directory.path(), |d| attribute(&d.join("serial")) == serial);
         assert_eq!(by("image").expect("a list"), Some("vdb".to_owned()));
         assert_eq!(by("imag").expect("a list"), None);
+    }
+
+    #[test]
+    fn partitions_come_by_their_numbers() {
+        let directory = tempfile::tempdir().expect("a directory");
+        for (name, number) in [("vda10", "10\n"), ("vda2", "2\n"), ("queue", "")] {
+            std::fs::create_dir(directory.path().join(name)).expect("a directory");
+            if !number.is_empty() {
+                std::fs::write(directory.path().join(name).join("partition"), number)
+                    .expect("a file");
+            }
+        }
+        std::fs::write(directory.path().join("size"), "2048\n").expect("a file");
+        let found = numbered(directory.path()).expect("a list");
+        assert_eq!(found, [Path::new("/dev/vda2"), Path::new("/dev/vda10")]);
     }
 
     #[test]

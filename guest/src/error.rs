@@ -21,6 +21,16 @@ pub(crate) enum SetupError {
     System(#[from] sys::error::Error),
     #[error("{path} is longer than {max} bytes", path = path.display())]
     TooLong { path: PathBuf, max: usize },
+    #[error(
+        "the file system on {device} was in use when its disk was copied: shut that machine down, or run \
+         `e2fsck` on the disk, then pack it again", device = device.display()
+    )]
+    InUse { device: PathBuf },
+    #[error(
+        "the image's disk has no root that can run here: neither it nor one of its {partitions} partitions is an \
+         ext4, ext3 or ext2 file system with a bin, sbin, usr or etc"
+    )]
+    NoRoot { partitions: usize },
     #[error("{RUN_SPEC_PATH} is no run specification")]
     Spec(#[source] serde_json::Error),
     #[error("{what} did not appear within {seconds} seconds: does the VM have it?")]

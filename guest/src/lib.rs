@@ -20,6 +20,7 @@ mod error;
 pub mod fuzz;
 mod life;
 mod link;
+mod lower;
 mod mounts;
 mod names;
 mod program;

@@ -12,8 +12,8 @@ use sys::error::During;
 use sys::mount::{Flags, mount};
 use types::guest::RunSpec;
 
-use crate::device;
 use crate::error::Result;
+use crate::{device, lower};
 
 /// Where things are mounted in the initramfs. Nobody sees these paths once the root has changed.
 const IMAGE: &str = "/image";
@@ -31,13 +31,7 @@ pub(crate) fn enter(spec: &RunSpec) -> Result<Option<OwnedFd>> {
     }
     let image = device::disk(&spec.image_serial)?;
     let nodev = Flags::MS_NODEV;
-    mount(
-        &image.to_string_lossy(),
-        Path::new(IMAGE),
-        "erofs",
-        Flags::MS_RDONLY | nodev,
-        "",
-    )?;
+    lower::mount_root(&image, Path::new(IMAGE))?;
     let layer = match &spec.upper_serial {
         Some(serial) => {
             let disk = device::disk(serial)?;
