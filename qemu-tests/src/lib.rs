@@ -8,6 +8,7 @@
 
 mod archive;
 pub mod bench;
+pub mod disk;
 pub mod exposition;
 mod follower;
 pub mod foreign;

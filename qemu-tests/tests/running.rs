@@ -8,7 +8,7 @@ mod tests {
     use std::sync::OnceLock;
     use std::time::Instant;
 
-    use qemu_tests::{Answer, Lab, PATIENCE, WEB_PORT, busybox, http, store, variant};
+    use qemu_tests::{Answer, Lab, PATIENCE, WEB_PORT, busybox, disk, http, store, variant};
 
     /// Booted once; QEMU ends with this process.
     fn lab() -> &'static (Lab, PathBuf) {
@@ -228,6 +228,87 @@ mod tests {
         lab.delete("layer").expect("deleted");
         let rest = log.to_end().expect("the log of a deleted machine ends");
         assert_eq!(rest, "");
+    }
+
+    /// A counter of the node.
+    fn count(name: &str) -> u64 {
+        let metrics = lab().0.sifr(&["node", "metrics"]).expect("sifr runs");
+        let text = metrics.must().expect("metrics").stdout;
+        let mut lines = text.lines().filter_map(|line| line.split_once(' '));
+        let (_, value) = lines.find(|(n, _)| *n == name).expect("a counter");
+        value.parse().expect("a number")
+    }
+
+    #[test]
+    fn a_disk_image_runs_below_a_layer_of_its_own_and_is_read_where_it_is_touched() {
+        let (lab, _) = lab();
+        let image = disk::qcow2(lab.directory(), "cloud", 9).expect("a disk image");
+        let (image, store) = (image.to_string_lossy(), lab.directory().join("disks"));
+        let said = lab
+            .sifr(&["deploy", "--name", "disk", "--image", &image])
+            .expect("sifr runs");
+        assert!(
+            said.stderr.contains("own kernel and init are not started"),
+            "{said:?}"
+        );
+        let to = store.to_string_lossy();
+        let pack = [
+            "--output",
+            "json",
+            "flist",
+            "pack",
+            &image,
+            "-o",
+            &to,
+            "--env",
+            "PATH=/bin",
+        ];
+        let packed = lab.sifr(&pack).expect("sifr runs").must().expect("packed");
+        let packed: serde_json::Value = serde_json::from_str(&packed.stdout).expect("JSON");
+        let (digest, chunks) = (
+            &packed["digest"],
+            packed["chunks"].as_u64().expect("a count"),
+        );
+        let (url, _served) = store::serve_counted(&store, Default::default()).expect("serves");
+        let script = "cat /www/index.html; ls /; echo run $(cat /count)x; \
+                      echo x$(cat /count) >/count; echo mine >>/www/index.html; sync; sleep 1000";
+        let deploy = |name: &str| {
+            let yaml = format!(
+                "name: {name}\nimage: {digest}\nstore: {url}\nmemory: 96Mi\ndisk: 64Mi\ncommand: [sh, -c, {script:?}]\n"
+            );
+            lab.deploy(&yaml)
+                .expect("sifr runs")
+                .must()
+                .expect("deployed");
+        };
+        let before = count("sifr_chunks_wanted_total");
+        deploy("disk");
+        let log = lab.follow("disk").expect("its log");
+        log.wait_for("run x").expect("it runs");
+        let wanted = count("sifr_chunks_wanted_total") - before;
+        println!("{wanted} of {chunks} chunks were waited for");
+        assert!((1..chunks / 2).contains(&wanted), "{wanted} of {chunks}");
+        let first = lab.logs("disk").expect("its log");
+        assert!(
+            first.contains("It works") && !first.contains("mine"),
+            "{first}"
+        );
+        lab.tell("restart", "disk", "running")
+            .expect("it starts again");
+        let log = lab.follow("disk").expect("its log");
+        log.wait_for("mine").expect("what it wrote is there");
+        log.wait_for("run xx").expect("all of it");
+        // Another machine of the same image sees none of that.
+        deploy("other");
+        let log = lab.follow("other").expect("its log");
+        log.wait_for("run x").expect("it runs");
+        let other = lab.logs("other").expect("its log");
+        assert!(
+            other.contains("It works") && !other.contains("mine"),
+            "{other}"
+        );
+        lab.delete("disk").expect("deleted");
+        lab.delete("other").expect("deleted");
     }
 
     #[test]

@@ -1,0 +1,71 @@
+//! A disk image as clouds give them: partitions, a file system in each, compressed as qcow2.
+//!
+//! Owns: making one with Debian's own tools. Refuses: being packed; that is what is tested.
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::userland::tree;
+
+const MIB: u64 = 1 << 20;
+const SECTOR: u64 = 512;
+/// Type of an MBR partition that Linux uses.
+const LINUX: u8 = 0x83;
+
+/// A busybox user land in the second partition of `<directory>/<name>.qcow2`; the first looks like `/boot`. `seed` is in
+/// the bytes of its large file.
+pub fn qcow2(directory: &Path, name: &str, seed: u32) -> Result<PathBuf> {
+    let inside = |suffix: &str| directory.join(format!("{name}{suffix}"));
+    let (root, boot, raw) = (inside("-root"), inside("-boot"), inside(".raw"));
+    tree(&root, seed)?;
+    fs::write(root.join("ballast"), noise(seed)).context("write what nobody reads")?;
+    fs::create_dir_all(boot.join("grub"))?;
+    let disk = fs::File::create(&raw).context("make a disk")?;
+    disk.set_len(64 * MIB)?;
+    let partitions = [(MIB, 3 * MIB), (4 * MIB, 60 * MIB)];
+    disk.write_all_at(&boot_sector(&partitions), 0)?;
+    for (tree, (start, bytes)) in [&boot, &root].into_iter().zip(partitions) {
+        run(Command::new("/sbin/mke2fs")
+            .args(["-q", "-t", "ext4", "-E", &format!("offset={start}"), "-d"])
+            .args([tree, &raw])
+            .arg(format!("{}k", bytes >> 10)))?;
+    }
+    let image = inside(".qcow2");
+    let convert = ["convert", "-c", "-f", "raw", "-O", "qcow2"];
+    run(Command::new("qemu-img").args(convert).args([&raw, &image]))?;
+    fs::remove_file(raw)?;
+    Ok(image)
+}
+
+/// 16 MiB that do not compress.
+fn noise(seed: u32) -> Vec<u8> {
+    (0..4 << 20)
+        .flat_map(|i: u32| (i ^ seed << 24).wrapping_mul(2_246_822_519).to_le_bytes())
+        .collect()
+}
+
+/// With a table of primary partitions (start, length).
+fn boot_sector(partitions: &[(u64, u64)]) -> [u8; 512] {
+    let mut sector = [0; 512];
+    for (n, (start, bytes)) in partitions.iter().enumerate() {
+        let entry = &mut sector[446 + n * 16..][..16];
+        let count = |bytes: u64| u32::try_from(bytes / SECTOR).expect("a small disk");
+        entry[4] = LINUX;
+        entry[8..12].copy_from_slice(&count(*start).to_le_bytes());
+        entry[12..].copy_from_slice(&count(*bytes).to_le_bytes());
+    }
+    sector[510..].copy_from_slice(&[0x55, 0xaa]);
+    sector
+}
+
+fn run(command: &mut Command) -> Result<()> {
+    let output = command.output();
+    let output = output.with_context(|| format!("start {command:?}: run 'make setup'"))?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{command:?}: {said}");
+    Ok(())
+}
