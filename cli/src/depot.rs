@@ -9,6 +9,7 @@ use std::path::Path;
 
 use anyhow::Context as _;
 use flist::format::{FLIST_BYTES_MAX, Flist, digest_of};
+use flist::trace::{self, Trace};
 use registry::Access;
 use stores::{Image, Keys, Location, Logins, Patience, Piece, Pool, Route, Set};
 use types::Digest;
@@ -106,12 +107,28 @@ pub(crate) async fn read(set: &Set, digest: &Digest) -> anyhow::Result<Image> {
     image(*digest, file)
 }
 
+/// The same with its trace, where a store has one that is of this flist: without it a start waits longer, and nothing else.
+pub(crate) async fn read_with_trace(set: &Set, digest: &Digest) -> anyhow::Result<Image> {
+    let mut image = read(set, digest).await?;
+    if let Ok(bytes) = set.trace(digest, trace::BYTES_MAX as u64).await {
+        image.trace = right_trace(bytes, &flist(digest, &image.file)?, digest);
+    }
+    Ok(image)
+}
+
+/// The bytes, if they are a trace of this flist.
+pub(crate) fn right_trace(bytes: Vec<u8>, flist: &Flist, digest: &Digest) -> Option<Vec<u8>> {
+    let right = Trace::decode(&bytes, digest, flist.chunks().len()).is_ok();
+    right.then_some(bytes)
+}
+
 /// What there is to move of an flist.
 pub(crate) fn image(digest: Digest, file: Vec<u8>) -> anyhow::Result<Image> {
     Ok(Image {
         digest,
         chunks: pieces(&flist(&digest, &file)?),
         file,
+        trace: None,
     })
 }
 

@@ -15,6 +15,7 @@ use api::Client;
 use flist::chunk::Chunk;
 use flist::format::{FLIST_BYTES_MAX, Flist, MAGIC, digest_of};
 use flist::store::DirStore;
+use flist::trace;
 use registry::Policy;
 use serde::Serialize;
 use tempfile::TempDir;
@@ -214,12 +215,22 @@ impl LocalImage {
         Ok(pushed)
     }
 
-    /// What there is to bring into a store.
+    /// What there is to bring into a store, with the trace that lies beside it.
     pub(crate) fn image(&self) -> stores::Image {
+        let read = || {
+            let mut bytes = Vec::new();
+            let file = File::open(self.directory().join(trace::object(&self.digest)))?;
+            file.take(trace::BYTES_MAX as u64 + 1)
+                .read_to_end(&mut bytes)?;
+            Ok::<_, io::Error>(bytes)
+        };
+        // Without one a start waits longer, and nothing else.
+        let trace = read().ok();
         stores::Image {
             digest: self.digest,
             file: self.file.clone(),
             chunks: depot::pieces(&self.flist),
+            trace: trace.and_then(|bytes| depot::right_trace(bytes, &self.flist, &self.digest)),
         }
     }
 

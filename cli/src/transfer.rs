@@ -41,7 +41,7 @@ pub(crate) async fn push(context: &Context, options: &Push) -> anyhow::Result<()
 pub(crate) async fn pull(screen: &Screen, options: &Pull) -> anyhow::Result<()> {
     let from = depot::open(&options.stores, options.ca.as_deref())?;
     let to = depot::directory(&options.store)?;
-    let image = depot::read(&from, &options.flist).await?;
+    let image = depot::read_with_trace(&from, &options.flist).await?;
     let moved = carry(screen, "pulling", &image, &from, &to).await?;
     screen.note(&summary("pulled", &image.digest, &moved));
     let file = options.store.join(Object::Flist(image.digest).path());
@@ -51,6 +51,7 @@ pub(crate) async fn pull(screen: &Screen, options: &Pull) -> anyhow::Result<()> 
         "sent_chunks": moved.sent_chunks,
         "sent_bytes": moved.sent_bytes,
         "kept_chunks": moved.kept_chunks,
+        "trace": moved.has_trace,
     });
     screen.show(&value, || file.display().to_string())
 }
@@ -68,7 +69,7 @@ pub(crate) async fn mirror(screen: &Screen, options: &Mirror) -> anyhow::Result<
     }
     let mut done = Vec::new();
     for digest in flists {
-        let image = depot::read(&from, &digest).await?;
+        let image = depot::read_with_trace(&from, &digest).await?;
         done.push((
             digest,
             carry(screen, "mirroring", &image, &from, &to).await?,
@@ -105,10 +106,15 @@ async fn carry(
 
 fn summary(verb: &str, digest: &Digest, moved: &Moved) -> String {
     format!(
-        "{verb} {digest}: sent {} in {} chunks, {} were there",
+        "{verb} {digest}: sent {} in {} chunks, {} were there{}",
         mebibytes(moved.sent_bytes),
         moved.sent_chunks,
-        moved.kept_chunks
+        moved.kept_chunks,
+        if moved.has_trace {
+            "; its trace as well"
+        } else {
+            ""
+        }
     )
 }
 
@@ -121,6 +127,7 @@ fn told(screen: &Screen, verb: &str, done: &[(Digest, Moved)]) -> anyhow::Result
                 "sent_chunks": moved.sent_chunks,
                 "sent_bytes": moved.sent_bytes,
                 "kept_chunks": moved.kept_chunks,
+                "trace": moved.has_trace,
             })
         })
         .collect();
@@ -208,6 +215,7 @@ pub(crate) async fn gc(screen: &Screen, options: &Gc) -> anyhow::Result<()> {
         if options.forget.contains(&digest) {
             if !options.dry_run {
                 store.remove(&Object::Flist(digest)).await?;
+                store.remove(&Object::Trace(digest)).await?;
             }
             forgotten += 1;
             continue;

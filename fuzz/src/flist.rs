@@ -2,11 +2,12 @@
 //!
 //! Owns: that what packs is read again, whole, and that what is read adds up.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, Cursor, Write};
+use std::time::Duration;
 
-use ::flist::chunk::{Chunk, Encoding};
+use ::flist::chunk::{Chunk, ChunkError, Encoding};
 use ::flist::disk::DiskFormat;
 use ::flist::format::Flist;
 use ::flist::input::Input;
@@ -14,6 +15,7 @@ use ::flist::map::{Extent, Table};
 use ::flist::pack::{Source, pack, pack_with};
 use ::flist::seal::{Salt, TAG_BYTES};
 use ::flist::store::{ChunkSink, NoStore};
+use ::flist::trace::{Recorder, Trace};
 use ::flist::wire::{FromNode, FromVmm, ToNode, ToVmm};
 use ::flist::{BLOCK, DISK_BYTES_MAX};
 use ::types::Digest;
@@ -24,7 +26,7 @@ use crate::Target;
 use crate::choices::{Choices, Made};
 use crate::files::{directory, file};
 
-pub(crate) const TARGETS: [Target; 8] = [
+pub(crate) const TARGETS: [Target; 10] = [
     Target {
         name: "flist-chunk",
         bytes_max: 4096,
@@ -62,10 +64,22 @@ pub(crate) const TARGETS: [Target; 8] = [
         seeds: inputs,
     },
     Target {
+        name: "flist-sealed",
+        bytes_max: 8192,
+        run: sealed,
+        seeds: sealeds,
+    },
+    Target {
         name: "flist-tar",
         bytes_max: 8192,
         run: tar,
         seeds: tars,
+    },
+    Target {
+        name: "flist-trace",
+        bytes_max: 1024,
+        run: trace,
+        seeds: traces,
     },
     Target {
         name: "flist-wire",
@@ -209,6 +223,78 @@ fn chunks() -> Vec<Vec<u8>> {
     ]
 }
 
+/// Bytes that are sealed with the key that their flist gives, whatever is in them: what gets past the hash and the tag.
+fn sealed(input: &[u8]) {
+    let mut choices = Choices(input);
+    let (blocks, encoding, at) = (choices.u8(), choices.u8(), choices.u16());
+    let encoded = choices.rest();
+    let (key, mut stored) = Salt::new([1; 32]).sealed(encoded);
+    let extent = Extent {
+        start_block: 1,
+        blocks: u32::from(blocks).max(1),
+    };
+    let length = usize::try_from(extent.bytes()).expect("a MiB at most");
+    let encoding = match encoding & 1 {
+        0 => Encoding::Plain,
+        _ => Encoding::Zstd,
+    };
+    let expected = match encoding {
+        Encoding::Plain => Some(encoded.to_vec()),
+        Encoding::Zstd => zstd::bulk::decompress(encoded, length).ok(),
+    };
+    let expected = expected.filter(|plain| plain.len() == length);
+    let hash = |bytes: &[u8]| Digest(blake3::hash(bytes).into());
+    let mut chunk = Chunk {
+        extent,
+        stored_bytes: u32::try_from(stored.len()).expect("an input is short"),
+        encoding,
+        plain: hash(expected.as_deref().unwrap_or_default()),
+        stored: hash(&stored),
+        key: Some(key),
+    };
+    assert_eq!(chunk.open(&stored).ok(), expected);
+    // With the right hash, and the wrong tag.
+    let changed = usize::from(at) % stored.len();
+    stored[changed] ^= 1;
+    chunk.stored = hash(&stored);
+    assert!(matches!(chunk.open(&stored), Err(ChunkError::Sealed(_))));
+}
+
+fn sealeds() -> Vec<Vec<u8>> {
+    let plain = [7; 4096];
+    let zstd = zstd::bulk::compress(&[7; 8192], 3).expect("memory");
+    vec![
+        Made::default().u8(1).u8(0).u16(9).raw(&plain).0,
+        Made::default().u8(2).u8(1).u16(3).raw(&zstd).0,
+        Made::default().u8(3).u8(1).u16(0).raw(&zstd).0,
+    ]
+}
+
+/// Chunks of the flist that traces are read for.
+const TRACED_CHUNKS: usize = 200;
+
+fn trace(input: &[u8]) {
+    let flist = Digest([1; 32]);
+    let Ok(trace) = Trace::decode(input, &flist, TRACED_CHUNKS) else {
+        return;
+    };
+    assert_eq!(trace.encode(), input);
+    let mut seen = BTreeSet::new();
+    for chunk in trace.chunks() {
+        assert!((*chunk as usize) < TRACED_CHUNKS && seen.insert(*chunk));
+    }
+}
+
+fn traces() -> Vec<Vec<u8>> {
+    let of = |chunks: &[u32]| {
+        let mut recorder = Recorder::default();
+        let now = Duration::from_secs(1);
+        chunks.iter().for_each(|chunk| recorder.touch(*chunk, now));
+        recorder.finish(Digest([1; 32])).encode()
+    };
+    vec![of(&[]), of(&[5, 0, 199]), of(&[0, 1, 2, 3, 4, 5, 6, 7])]
+}
+
 fn map(input: &[u8]) {
     let Ok(table) = Table::decode(input) else {
         return;
@@ -269,6 +355,9 @@ fn packets() -> Vec<Vec<u8>> {
             pin: true,
         }),
         json(&FromNode::Close { flist }),
+        json(&FromNode::Started {
+            vm: "web-shop-01010101".parse().expect("an id"),
+        }),
         answer(&ToNode::Progress {
             flist,
             present: 1,

@@ -51,6 +51,17 @@ mod tests {
         (file, format!("blake3:{name}"))
     }
 
+    /// A trace of an image, beside it: of its first two chunks. Gives its bytes.
+    fn traced(file: &Path) -> Vec<u8> {
+        let name = file.file_stem().expect("a name").to_string_lossy();
+        let hex = types::Digest::from_hex(&name).expect("a digest");
+        let mut recorder = flist::trace::Recorder::default();
+        (0..2).for_each(|chunk| recorder.touch(chunk, std::time::Duration::ZERO));
+        let trace = recorder.finish(hex).encode();
+        fs::write(file.with_extension("trace"), &trace).expect("writes");
+        trace
+    }
+
     /// Deploys an image that is nowhere but in that store, and hears it read its content.
     fn runs_from(name: &str, digest: &str, store: &str) {
         let lab = lab();
@@ -77,6 +88,9 @@ mod tests {
             S3::start().expect("a server"),
         );
         let (file, digest) = packed(&work, 101);
+        let trace = traced(&file);
+        let name = file.with_extension("trace");
+        let name = name.file_name().expect("a name").to_owned();
         let (file, home) = (file.display().to_string(), work.path());
         let (private, public) = (s3.url("a", s3.private), s3.url("a", s3.public));
         let refused = sifr(home, &["flist", "push", &file, &private], &[]);
@@ -104,6 +118,8 @@ mod tests {
             &[],
         ));
         must(&sifr(home, &["flist", "verify", &digest, &copy], &[]));
+        let pulled = fs::read(work.path().join("copy").join(name));
+        assert_eq!(pulled.expect("its trace came along"), trace);
 
         runs_from("from-s3", &digest, &s3.url_for_the_node("a"));
 
@@ -140,17 +156,25 @@ mod tests {
     fn a_repository_of_a_registry_takes_and_gives_and_a_node_reads_it() {
         let work = TempDir::new().expect("temp");
         let (file, digest) = packed(&work, 102);
+        let trace = traced(&file);
+        let (beside, name) = (file.with_extension("trace"), file.with_extension("trace"));
+        let name = name.file_name().expect("a name").to_owned();
         let (file, home) = (file.display().to_string(), work.path());
         let registry = Registry::open().expect("a registry");
         let url = format!("oci+http://{}/team/images", registry.host);
         let said = must(&sifr(home, &["flist", "push", &file, &url], &[]));
         assert!(said.contains("0 were there"), "{said}");
+        assert!(said.contains("its trace as well"), "{said}");
+        // Who has no trace and pushes leaves the one that is there.
+        fs::remove_file(beside).expect("removes");
         let said = must(&sifr(home, &["flist", "push", &file, &url], &[]));
         assert!(said.contains("in 0 chunks"), "{said}");
         must(&sifr(home, &["flist", "verify", &digest, &url], &[]));
         let copy = work.path().join("copy").display().to_string();
         must(&sifr(home, &["flist", "mirror", &url, &copy], &[]));
         must(&sifr(home, &["flist", "verify", &digest, &copy], &[]));
+        let mirrored = fs::read(work.path().join("copy").join(name));
+        assert_eq!(mirrored.expect("its trace came along"), trace);
         runs_from("from-oci", &digest, &url.replace("localhost", "10.0.2.2"));
     }
 

@@ -28,6 +28,13 @@ impl Salt {
         let derived = blake3::derive_key(CONTEXT, &self.0);
         Key(blake3::keyed_hash(&derived, encoded).into())
     }
+
+    /// The key of any bytes and the bytes sealed with it, as a packer makes them that follows no other rule.
+    pub fn sealed(&self, encoded: &[u8]) -> (Key, Vec<u8>) {
+        let (key, mut bytes) = (self.key_of(encoded), encoded.to_vec());
+        key.seal(&mut bytes);
+        (key, bytes)
+    }
 }
 
 impl fmt::Debug for Salt {

@@ -35,6 +35,7 @@ const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG: &str = "application/vnd.sifr.flist.config.v1+json";
 const FLIST: &str = "application/vnd.sifr.flist.v1";
 const CHUNK: &str = "application/vnd.sifr.flist.chunk.v1";
+const TRACE: &str = "application/vnd.sifr.flist.trace.v1";
 const TITLE: &str = "org.opencontainers.image.title";
 /// The configuration of an artifact that has none.
 const EMPTY: &[u8] = b"{}";
@@ -314,7 +315,8 @@ impl Oci {
     ) -> Result<(bool, Descriptor), StoreError> {
         let media_type = match object {
             Object::Flist(_) => FLIST,
-            Object::Trace(_) | Object::Chunk(_) => CHUNK,
+            Object::Trace(_) => TRACE,
+            Object::Chunk(_) => CHUNK,
         };
         let mut descriptor = describe(media_type, &bytes);
         descriptor

@@ -25,6 +25,8 @@ use crate::{Object, Set, Store, StoreError};
 const AT_ONCE: usize = 8;
 /// What is older is made young again where it is needed. A push between two sweeps' graces takes less.
 pub const RENEW_AFTER: Duration = Duration::from_secs(3600);
+/// Most of a trace that is kept in a registry when its manifest is written anew: a few KiB is what one has.
+const TRACE_BYTES_MAX: u64 = 64 << 10;
 
 /// A chunk by its stored bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -41,6 +43,8 @@ pub struct Image {
     pub file: Vec<u8>,
     /// Each once.
     pub chunks: Vec<Piece>,
+    /// What its first run touched, where that is known. Checked by who read it.
+    pub trace: Option<Vec<u8>>,
 }
 
 impl Image {
@@ -57,6 +61,8 @@ pub struct Moved {
     pub sent_bytes: u64,
     /// Which were there.
     pub kept_chunks: u64,
+    /// Its trace went with it.
+    pub has_trace: bool,
 }
 
 #[derive(Default)]
@@ -124,6 +130,7 @@ pub async fn copy(
         sent_chunks: work.tally.sent_chunks.into_inner(),
         sent_bytes: work.tally.sent_bytes.into_inner(),
         kept_chunks: work.tally.kept_chunks.into_inner(),
+        has_trace: image.trace.is_some(),
     })
 }
 
@@ -205,13 +212,40 @@ impl Move<'_> {
                     .get(store.name())
                     .map(|d| d.values().cloned().collect::<Vec<_>>())
             };
+            let mut descriptors = descriptors.unwrap_or_default();
+            // Before the flist: who finds that finds the trace as well.
+            descriptors.extend(self.put_trace(store).await?);
             let publish = || {
                 let (file, chunks) = (self.image.file.clone(), descriptors.clone());
-                store.publish(&self.image.digest, file, chunks.unwrap_or_default())
+                store.publish(&self.image.digest, file, chunks)
             };
             patiently(publish).await?;
         }
         Ok(())
+    }
+
+    /// Without one, a trace that a registry has stays: its manifest is about to be replaced.
+    async fn put_trace(&self, store: &Store) -> Result<Option<Descriptor>, StoreError> {
+        let flist = &self.image.digest;
+        let object = Object::Trace(*flist);
+        let trace = match &self.image.trace {
+            Some(trace) => Some(trace.clone()),
+            None if store.goes_by_flist() => {
+                let mut held = Vec::new();
+                let mut sink = |piece: &[u8]| {
+                    held.extend_from_slice(piece);
+                    Ok(())
+                };
+                let got = store.get(flist, &object, TRACE_BYTES_MAX, &mut sink).await;
+                got.is_ok().then_some(held)
+            }
+            None => None,
+        };
+        let Some(trace) = trace else {
+            return Ok(None);
+        };
+        let placed = patiently(|| store.put(&object, trace.clone())).await?;
+        Ok(placed.descriptor)
     }
 
     /// What was old may have been swept between the look and its renewal: then it is sent after all.

@@ -31,6 +31,7 @@ fn image(chunks: std::ops::Range<u8>) -> Image {
         digest: Digest(blake3::hash(&file).into()),
         file,
         chunks: pieces.collect(),
+        trace: None,
     }
 }
 
@@ -116,6 +117,23 @@ async fn an_interrupted_copy_leaves_no_flist_and_goes_on_where_it_was() {
         .expect("goes on");
     assert_eq!(moved.kept_chunks, there.len() as u64);
     assert_eq!(verify(&image(0..20), &to, &|_| ()).await, []);
+}
+
+#[tokio::test]
+async fn a_trace_goes_along_and_a_copy_without_one_leaves_it_where_it_is() {
+    let (source, target) = (packed(0..3), TempDir::new().expect("temp"));
+    let mut image = image(0..3);
+    let (from, to) = (set(&[text(source.path())]), set(&[text(target.path())]));
+    let trace = || async { to.trace(&image.digest, 100).await };
+    let moved = copy(&image, &from, &to, &|_| {}).await.expect("copied");
+    assert!(!moved.has_trace && trace().await.is_err());
+    image.trace = Some(b"a trace".to_vec());
+    let moved = copy(&image, &from, &to, &|_| {}).await.expect("copied");
+    assert!(moved.has_trace && moved.sent_chunks == 0);
+    image.trace = None;
+    copy(&image, &from, &to, &|_| {}).await.expect("copied");
+    let held = to.trace(&image.digest, 100).await.expect("there");
+    assert_eq!(held, b"a trace");
 }
 
 #[tokio::test]
