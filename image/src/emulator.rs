@@ -16,7 +16,7 @@ use crate::qemu::{Accelerator, QEMU};
 use crate::{apt, command, digest, lock};
 
 const PACKAGE: &str = "qemu-system-x86";
-/// What the two faults are, and how they are mended.
+/// What the faults are, and how they are mended.
 const PATCH: &str = include_str!("../qemu/nested-interrupts.patch");
 /// Part of the cache key: count up when the steps below change what comes out.
 const RECIPE: &str = "1";
