@@ -23,7 +23,7 @@ pub enum Ends {
     Answers,
     /// The machine faults, for a reason that says this.
     Faults(&'static str),
-    /// The attack destroys its own kernel: the machine answers, or faults.
+    /// The attack destroys its own kernel: the guest still resets the machine, or faults.
     Either,
     /// It runs on for ever and does nothing.
     Hangs,
