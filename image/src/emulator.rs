@@ -1,7 +1,7 @@
 //! QEMU with faults of its nested virtualisation mended, for machines without KVM.
 //!
 //! Owns: building Debian's own source of the installed version with the patch beside it (`image/qemu/`), and keeping the
-//! program under a key made from all that went in.
+//! program under a key made from version, patch and options.
 //! Refuses: other versions than the installed one, whose firmware it shares; and standing in the way: where it cannot be
 //! built, Debian's program does, with its faults.
 
@@ -37,10 +37,14 @@ const OPTIONS: [&str; 9] = [
 /// Steps of the build, for the progress bar.
 const STEPS_ESTIMATE: u64 = 1450;
 
-/// The program to start: the mended one where it is, else Debian's, by its name.
+/// The program to start: the mended one where it is needed and there, else Debian's, by its name.
 pub(crate) fn program() -> PathBuf {
     static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
     let found = || {
+        // It may have been built before this machine had KVM, which it cannot use.
+        if Accelerator::detect() == Accelerator::Kvm {
+            return None;
+        }
         let home = home(&Paths::find().ok()?).ok()?;
         Some(home.join(QEMU)).filter(|program| program.is_file())
     };

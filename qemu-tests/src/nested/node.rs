@@ -20,7 +20,7 @@ use super::{GROUP, toolkit};
 pub(crate) const TRIES: u32 = 6;
 /// What such an end is called by the monitor.
 pub(crate) const TRIPLE_FAULT: &str = "triple fault";
-/// Nor is a guest that stands still, for the same reason, more than one that has to be started once more.
+/// The same faults make a guest stand still. One more try only, as each costs the whole of its patience.
 const STILL_TRIES: u32 = 2;
 /// What is said of a guest that stands still.
 pub(super) const NOT_SAID: &str = "was not said in";
