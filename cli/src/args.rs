@@ -325,6 +325,12 @@ pub(crate) struct Deploy {
     /// always, on-failure or never
     #[arg(long, value_parser = restart, conflicts_with = "file")]
     pub(crate) restart: Option<RestartPolicy>,
+    /// Encrypt the chunks of images that are packed on the way; a .flist file must be encrypted already
+    #[arg(long)]
+    pub(crate) encrypt: bool,
+    /// Salt to encrypt with [default: salt in the configuration directory, made when it is first needed]
+    #[arg(long, value_name = "FILE", requires = "encrypt")]
+    pub(crate) salt_file: Option<PathBuf>,
     /// The node may forget it at a reboot: it runs from RAM
     #[arg(long)]
     pub(crate) accept_volatile: bool,

@@ -20,6 +20,7 @@ use crate::depot;
 use crate::failure::Usage;
 use crate::home::Pin;
 use crate::push::{Images, Pushed};
+use crate::salt;
 use crate::screen::Screen;
 use crate::source::Source;
 use crate::spec::{self, Draft};
@@ -43,7 +44,9 @@ pub(crate) async fn deploy(context: &Context, options: Deploy) -> anyhow::Result
     let remove = options.remove.clone();
     // Before an image is packed, which takes its time.
     let (node, pin, client) = context.home.client(context.node.as_deref())?;
-    let mut images = Images::signed_by(context.policy()?);
+    let (encrypt, salt_file) = (options.encrypt, options.salt_file.as_deref());
+    let salt = encrypt.then(|| salt::salt(&context.home, &context.screen, salt_file));
+    let mut images = Images::signed_by(context.policy()?).encrypted_with(salt.transpose()?);
     let (name, mut deployment) = wanted(options, &mut images, &context.screen)?;
     deployment.accept_volatile |= accept_volatile;
     deployment.remove.extend(remove);
@@ -52,6 +55,9 @@ pub(crate) async fn deploy(context: &Context, options: Deploy) -> anyhow::Result
         .check()
         .map_err(|error| Usage(error.to_string()))?;
     has_programs(&deployment, &images)?;
+    if encrypt {
+        are_encrypted(&deployment, &images)?;
+    }
     let statement = Statement {
         node: client.node(),
         name: name.clone(),
@@ -240,6 +246,22 @@ fn has_programs(deployment: &Deployment, images: &Images) -> Result<(), Usage> {
                  or with `sifr flist pack --entrypoint`"
             )));
         }
+    }
+    Ok(())
+}
+
+/// What is named by its digest is not here to be looked at.
+fn are_encrypted(deployment: &Deployment, images: &Images) -> Result<(), Usage> {
+    for (workload, machine) in deployment.machines() {
+        let why = match images.get(&machine.image.flist) {
+            Some(image) if image.flist.is_encrypted() => continue,
+            Some(_) => "is packed already, and not encrypted: pack it again with --encrypt",
+            None => {
+                "is named by its digest, which does not say whether it is encrypted: name its .flist file, or leave \
+                 out --encrypt"
+            }
+        };
+        return Err(Usage(format!("workload {workload}: its image {why}")));
     }
     Ok(())
 }

@@ -14,6 +14,7 @@ use anyhow::{Context as _, anyhow, bail};
 use api::Client;
 use flist::chunk::Chunk;
 use flist::format::{FLIST_BYTES_MAX, Flist, MAGIC, digest_of};
+use flist::seal::Salt;
 use flist::store::DirStore;
 use flist::trace;
 use registry::Policy;
@@ -42,6 +43,7 @@ pub(crate) struct LocalImage {
 #[derive(Debug, Default)]
 pub(crate) struct Images {
     policy: Policy,
+    salt: Option<Salt>,
     by_source: BTreeMap<(bool, PathBuf), Digest>,
     by_digest: BTreeMap<Digest, LocalImage>,
 }
@@ -55,19 +57,38 @@ impl Images {
         }
     }
 
+    /// What is packed is encrypted with this salt, where there is one.
+    pub(crate) fn encrypted_with(self, salt: Option<Salt>) -> Self {
+        Self { salt, ..self }
+    }
+
     /// The image's digest; what is not packed yet is packed now.
     pub(crate) fn find(&mut self, source: &Source, screen: &Screen) -> anyhow::Result<Digest> {
         if let Some(digest) = self.by_source.get(&source.key()) {
             return Ok(*digest);
         }
         let image = match source {
-            Source::Path(path) => LocalImage::find(path, screen, &self.policy)?,
-            Source::Registry(_) => LocalImage::packed(source, screen, &self.policy)?,
+            Source::Path(path) if is_flist(path)? => LocalImage::open(path)?,
+            Source::Path(_) | Source::Registry(_) => self.packed(source, screen)?,
         };
         let digest = image.digest;
         self.by_source.insert(source.key(), digest);
         self.by_digest.insert(digest, image);
         Ok(digest)
+    }
+
+    /// Packed into a store that goes with the value.
+    fn packed(&self, source: &Source, screen: &Screen) -> anyhow::Result<LocalImage> {
+        let directory = tempfile::tempdir().context("cannot make a temporary directory")?;
+        let mut store = DirStore::open(directory.path()).context("cannot make a store")?;
+        let changes = Changes::default();
+        let (salt, policy) = (self.salt.as_ref(), &self.policy);
+        let packed = pack::pack(screen, source, &changes, salt, &mut store, policy)?;
+        let image = LocalImage::open(&store.flist_path(&packed.digest))?;
+        Ok(LocalImage {
+            _store: Some(directory),
+            ..image
+        })
     }
 
     pub(crate) fn get(&self, digest: &Digest) -> Option<&LocalImage> {
@@ -88,52 +109,6 @@ pub(crate) struct Pushed {
 }
 
 impl LocalImage {
-    fn find(path: &Path, screen: &Screen, policy: &Policy) -> anyhow::Result<Self> {
-        let path_error = |error: io::Error| {
-            match error.kind() {
-            io::ErrorKind::NotFound => Usage(format!(
-                "image {0:?} is no file here and no digest such as blake3:…; an image of Docker Hub is \
-                 docker://{1}, of another registry HOST/{1}",
-                path.display().to_string(),
-                path.file_name().unwrap_or_default().display(),
-            ))
-            .into(),
-            _ => anyhow::Error::from(error).context(format!("cannot read {}", path.display())),
-        }
-        };
-        let metadata = fs::metadata(path).map_err(path_error)?;
-        let mut start = [0; MAGIC.len()];
-        let is_flist = metadata.is_file()
-            && File::open(path)
-                .and_then(|mut f| f.read_exact(&mut start))
-                .is_ok()
-            && start == MAGIC;
-        // So that a damaged one is called that.
-        if is_flist || path.extension().is_some_and(|e| e == "flist") {
-            return Self::open(path);
-        }
-        Self::packed(&Source::Path(path.to_owned()), screen, policy)
-    }
-
-    /// Packed into a store that goes with the value.
-    fn packed(source: &Source, screen: &Screen, policy: &Policy) -> anyhow::Result<Self> {
-        let directory = tempfile::tempdir().context("cannot make a temporary directory")?;
-        let mut store = DirStore::open(directory.path()).context("cannot make a store")?;
-        let packed = pack::pack(
-            screen,
-            source,
-            &Changes::default(),
-            None,
-            &mut store,
-            policy,
-        )?;
-        let image = Self::open(&store.flist_path(&packed.digest))?;
-        Ok(Self {
-            _store: Some(directory),
-            ..image
-        })
-    }
-
     pub(crate) fn open(path: &Path) -> anyhow::Result<Self> {
         let cannot = || format!("cannot read the flist {}", path.display());
         let length = fs::metadata(path).with_context(cannot)?.len();
@@ -253,6 +228,25 @@ impl LocalImage {
         }
         DirStore::open(root).with_context(|| format!("cannot open the store {}", root.display()))
     }
+}
+
+/// Whether it is packed already, or says that it is by its name, so that a damaged flist is called that.
+fn is_flist(path: &Path) -> anyhow::Result<bool> {
+    let path_error = |error: io::Error| match error.kind() {
+        io::ErrorKind::NotFound => Usage(format!(
+            "image {0:?} is no file here and no digest such as blake3:…; an image of Docker Hub is \
+                 docker://{1}, of another registry HOST/{1}",
+            path.display().to_string(),
+            path.file_name().unwrap_or_default().display(),
+        ))
+        .into(),
+        _ => anyhow::Error::from(error).context(format!("cannot read {}", path.display())),
+    };
+    let metadata = fs::metadata(path).map_err(path_error)?;
+    let mut start = [0; MAGIC.len()];
+    let mut begins = || File::open(path).and_then(|mut file| file.read_exact(&mut start));
+    let has_magic = metadata.is_file() && begins().is_ok() && start == MAGIC;
+    Ok(has_magic || path.extension().is_some_and(|e| e == "flist"))
 }
 
 fn load(store: &DirStore, chunk: &Chunk) -> anyhow::Result<Vec<u8>> {

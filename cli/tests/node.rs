@@ -765,6 +765,75 @@ mod tests {
     }
 
     #[test]
+    fn an_image_is_encrypted_on_the_way_to_a_node_and_one_that_is_not_is_refused() {
+        let bench = Bench::with_node(true);
+        fs::write(bench.path("app.tar"), docker_archive(b"program")).expect("a file");
+        let plain = ["deploy", "--output", "json", "--name", "shop", "--image"];
+        let encrypted = [&["deploy", "--encrypt"], &plain[1..]].concat();
+        let ran = bench.run(&[&encrypted[..], &["app.tar"]].concat()).ends(0);
+        assert!(ran.err.contains("made the salt"), "{}", ran.err);
+        assert!(ran.json()["pushed_bytes"].as_u64() > Some(0));
+        // One salt gives one ciphertext, and not what the same image is without it.
+        let again = bench.run(&[&encrypted[..], &["app.tar"]].concat()).ends(0);
+        assert_eq!(again.json()["pushed_bytes"], 0);
+        let open = bench.run(&[&plain[..], &["app.tar"]].concat()).ends(0);
+        assert!(open.json()["pushed_bytes"].as_u64() > Some(0));
+        let packed = bench.run(&[
+            "flist", "pack", "app.tar", "-o", "store", "--output", "json",
+        ]);
+        let packed = packed.ends(0).json();
+        let (file, digest) = (packed["file"].as_str(), packed["digest"].as_str());
+        bench
+            .run(&[&encrypted[..], &[file.expect("a file")]].concat())
+            .ends(2)
+            .says("not encrypted");
+        bench
+            .run(&[&encrypted[..], &[digest.expect("a digest")]].concat())
+            .ends(2)
+            .says("named by its digest");
+    }
+
+    /// As every other: its chunks are found, brought and removed by the same commands.
+    #[test]
+    fn a_disk_image_goes_through_stores() {
+        let bench = Bench::with_node(true);
+        let mut disk = vec![0; 3 << 20];
+        disk[510..512].copy_from_slice(&[0x55, 0xaa]);
+        disk[2 << 20..][..4096].fill(7);
+        fs::write(bench.path("disk.raw"), disk).expect("a file");
+        let pack = ["flist", "pack", "disk.raw", "-o", "a", "--output", "json"];
+        let packed = bench.run(&pack).ends(0).json();
+        assert_eq!(packed["chunks"], 2, "{packed}");
+        let (file, digest) = (packed["file"].as_str(), packed["digest"].as_str());
+        let (file, digest) = (file.expect("a file"), digest.expect("a digest"));
+        let run = |args: &[&str]| bench.run(&[&["flist"], args].concat()).ends(0);
+        run(&["push", file, "b", "c"]);
+        run(&["pull", digest, "c", "-o", "d"]);
+        run(&["mirror", "d", "e"]);
+        run(&["verify", digest, "b", "c", "d", "e"]);
+        let chunks = |store: &str| {
+            let shards = fs::read_dir(bench.path(store).join("chunks")).expect("a store");
+            let shards = shards.map(|shard| fs::read_dir(shard.expect("reads").path()));
+            shards
+                .map(|files| files.expect("reads").count())
+                .sum::<usize>()
+        };
+        assert_eq!(chunks("e"), 2);
+        // What is younger than a grace of two hours stays: so old are these made.
+        let old = std::time::SystemTime::now() - Duration::from_secs(9000);
+        for shard in fs::read_dir(bench.path("e/chunks")).expect("a store") {
+            for chunk in fs::read_dir(shard.expect("reads").path()).expect("reads") {
+                let file = fs::File::open(chunk.expect("reads").path()).expect("opens");
+                file.set_modified(old).expect("a time");
+            }
+        }
+        run(&["gc", "e", "--grace", "2h"]);
+        assert_eq!(chunks("e"), 2, "its flist names them");
+        run(&["gc", "e", "--grace", "2h", "--forget", digest]);
+        assert_eq!(chunks("e"), 0);
+    }
+
+    #[test]
     fn an_image_without_a_program_is_not_pushed() {
         let bench = Bench::with_node(true);
         fs::write(bench.path("tree.tar"), tar(&[("bin/app", b"program")])).expect("a file");

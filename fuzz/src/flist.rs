@@ -26,12 +26,18 @@ use crate::Target;
 use crate::choices::{Choices, Made};
 use crate::files::{directory, file};
 
-pub(crate) const TARGETS: [Target; 10] = [
+pub(crate) const TARGETS: [Target; 11] = [
     Target {
         name: "flist-chunk",
         bytes_max: 4096,
         run: chunk,
         seeds: chunks,
+    },
+    Target {
+        name: "flist-columns",
+        bytes_max: 8192,
+        run: columns,
+        seeds: columned,
     },
     Target {
         name: "flist-disk",
@@ -119,6 +125,42 @@ fn format(input: &[u8]) {
         }
         assert!(out.len() as u64 <= flist.metadata_bytes());
     }
+}
+
+/// The first two bytes say how many blocks of metadata there are said to be, up to some segments.
+fn columns(input: &[u8]) {
+    let Some((blocks, mut rest)) = input.split_first_chunk() else {
+        return;
+    };
+    let bytes = u64::from(u16::from_le_bytes(*blocks) % 600) * BLOCK;
+    let mut out = Vec::new();
+    match ::flist::columns::decode(&mut rest, bytes, &mut out) {
+        Ok(()) => assert_eq!(out.len() as u64, bytes),
+        Err(_) => assert!(out.len() as u64 <= bytes),
+    }
+}
+
+/// A block without records, one with two entries, and one with two inodes and three entries.
+fn columned() -> Vec<Vec<u8>> {
+    let seed = |inodes: &[u32], entries: &[u32]| {
+        let count = |records: &[u32]| u32::try_from(records.len()).expect("a few").to_le_bytes();
+        let mut all = vec![1, 0];
+        all.extend([count(inodes), count(entries)].concat());
+        let mut records_bytes = 0;
+        for (records, bytes) in [(inodes, 64), (entries, 12)] {
+            let places: Vec<_> = records.iter().map(|place| place.to_le_bytes()).collect();
+            all.extend((0..4).flat_map(|column| places.iter().map(move |place| place[column])));
+            all.extend(vec![3; records.len() * bytes]);
+            records_bytes += records.len() * bytes;
+        }
+        all.extend(vec![5; 4096 - records_bytes]);
+        all
+    };
+    vec![
+        seed(&[], &[]),
+        seed(&[], &[0, 12]),
+        seed(&[64, 400], &[128, 12, 700]),
+    ]
 }
 
 fn flists() -> Vec<Vec<u8>> {

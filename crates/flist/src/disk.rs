@@ -12,7 +12,7 @@ use nix::unistd::{Whence, lseek};
 use types::flist::ImageConfig;
 
 use crate::chunk::{Encoder, hash};
-use crate::format;
+use crate::format::{self, Metadata};
 use crate::map::Extent;
 use crate::pack::{PackError, Packed, Progress, Stats, is_zero};
 use crate::qcow2::{self, Qcow2, Qcow2Error};
@@ -108,7 +108,7 @@ pub(crate) fn pack(
         done_bytes: total_bytes,
         total_bytes,
     });
-    let flist = format::encode(config, &[], disk_bytes, salt.is_some(), &chunks)?;
+    let flist = format::encode(config, Metadata::None, disk_bytes, salt.is_some(), &chunks)?;
     stats.disk_bytes = disk_bytes;
     stats.chunks = chunks.len() as u64;
     Ok(Packed {

@@ -9,6 +9,7 @@
 //! (EROFS_INODE_FLAT_PLAIN). Numbers are little-endian; fields follow `fs/erofs/erofs_fs.h` of Linux.
 
 use crate::DISK_BYTES_MAX;
+use crate::columns::Records;
 use crate::format::METADATA_BYTES_MAX;
 use crate::tree::{Kind, Node, NodeId, Tree};
 use crate::{BLOCK, BLOCK_LEN};
@@ -110,8 +111,8 @@ impl Layout {
         })
     }
 
-    /// The bytes of the metadata area.
-    pub(crate) fn metadata(&self, tree: &Tree) -> Vec<u8> {
+    /// The bytes of the metadata area, and where its inodes and entries of directories are.
+    pub(crate) fn metadata(&self, tree: &Tree) -> (Vec<u8>, Records) {
         let len = usize::try_from(self.metadata_bytes).expect("at most METADATA_BYTES_MAX");
         let mut out = vec![0; len];
         self.write_superblock(&mut out[SUPERBLOCK_AT..]);
@@ -119,7 +120,31 @@ impl Layout {
             let serial = u32::try_from(serial + 1).expect("at most NODES_MAX nodes");
             self.write_inode(tree, *id, *parent, serial, &mut out);
         }
-        out
+        (out, self.records(tree))
+    }
+
+    fn records(&self, tree: &Tree) -> Records {
+        let bytes = |at: u64| usize::try_from(at).expect("inside the metadata area");
+        let (mut inodes, mut dirents) = (Vec::new(), Vec::new());
+        for (id, parent) in &self.order {
+            let (node, place) = (tree.node(*id), &self.places[*id]);
+            let inode = place.nid * SLOT;
+            inodes.push(bytes(inode));
+            if !matches!(node.kind, Kind::Directory(_)) {
+                continue;
+            }
+            let mut at = match place.inline {
+                true => inode + INODE_BYTES + xattr_bytes(node),
+                false => place.block * BLOCK,
+            };
+            for block in split_blocks(&entries(tree, *id, *parent)) {
+                dirents.extend((0..block.len()).map(|n| bytes(at) + n * DIRENT_LEN));
+                at += BLOCK;
+            }
+        }
+        // Of small directories they are behind the inode, of others behind all inodes.
+        dirents.sort_unstable();
+        Records([inodes, dirents])
     }
 
     fn write_superblock(&self, out: &mut [u8]) {

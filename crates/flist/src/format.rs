@@ -12,6 +12,7 @@ use types::Digest;
 use types::flist::ImageConfig;
 
 use crate::chunk::{Chunk, Encoding};
+use crate::columns::{self, Records};
 use crate::map::{Extent, MapError, Table};
 use crate::seal::Key;
 use crate::{BLOCK, CHUNKS_MAX};
@@ -24,6 +25,9 @@ pub const ENTRY_BYTES: usize = 80;
 const FLAG_SEALED: u32 = 1;
 /// A whole disk, which has no metadata area: chunks may lie anywhere on it.
 const FLAG_DISK: u32 = 2;
+/// The metadata area is stored in columns. Files of before it was are read as well.
+const FLAG_COLUMNS: u32 = 4;
+const FLAGS: u32 = FLAG_SEALED | FLAG_DISK | FLAG_COLUMNS;
 const KEY_BYTES: usize = 32;
 /// Longest image configuration, as JSON: an environment of 64 KiB is beyond what anybody writes, and a
 /// packet between daemon and node has to carry it.
@@ -33,7 +37,7 @@ pub const METADATA_BYTES_MAX: u64 = 256 << 20;
 /// Longest `.flist` file: a node takes it from the network before it knows what it says.
 pub const FLIST_BYTES_MAX: u64 = 64 << 20;
 /// zstd level of the metadata area; part of the format, since the digest depends on it.
-const METADATA_LEVEL: i32 = 9;
+const METADATA_LEVEL: i32 = 19;
 /// log2 of the zstd window of the metadata area: what a reader has to hold in memory.
 const METADATA_WINDOW_LOG: u32 = 21;
 
@@ -51,7 +55,7 @@ pub enum FormatError {
     Length { actual: u64, expected: u64 },
     #[error("flist says its {what} has {bytes} bytes, which is more than is allowed")]
     Large { what: &'static str, bytes: u64 },
-    #[error("flist is said to be a whole disk, and has a metadata area")]
+    #[error("flist is said to be a whole disk, and to have a metadata area")]
     Disk,
     #[error("flist has reserved bytes that are not zero")]
     Reserved,
@@ -74,6 +78,7 @@ pub struct Flist {
     table: Table,
     chunks: Vec<Chunk>,
     sealed: bool,
+    columns: bool,
     metadata_bytes: u64,
     metadata_at: u64,
     metadata_stored: u64,
@@ -123,6 +128,7 @@ impl Flist {
             table,
             chunks,
             sealed: header.sealed,
+            columns: header.columns,
             metadata_bytes: header.metadata_bytes,
             metadata_at: header.metadata_at(),
             metadata_stored: header.metadata_stored,
@@ -190,8 +196,14 @@ impl Flist {
         decoder
             .window_log_max(METADATA_WINDOW_LOG)
             .map_err(FormatError::Metadata)?;
-        let limited = &mut decoder.by_ref().take(self.metadata_bytes);
-        let copied = io::copy(limited, out).map_err(FormatError::Metadata)?;
+        let copied = if self.columns {
+            let turned = columns::decode(&mut decoder, self.metadata_bytes, out);
+            turned.map(|()| self.metadata_bytes)
+        } else {
+            let limited = &mut decoder.by_ref().take(self.metadata_bytes);
+            io::copy(limited, out)
+        };
+        let copied = copied.map_err(FormatError::Metadata)?;
         let more = decoder.read(&mut [0]).map_err(FormatError::Metadata)?;
         if copied == self.metadata_bytes && more == 0 {
             Ok(())
@@ -217,19 +229,30 @@ fn entry_bytes(sealed: bool) -> usize {
     }
 }
 
-/// Builds the file. `metadata` is a whole number of blocks, and lies before every chunk; it is empty where the image is
-/// a whole disk. All chunks have keys where it is `sealed`, else none has.
+/// What stands before the chunks.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Metadata<'a> {
+    /// Nothing: the image is a whole disk.
+    None,
+    /// A whole number of blocks, with the records in it.
+    Tree(&'a [u8], &'a Records),
+}
+
+/// Builds the file. All chunks have keys where it is `sealed`, else none has.
 pub(crate) fn encode(
     config: &ImageConfig,
-    metadata: &[u8],
+    metadata: Metadata<'_>,
     disk_bytes: u64,
     sealed: bool,
     chunks: &[Chunk],
 ) -> Result<Vec<u8>, FormatError> {
     let config = serde_json::to_vec(config).map_err(FormatError::Config)?;
-    let stored = match metadata {
-        [] => Vec::new(),
-        metadata => compress_metadata(metadata).map_err(FormatError::Metadata)?,
+    let (bytes, stored) = match metadata {
+        Metadata::None => (0, Vec::new()),
+        Metadata::Tree(bytes, records) => {
+            let stored = compress_metadata(&columns::encode(bytes, records));
+            (bytes.len() as u64, stored.map_err(FormatError::Metadata)?)
+        }
     };
     let large = |what, bytes: usize| FormatError::Large {
         what,
@@ -237,9 +260,10 @@ pub(crate) fn encode(
     };
     let header = Header {
         sealed,
-        disk: metadata.is_empty(),
+        disk: bytes == 0,
+        columns: bytes != 0,
         disk_bytes,
-        metadata_bytes: metadata.len() as u64,
+        metadata_bytes: bytes,
         metadata_stored: stored.len() as u64,
         config_bytes: u32::try_from(config.len())
             .map_err(|_| large("configuration", config.len()))?,
@@ -268,6 +292,7 @@ fn compress_metadata(metadata: &[u8]) -> io::Result<Vec<u8>> {
 struct Header {
     sealed: bool,
     disk: bool,
+    columns: bool,
     disk_bytes: u64,
     metadata_bytes: u64,
     metadata_stored: u64,
@@ -281,7 +306,9 @@ impl Header {
         out[..8].copy_from_slice(&MAGIC);
         out[8..12].copy_from_slice(&VERSION.to_le_bytes());
         let flag = |set, flag| if set { flag } else { 0 };
-        let flags = flag(self.sealed, FLAG_SEALED) | flag(self.disk, FLAG_DISK);
+        let flags = flag(self.sealed, FLAG_SEALED)
+            | flag(self.disk, FLAG_DISK)
+            | flag(self.columns, FLAG_COLUMNS);
         out[12..16].copy_from_slice(&flags.to_le_bytes());
         out[16..24].copy_from_slice(&self.disk_bytes.to_le_bytes());
         out[24..32].copy_from_slice(&self.metadata_bytes.to_le_bytes());
@@ -296,7 +323,7 @@ impl Header {
         if bytes[..8] != MAGIC {
             return Err(FormatError::Magic);
         }
-        if version != VERSION || flags & !(FLAG_SEALED | FLAG_DISK) != 0 {
+        if version != VERSION || flags & !FLAGS != 0 {
             return Err(FormatError::Version { version, flags });
         }
         if bytes[48..].iter().any(|b| *b != 0) {
@@ -305,6 +332,7 @@ impl Header {
         let header = Self {
             sealed: flags & FLAG_SEALED != 0,
             disk: flags & FLAG_DISK != 0,
+            columns: flags & FLAG_COLUMNS != 0,
             disk_bytes: u64_at(bytes, 16),
             metadata_bytes: u64_at(bytes, 24),
             metadata_stored: u64_at(bytes, 32),
@@ -318,7 +346,7 @@ impl Header {
     /// After this no sum of the lengths overflows.
     fn check(&self) -> Result<(), FormatError> {
         let large = |what, bytes| Err(FormatError::Large { what, bytes });
-        if self.disk && (self.metadata_bytes, self.metadata_stored) != (0, 0) {
+        if self.disk && (self.columns || (self.metadata_bytes, self.metadata_stored) != (0, 0)) {
             return Err(FormatError::Disk);
         }
         let missing = self.metadata_bytes == 0 && !self.disk;
@@ -425,6 +453,12 @@ mod tests {
         }
     }
 
+    /// Without records.
+    fn tree(metadata: &[u8]) -> Metadata<'_> {
+        static NONE: Records = Records([Vec::new(), Vec::new()]);
+        Metadata::Tree(metadata, &NONE)
+    }
+
     fn sample() -> Vec<u8> {
         let config = ImageConfig {
             cmd: vec!["/bin/true".to_owned()],
@@ -433,7 +467,7 @@ mod tests {
         let metadata: Vec<u8> = (0..8192u32).map(|i| i.to_be_bytes()[2]).collect();
         encode(
             &config,
-            &metadata,
+            Metadata::Tree(&metadata, &Records([vec![64, 192], vec![256, 270, 5000]])),
             40 * BLOCK,
             false,
             &[chunk(2, 3), chunk(8, 32)],
@@ -465,16 +499,16 @@ mod tests {
         };
         let chunks = [sealed(2, 7), sealed(8, 9)];
         let config = ImageConfig::default();
-        let mut file = encode(&config, &[7; 8192], 40 * BLOCK, true, &chunks).expect("fits");
+        let mut file = encode(&config, tree(&[7; 8192]), 40 * BLOCK, true, &chunks).expect("fits");
         let flist = Flist::read(&mut Cursor::new(&file)).expect("valid");
         assert!(flist.is_encrypted());
         assert_eq!(flist.chunks(), chunks);
         assert_eq!(flist.file_bytes(), file.len() as u64);
         // Without the flag the rows are of another length; with one more nobody knows what is meant.
-        file[12] = 0;
+        file[12] = 4;
         let read = Flist::read(&mut Cursor::new(&file));
         assert!(matches!(read, Err(FormatError::Length { .. })), "{read:?}");
-        file[12] = 5;
+        file[12] = 9;
         let read = Flist::read(&mut Cursor::new(&file));
         assert!(matches!(read, Err(FormatError::Version { .. })), "{read:?}");
     }
@@ -483,7 +517,7 @@ mod tests {
     fn a_whole_disk_has_no_metadata_area_and_its_chunks_may_begin_at_its_first_block() {
         let config = ImageConfig::default();
         let chunks = [chunk(0, 3), chunk(8, 32)];
-        let mut file = encode(&config, &[], 40 * BLOCK, false, &chunks).expect("fits");
+        let mut file = encode(&config, Metadata::None, 40 * BLOCK, false, &chunks).expect("fits");
         assert_eq!(file[12], 2);
         let flist = Flist::read(&mut Cursor::new(&file)).expect("valid");
         assert!(flist.is_disk());
@@ -497,17 +531,45 @@ mod tests {
         file[12] = 0;
         let read = Flist::read(&mut Cursor::new(&file));
         assert!(matches!(read, Err(FormatError::Large { .. })), "{read:?}");
-        let mut tree = sample();
-        tree[12] = 2;
-        let read = Flist::read(&mut Cursor::new(&tree));
-        assert!(matches!(read, Err(FormatError::Disk)), "{read:?}");
+        for flags in [2, 6] {
+            let mut tree = sample();
+            tree[12] = flags;
+            let read = Flist::read(&mut Cursor::new(&tree));
+            assert!(matches!(read, Err(FormatError::Disk)), "{read:?}");
+        }
+    }
+
+    #[test]
+    fn a_metadata_area_that_is_not_in_columns_is_read_as_well() {
+        let file = encode(
+            &ImageConfig::default(),
+            tree(&[7; 8192]),
+            9 * BLOCK,
+            false,
+            &[],
+        );
+        let (mut file, metadata) = (file.expect("fits"), [8; 8192]);
+        let at = usize::try_from(
+            Flist::read(&mut Cursor::new(&file))
+                .expect("valid")
+                .metadata_at,
+        );
+        file.truncate(at.expect("small"));
+        file.extend(zstd::bulk::compress(&metadata, 9).expect("compresses"));
+        file[12] = 0;
+        let stored = (file.len() as u64 - HEADER_BYTES as u64 - 2).to_le_bytes();
+        file[32..40].copy_from_slice(&stored);
+        let (mut file, mut out) = (Cursor::new(file), Vec::new());
+        let flist = Flist::read(&mut file).expect("valid");
+        flist.copy_metadata(&mut file, &mut out).expect("valid");
+        assert_eq!(out, metadata);
     }
 
     #[test]
     fn a_chunk_inside_the_metadata_area_is_refused() {
         let file = encode(
             &ImageConfig::default(),
-            &[7; 8192],
+            tree(&[7; 8192]),
             9 * BLOCK,
             false,
             &[chunk(1, 1)],
@@ -518,8 +580,14 @@ mod tests {
 
     #[test]
     fn a_metadata_area_that_unpacks_to_more_than_it_says_is_refused() {
-        let mut bytes =
-            encode(&ImageConfig::default(), &[0; 1 << 20], 1 << 30, false, &[]).expect("fits");
+        let mut bytes = encode(
+            &ImageConfig::default(),
+            tree(&[0; 1 << 20]),
+            1 << 30,
+            false,
+            &[],
+        )
+        .expect("fits");
         bytes[24..32].copy_from_slice(&4096u64.to_le_bytes());
         let mut file = Cursor::new(bytes);
         let flist = Flist::read(&mut file).expect("the header alone is fine");

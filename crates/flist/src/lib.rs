@@ -10,6 +10,7 @@ mod archive;
 mod beneath;
 pub mod cache;
 pub mod chunk;
+pub mod columns;
 mod compressed;
 mod content;
 pub mod disk;

@@ -165,9 +165,10 @@ pub fn pack_with(
     let Writer {
         chunks, mut stats, ..
     } = writer;
+    let (metadata, records) = layout.metadata(&tree);
     let flist = format::encode(
         config,
-        &layout.metadata(&tree),
+        format::Metadata::Tree(&metadata, &records),
         layout.disk_bytes,
         salt.is_some(),
         &chunks,

@@ -42,8 +42,8 @@ mod tests {
         assert_eq!(u32_at(file, 8), 1);
         let flags = u32_at(file, 12);
         let row_bytes = match flags {
-            0 | 2 => 80,
-            1 | 3 => 112,
+            2 | 4 => 80,
+            3 | 5 => 112,
             other => panic!("flags {other}"),
         };
         let (disk_bytes, metadata_bytes, stored) =
@@ -55,7 +55,10 @@ mod tests {
         assert_eq!(file.len(), table_at + row_bytes * count);
         let config = String::from_utf8(file[64..metadata_at].to_vec()).expect("JSON");
         let metadata = match flags & 2 {
-            0 => zstd::decode_all(&file[metadata_at..table_at]).expect("a frame"),
+            0 => {
+                let frame = zstd::decode_all(&file[metadata_at..table_at]).expect("a frame");
+                turned(&frame, metadata_bytes)
+            }
             _ => file[metadata_at..table_at].to_vec(),
         };
         assert_eq!(flags & 2 != 0, metadata.is_empty());
@@ -90,6 +93,46 @@ mod tests {
         }
         assert!(free_from <= disk_bytes);
         (config, disk)
+    }
+
+    /// "Columns": the metadata area.
+    fn turned(mut columns: &[u8], bytes: usize) -> Vec<u8> {
+        let mut take = |n: usize| columns.split_off(..n).expect("is there").to_vec();
+        let mut area = Vec::new();
+        while area.len() < bytes {
+            let length = (bytes - area.len()).min(1 << 20);
+            let (mut segment, mut free) = (vec![0; length], vec![true; length]);
+            let (inodes, entries) = (u32_at(&take(4), 0), u32_at(&take(4), 0));
+            for (n, wide, counting) in [(inodes, 64, 16..24), (entries, 12, 0..10)] {
+                let (places, records) = (take(4 * n), take(wide * n));
+                let distance = |k: usize| {
+                    let byte = |column: usize| usize::from(places[column * n + k]);
+                    byte(0) | byte(1) << 8 | byte(2) << 16 | byte(3) << 24
+                };
+                let mut before = vec![0; wide];
+                let mut at = 0;
+                for k in 0..n {
+                    at += distance(k);
+                    for column in 0..wide {
+                        let mut byte = records[column * n + k];
+                        if counting.contains(&column) {
+                            byte = byte.wrapping_add(before[column]);
+                            before[column] = byte;
+                        }
+                        assert!(free[at + column], "records overlap");
+                        free[at + column] = false;
+                        segment[at + column] = byte;
+                    }
+                }
+            }
+            let places: Vec<_> = (0..length).filter(|at| free[*at]).collect();
+            for (at, byte) in places.iter().zip(take(places.len())) {
+                segment[*at] = byte;
+            }
+            area.extend(segment);
+        }
+        assert!(columns.is_empty());
+        area
     }
 
     /// "Whole disks": where its chunks are.
