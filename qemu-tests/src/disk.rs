@@ -16,29 +16,71 @@ const SECTOR: u64 = 512;
 /// Type of an MBR partition that Linux uses.
 const LINUX: u8 = 0x83;
 
+/// How the disk is divided.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Table {
+    /// It is one file system.
+    None,
+    /// Two partitions: one that looks like `/boot`, and the root.
+    Mbr,
+    Gpt,
+}
+
 /// A busybox user land in the second partition of `<directory>/<name>.qcow2`; the first looks like `/boot`. `seed` is in
 /// the bytes of its large file.
 pub fn qcow2(directory: &Path, name: &str, seed: u32) -> Result<PathBuf> {
+    let raw = raw(directory, name, seed, Table::Mbr)?;
+    let image = raw.with_extension("qcow2");
+    let convert = ["convert", "-c", "-f", "raw", "-O", "qcow2"];
+    run(Command::new("qemu-img").args(convert).args([&raw, &image]))?;
+    fs::remove_file(raw)?;
+    Ok(image)
+}
+
+/// The same as `<directory>/<name>.raw`, divided in any way.
+pub fn raw(directory: &Path, name: &str, seed: u32, table: Table) -> Result<PathBuf> {
     let inside = |suffix: &str| directory.join(format!("{name}{suffix}"));
     let (root, boot, raw) = (inside("-root"), inside("-boot"), inside(".raw"));
     tree(&root, seed)?;
     fs::write(root.join("ballast"), noise(seed)).context("write what nobody reads")?;
     fs::create_dir_all(boot.join("grub"))?;
     let disk = fs::File::create(&raw).context("make a disk")?;
-    disk.set_len(64 * MIB)?;
+    disk.set_len(65 * MIB)?;
     let partitions = [(MIB, 3 * MIB), (4 * MIB, 60 * MIB)];
-    disk.write_all_at(&boot_sector(&partitions), 0)?;
-    for (tree, (start, bytes)) in [&boot, &root].into_iter().zip(partitions) {
-        run(Command::new("/sbin/mke2fs")
-            .args(["-q", "-t", "ext4", "-E", &format!("offset={start}"), "-d"])
-            .args([tree, &raw])
-            .arg(format!("{}k", bytes >> 10)))?;
+    match table {
+        Table::None => return ext4(&root, &raw, (0, 65 * MIB)).map(|()| raw),
+        Table::Mbr => disk.write_all_at(&boot_sector(&partitions), 0)?,
+        Table::Gpt => {
+            let mut script = "label: gpt\n".to_owned();
+            for (start, bytes) in partitions {
+                let (start, size) = (start / SECTOR, bytes / SECTOR);
+                script.push_str(&format!("start={start}, size={size}, type=linux\n"));
+            }
+            let text = inside(".sfdisk");
+            fs::write(&text, script)?;
+            let mut sfdisk = Command::new("/sbin/sfdisk");
+            run(sfdisk.arg("--quiet").arg(&raw).stdin(fs::File::open(text)?))?;
+        }
     }
-    let image = inside(".qcow2");
-    let convert = ["convert", "-c", "-f", "raw", "-O", "qcow2"];
-    run(Command::new("qemu-img").args(convert).args([&raw, &image]))?;
-    fs::remove_file(raw)?;
-    Ok(image)
+    for (tree, place) in [&boot, &root].into_iter().zip(partitions) {
+        ext4(tree, &raw, place)?;
+    }
+    Ok(raw)
+}
+
+fn ext4(tree: &Path, disk: &Path, (start, bytes): (u64, u64)) -> Result<()> {
+    run(Command::new("/sbin/mke2fs")
+        .args([
+            "-q",
+            "-F",
+            "-t",
+            "ext4",
+            "-E",
+            &format!("offset={start}"),
+            "-d",
+        ])
+        .args([tree, disk])
+        .arg(format!("{}k", bytes >> 10)))
 }
 
 /// 16 MiB that do not compress.

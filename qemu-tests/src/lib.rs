@@ -16,6 +16,7 @@ pub mod http;
 pub mod inside;
 mod lab;
 pub mod nested;
+pub mod poison;
 pub mod registry;
 pub mod s3;
 pub mod scan;

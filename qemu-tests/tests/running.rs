@@ -5,10 +5,12 @@
 
 mod tests {
     use std::path::{Path, PathBuf};
+    use std::process::Command;
     use std::sync::OnceLock;
     use std::time::Instant;
 
-    use qemu_tests::{Answer, Lab, PATIENCE, WEB_PORT, busybox, disk, http, store, variant};
+    use qemu_tests::poison::{Area, poisoned};
+    use qemu_tests::{Answer, Lab, PATIENCE, WEB_PORT, busybox, disk, http, store, tree, variant};
 
     /// Booted once; QEMU ends with this process.
     fn lab() -> &'static (Lab, PathBuf) {
@@ -309,6 +311,149 @@ mod tests {
         );
         lab.delete("disk").expect("deleted");
         lab.delete("other").expect("deleted");
+    }
+
+    fn sum_of(file: &Path) -> String {
+        let sum = Command::new("sha256sum").arg(file).output();
+        let sum = String::from_utf8(sum.expect("sha256sum runs").stdout).expect("text");
+        sum.split(' ').next().expect("a sum").to_owned()
+    }
+
+    /// Deploys an image that is not packed yet, with more options, to read its large file. Gives what the client said.
+    fn read_large_file(name: &str, image: &Path, options: &[&str]) -> serde_json::Value {
+        let image = image.to_string_lossy();
+        let deploy = [
+            "--output", "json", "deploy", "--name", name, "--image", &image,
+        ];
+        let sizes = ["--memory", "96Mi", "--disk", "64Mi", "--restart", "never"];
+        let program = ["-e", "PATH=/bin", "--", "sha256sum", "/www/large.bin"];
+        let args = [&deploy[..], &sizes, options, &program].concat();
+        let said = lab().0.sifr(&args).expect("sifr runs").must();
+        let said = serde_json::from_str(&said.expect("deployed").stdout);
+        let ended = lab().0.wait(name, "exited").expect("sifr runs");
+        ended.must().expect("it ends");
+        said.expect("JSON")
+    }
+
+    #[test]
+    fn an_image_that_is_encrypted_on_its_way_runs_and_is_sent_once() {
+        let (lab, _) = lab();
+        let root = lab.directory().join("secret");
+        tree(&root, 21).expect("a tree");
+        let expected = sum_of(&root.join("www/large.bin"));
+        let first = read_large_file("secret", &root, &["--encrypt"]);
+        assert!(first["pushed_bytes"].as_u64() > Some(4 << 20), "{first}");
+        let again = read_large_file("secret", &root, &["--encrypt"]);
+        assert_eq!(again["pushed_bytes"], 0);
+        let said = lab.logs("secret").expect("its output");
+        assert!(said.contains(&expected), "{said}");
+        lab.delete("secret").expect("deleted");
+    }
+
+    #[test]
+    fn raw_disks_run_whether_they_are_one_file_system_or_have_a_table_of_either_kind() {
+        let (lab, _) = lab();
+        for (name, table) in [("whole", disk::Table::None), ("gpt", disk::Table::Gpt)] {
+            let image = disk::raw(lab.directory(), name, 22, table).expect("a disk image");
+            let expected = sum_of(&lab.directory().join(format!("{name}-root/www/large.bin")));
+            read_large_file(name, &image, &[]);
+            let said = lab.logs(name).expect("its output");
+            assert!(said.contains(&expected), "{said}");
+            lab.delete(name).expect("deleted");
+            std::fs::remove_file(image).expect("removes");
+        }
+    }
+
+    /// A tree with names that are made to lie.
+    fn victim() -> PathBuf {
+        let (lab, _) = lab();
+        let root = lab.directory().join("victim");
+        tree(&root, 23).expect("a tree");
+        for directory in ["loop", "self/again", "names"] {
+            std::fs::create_dir_all(root.join(directory)).expect("made");
+        }
+        for file in ["names/one", "names/two", "huge", "cut"] {
+            std::fs::write(root.join(file), "content").expect("written");
+        }
+        std::os::unix::fs::symlink("www", root.join("link")).expect("a link");
+        let store = lab.directory().join("victims");
+        let (root, store) = (root.to_string_lossy(), store.to_string_lossy());
+        let pack = ["--output", "json", "flist", "pack", &root, "-o"];
+        let args = [&pack[..], &[&store, "--env", "PATH=/bin"]].concat();
+        let said = lab.sifr(&args).expect("sifr runs").must().expect("packed");
+        let said: serde_json::Value = serde_json::from_str(&said.stdout).expect("JSON");
+        said["file"].as_str().expect("a file").into()
+    }
+
+    /// Directories in themselves, content and names where none can be.
+    fn absurd(area: &mut Area) -> anyhow::Result<()> {
+        let slot = |inode: usize| (inode / 32).to_le_bytes();
+        let root = slot(area.root());
+        area.put(area.entry("loop")?, &root);
+        let inside = slot(area.inode("self")?);
+        area.put(area.entry("self/again")?, &inside);
+        // A name far behind its block, and one that ends before it begins.
+        area.put(area.entry("names/one")? + 8, &[0xff, 0x7f]);
+        area.put(area.entry("names/two")? + 8, &[1, 0]);
+        let (huge, cut) = (area.inode("huge")?, area.inode("cut")?);
+        area.put(huge + 8, &(1u64 << 60).to_le_bytes());
+        area.put(cut + 16, &0xffff_fff0u32.to_le_bytes());
+        area.put(area.inode("link")? + 8, &(1u64 << 40).to_le_bytes());
+        Ok(())
+    }
+
+    #[test]
+    fn hostile_metadata_harms_its_own_machine_alone_and_its_status_says_why() {
+        let (lab, _) = lab();
+        deploy("beside", &format!("ports: [\"{WEB_PORT}:80\"]\n"))
+            .must()
+            .expect("deployed");
+        let victim = victim();
+        let no_root = poisoned(&victim, |area| {
+            area.put(area.root() + 4, &0o100_644u16.to_le_bytes());
+            Ok(())
+        });
+        let no_block = poisoned(&victim, |area| {
+            area.put(1024 + 12, &[63]);
+            Ok(())
+        });
+        let look = "for p in /loop /self/again /names; do timeout 20 ls -R $p >/dev/null 2>&1 && echo $p || echo refused $p; done; \
+                    for p in /huge /cut /link; do timeout 20 cat $p >/dev/null 2>&1 && echo $p || echo refused $p; done; \
+                    cat /www/index.html; echo still here";
+        let look = format!("restart: never\ncommand: [busybox, sh, -c, {look:?}]\n");
+        let from = |name: &str, file: &Path, more: &str| {
+            let image = file.display();
+            let yaml = format!("name: {name}\nimage: {image}\nmemory: 96Mi\ndisk: 64Mi\n{more}");
+            let deployed = lab.deploy(&yaml).expect("sifr runs");
+            deployed.must().expect("nobody but the guest reads it");
+        };
+        let never = "command: [sh]\n";
+        from("no-root", &no_root.expect("a file"), never);
+        from("no-block", &no_block.expect("a file"), never);
+        from("absurd", &poisoned(&victim, absurd).expect("a file"), &look);
+        let said = lab.follow("absurd").expect("its log").to_end();
+        let said = said.expect("it ends");
+        println!("{said}");
+        assert!(
+            said.contains("It works") && said.contains("still here"),
+            "{said}"
+        );
+        for lie in ["/loop", "/self/again", "/cut", "/link"] {
+            assert!(said.contains(&format!("refused {lie}")), "{lie}: {said}");
+        }
+        let end = Instant::now() + PATIENCE;
+        for name in ["no-root", "no-block"] {
+            let status = || lab.get(name).expect("its status").to_string();
+            while !status().contains("erofs") {
+                assert!(Instant::now() < end, "{}", status());
+            }
+            println!("{}", status());
+        }
+        let page = http::page(lab.web, "/").expect("the neighbour serves");
+        assert!(page.contains("It works"), "{page}");
+        for name in ["no-root", "no-block", "absurd", "beside"] {
+            lab.delete(name).expect("deleted");
+        }
     }
 
     #[test]

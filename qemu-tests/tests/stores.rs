@@ -6,8 +6,9 @@
 mod tests {
     use std::fs;
     use std::path::{Path, PathBuf};
-    use std::process::{Command, Output};
+    use std::process::{Command, Output, Stdio};
     use std::sync::OnceLock;
+    use std::time::Duration;
 
     use qemu_tests::registry::{LOGIN_KEPT, Registry};
     use qemu_tests::s3::{KEYS, S3};
@@ -150,6 +151,64 @@ mod tests {
         );
         must(&sifr(home, &["flist", "mirror", &copy, &private], &KEYS));
         must(&sifr(home, &["flist", "verify", &digest, &public], &[]));
+    }
+
+    /// How long the first push lives that is killed; each next one half as long again. Any moment will do: whatever the
+    /// client is at then must be safe.
+    const FIRST_LIFE: Duration = Duration::from_millis(15);
+
+    /// Pushes and is killed, again and again, until a push has lived long enough to end. After each kill the store has no
+    /// flist, or all of it. Gives how many were killed.
+    fn push_among_kills(home: &Path, file: &str, digest: &str, to: &str) -> usize {
+        let mut life = FIRST_LIFE;
+        for kills in 0.. {
+            let mut push = Command::new(qemu_tests::command().expect("sifr is built"));
+            push.args(["flist", "push", file, to]).env_clear();
+            push.env("HOME", home).envs(KEYS).stderr(Stdio::null());
+            let mut push = push.spawn().expect("sifr runs");
+            std::thread::sleep(life);
+            if let Some(status) = push.try_wait().expect("waits") {
+                assert!(status.success());
+                return kills;
+            }
+            push.kill().expect("SIGKILL");
+            push.wait().expect("reaped");
+            let verified = sifr(home, &["flist", "verify", digest, to], &KEYS);
+            let said = [verified.stdout.clone(), verified.stderr.clone()].concat();
+            let said = String::from_utf8_lossy(&said).into_owned();
+            let is_absent =
+                said.contains("no flist") || said.contains("is missing") && !said.contains("chunk");
+            assert!(verified.status.success() || is_absent, "{said}");
+            life += life / 2;
+        }
+        unreachable!("a push ends")
+    }
+
+    #[test]
+    fn a_push_that_is_killed_at_any_moment_leaves_nothing_wrong_and_the_next_one_goes_on() {
+        let (work, s3) = (
+            TempDir::new().expect("temp"),
+            S3::start().expect("a server"),
+        );
+        let registry = Registry::open().expect("a registry");
+        let (file, digest) = packed(&work, 107);
+        let (file, home) = (file.display().to_string(), work.path());
+        for store in [
+            home.join("copy").display().to_string(),
+            s3.url("killed", s3.private),
+            format!("oci+http://{}/team/killed", registry.host),
+        ] {
+            let kills = push_among_kills(home, &file, &digest, &store);
+            println!("{kills} pushes to {store} were killed");
+            assert!(kills > 1, "{store}");
+            let said = must(&sifr(home, &["flist", "push", &file, &store], &KEYS));
+            assert!(said.contains("sent 0.0 MiB in 0 chunks"), "{said}");
+            must(&sifr(home, &["flist", "verify", &digest, &store], &KEYS));
+        }
+        // What a killed push has left in a directory is no chunk and no flist.
+        let chunks = store::chunks(&home.join("copy")).expect("chunks").len();
+        let local = store::chunks(&home.join("local")).expect("chunks").len();
+        println!("{chunks} files for {local} chunks");
     }
 
     #[test]

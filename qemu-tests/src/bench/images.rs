@@ -21,6 +21,7 @@ use nix::sys::resource::{UsageWho, getrusage};
 use serde_json::Value;
 
 use super::measure::{MIB, PATIENCE, float};
+use super::reading;
 use super::table::Row;
 use crate::store::{self, Served};
 use crate::{Lab, Setup, WEB_PORT};
@@ -38,7 +39,7 @@ const ROUNDS: usize = 3;
 /// Machines of one image that start at once.
 const AT_ONCE: u32 = 20;
 /// Between two tries: nothing tells from outside when a program listens.
-const PAUSE: Duration = Duration::from_millis(200);
+pub(super) const PAUSE: Duration = Duration::from_millis(200);
 /// Of this package two versions are compared: large, and rebuilt for each security update.
 const RELEASES: &str = "openjdk-17-jre-headless";
 
@@ -52,7 +53,7 @@ struct Server {
     answer: &'static str,
 }
 
-const SERVERS: [Server; 3] = [
+const SERVERS: [Server; 4] = [
     Server {
         name: "nginx",
         packages: "nginx-light",
@@ -83,6 +84,18 @@ const SERVERS: [Server; 3] = [
         ask: "GET / HTTP/1.0\r\n\r\n",
         answer: "200 OK",
     },
+    Server {
+        name: "node",
+        packages: "nodejs",
+        entry: &[
+            "/usr/bin/node",
+            "-e",
+            "require('http').createServer((_, answer) => answer.end('here')).listen(3000)",
+        ],
+        port: 3000,
+        ask: "GET / HTTP/1.0\r\n\r\n",
+        answer: "200 OK",
+    },
 ];
 
 /// What packing costs and saves.
@@ -102,6 +115,7 @@ pub(super) fn started(image: &Image) -> Result<Vec<Row>> {
             rows.extend(bench.starts(server)?);
         }
         rows.extend(bench.parallel()?);
+        rows.extend(reading::rows(bench)?);
         Ok(rows)
     })
 }
@@ -116,20 +130,20 @@ fn in_a_place(image: &Image, measure: impl FnOnce(&Bench) -> Result<Vec<Row>>) -
     })
 }
 
-struct Bench {
+pub(super) struct Bench {
     sifr: PathBuf,
     paths: Paths,
     work: PathBuf,
 }
 
 /// What `sifr flist pack` wrote.
-struct Packed {
+pub(super) struct Packed {
     file: PathBuf,
     stored_bytes: u64,
 }
 
 impl Packed {
-    fn store(&self) -> &Path {
+    pub(super) fn store(&self) -> &Path {
         self.file.parent().expect("a file in a store")
     }
 
@@ -140,7 +154,24 @@ impl Packed {
 }
 
 impl Bench {
-    fn pack(&self, source: &Path, store: &str, entry: &[&str]) -> Result<Packed> {
+    pub(super) fn paths(&self) -> &Paths {
+        &self.paths
+    }
+
+    /// The small image of the tests.
+    pub(super) fn busybox(&self) -> Result<Packed> {
+        let file = crate::busybox(&self.sifr, &self.work)?;
+        let chunks = store::chunks(file.parent().context("no store")?)?;
+        let bytes = chunks
+            .iter()
+            .filter_map(|c| Some(fs::metadata(c).ok()?.len()));
+        Ok(Packed {
+            stored_bytes: bytes.sum(),
+            file,
+        })
+    }
+
+    pub(super) fn pack(&self, source: &Path, store: &str, entry: &[&str]) -> Result<Packed> {
         let mut command = Command::new(&self.sifr);
         command.args(["--output", "json", "flist", "pack"]);
         command.arg(source).arg("-o").arg(self.work.join(store));
@@ -285,15 +316,7 @@ impl Bench {
 
     /// As many as a deployment's machines on one node, against one.
     fn parallel(&self) -> Result<Vec<Row>> {
-        let flist = crate::busybox(&self.sifr, &self.work)?;
-        let stored: u64 = store::chunks(flist.parent().context("no store")?)?
-            .iter()
-            .filter_map(|chunk| Some(fs::metadata(chunk).ok()?.len()))
-            .sum();
-        let packed = Packed {
-            file: flist,
-            stored_bytes: stored,
-        };
+        let packed = self.busybox()?;
         let mut fetched = Vec::new();
         for count in [1, AT_ONCE] {
             let (url, served) = store::serve_counted(packed.store(), Arc::default())?;
@@ -356,7 +379,7 @@ impl Start {
     }
 }
 
-fn deploy(lab: &Lab, name: &str, packed: &Packed, url: &str, more: &str) -> Result<()> {
+pub(super) fn deploy(lab: &Lab, name: &str, packed: &Packed, url: &str, more: &str) -> Result<()> {
     let digest = packed
         .file
         .file_stem()
@@ -430,7 +453,7 @@ fn cpu_seconds(work: impl FnOnce() -> Result<()>) -> Result<f64> {
     Ok(now()? - before)
 }
 
-fn median(mut figures: Vec<f64>) -> f64 {
+pub(super) fn median(mut figures: Vec<f64>) -> f64 {
     figures.sort_by(f64::total_cmp);
     figures[figures.len() / 2]
 }

@@ -13,6 +13,7 @@ mod machines;
 mod measure;
 mod memory;
 pub mod node;
+mod reading;
 pub mod report;
 pub mod table;
 
