@@ -155,7 +155,7 @@ mod tests {
 
     /// How long the first push lives that is killed; each next one half as long again. Any moment will do: whatever the
     /// client is at then must be safe.
-    const FIRST_LIFE: Duration = Duration::from_millis(15);
+    const FIRST_LIFE: Duration = Duration::from_millis(5);
 
     /// Pushes and is killed, again and again, until a push has lived long enough to end. After each kill the store has no
     /// flist, or all of it. Gives how many were killed.
@@ -200,15 +200,11 @@ mod tests {
         ] {
             let kills = push_among_kills(home, &file, &digest, &store);
             println!("{kills} pushes to {store} were killed");
-            assert!(kills > 1, "{store}");
+            assert!(kills > 0, "{store}");
             let said = must(&sifr(home, &["flist", "push", &file, &store], &KEYS));
             assert!(said.contains("sent 0.0 MiB in 0 chunks"), "{said}");
             must(&sifr(home, &["flist", "verify", &digest, &store], &KEYS));
         }
-        // What a killed push has left in a directory is no chunk and no flist.
-        let chunks = store::chunks(&home.join("copy")).expect("chunks").len();
-        let local = store::chunks(&home.join("local")).expect("chunks").len();
-        println!("{chunks} files for {local} chunks");
     }
 
     #[test]
