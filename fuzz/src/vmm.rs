@@ -535,32 +535,54 @@ fn socket(port: u32, operation: u8, flags: u8, length: u8) -> Vec<u8> {
 
 fn vsock_drivers() -> Vec<Vec<u8>> {
     const REQUEST: u8 = 1;
+    const RESPONSE: u8 = 2;
     const SHUTDOWN: u8 = 4;
     const SAYS: u8 = 5;
     let line = b"{\"exited\":{\"code\":3,\"signal\":null,\"oom_kills\":0}}\n";
-    [1024, 1025, 99]
-        .map(|port| {
-            let mut driver = Driver::new(0, 3);
-            for place in 0..4 {
-                driver.offer(0, &[(DATA + 0x1_0000 + place * 0x400, 0x400, true)]);
-            }
-            driver.say(b"{\"guest\":\"stop\"}");
-            let length = u8::try_from(line.len()).expect("short");
-            let packets = [
-                socket(port, REQUEST, 0, 0),
-                [&socket(port, SAYS, 0, length), &line[..]].concat(),
-                socket(port, SHUTDOWN, 2, 0),
-            ];
-            for (place, packet) in (0u32..).zip(packets) {
-                let at = DATA + place * 0x100;
-                driver.memory(at, &packet);
-                let length = u32::try_from(packet.len()).expect("short");
-                driver.offer(1, &[(at, length, false)]);
-                driver.serve();
-            }
-            driver.done()
-        })
-        .to_vec()
+    let length = u8::try_from(line.len()).expect("short");
+    let prepared = || {
+        let mut driver = Driver::new(0, 3);
+        for place in 0..4 {
+            driver.offer(0, &[(DATA + 0x1_0000 + place * 0x400, 0x400, true)]);
+        }
+        driver
+    };
+    let send = |driver: &mut Driver, packets: &[Vec<u8>]| {
+        for (place, packet) in (0u32..).zip(packets) {
+            let at = DATA + place * 0x100;
+            driver.memory(at, packet);
+            let length = u32::try_from(packet.len()).expect("short");
+            driver.offer(1, &[(at, length, false)]);
+            driver.serve();
+        }
+    };
+    let talk = |port: u32, begin: u8| {
+        [
+            socket(port, begin, 0, 0),
+            [&socket(port, SAYS, 0, length), &line[..]].concat(),
+            socket(port, SHUTDOWN, 2, 0),
+        ]
+    };
+    let to_host = [1024, 1025, 99, 98].map(|port| {
+        let mut driver = prepared();
+        driver.say(b"{\"guest\":\"stop\"}");
+        send(&mut driver, &talk(port, REQUEST));
+        driver.serve();
+        driver.done()
+    });
+    // The world connects to port 22: the first connection of the host is from this port.
+    let mut to_guest = prepared();
+    to_guest.say(&[0xff, 22]);
+    to_guest.serve();
+    let from = |mut packet: Vec<u8>| {
+        packet[16..20].copy_from_slice(&22u32.to_le_bytes());
+        packet
+    };
+    send(&mut to_guest, &talk(1 << 30, RESPONSE).map(from));
+    to_guest.serve();
+    let mut all = to_host.to_vec();
+    all.push(to_guest.done());
+    all
 }
 
 fn ports(input: &[u8]) {

@@ -41,6 +41,7 @@ use crate::virtio::net::{Net, NetError};
 use crate::virtio::rng::Rng;
 use crate::virtio::transport::mmio::{self, QUEUE_NOTIFY};
 use crate::virtio::vsock::Vsock;
+use crate::virtio::vsock::forward::{self, Broker, SocketsError};
 use crate::virtio::worker::{Slot, Wired};
 
 #[derive(Debug, thiserror::Error)]
@@ -55,6 +56,8 @@ pub(crate) enum SetupError {
     Devices { count: usize },
     #[error("there is neither a kernel nor a snapshot: name one as `kernel` or `restore`")]
     NoKernel,
+    #[error(transparent)]
+    Sockets(#[from] SocketsError),
     #[error("two disks have the serial {0:?}")]
     Serials(String),
     #[error("guest memory")]
@@ -122,6 +125,8 @@ struct Parts {
     disks: Vec<(Disk, File, Option<LazyParts>)>,
     nets: Vec<(NetSpec, Pairs)>,
     control: Option<Arc<OwnedFd>>,
+    /// With the ports that it knows.
+    broker: Option<(OwnedFd, Vec<u32>)>,
     log: Option<([File; 2], u64)>,
     serial: Option<File>,
     extras: ExtraFds,
@@ -183,6 +188,7 @@ impl Parts {
             },
             disks,
             nets,
+            broker: take_broker(&mut fds, spec)?,
             log,
             control: spec
                 .control
@@ -199,6 +205,14 @@ impl Parts {
         fds.close_rest();
         Ok(parts)
     }
+}
+
+fn take_broker(fds: &mut Inherited, spec: &VmSpec) -> Result<Option<(OwnedFd, Vec<u32>)>, FdError> {
+    let Some(sockets) = &spec.sockets else {
+        return Ok(None);
+    };
+    let broker = fds.take(sockets.broker, "broker")?;
+    Ok(Some((broker, sockets.ports.clone())))
 }
 
 /// The balloon, which is spoken to, and all that the main thread serves.
@@ -325,7 +339,8 @@ pub(crate) fn assemble() -> Result<Machine, SetupError> {
     let log = shared(parts.log)?;
     let gate = Gate::new(vcpus.len(), workers.len()).map_err(SetupError::Event)?;
     let gate = Arc::new(gate);
-    let vsock = slots.add(Vsock::new(&outbox, &lines, log.clone()), &ram)?;
+    let broker = broker(parts.broker).map_err(SetupError::Control)?;
+    let vsock = slots.add(Vsock::new(&outbox, &lines, log.clone(), broker), &ram)?;
     let rng = slots.add(Rng, &ram)?;
     let (balloon, more) = slots.add_extras(&mut extras, &ram)?;
     let own = halting(&gate, [vsock, rng], more);
@@ -554,6 +569,12 @@ fn load(
     Ok((kernel.entry(), kernel.place()))
 }
 
+fn broker(parts: Option<(OwnedFd, Vec<u32>)>) -> io::Result<Option<Broker>> {
+    parts
+        .map(|(socket, ports)| Broker::new(socket, &ports))
+        .transpose()
+}
+
 fn shared(log: Option<([File; 2], u64)>) -> Result<Option<SharedLog>, SetupError> {
     let log = log.map(|(files, max_bytes)| Log::open(files, max_bytes));
     let log = log.transpose().map_err(SetupError::Log)?;
@@ -567,6 +588,7 @@ pub(crate) fn check(spec: &VmSpec) -> Result<Topology, SetupError> {
     }
     let topology = Topology::new(spec.cpus, spec.topology)?;
     memory::check(spec.memory_mib, spec.huge_pages)?;
+    forward::check(spec.sockets.as_ref().map_or(&[], |sockets| &sockets.ports))?;
     let mut serials: Vec<&str> = spec.disks.iter().map(|d| d.serial.as_str()).collect();
     serials.sort_unstable();
     match serials.windows(2).find(|pair| pair[0] == pair[1]) {

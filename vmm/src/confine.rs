@@ -95,6 +95,8 @@ const MAIN: &[Call] = &[
     any(libc::SYS_poll),                                           // event::run
     any(libc::SYS_recvmsg),                                        // Inbox::next
     any(libc::SYS_sendto),                                         // Outbox::flush
+    any(libc::SYS_sendmsg),                                        // Broker::ask
+    with(libc::SYS_shutdown, 1, libc::SHUT_WR.cast_unsigned()),    // Stream::forward
     any(libc::SYS_getrandom),                                      // Rng::serve
     any(libc::SYS_getrusage),                                      // Registry::read
     any(libc::SYS_ftruncate),                                      // log rotation

@@ -37,11 +37,14 @@ impl Source {
     }
 }
 
+/// Of what a turn says of its sources.
+const LAST_BIT: u32 = u64::BITS - 1;
+
 /// Something that a worker thread serves.
 pub(crate) trait Served: Send + Sync {
     /// What to wait for now. Called before each wait.
     fn sources(&self, out: &mut Vec<Source>);
-    /// One bit per source that fired, in the order of `sources`.
+    /// One bit per source that fired, in the order of `sources`; the last bit is that of all from there on.
     fn serve(&self, fired: u64);
     /// Called before a pause: what is in flight is brought to an end, and what is not begun waits for the
     /// next `serve`.
@@ -74,10 +77,9 @@ pub(crate) fn run(served: &[&dyn Served], stop: &EventFd) -> io::Result<()> {
         poll(&mut polled, -1)?;
         let mut at = 1;
         for (served, count) in served.iter().zip(&counts) {
-            let fired = polled[at..at + count]
-                .iter()
-                .rev()
-                .fold(0, |bits, p| bits << 1 | u64::from(p.revents != 0));
+            let fired = (0..).zip(&polled[at..at + count]);
+            let fired = fired.filter(|(_, p)| p.revents != 0);
+            let fired = fired.fold(0, |bits, (index, _)| bits | 1 << u32::min(index, LAST_BIT));
             at += count;
             if fired != 0 {
                 served.serve(fired);
@@ -173,5 +175,30 @@ mod tests {
         run(&[&once], &stop).expect("polls");
         assert_eq!(once.fired.load(Ordering::Relaxed), 0b100);
         assert_eq!(once.stopped.load(Ordering::Relaxed), 1);
+    }
+
+    /// Its last source fires.
+    struct Crowd(EventFd, AtomicU64);
+
+    impl Served for Crowd {
+        fn sources(&self, out: &mut Vec<Source>) {
+            out.extend([Source::never(); 99]);
+            out.push(Source::readable(&self.0));
+        }
+        fn serve(&self, fired: u64) {
+            self.0.read().expect("signalled");
+            self.1.fetch_add(fired, Ordering::Relaxed);
+        }
+        fn stop(&self) {}
+    }
+
+    #[test]
+    fn more_sources_than_there_are_bits_are_served_all_the_same() {
+        let event = || EventFd::new(libc::EFD_NONBLOCK).expect("eventfd");
+        let (crowd, stop) = (Crowd(event(), AtomicU64::new(0)), event());
+        crowd.0.write(1).expect("counts");
+        stop.write(1).expect("counts");
+        run(&[&crowd], &stop).expect("polls");
+        assert_eq!(crowd.1.load(Ordering::Relaxed), 1 << LAST_BIT);
     }
 }

@@ -6,10 +6,12 @@
 
 mod snapshot;
 
+use std::cell::RefCell;
 use std::fs::File;
 use std::num::NonZeroU64;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
 
 use flist::map::{Extent, Table};
@@ -18,7 +20,8 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair};
 use types::Mac;
 use types::vm::{
-    ConsoleKind, Disk as DiskSpec, Fd, HugePages, Limit, Net as NetSpec, NetLimit, Rate, Stream,
+    ConsoleKind, Disk as DiskSpec, Fd, FromBroker, HugePages, Limit, Net as NetSpec, NetLimit,
+    Rate, Stream, ToBroker,
 };
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
@@ -43,6 +46,7 @@ use crate::virtio::net::Net;
 use crate::virtio::pmem::Pmem;
 use crate::virtio::rng::Rng;
 use crate::virtio::vsock::Vsock;
+use crate::virtio::vsock::forward::Broker;
 use crate::virtio::worker::{Slot, Wired};
 
 pub use self::snapshot::{snapshot, snapshot_file, snapshots};
@@ -88,6 +92,66 @@ pub struct Guest {
     outbox: Arc<Outbox>,
     /// Sorts what the node says to a socket device.
     inbox: Option<Inbox>,
+    /// Programs of the host behind a socket device.
+    programs: Option<Programs>,
+}
+
+/// Programs of the host that a broker brings.
+#[derive(Debug)]
+struct Programs {
+    broker: OwnedFd,
+    streams: RefCell<Vec<UnixStream>>,
+}
+
+/// The port of the host that has programs behind it, and how many there are at most.
+const PROGRAM_PORT: u32 = 99;
+const PROGRAMS_MAX: usize = 4;
+/// What begins a packet by which the world connects to the guest; the port follows.
+const CONNECTS: u8 = 0xff;
+
+impl Programs {
+    fn new() -> (Broker, Self) {
+        let (ours, broker) = pair();
+        let forward = Broker::new(ours, &[PROGRAM_PORT]).expect("a flag");
+        let streams = RefCell::default();
+        (forward, Self { broker, streams })
+    }
+
+    /// Passes one end of a new stream, or refuses where there are too many.
+    fn pass(&self, message: &FromBroker) {
+        let mut streams = self.streams.borrow_mut();
+        let (ours, theirs) = UnixStream::pair().expect("sockets");
+        let ends = [&ours, &theirs].map(|end| end.set_nonblocking(true));
+        ends.into_iter().for_each(|set| set.expect("a flag"));
+        let packet = serde_json::to_vec(message).expect("plain data");
+        let stream = [theirs.as_fd()];
+        let room = streams.len() < PROGRAMS_MAX;
+        let _ = sys::socket::send(self.broker.as_fd(), &packet, &stream[..usize::from(room)]);
+        if room {
+            streams.push(ours);
+        }
+    }
+
+    /// The broker answers, and each program repeats what it hears.
+    fn work(&self) {
+        let mut packet = [0; PACKET_MAX];
+        while let Ok(length) = recv(self.broker.as_raw_fd(), &mut packet, MsgFlags::MSG_DONTWAIT) {
+            match serde_json::from_slice(&packet[..length]) {
+                Ok(ToBroker { port, guest_port }) => {
+                    self.pass(&FromBroker::Accepted { port, guest_port });
+                }
+                Err(_) => return,
+            }
+        }
+        self.streams.borrow_mut().retain_mut(|stream| {
+            let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+            match recv(stream.as_raw_fd(), &mut packet, flags) {
+                Ok(0) => false,
+                Ok(length) => send(stream.as_raw_fd(), &packet[..length], flags).is_ok(),
+                Err(_) => true,
+            }
+        });
+    }
 }
 
 trait Both: MmioDevice + Served + Wired + std::fmt::Debug {
@@ -225,7 +289,7 @@ impl Guest {
             let blk = Blk::new(&spec, file(DISK_BYTES), lazy, || Ok(()), &outbox);
             slot(blk.expect("a good disk"), &ram)
         };
-        let mut inbox = None;
+        let (mut inbox, mut programs) = (None, None);
         let (device, world, map) = match kind {
             Kind::Disk | Kind::WideDisk => (disk(false, None), None, None),
             Kind::ReadOnlyDisk => (disk(true, None), None, None),
@@ -252,7 +316,9 @@ impl Guest {
                 let lines = Arc::new(Lines::new().expect("an event counter"));
                 let node = Inbox::new(Some(Arc::new(ours)), &lines, &outbox);
                 inbox = Some(node.expect("non-blocking"));
-                let vsock = Vsock::new(&outbox, &lines, Some(log));
+                let (broker, behind) = Programs::new();
+                programs = Some(behind);
+                let vsock = Vsock::new(&outbox, &lines, Some(log), Some(broker));
                 (slot(vsock, &ram), Some(world), None)
             }
             Kind::Rng => (slot(Rng, &ram), None, None),
@@ -275,6 +341,7 @@ impl Guest {
             map,
             outbox,
             inbox,
+            programs,
         }
     }
 
@@ -302,12 +369,20 @@ impl Guest {
             // Requests to the machine are heard and not done: there is none.
             while inbox.next().is_some() {}
         }
+        if let Some(programs) = &self.programs {
+            programs.work();
+        }
         self.device.sources(&mut Vec::new());
         self.device.serve(fired);
     }
 
     /// The world says a packet, as far as there is a world and room.
     pub fn say(&self, packet: &[u8]) {
+        if let (Some(programs), [CONNECTS, port, ..]) = (&self.programs, packet) {
+            let guest_port = u32::from(*port);
+            programs.pass(&FromBroker::Connect { guest_port });
+            return;
+        }
         if let Some(world) = &self.world {
             let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
             let _ = send(world.as_raw_fd(), packet, flags);
@@ -325,6 +400,7 @@ impl Guest {
 
     /// The world goes away.
     pub fn hang_up(&mut self) {
+        self.programs = None;
         self.world = None;
     }
 

@@ -75,6 +75,9 @@ pub struct VmSpec {
     /// A port by which the guest's kernel says that it has panicked (pvpanic, I/O port 0x505).
     #[serde(default)]
     pub pvpanic: bool,
+    /// Connections between programs in the guest and programs of the host. Absent: vsock is the guest's init's alone.
+    #[serde(default)]
+    pub sockets: Option<Sockets>,
     /// Note which memory changes, so that differential snapshots can be taken. Costs the guest an exit for
     /// each page that it writes between two snapshots, and huge pages.
     #[serde(default)]
@@ -184,6 +187,7 @@ impl VmSpec {
             watchdog: false,
             rtc: false,
             pvpanic: false,
+            sockets: None,
             track_memory: false,
             restore: None,
         }
@@ -411,6 +415,41 @@ pub enum ConsoleKind {
     /// A terminal, `/dev/hvc0`, which can be the kernel's console (`console=hvc0`). A vCPU that writes
     /// what nobody reads waits and does nothing else: Linux's driver works so.
     Terminal,
+}
+
+/// The guest's vsock as stream sockets of the host. The VMM neither listens nor connects: a broker at the other end of
+/// `broker` does, and passes connected sockets ([`ToBroker`], [`FromBroker`]).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sockets {
+    /// SOCK_SEQPACKET, one JSON object a packet.
+    pub broker: Fd,
+    /// Ports of the host that the guest may connect to, 1 to [`SOCKET_PORT_MAX`], but those of its init.
+    #[serde(default)]
+    pub ports: Vec<u32>,
+}
+
+/// Highest port of the host that can be named: above are those from which the host connects.
+pub const SOCKET_PORT_MAX: u32 = (1 << 30) - 1;
+/// Most connections of [`Sockets`] at once. Each may hold 64 KiB for either side that does not read.
+pub const SOCKETS_MAX: usize = 128;
+
+/// VMM to broker: the guest connects to `port` of the host, from `guest_port` of its own. It waits for [`FromBroker::Accepted`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ToBroker {
+    pub port: u32,
+    pub guest_port: u32,
+}
+
+/// Broker to VMM. A socket beside a packet is a stream, connected and non-blocking.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum FromBroker {
+    /// The answer to the [`ToBroker`] of these ports, with the socket beside it; without one, a refusal.
+    Accepted { port: u32, guest_port: u32 },
+    /// Whoever is at the other end of the socket beside it wants to speak to `guest_port` of the guest.
+    Connect { guest_port: u32 },
 }
 
 /// A file that never shrinks while the machine runs. Its content is padded with zeros to whole units of 2 MiB.

@@ -1,34 +1,25 @@
 //! Between the control socket at a path and the machine's process.
 //!
 //! Owns: the connections, and whose turn an answer is. The machine answers in the order in which it was asked.
-//! Refuses: a path that somebody uses, more connections and waiting requests than its limits, and to wait for
+//! Refuses: more connections and waiting requests than its limits, and to wait for
 //! one who does not read.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::{File, TryLockError};
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use types::vm::{CONTROL_PACKET_MAX, ToVmm};
 
+use super::listener::{ListenError, Listener};
 use super::request::{Answer, Deed, understand};
 
 /// Connections at once: a person, a script, a collector of metrics, each perhaps twice.
 const CLIENTS_MAX: usize = 8;
 /// Requests that the machine has not answered; it reads one after the other.
 const PENDING_MAX: usize = 32;
-
-#[derive(Debug, thiserror::Error)]
-pub(super) enum ListenError {
-    #[error("{} exists and is no socket: choose another path", .0.display())]
-    Occupied(PathBuf),
-    #[error("another machine listens at {}: choose another path", .0.display())]
-    InUse(PathBuf),
-    #[error("listen at {}: check `--control`", .0.display())]
-    Listen(PathBuf, #[source] io::Error),
-}
 
 /// Whose a request is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,43 +46,11 @@ pub(super) struct Bridge {
     pending: VecDeque<Asker>,
 }
 
-/// A socket that leaves no name behind.
-#[derive(Debug)]
-struct Listener {
-    fd: OwnedFd,
-    path: PathBuf,
-}
-
-impl Drop for Listener {
-    fn drop(&mut self) {
-        // Whoever removed it before us wanted it gone too.
-        let _ = std::fs::remove_file(&self.path);
-    }
-}
-
-impl Listener {
-    fn new(path: &Path) -> Result<Self, ListenError> {
-        match std::fs::symlink_metadata(path) {
-            Ok(found) if !found.file_type().is_socket() => {
-                return Err(ListenError::Occupied(path.into()));
-            }
-            Ok(_) if sys::seqpacket::connect(path).is_ok() => {
-                return Err(ListenError::InUse(path.into()));
-            }
-            // Left behind by one that was killed, or not there.
-            Ok(_) | Err(_) => {}
-        }
-        let fd = sys::seqpacket::listen(path).map_err(|e| ListenError::Listen(path.into(), e))?;
-        let path = path.into();
-        Ok(Self { fd, path })
-    }
-}
-
 impl Bridge {
     /// `machine`: our end of the machine's control socket.
     pub(super) fn new(machine: OwnedFd, path: Option<&Path>) -> Result<Self, ListenError> {
         Ok(Self {
-            listener: path.map(Listener::new).transpose()?,
+            listener: path.map(Listener::packets).transpose()?,
             clients: BTreeMap::new(),
             next: 0,
             machine,
@@ -106,7 +65,7 @@ impl Bridge {
     /// Where connections come from, while there is room for one.
     pub(super) fn listener(&self) -> Option<BorrowedFd<'_>> {
         let listener = self.listener.as_ref()?;
-        (self.clients.len() < CLIENTS_MAX).then(|| listener.fd.as_fd())
+        (self.clients.len() < CLIENTS_MAX).then(|| listener.fd())
     }
 
     pub(super) fn clients(&self) -> impl Iterator<Item = (u64, BorrowedFd<'_>)> {
@@ -376,29 +335,5 @@ mod tests {
         assert_eq!(world.ask(&client, r#"{"request":"stop"}"#), Heard::Stop);
         assert!(packet(&client.0).expect("an answer").0.contains("done"));
         assert!(packet(&world.machine).is_none());
-    }
-
-    #[test]
-    fn a_path_that_somebody_uses_is_left_alone_and_a_stale_one_is_taken() {
-        let directory = tempfile::tempdir().expect("directory");
-        let path = directory.path().join("s");
-        std::fs::write(&path, "precious").expect("writes");
-        assert!(matches!(
-            Listener::new(&path),
-            Err(ListenError::Occupied(_))
-        ));
-        assert_eq!(std::fs::read(&path).expect("still there"), b"precious");
-        std::fs::remove_file(&path).expect("removes");
-        let listener = Listener::new(&path).expect("free");
-        assert!(matches!(Listener::new(&path), Err(ListenError::InUse(_))));
-        // As a process leaves it that is killed.
-        let Listener { fd, path } = &listener;
-        let stale = path.clone();
-        let _ = fd;
-        drop(listener);
-        assert!(!stale.exists());
-        drop(sys::seqpacket::listen(&stale).expect("listens"));
-        assert!(stale.exists());
-        Listener::new(&stale).expect("nobody listens");
     }
 }

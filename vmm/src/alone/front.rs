@@ -25,9 +25,11 @@ use sys::signal::{Signal, Signals};
 use types::guest::ToGuest;
 use types::vm::{CONTROL_PACKET_MAX, FromVmm, ToVmm, VmSpec};
 
-use super::bridge::{Asker, Bridge, Heard, ListenError};
+use super::bridge::{Asker, Bridge, Heard};
+use super::listener::ListenError;
 use super::open::Opened;
 use super::request::{Answer, answer};
+use super::sockets::Sockets;
 use super::terminal::{Input, Typed};
 
 /// How long a guest's init may take: the stop signal's grace and a minute to write out its disk.
@@ -54,7 +56,7 @@ const ITSELF: &str = "/proc/self/exe";
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum FrontError {
-    #[error(transparent)]
+    #[error("check `--control`")]
     Listen(#[from] ListenError),
     #[error("open {ITSELF}: mount /proc")]
     Itself(#[source] io::Error),
@@ -140,6 +142,7 @@ impl Phase {
 struct Front {
     child: Child,
     bridge: Bridge,
+    sockets: Option<Sockets>,
     console: Option<UnixStream>,
     /// Of a console that is a terminal.
     input: Option<Input>,
@@ -156,6 +159,7 @@ pub(super) fn run(opened: Opened, control: Option<&Path>) -> Result<u8, FrontErr
         spec,
         fds,
         control: machine,
+        sockets,
         console,
         terminal,
     } = opened;
@@ -179,6 +183,7 @@ pub(super) fn run(opened: Opened, control: Option<&Path>) -> Result<u8, FrontErr
     let mut front = Front {
         child,
         bridge,
+        sockets,
         console,
         input,
         signals,
@@ -276,6 +281,10 @@ enum Source {
     Input,
     Listener,
     Client(u64),
+    /// The machine asks for a connection of its guest's.
+    Sockets,
+    /// Somebody wants one to the guest.
+    Entrance(usize),
 }
 
 impl Front {
@@ -307,6 +316,12 @@ impl Front {
                         Heard::Stop => self.happened(Event::AskedToStop),
                         Heard::Nothing => {}
                     },
+                    Source::Sockets => self.hear_sockets()?,
+                    Source::Entrance(number) => {
+                        if let Some(sockets) = &self.sockets {
+                            sockets.accept(*number);
+                        }
+                    }
                     // Last, when all that it said is heard.
                     Source::Child => {}
                 }
@@ -338,8 +353,24 @@ impl Front {
         sources.extend(self.bridge.listener().map(|fd| (Source::Listener, fd)));
         let clients = self.bridge.clients();
         sources.extend(clients.map(|(id, fd)| (Source::Client(id), fd)));
+        if let Some(sockets) = &self.sockets {
+            sources.push((Source::Sockets, sockets.machine()));
+            let entrances = sockets.entrances();
+            sources.extend(entrances.map(|(number, fd)| (Source::Entrance(number), fd)));
+        }
         sources.push((Source::Child, self.child.pidfd.as_fd()));
         ready(&sources, self.phase.deadline())
+    }
+
+    /// Hears what the machine asks its broker for. An ended machine asks no more: its end follows.
+    fn hear_sockets(&mut self) -> io::Result<()> {
+        let Some(sockets) = &self.sockets else {
+            return Ok(());
+        };
+        if !sockets.hear() && hung_up(sockets.machine())? {
+            self.sockets = None;
+        }
+        Ok(())
     }
 
     /// Hears one message of the machine, if there is one. An ended machine is heard no more.
@@ -451,6 +482,14 @@ fn copy(from: &mut UnixStream, bytes: &mut [u8], to: &mut impl Write) -> io::Res
     to.write_all(&bytes[..count])?;
     to.flush()?;
     Ok(count > 0)
+}
+
+/// Whether the other end is closed.
+fn hung_up(fd: BorrowedFd<'_>) -> io::Result<bool> {
+    let mut set = [PollFd::new(fd, PollFlags::empty())];
+    poll(&mut set, PollTimeout::ZERO)?;
+    let gone = PollFlags::POLLHUP | PollFlags::POLLERR;
+    Ok(set[0].revents().is_some_and(|found| found.intersects(gone)))
 }
 
 /// The sources that are ready, at the latest at `until`.

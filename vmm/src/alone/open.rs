@@ -16,7 +16,11 @@ use types::vm::{
     Base, Console, ConsoleKind, DISK_QUEUES_MAX, Disk, Fd, Log, Net, Pmem, Restore, SPEC_FD, VmSpec,
 };
 
-use super::spec::{ConsoleFile, DiskFile, LogFile, MachineFile, NetFile, RestoreFile};
+use super::listener::ListenError;
+use super::sockets::Sockets;
+use super::spec::{
+    ConsoleFile, DiskFile, From, LogFile, MachineFile, NetFile, RestoreFile, SocketFile,
+};
 
 const KVM: &str = "/dev/kvm";
 const VHOST: &str = "/dev/vhost-net";
@@ -63,6 +67,8 @@ pub(super) enum OpenError {
     NoKernel,
     #[error("{} is being written by another machine: wait for its snapshot, or copy an older one", .0.display())]
     Unfinished(PathBuf),
+    #[error("check `vsock`")]
+    Listen(#[source] ListenError),
     #[error("make a socket pair")]
     Pair(#[source] io::Error),
 }
@@ -76,6 +82,8 @@ pub(super) struct Opened {
     pub(super) fds: Vec<OwnedFd>,
     /// Our end of the control socket.
     pub(super) control: OwnedFd,
+    /// The broker of the guest's vsock.
+    pub(super) sockets: Option<Sockets>,
     /// Our end of the guest's console.
     pub(super) console: Option<UnixStream>,
     /// The console is a terminal: it takes what is typed.
@@ -136,6 +144,7 @@ pub(super) fn open(file: &MachineFile, base: &Path) -> Result<Opened, OpenError>
     if let Some(log) = &file.log {
         spec.log = Some(log_files(base, log, &mut passed)?);
     }
+    let sockets = sockets(base, &file.vsock, &mut spec, &mut passed)?;
     let console = console(file.console, &mut spec, &mut passed)?;
     let (control, theirs) = sys::socket::pair().map_err(OpenError::Pair)?;
     spec.control = Some(passed.pass(theirs));
@@ -143,9 +152,31 @@ pub(super) fn open(file: &MachineFile, base: &Path) -> Result<Opened, OpenError>
         spec,
         fds: passed.0,
         control,
+        sockets,
         console,
         terminal: file.console == ConsoleFile::Terminal,
     })
+}
+
+/// Puts the broker and its ports into the specification; gives our end of it.
+fn sockets(
+    base: &Path,
+    files: &[SocketFile],
+    spec: &mut VmSpec,
+    passed: &mut Passed,
+) -> Result<Option<Sockets>, OpenError> {
+    if files.is_empty() {
+        return Ok(None);
+    }
+    let (ours, theirs) = sys::socket::pair().map_err(OpenError::Pair)?;
+    sys::socket::set_nonblocking(&ours).map_err(OpenError::Pair)?;
+    let exits = files.iter().filter(|file| file.from == From::Guest);
+    spec.sockets = Some(types::vm::Sockets {
+        broker: passed.pass(theirs),
+        ports: exits.map(|file| file.port).collect(),
+    });
+    let sockets = Sockets::open(ours, files, base).map_err(OpenError::Listen)?;
+    Ok(Some(sockets))
 }
 
 /// Puts the console into the specification; gives our end of it.

@@ -65,6 +65,9 @@ pub(super) struct MachineFile {
     pub(super) console: ConsoleFile,
     #[serde(default)]
     pub(super) log: Option<LogFile>,
+    /// The guest's vsock as unix sockets here.
+    #[serde(default)]
+    pub(super) vsock: Vec<SocketFile>,
     /// Note what is written, for differential snapshots.
     #[serde(default)]
     pub(super) track_memory: bool,
@@ -126,6 +129,26 @@ pub(super) struct NetFile {
     pub(super) vhost: bool,
     #[serde(default)]
     pub(super) limit: Option<NetLimit>,
+}
+
+/// A unix stream socket at one end of the guest's vsock.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct SocketFile {
+    /// Of the one who is connected to.
+    pub(super) port: u32,
+    pub(super) path: PathBuf,
+    pub(super) from: From,
+}
+
+/// Who connects.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum From {
+    /// A program in the guest, to a port of the host; at the path somebody listens.
+    Guest,
+    /// Whoever connects to the path, which is listened at, to a port of the guest.
+    Host,
 }
 
 /// Where the guest's console is.
@@ -224,6 +247,8 @@ mod tests {
         let text = include_str!("../../../docs/examples/machine.json");
         let file = parse(text).expect("the example");
         assert!(!file.disks.is_empty() && !file.nets.is_empty() && !file.initramfs.is_empty());
+        let from: Vec<_> = file.vsock.iter().map(|socket| socket.from).collect();
+        assert_eq!(from, [From::Host, From::Guest]);
     }
 
     #[test]
@@ -233,6 +258,10 @@ mod tests {
             (
                 r#"{"kernel":"k","memory":"1Gi","disks":[{"path":"d","readonly":true}]}"#,
                 "readonly",
+            ),
+            (
+                r#"{"kernel":"k","memory":"1Gi","vsock":[{"port":1,"path":"p","from":"host","cid":3}]}"#,
+                "cid",
             ),
             (
                 r#"{"kernel":"k","memory":"1Gi","nets":[{"tap":"t","mac":"02:00:00:00:00:01","ip":""}]}"#,

@@ -98,7 +98,9 @@ fn main_works() {
     driver.offer(0, &[], &[(crate::virtio::testing::DATA, 4096)]);
     let stop = event();
     let pause = Pause::new();
+    let forward = crate::virtio::vsock::forward::tests::Work::new();
     confine(Kind::Main);
+    forward.work();
     pause.work();
     outbox.post(&FromVmm::Running { setup_us: 1 });
     for _ in 0..3 {

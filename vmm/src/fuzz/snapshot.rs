@@ -66,7 +66,7 @@ impl World {
                 disk(Kind::Disk),
                 disk(Kind::WideDisk),
                 slot(card, ram),
-                slot(Vsock::new(&outbox, &lines, None), ram),
+                slot(Vsock::new(&outbox, &lines, None, None), ram),
                 slot(Rng, ram),
                 slot(balloon, ram),
                 slot(console, ram),

@@ -6,13 +6,23 @@
 use std::fs::{self, File, Permissions};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use nix::libc;
+use nix::sys::socket::{
+    AddressFamily, Backlog, Shutdown, SockFlag, SockType, VsockAddr, bind, connect, listen,
+    shutdown, socket,
+};
 use nix::sys::termios::{ControlFlags, InputFlags, LocalFlags, OutputFlags, Termios, tcgetattr};
+
+use types::guest::HOST_CID;
 
 use super::Scenario;
 use super::alone::{Running, SPEC, USER, command, write_spec};
@@ -30,12 +40,20 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         run: tap,
     },
     Scenario {
+        name: "programs-of-host-and-guest-call-each-other-by-unix-sockets",
+        run: sockets,
+    },
+    Scenario {
         name: "an-image-is-the-guests-memory-by-path",
         run: pmem,
     },
 ];
 
-pub(super) const GUESTS: &[(&str, Program)] = &[("is-typed-at", typed_at), ("calls", calls)];
+pub(super) const GUESTS: &[(&str, Program)] = &[
+    ("is-typed-at", typed_at),
+    ("calls", calls),
+    ("calls-by-vsock", call_by_vsock),
+];
 
 /// The node's second serial port: whatever is written to it comes back as if somebody typed it.
 const TERMINAL: &str = "/dev/ttyS1";
@@ -45,6 +63,20 @@ const GUEST: Ipv4Addr = Ipv4Addr::new(10, 9, 11, 2);
 const PORT: u16 = 7300;
 /// What the two say to each other: more than a packet carries.
 const TALK_BYTES: usize = 64 << 10;
+
+/// Where a program of the node listens, and at which port of the host the guest finds it.
+const SERVICE: &str = "/run/service.sock";
+const HOST_PORT: u32 = 5000;
+/// Where a program of the guest is found, and at which port it listens.
+const ENTRANCE: &str = "/run/guest.sock";
+const GUEST_PORT: u32 = 22;
+/// At which nobody listens, on either side.
+const NOBODYS_PORT: u32 = 23;
+const CLOSED: &str = "/run/closed.sock";
+/// At once, each way.
+const CALLS: u8 = 20;
+/// More than the buffers on the way hold.
+const CALL_BYTES: usize = 400_000;
 
 /// Says each line that is typed.
 fn typed_at() -> Result<()> {
@@ -164,6 +196,120 @@ fn tap(_: &Node) -> Result<String> {
         ip(&format!("tuntap del dev {TAP} mode tap"))?;
     }
     Ok("as root with vhost, and as another user".to_owned())
+}
+
+/// Bytes of one call: more than fits between two ends that do not read.
+fn talk(number: u8) -> Vec<u8> {
+    let places = 0..CALL_BYTES;
+    let bytes = places.map(|place| place.to_le_bytes()[0] ^ place.to_le_bytes()[1] ^ number);
+    bytes.collect()
+}
+
+/// Says all of a talk while it reads what comes back, which is the same and then ends.
+fn call(stream: OwnedFd, number: u8) -> Result<()> {
+    let (said, mut reads) = (talk(number), File::from(stream));
+    let (sent, mut writes) = (said.clone(), reads.try_clone()?);
+    let writer = std::thread::spawn(move || -> Result<()> {
+        writes.write_all(&sent)?;
+        Ok(shutdown(writes.as_raw_fd(), Shutdown::Write)?)
+    });
+    let mut back = Vec::new();
+    reads.read_to_end(&mut back)?;
+    writer.join().expect("no panic")?;
+    let (come, of) = (back.len(), said.len());
+    ensure!(
+        back == said,
+        "call {number}: {come} bytes of {of} have come back, or others"
+    );
+    Ok(())
+}
+
+/// Many at once, each by a stream of its own.
+fn calls_at_once(connect: fn() -> Result<OwnedFd>) -> Result<()> {
+    let one = |number| std::thread::spawn(move || call(connect()?, number));
+    let calls: Vec<_> = (0..CALLS).map(one).collect();
+    for call in calls {
+        call.join().expect("no panic")?;
+    }
+    Ok(())
+}
+
+/// Says what it hears, of as many calls, each to its end.
+fn answer(mut accept: impl FnMut() -> Result<OwnedFd>) -> Result<()> {
+    let mut calls = Vec::new();
+    for _ in 0..CALLS {
+        let stream = File::from(accept()?);
+        calls.push(std::thread::spawn(move || {
+            let (mut from, mut to) = (&stream, &stream);
+            std::io::copy(&mut from, &mut to)
+        }));
+    }
+    for call in calls {
+        call.join().expect("no panic")?;
+    }
+    Ok(())
+}
+
+fn vsock() -> Result<OwnedFd> {
+    let flags = SockFlag::SOCK_CLOEXEC;
+    Ok(socket(AddressFamily::Vsock, SockType::Stream, flags, None)?)
+}
+
+fn to_host(port: u32) -> Result<OwnedFd> {
+    let (stream, host) = (vsock()?, u32::try_from(HOST_CID)?);
+    connect(stream.as_raw_fd(), &VsockAddr::new(host, port))?;
+    Ok(stream)
+}
+
+/// Calls the host and is called by it, at once.
+fn call_by_vsock() -> Result<()> {
+    let listener = vsock()?;
+    let here = VsockAddr::new(nix::libc::VMADDR_CID_ANY, GUEST_PORT);
+    bind(listener.as_raw_fd(), &here)?;
+    listen(&listener, Backlog::new(i32::from(CALLS))?)?;
+    say("listens");
+    let answers = std::thread::spawn(move || {
+        answer(|| {
+            let stream = UnixStream::from(sys::seqpacket::accept(listener.as_fd())?);
+            stream.set_nonblocking(false)?;
+            Ok(stream.into())
+        })
+    });
+    let nobody = to_host(NOBODYS_PORT);
+    ensure!(nobody.is_err(), "somebody listens where nobody does");
+    calls_at_once(|| to_host(HOST_PORT))?;
+    say("called");
+    answers.join().expect("no panic")?;
+    say("answered");
+    Ok(())
+}
+
+fn sockets(_: &Node) -> Result<String> {
+    let vsock = format!(
+        r#""vsock": [{{"port": {HOST_PORT}, "from": "guest", "path": "{SERVICE}"}},
+            {{"port": {NOBODYS_PORT}, "from": "guest", "path": "/run/nobody.sock"}},
+            {{"port": {GUEST_PORT}, "from": "host", "path": "{ENTRANCE}"}},
+            {{"port": {NOBODYS_PORT}, "from": "host", "path": "{CLOSED}"}}], "#
+    );
+    write_spec("calls-by-vsock", &vsock)?;
+    let service = UnixListener::bind(SERVICE).context("listen")?;
+    let mut machine = Running::start(&["run", SPEC])?;
+    machine.line("listens")?;
+    let answers = std::thread::spawn(move || answer(|| Ok(service.accept()?.0.into())));
+    let refused = UnixStream::connect(CLOSED)?.read(&mut [0]);
+    ensure!(matches!(refused, Ok(0)), "nobody listens: {refused:?}");
+    let began = Instant::now();
+    calls_at_once(|| Ok(UnixStream::connect(ENTRANCE)?.into()))?;
+    machine.line("called")?;
+    answers.join().expect("no panic")?;
+    machine.line("answered")?;
+    let took = began.elapsed().as_millis();
+    let (status, errors) = machine.end()?;
+    ensure!(status == Some(0), "{status:?} {errors}");
+    ensure!(!Path::new(ENTRANCE).exists(), "a path is left behind");
+    Ok(format!(
+        "{CALLS} calls of {CALL_BYTES} bytes each way, {took} ms"
+    ))
 }
 
 fn pmem(_: &Node) -> Result<String> {

@@ -17,6 +17,10 @@ pub(crate) struct Reset;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
+    /// The guest has asked for it, and the host has not answered.
+    Wanted,
+    /// The host has asked for it, and the guest has not answered.
+    Offered,
     /// The guest sends.
     Open,
     /// The guest has said its last byte; some may not be handed on yet.
@@ -39,9 +43,13 @@ pub(crate) struct Connection {
     peer_buffer: u32,
     peer_forwarded: u32,
     sent: u32,
+    request: bool,
     respond: bool,
     credit_asked: bool,
-    shutdown: bool,
+    /// We send nothing more once `outgoing` is empty.
+    ended: bool,
+    /// Flags of a shutdown that is to be said once `outgoing` is empty.
+    shutdown: u32,
     outgoing: Vec<u8>,
 }
 
@@ -54,10 +62,26 @@ pub(crate) struct Speech {
 }
 
 impl Connection {
-    /// From the guest's request.
+    /// From the guest's request, which is granted.
     pub(crate) fn new(request: &Header) -> Self {
+        let mut connection = Self::wanted(request);
+        connection.grant();
+        connection
+    }
+
+    /// To a port of the guest, which is asked.
+    pub(crate) fn to_guest() -> Self {
         Self {
-            phase: Phase::Open,
+            phase: Phase::Offered,
+            request: true,
+            ..Self::wanted(&Header::default())
+        }
+    }
+
+    /// From the guest's request, which waits for an answer.
+    pub(crate) fn wanted(request: &Header) -> Self {
+        Self {
+            phase: Phase::Wanted,
             deaf: false,
             received: 0,
             forwarded: 0,
@@ -65,11 +89,38 @@ impl Connection {
             peer_buffer: request.buffer,
             peer_forwarded: request.forwarded,
             sent: 0,
-            respond: true,
+            request: false,
+            respond: false,
             credit_asked: false,
-            shutdown: false,
+            ended: false,
+            shutdown: 0,
             outgoing: Vec::new(),
         }
+    }
+
+    /// The host's answer to the guest's request.
+    pub(crate) fn grant(&mut self) {
+        self.phase = Phase::Open;
+        self.respond = true;
+    }
+
+    /// The guest's answer to ours. One that was not asked for ends the connection.
+    pub(crate) fn granted(&mut self) -> Result<(), Reset> {
+        if self.phase != Phase::Offered || self.request {
+            return Err(Reset);
+        }
+        self.phase = Phase::Open;
+        Ok(())
+    }
+
+    /// Whether the host has yet to answer the guest.
+    pub(crate) fn waits(&self) -> bool {
+        self.phase == Phase::Wanted
+    }
+
+    /// Whether both sides have agreed to it.
+    fn agreed(&self) -> bool {
+        !matches!(self.phase, Phase::Wanted | Phase::Offered)
     }
 
     /// Any packet of the guest tells how much it has read.
@@ -100,7 +151,10 @@ impl Connection {
         self.credit_asked = true;
     }
 
-    pub(crate) fn guest_shutdown(&mut self, flags: u32) {
+    pub(crate) fn guest_shutdown(&mut self, flags: u32) -> Result<(), Reset> {
+        if !self.agreed() {
+            return Err(Reset);
+        }
         self.deaf |= flags & NO_RECEIVE != 0;
         if self.deaf {
             self.outgoing.clear();
@@ -108,6 +162,7 @@ impl Connection {
         if flags & NO_SEND != 0 && self.phase == Phase::Open {
             self.phase = Phase::HalfClosed;
         }
+        Ok(())
     }
 
     /// Whether the guest has said its last byte and we have not closed yet.
@@ -119,8 +174,26 @@ impl Connection {
     /// the guest reads no more either.
     pub(crate) fn close(&mut self) -> bool {
         self.phase = Phase::Closed;
-        self.shutdown = !self.deaf;
+        self.shutdown = if self.deaf { 0 } else { NO_RECEIVE | NO_SEND };
         self.deaf
+    }
+
+    /// We send nothing after what waits: the guest hears it, and may go on.
+    pub(crate) fn end(&mut self) {
+        if !self.ended && !self.deaf {
+            self.shutdown |= NO_SEND;
+        }
+        self.ended = true;
+    }
+
+    /// Whether the guest reads what it is sent.
+    pub(crate) fn reads(&self) -> bool {
+        matches!(self.phase, Phase::Open | Phase::HalfClosed) && !self.deaf && !self.ended
+    }
+
+    /// Whether all is said that will be, or nobody would read it.
+    pub(crate) fn said_all(&self) -> bool {
+        self.deaf || (self.ended && self.outgoing.is_empty())
     }
 
     /// Whether bytes for the guest would be read.
@@ -144,7 +217,8 @@ impl Connection {
 
     pub(crate) fn wants_to_speak(&self) -> bool {
         let data = !self.outgoing.is_empty() && self.credit() > 0;
-        self.respond || self.shutdown || data || self.credit_due()
+        let last = self.shutdown != 0 && self.outgoing.is_empty();
+        self.request || self.respond || last || data || self.credit_due()
     }
 
     fn credit_due(&self) -> bool {
@@ -160,6 +234,9 @@ impl Connection {
                 data: Vec::new(),
             })
         };
+        if std::mem::take(&mut self.request) {
+            return say(op::REQUEST, 0);
+        }
         if std::mem::take(&mut self.respond) {
             return say(op::RESPONSE, 0);
         }
@@ -176,9 +253,9 @@ impl Connection {
                 data,
             });
         }
-        if self.shutdown && self.outgoing.is_empty() {
-            self.shutdown = false;
-            return say(op::SHUTDOWN, NO_RECEIVE | NO_SEND);
+        if self.shutdown != 0 && self.outgoing.is_empty() {
+            let flags = std::mem::take(&mut self.shutdown);
+            return say(op::SHUTDOWN, flags);
         }
         if self.credit_due() {
             self.credit_asked = false;
@@ -269,7 +346,7 @@ mod tests {
     fn after_half_close_we_say_what_is_left_and_then_shut_down() {
         let mut c = connection(100);
         c.send(b"bye");
-        c.guest_shutdown(NO_SEND);
+        c.guest_shutdown(NO_SEND).expect("agreed");
         assert!(c.half_closed());
         assert_eq!(c.receive(1), Err(Reset));
         assert!(!c.close());
@@ -280,10 +357,51 @@ mod tests {
     }
 
     #[test]
+    fn what_the_host_asks_for_begins_with_the_guests_answer() {
+        let mut c = Connection::to_guest();
+        assert_eq!(c.granted(), Err(Reset), "nobody has asked yet");
+        assert_eq!(c.speak(9).map(|s| s.operation), Some(op::REQUEST));
+        assert!(!c.reads() && c.receive(1) == Err(Reset) && c.guest_shutdown(3) == Err(Reset));
+        assert_eq!(c.granted(), Ok(()));
+        assert!(c.reads());
+        assert_eq!(c.granted(), Err(Reset), "twice");
+    }
+
+    #[test]
+    fn what_the_guest_asks_for_begins_with_the_hosts_answer() {
+        let mut c = Connection::wanted(&Header::default());
+        assert!(c.waits() && !c.wants_to_speak() && c.receive(1) == Err(Reset));
+        assert_eq!(c.granted(), Err(Reset), "the guest does not answer itself");
+        c.grant();
+        assert_eq!(c.speak(9).map(|s| s.operation), Some(op::RESPONSE));
+        assert_eq!(c.receive(1), Ok(()));
+    }
+
+    #[test]
+    fn the_hosts_end_is_said_once_behind_its_last_byte_and_the_guest_may_go_on() {
+        let mut c = connection(4);
+        c.send(b"last word");
+        c.end();
+        c.end();
+        assert!(!c.reads() && !c.said_all());
+        assert_eq!(c.speak(9).expect("credit").data, b"last");
+        assert!(!c.wants_to_speak(), "no credit");
+        c.heard(&Header {
+            buffer: 100,
+            forwarded: 4,
+            ..Header::default()
+        });
+        assert_eq!(c.speak(9).expect("credit").data, b" word");
+        let end = c.speak(9).expect("an end");
+        assert_eq!((end.operation, end.flags), (op::SHUTDOWN, NO_SEND));
+        assert!(c.said_all() && !c.wants_to_speak() && c.receive(5) == Ok(()));
+    }
+
+    #[test]
     fn a_guest_that_neither_reads_nor_sends_is_gone_once_all_is_handed_on() {
         let mut c = connection(100);
         c.send(b"nobody reads this");
-        c.guest_shutdown(NO_SEND | NO_RECEIVE);
+        c.guest_shutdown(NO_SEND | NO_RECEIVE).expect("agreed");
         assert!(c.close());
         assert_eq!(c.unsent(), 0);
     }

@@ -1,9 +1,11 @@
-//! virtio-vsock in user space: the guest's connections to three ports of the host.
+//! virtio-vsock in user space: the guest's connections to three ports of the host, and those of programs, both ways, that
+//! a broker brings.
 //!
 //! Owns: the table of connections, and whose turn it is to speak. Refuses: other ports, other types than
 //! streams, other addresses, and more connections than its table has room for: all get a reset.
 
 mod connection;
+pub(crate) mod forward;
 mod packet;
 mod port;
 
@@ -12,9 +14,11 @@ use std::sync::Arc;
 
 use serde_json::Value;
 use types::guest::{GUEST_CID, HOST_CID};
+use types::vm::SOCKETS_MAX;
 use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
 
 use self::connection::{BUFFER_BYTES, Connection, Reset};
+use self::forward::{Broker, News, Stream};
 use self::packet::{HEADER_BYTES, Header, STREAM, op};
 use self::port::{Host, Port};
 use super::chain::Chain;
@@ -33,7 +37,7 @@ const FROM_GUEST: usize = 1;
 const EVENTS: usize = 2;
 /// VIRTIO_VSOCK_EVENT_TRANSPORT_RESET.
 const TRANSPORT_RESET: u32 = 0;
-/// A guest needs three; some may be closing.
+/// Of its init a guest needs three; some may be closing.
 const CONNECTIONS_MAX: usize = 16;
 /// Resets that wait for room in the guest. When so many wait, nothing more is taken from it.
 const RESETS_MAX: usize = 64;
@@ -47,12 +51,49 @@ type Key = (Port, u32);
 
 struct Entry {
     connection: Connection,
-    /// Control bytes that are not handed on yet.
+    /// Control bytes, or those of a forwarded connection, that are not handed on yet.
     inbox: Vec<u8>,
+    /// Of a forwarded connection, while it has one.
+    stream: Option<Stream>,
+}
+
+impl Entry {
+    fn new(connection: Connection, stream: Option<Stream>) -> Self {
+        Self {
+            connection,
+            inbox: Vec::new(),
+            stream,
+        }
+    }
+
+    /// Moves what can be moved between guest and stream. True where the connection is over.
+    fn forward(&mut self) -> bool {
+        let Some(stream) = &mut self.stream else {
+            return false;
+        };
+        if stream
+            .forward(&mut self.connection, &mut self.inbox)
+            .is_err()
+        {
+            return true;
+        }
+        if self.finished() {
+            self.stream = None;
+            return self.connection.close();
+        }
+        false
+    }
+
+    /// Both sides have said their last, and all of it has come to the other.
+    fn finished(&self) -> bool {
+        let said = self.connection.half_closed() && self.connection.said_all();
+        self.stream.is_some() && said && self.inbox.is_empty()
+    }
 }
 
 pub(crate) struct Vsock {
     host: Host,
+    broker: Option<Broker>,
     config: [u8; 8],
     connections: BTreeMap<Key, Entry>,
     /// Replies to packets of no connection: both ports.
@@ -66,9 +107,15 @@ pub(crate) struct Vsock {
 }
 
 impl Vsock {
-    pub(crate) fn new(outbox: &Arc<Outbox>, lines: &Arc<Lines>, log: Option<SharedLog>) -> Self {
+    pub(crate) fn new(
+        outbox: &Arc<Outbox>,
+        lines: &Arc<Lines>,
+        log: Option<SharedLog>,
+        broker: Option<Broker>,
+    ) -> Self {
         Self {
             host: Host::new(outbox, lines, log),
+            broker,
             config: GUEST_CID.to_le_bytes(),
             connections: BTreeMap::new(),
             resets: VecDeque::new(),
@@ -78,10 +125,22 @@ impl Vsock {
         }
     }
 
+    /// Who may be behind a port of the host.
+    fn port(&self, number: u32) -> Option<Port> {
+        let forwarded = self.broker.as_ref().map(|_| Port::Forwarded(number));
+        Port::from_number(number).or(forwarded)
+    }
+
+    /// How many connections are forwarded, or not.
+    fn count(&self, forwarded: bool) -> usize {
+        let keys = self.connections.keys();
+        keys.filter(|key| key.0.is_forwarded() == forwarded).count()
+    }
+
     /// One packet of the guest.
     fn hear(&mut self, header: &Header, data: &[u8]) {
         if header.operation == op::RESET {
-            if let Some(port) = Port::from_number(header.destination_port) {
+            if let Some(port) = self.port(header.destination_port) {
                 self.connections.remove(&(port, header.source_port));
             }
             return;
@@ -89,7 +148,7 @@ impl Vsock {
         let known = header.source_cid == GUEST_CID
             && header.destination_cid == HOST_CID
             && header.kind == STREAM;
-        let port = Port::from_number(header.destination_port).filter(|_| known);
+        let port = self.port(header.destination_port).filter(|_| known);
         let done = port
             .ok_or(Reset)
             .and_then(|port| self.hear_on((port, header.source_port), header, data));
@@ -104,36 +163,34 @@ impl Vsock {
 
     fn hear_on(&mut self, key: Key, header: &Header, data: &[u8]) -> Result<(), Reset> {
         if header.operation == op::REQUEST {
-            let room = self.connections.len() < CONNECTIONS_MAX;
-            // The first that connects to the control port is guest init; no program takes its place.
-            let taken = key.0 == Port::Control && self.control_reader().is_some();
-            if !room || taken || self.connections.contains_key(&key) {
+            let asked = self.asked_for(key, header);
+            if asked.is_err() {
                 self.host.refused();
-                return Err(Reset);
             }
-            self.host.connected(key.0);
-            let entry = Entry {
-                connection: Connection::new(header),
-                inbox: Vec::new(),
-            };
-            self.connections.insert(key, entry);
-            return Ok(());
+            return asked;
         }
-        let Entry { connection, inbox } = self.connections.get_mut(&key).ok_or(Reset)?;
+        let entry = self.connections.get_mut(&key).ok_or(Reset)?;
+        let Entry {
+            connection, inbox, ..
+        } = entry;
         connection.heard(header);
         match header.operation {
             op::DATA => {
                 let length = u32::try_from(data.len()).map_err(|_| Reset)?;
                 connection.receive(length)?;
                 match key.0 {
-                    Port::Control => inbox.extend_from_slice(data),
+                    Port::Control | Port::Forwarded(_) => inbox.extend_from_slice(data),
                     Port::Output(stream) => {
                         self.host.output(stream, data);
                         connection.forward(length);
                     }
                 }
             }
-            op::SHUTDOWN => connection.guest_shutdown(header.flags),
+            op::RESPONSE => {
+                connection.granted()?;
+                self.host.connected(key.0);
+            }
+            op::SHUTDOWN => connection.guest_shutdown(header.flags)?,
             op::CREDIT_UPDATE => {}
             op::CREDIT_REQUEST => connection.ask_credit(),
             _ => return Err(Reset),
@@ -141,10 +198,102 @@ impl Vsock {
         Ok(())
     }
 
-    /// Hands control lines on, closes what is finished, and brings the node's messages.
+    /// The guest wants a connection.
+    fn asked_for(&mut self, key: Key, header: &Header) -> Result<(), Reset> {
+        if self.connections.contains_key(&key) {
+            return Err(Reset);
+        }
+        let connection = if let Port::Forwarded(port) = key.0 {
+            let room = self.count(true) < SOCKETS_MAX;
+            let broker = self.broker.as_ref().filter(|_| room).ok_or(Reset)?;
+            if !broker.ask(port, key.1) {
+                return Err(Reset);
+            }
+            Connection::wanted(header)
+        } else {
+            // The first that connects to the control port is guest init; no program takes its place.
+            let taken = key.0 == Port::Control && self.control_reader().is_some();
+            if self.count(false) >= CONNECTIONS_MAX || taken {
+                return Err(Reset);
+            }
+            self.host.connected(key.0);
+            Connection::new(header)
+        };
+        self.connections.insert(key, Entry::new(connection, None));
+        Ok(())
+    }
+
+    /// Takes what the broker has said.
+    fn hear_broker(&mut self) {
+        while let Some(news) = self.broker.as_mut().and_then(Broker::hear) {
+            match news {
+                News::Accepted {
+                    port,
+                    guest_port,
+                    stream,
+                } => self.accepted((Port::Forwarded(port), guest_port), stream),
+                News::Connect { guest_port, stream } => self.connect(guest_port, stream),
+                News::Gone => {
+                    let waiting = self
+                        .connections
+                        .iter()
+                        .filter(|(_, e)| e.connection.waits());
+                    let waiting: Vec<Key> = waiting.map(|(key, _)| *key).collect();
+                    waiting.into_iter().for_each(|key| self.accepted(key, None));
+                }
+            }
+        }
+    }
+
+    /// The host's answer. The guest may have gone meanwhile.
+    fn accepted(&mut self, key: Key, stream: Option<Stream>) {
+        let waiting = self.connections.get_mut(&key);
+        let Some(entry) = waiting.filter(|entry| entry.connection.waits()) else {
+            return;
+        };
+        if stream.is_some() {
+            entry.stream = stream;
+            entry.connection.grant();
+            self.host.connected(key.0);
+        } else {
+            self.host.refused();
+            self.end(key);
+        }
+    }
+
+    /// The host wants a connection. Where there is no room its stream is closed.
+    fn connect(&mut self, guest_port: u32, stream: Stream) {
+        let room = self.count(true) < SOCKETS_MAX;
+        let (Some(broker), true) = (&mut self.broker, room) else {
+            self.host.refused();
+            return;
+        };
+        let connections = &self.connections;
+        let port =
+            broker.free_port(|port| connections.contains_key(&(Port::Forwarded(port), guest_port)));
+        let entry = Entry::new(Connection::to_guest(), Some(stream));
+        self.connections
+            .insert((Port::Forwarded(port), guest_port), entry);
+    }
+
+    fn end(&mut self, key: Key) {
+        self.connections.remove(&key);
+        self.resets.push_back((key.0.number(), key.1));
+    }
+
+    /// Hands on what the guest has said, closes what is finished, and brings what the host says.
     fn advance(&mut self) {
         let mut over = Vec::new();
-        for (key, Entry { connection, inbox }) in &mut self.connections {
+        for (key, entry) in &mut self.connections {
+            if key.0.is_forwarded() {
+                if entry.forward() {
+                    over.push(*key);
+                }
+                continue;
+            }
+            let Entry {
+                connection, inbox, ..
+            } = entry;
             if key.0 == Port::Control {
                 match self.host.lines(inbox) {
                     Ok(taken) => {
@@ -164,10 +313,7 @@ impl Vsock {
                 over.push(*key);
             }
         }
-        for key in over {
-            self.connections.remove(&key);
-            self.resets.push_back((key.0.number(), key.1));
-        }
+        over.into_iter().for_each(|key| self.end(key));
         self.bring_messages();
     }
 
@@ -365,18 +511,34 @@ impl Device for Vsock {
         if blocked && !self.host.all_sent() {
             out.extend(self.host.writable());
         }
+        let Some(broker) = &self.broker else {
+            return;
+        };
+        out.push(broker.source());
+        for entry in self.connections.values() {
+            if let Some(stream) = &entry.stream {
+                stream.sources(&entry.connection, &entry.inbox, out);
+            }
+        }
     }
 
     fn serve(&mut self, _ready: Ready, rings: &mut [Ring<'_>]) -> Result<Turn, Violation> {
         self.tell_orphaned(&mut rings[EVENTS])?;
         self.host.seen();
+        self.hear_broker();
         let turn = self.receive(&mut rings[FROM_GUEST])?;
         self.advance();
         self.host.connections(self.connections.len());
         let stalled = self.resets.len() >= RESETS_MAX;
         let turn = turn.and(self.transmit(&mut rings[TO_GUEST])?);
         let resumed = stalled && self.resets.len() < RESETS_MAX;
-        Ok(if resumed { Turn::Again } else { turn })
+        // The last byte of a stream may have gone just now.
+        let finished = self.connections.values().any(Entry::finished);
+        Ok(if resumed || finished {
+            Turn::Again
+        } else {
+            turn
+        })
     }
 
     /// Connections end with the process that held them.

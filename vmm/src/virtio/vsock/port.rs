@@ -1,4 +1,4 @@
-//! What stands behind the host's ports: the node for control lines, the log for output.
+//! What stands behind the host's ports: the node for control lines, the log for output, or whoever a broker knows.
 //!
 //! Owns: lines in both directions and their bounds. Refuses: lines that are too long or not of the
 //! contract; their connection is reset.
@@ -12,14 +12,17 @@ use crate::control::{Lines, Outbox};
 use crate::event::Source;
 use crate::log::SharedLog;
 
-/// The ports that guests may connect to.
+/// The ports of the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Port {
     Control,
     Output(Stream),
+    /// Of a program of the host.
+    Forwarded(u32),
 }
 
 impl Port {
+    /// Those that every guest may connect to.
     pub(crate) fn from_number(number: u32) -> Option<Self> {
         match number {
             CONTROL_PORT => Some(Self::Control),
@@ -34,7 +37,12 @@ impl Port {
             Self::Control => CONTROL_PORT,
             Self::Output(Stream::Stdout) => STDOUT_PORT,
             Self::Output(Stream::Stderr) => STDERR_PORT,
+            Self::Forwarded(number) => number,
         }
+    }
+
+    pub(crate) const fn is_forwarded(self) -> bool {
+        matches!(self, Self::Forwarded(_))
     }
 }
 

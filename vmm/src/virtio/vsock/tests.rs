@@ -1,11 +1,13 @@
 //! The socket device as a driver sees it, well-behaved and hostile.
 
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::io::{ErrorKind, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair};
 use proptest::prelude::*;
 use types::guest::{CONTROL_PORT, FromGuest, STDOUT_PORT, ToGuest};
-use types::vm::{FromVmm, ToVmm};
+use types::vm::{FromBroker, FromVmm, SOCKET_PORT_MAX, SOCKETS_MAX, ToBroker, ToVmm};
 
 use super::packet::{NO_RECEIVE, NO_SEND};
 use super::*;
@@ -14,12 +16,16 @@ use crate::virtio::testing::{DATA, Driver, hostile};
 
 const EXITED: &[u8] = b"{\"exited\":{\"code\":3,\"signal\":null,\"oom_kills\":0}}\n";
 
+/// A port of a program of the host.
+const NAMED: u32 = 5001;
+
 /// A guest with one device and the node's end of its control socket.
 struct Guest {
     driver: Driver,
     device: Vsock,
     outbox: Arc<Outbox>,
     node: OwnedFd,
+    broker: OwnedFd,
     inbox: Inbox,
     packets: u64,
 }
@@ -36,13 +42,17 @@ impl Guest {
         let ours = Arc::new(ours);
         let outbox = Arc::new(Outbox::new(Some(ours.clone())).expect("makes"));
         let lines = Arc::new(Lines::new().expect("makes"));
-        let device = Vsock::new(&outbox, &lines, None);
+        let (ours_too, broker) = sys::socket::pair().expect("sockets");
+        sys::socket::set_nonblocking(&broker).expect("a flag");
+        let forward = Broker::new(ours_too, &[NAMED]).expect("a flag");
+        let device = Vsock::new(&outbox, &lines, None, Some(forward));
         let inbox = Inbox::new(Some(ours), &lines, &outbox).expect("makes");
         let mut guest = Self {
             driver: Driver::new(&[128, 128, 16]),
             device,
             outbox,
             node,
+            broker,
             inbox,
             packets: 0,
         };
@@ -336,7 +346,7 @@ fn a_buffer_without_room_for_data_is_a_violation() {
     for length in [10, 44] {
         let (mut driver, outbox) = (Driver::new(&[128, 128, 16]), Outbox::new(None));
         let lines = Arc::new(Lines::new().expect("makes"));
-        let mut device = Vsock::new(&Arc::new(outbox.expect("makes")), &lines, None);
+        let mut device = Vsock::new(&Arc::new(outbox.expect("makes")), &lines, None, None);
         driver.write(DATA, &Guest::header(99, op::REQUEST).encode());
         driver.offer(FROM_GUEST, &[(DATA, 44)], &[]);
         driver.offer(TO_GUEST, &[], &[(DATA + 0x1000, length)]);
@@ -348,7 +358,7 @@ fn a_buffer_without_room_for_data_is_a_violation() {
 fn what_is_said_in_one_turn_is_bounded_and_the_rest_comes_in_the_next() {
     let (mut driver, outbox) = (Driver::new(&[256, 128, 16]), Outbox::new(None));
     let lines = Arc::new(Lines::new().expect("makes"));
-    let mut device = Vsock::new(&Arc::new(outbox.expect("makes")), &lines, None);
+    let mut device = Vsock::new(&Arc::new(outbox.expect("makes")), &lines, None, None);
     let resets = u32::try_from(PACKETS_PER_TURN).expect("small") + 10;
     device.resets.extend((0..resets).map(|port| (99, port)));
     for place in 0..200 {
@@ -365,7 +375,7 @@ fn a_guest_that_takes_no_packets_makes_no_queue_grow() {
     let mut driver = Driver::new(&[128, 128, 16]);
     let outbox = Arc::new(Outbox::new(None).expect("makes"));
     let lines = Arc::new(Lines::new().expect("makes"));
-    let mut device = Vsock::new(&outbox, &lines, None);
+    let mut device = Vsock::new(&outbox, &lines, None, None);
     driver.write(DATA, &Guest::header(99, op::REQUEST).encode());
     for _ in 0..300 {
         driver.offer(FROM_GUEST, &[(DATA, 44)], &[]);
@@ -420,4 +430,231 @@ fn in_a_restored_machine_the_guest_is_told_once_that_its_connections_are_gone() 
     }
     assert_eq!(guest.driver.used(EVENTS), [(0, 4)]);
     assert_eq!(guest.driver.read(DATA, 5), [0, 0, 0, 0, 0xff]);
+}
+
+/// A connection's bytes that have come to the guest.
+fn data(heard: Vec<(u16, u32, Vec<u8>)>) -> Vec<u8> {
+    let data = heard.into_iter().filter(|packet| packet.0 == op::DATA);
+    data.flat_map(|packet| packet.2).collect()
+}
+
+impl Guest {
+    fn turn(&mut self) {
+        while self.driver.turn(&mut self.device).expect("rules kept") == Turn::Again {}
+    }
+
+    /// What the broker is asked for.
+    fn broker_hears(&self) -> Option<ToBroker> {
+        let mut packet = [0; 256];
+        let received = sys::socket::receive(self.broker.as_fd(), &mut packet).ok()??;
+        serde_json::from_slice(&packet[..received.length]).ok()
+    }
+
+    fn broker_says(&mut self, message: &FromBroker, stream: Option<&UnixStream>) {
+        let packet = serde_json::to_vec(message).expect("plain data");
+        let stream: Vec<_> = stream.iter().map(AsFd::as_fd).collect();
+        sys::socket::send(self.broker.as_fd(), &packet, &stream).expect("sends");
+        self.turn();
+    }
+
+    /// A program of the host, connected to by the guest.
+    fn reach(&mut self) -> UnixStream {
+        self.say(Self::header(NAMED, op::REQUEST), &[]);
+        let asked = self.broker_hears().expect("the broker is asked");
+        assert_eq!((asked.port, asked.guest_port), (NAMED, 5000));
+        assert!(self.operations().is_empty(), "not before it has answered");
+        let (ours, host) = stream();
+        let (port, guest_port) = (asked.port, asked.guest_port);
+        self.broker_says(&FromBroker::Accepted { port, guest_port }, Some(&ours));
+        assert_eq!(self.operations(), [op::RESPONSE]);
+        host
+    }
+}
+
+/// Both ends of a stream, non-blocking.
+fn stream() -> (UnixStream, UnixStream) {
+    let (ours, host) = UnixStream::pair().expect("sockets");
+    for end in [&ours, &host] {
+        end.set_nonblocking(true).expect("a flag");
+    }
+    (ours, host)
+}
+
+fn all(host: &mut UnixStream) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    match host.read_to_end(&mut bytes) {
+        Ok(_) => {}
+        Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock),
+    }
+    bytes
+}
+
+#[test]
+fn the_guest_speaks_to_a_program_of_the_host_and_is_answered() {
+    let mut guest = Guest::new();
+    let mut host = guest.reach();
+    guest.say(Guest::header(NAMED, op::DATA), b"hello");
+    assert_eq!(all(&mut host), b"hello");
+    host.write_all(b"hello, guest").expect("room");
+    guest.turn();
+    assert_eq!(data(guest.heard()), b"hello, guest");
+    // The guest has said its last word; the host answers it, and then there is an end.
+    let header = Header {
+        flags: NO_SEND,
+        ..Guest::header(NAMED, op::SHUTDOWN)
+    };
+    guest.say(header, &[]);
+    assert_eq!(host.read(&mut [0]).expect("an end"), 0);
+    host.write_all(b"bye").expect("the guest reads");
+    drop(host);
+    guest.turn();
+    let heard = guest.heard();
+    assert_eq!(heard[0], (op::DATA, 0, b"bye".to_vec()));
+    let last = heard.last().expect("an end");
+    assert_eq!((last.0, last.1), (op::SHUTDOWN, NO_RECEIVE | NO_SEND));
+    guest.say(Guest::header(NAMED, op::RESET), &[]);
+    assert!(guest.device.connections.is_empty());
+}
+
+#[test]
+fn a_program_of_the_host_speaks_to_the_guest_from_a_port_of_its_own() {
+    let mut guest = Guest::new();
+    let (ours, mut host) = stream();
+    host.write_all(b"early").expect("room");
+    guest.broker_says(&FromBroker::Connect { guest_port: 22 }, Some(&ours));
+    drop(ours);
+    assert_eq!(guest.operations(), [op::REQUEST]);
+    let keys: Vec<Key> = guest.device.connections.keys().copied().collect();
+    let [(Port::Forwarded(port), 22)] = keys[..] else {
+        panic!("{keys:?}");
+    };
+    assert!(port > SOCKET_PORT_MAX);
+    let from = |operation| Header {
+        source_port: 22,
+        ..Guest::header(port, operation)
+    };
+    guest.say(from(op::RESPONSE), &[]);
+    assert_eq!(data(guest.heard()), b"early");
+    guest.say(from(op::DATA), b"welcome");
+    assert_eq!(all(&mut host), b"welcome");
+    // A program that closes: both ends go.
+    let flags = NO_SEND | NO_RECEIVE;
+    guest.say(
+        Header {
+            flags,
+            ..from(op::SHUTDOWN)
+        },
+        &[],
+    );
+    assert_eq!(guest.operations(), [op::RESET]);
+    assert_eq!(host.read(&mut [0]).expect("an end"), 0);
+}
+
+#[test]
+fn the_guest_that_refuses_and_the_host_that_refuses_are_heard() {
+    let mut guest = Guest::new();
+    let (ours, mut host) = stream();
+    guest.broker_says(&FromBroker::Connect { guest_port: 22 }, Some(&ours));
+    drop(ours);
+    let Some((Port::Forwarded(port), _)) = guest.device.connections.keys().next().copied() else {
+        panic!("no connection");
+    };
+    let header = Header {
+        source_port: 22,
+        ..Guest::header(port, op::RESET)
+    };
+    guest.say(header, &[]);
+    assert_eq!(host.read(&mut [0]).expect("an end"), 0);
+    guest.heard();
+    let (port, guest_port) = (NAMED, 5000);
+    guest.say(Guest::header(port, op::REQUEST), &[]);
+    guest.broker_says(&FromBroker::Accepted { port, guest_port }, None);
+    assert_eq!(guest.operations(), [op::RESET]);
+    // A port that is not named is nobody's to answer for.
+    assert!(guest.broker_hears().is_some());
+    guest.say(Guest::header(NAMED + 1, op::REQUEST), &[]);
+    assert_eq!(guest.operations(), [op::RESET]);
+    assert!(guest.broker_hears().is_none() && guest.device.connections.is_empty());
+}
+
+#[test]
+fn whoever_waits_for_a_broker_that_goes_is_refused_and_who_is_connected_stays() {
+    let mut guest = Guest::new();
+    let mut host = guest.reach();
+    let waiting = Header {
+        source_port: 6000,
+        ..Guest::header(NAMED, op::REQUEST)
+    };
+    guest.say(waiting, &[]);
+    drop(std::mem::replace(
+        &mut guest.broker,
+        sys::socket::pair().expect("sockets").0,
+    ));
+    guest.turn();
+    assert_eq!(guest.operations(), [op::RESET]);
+    guest.say(waiting, &[]);
+    assert_eq!(guest.operations(), [op::RESET]);
+    guest.say(Guest::header(NAMED, op::DATA), b"still here");
+    assert_eq!(all(&mut host), b"still here");
+}
+
+#[test]
+fn a_program_that_does_not_read_stops_its_guest_and_loses_nothing() {
+    let mut guest = Guest::new();
+    let mut host = guest.reach();
+    let block: Vec<u8> = (0..30_000u32).map(|n| n.to_le_bytes()[0]).collect();
+    let key = (Port::Forwarded(NAMED), 5000);
+    let mut sent = Vec::new();
+    // Well-behaved: sends only what it has credit for.
+    while guest.device.connections[&key].inbox.len() + block.len() <= BUFFER_BYTES as usize {
+        guest.say(Guest::header(NAMED, op::DATA), &block);
+        sent.extend_from_slice(&block);
+    }
+    let held = guest.device.connections[&key].inbox.len();
+    assert!(held > 0, "the stream has taken all of it");
+    let mut got = Vec::new();
+    while got.len() < sent.len() {
+        got.extend(all(&mut host));
+        guest.turn();
+    }
+    assert_eq!(got, sent);
+    guest.heard();
+    // One that sends without credit is reset.
+    for _ in 0..20 {
+        guest.say(Guest::header(NAMED, op::DATA), &block);
+    }
+    assert!(guest.operations().contains(&op::RESET));
+}
+
+#[test]
+fn a_guest_that_does_not_read_stops_its_program_and_what_waits_is_bounded() {
+    let mut guest = Guest::new();
+    let mut host = guest.reach();
+    let mut written = 0;
+    while let Ok(count) = host.write(&[7; 4096]) {
+        written += count;
+        guest.turn();
+        let entry = guest.device.connections.values().next().expect("connected");
+        assert!(entry.connection.unsent() <= BUFFER_BYTES as usize);
+    }
+    let come = data(guest.heard()).len();
+    assert!(come <= 0x1_0000, "more than its credit: {come}");
+    assert!(written > come + BUFFER_BYTES as usize / 2);
+}
+
+#[test]
+fn forwarded_connections_are_bounded_and_leave_room_for_the_guests_init() {
+    let mut guest = Guest::new();
+    let (ours, _host) = stream();
+    // Each packet to the guest takes a buffer, of which there are 64 to begin with.
+    for place in (64u64..).take(SOCKETS_MAX + 3) {
+        guest.broker_says(&FromBroker::Connect { guest_port: 22 }, Some(&ours));
+        guest.heard();
+        guest.offer_buffer(place % 128);
+    }
+    assert_eq!(guest.device.connections.len(), SOCKETS_MAX);
+    guest.say(Guest::header(NAMED, op::REQUEST), &[]);
+    assert_eq!(guest.operations(), [op::RESET]);
+    assert!(guest.broker_hears().is_none());
+    guest.connect(CONTROL_PORT);
 }
