@@ -3,7 +3,7 @@
 IMAGE := cargo run --quiet --package image --bin sifr-image --
 APT := $(if $(filter 0,$(shell id -u)),,sudo) env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=600
 
-.PHONY: help setup image run stop test bench fuzz repro deny clean
+.PHONY: help setup image run stop test bench torture fuzz repro deny clean
 
 help:      ## this list
 	@sed -n 's/^\([a-z]*\): .*## /make \1 - /p' Makefile
@@ -28,6 +28,9 @@ test: setup ## every test, up to those on the booted image
 
 bench: image ## measure the image against its targets
 	@cargo run --quiet --package qemu-tests --bin bench
+
+torture: image ## cut a node's power 200 times at random moments; CUTS, SEED
+	@cargo run --quiet --package qemu-tests --bin torture -- --cuts $(or $(CUTS),200) $(if $(SEED),--seed $(SEED))
 
 fuzz:      ## hostile bytes for every reader of them; FUZZ_SECONDS for each (60), FUZZ_JOBS, TARGETS="flist-tar …"
 	@cargo run --quiet --package fuzz -- $(TARGETS)

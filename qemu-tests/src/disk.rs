@@ -83,6 +83,25 @@ fn ext4(tree: &Path, disk: &Path, (start, bytes): (u64, u64)) -> Result<()> {
         .arg(format!("{}k", bytes >> 10)))
 }
 
+/// Copies the first partition of a disk with a GPT; where there are zeros the copy takes no room.
+pub fn first_partition(disk: &Path, copy: &Path) -> Result<()> {
+    let table = gpt::GptConfig::new().writable(false).open(disk);
+    let table = table.with_context(|| format!("read the table of {}", disk.display()))?;
+    let partition = table.partitions().values().next().context("no partition")?;
+    let (first, last) = (partition.first_lba, partition.last_lba);
+    run(Command::new("dd")
+        .args([
+            "bs=1M",
+            "iflag=skip_bytes,count_bytes",
+            "conv=sparse",
+            "status=none",
+        ])
+        .arg(format!("skip={}", first * SECTOR))
+        .arg(format!("count={}", (last + 1 - first) * SECTOR))
+        .arg(format!("if={}", disk.display()))
+        .arg(format!("of={}", copy.display())))
+}
+
 /// 16 MiB that do not compress.
 fn noise(seed: u32) -> Vec<u8> {
     (0..4 << 20)

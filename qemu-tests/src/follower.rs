@@ -51,6 +51,17 @@ impl Follower {
         }
     }
 
+    /// The next line, whatever it is.
+    pub fn line(&self) -> Result<String> {
+        let line = self.lines.recv_timeout(PATIENCE);
+        line.context("no line came")
+    }
+
+    /// Lines that have come and were not read yet.
+    pub fn so_far(&self) -> Vec<String> {
+        self.lines.try_iter().collect()
+    }
+
     /// The rest, once the command has ended by itself, and well.
     pub fn to_end(mut self) -> Result<String> {
         let end = Instant::now() + PATIENCE;

@@ -91,7 +91,8 @@ impl Lab {
         Ok(lab)
     }
 
-    fn unpowered(setup: &Setup) -> Result<Self> {
+    /// The machine as it stands in the shop.
+    pub(crate) fn unpowered(setup: &Setup) -> Result<Self> {
         let paths = Paths::find()?;
         let image = Image::find(&paths)?;
         let directory = TempDir::with_prefix("sifr-lab-")?;
@@ -143,10 +144,20 @@ impl Lab {
 
     /// Switches the power on and waits until the node says that it is ready.
     pub fn power_on(&mut self) -> Result<()> {
-        let node = Node::spawn(&self.machine)?;
-        node.wait_for_line("sifr: ready https://", PATIENCE)?;
-        self.node = Some(node);
+        self.switch_on()?;
+        self.ready()
+    }
+
+    /// Switches the power on.
+    pub(crate) fn switch_on(&mut self) -> Result<()> {
+        self.node = Some(Node::spawn(&self.machine)?);
         Ok(())
+    }
+
+    /// Waits until the node says that it is ready.
+    pub(crate) fn ready(&self) -> Result<()> {
+        let ready = self.node().wait_for_line("sifr: ready https://", PATIENCE);
+        ready.map(drop)
     }
 
     /// Pins the key that the node's console shows, as a person at the console would.

@@ -22,6 +22,7 @@ pub mod s3;
 pub mod scan;
 pub mod store;
 pub mod tls;
+pub mod torture;
 mod userland;
 pub mod watch;
 pub mod wire;

@@ -46,6 +46,8 @@ enum Question {
     List(PathBuf),
     /// Where a symbolic link leads.
     Link(PathBuf),
+    /// How many files below a directory are what they are called ([`chunk_of`]), and the names of those that are not.
+    Verify(PathBuf),
 }
 
 type Answer = std::result::Result<Vec<String>, String>;
@@ -112,7 +114,35 @@ fn look(question: &Question) -> Result<Vec<String>> {
             .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
             .collect(),
         Question::Link(path) => Ok(vec![fs::read_link(path)?.display().to_string()]),
+        Question::Verify(path) => {
+            let (mut sound, mut damaged) = (0, Vec::new());
+            for directory in fs::read_dir(path)? {
+                for file in fs::read_dir(directory?.path())? {
+                    let file = file?.path();
+                    match chunk_of(&file) {
+                        // It may have been swept meanwhile.
+                        Some(name) => match fs::read(&file) {
+                            Ok(bytes) if blake3::hash(&bytes).to_hex().as_str() == name => {
+                                sound += 1
+                            }
+                            Ok(_) => damaged.push(name),
+                            Err(_) => {}
+                        },
+                        None => damaged.push(file.display().to_string()),
+                    }
+                }
+            }
+            damaged.insert(0, sound.to_string());
+            Ok(damaged)
+        }
     }
+}
+
+/// The hash that a chunk's path names: `<2 hex>/<62 hex>`.
+fn chunk_of(file: &Path) -> Option<String> {
+    let part = |path: Option<&std::ffi::OsStr>| Some(path?.to_str()?.to_owned());
+    let name = part(file.parent()?.file_name())? + &part(file.file_name())?;
+    (name.len() == 64).then_some(name)
 }
 
 /// The test's end of the port.
@@ -147,6 +177,15 @@ impl Watch {
     pub fn read(&mut self, path: &str) -> Result<String> {
         let path = format!("{PROC}/1/root{path}");
         self.one(&Question::Read(path.into()))
+    }
+
+    /// Of the chunks below a directory: how many are what they are called, and which are not.
+    pub fn verify(&mut self, directory: &str) -> Result<(u64, Vec<String>)> {
+        let path = format!("{PROC}/1/root{directory}");
+        let mut answer = self.ask(&Question::Verify(path.into()))?;
+        ensure!(!answer.is_empty(), "no count");
+        let sound = answer.remove(0).parse().context("no count")?;
+        Ok((sound, answer))
     }
 
     /// A file of a process: `status`.

@@ -75,6 +75,7 @@ pub enum Firmware {
 /// A raw file as a disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Disk {
+    /// Or what QEMU takes in a file's place: `nbd:unix:/run/disk.sock`.
     pub file: PathBuf,
     pub bus: Bus,
     pub serial: String,

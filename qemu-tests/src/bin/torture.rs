@@ -1,0 +1,76 @@
+//! `make torture`: hundreds of power cuts at random moments.
+//!
+//! Owns: the command line, and what a person sees of it. Refuses: to go on after a promise that was not kept.
+#![forbid(unsafe_code)]
+
+use std::io::{IsTerminal, stderr};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result, bail};
+use image::assemble::Image;
+use image::paths::Paths;
+use indicatif::ProgressBar;
+use qemu_tests::torture::{Tally, Torture};
+
+/// As many as the project asks for.
+const CUTS: u64 = 200;
+/// Nodes: each begins with a blank disk.
+const CUTS_A_NODE: u64 = 40;
+/// Of these, pairs of cuts while the pool is made.
+const FIRST_BOOTS: u64 = 8;
+
+fn main() -> Result<()> {
+    let (mut cuts, mut seed) = (CUTS, None);
+    let mut arguments = std::env::args().skip(1);
+    while let Some(argument) = arguments.next() {
+        let value = arguments.next().unwrap_or_default();
+        let number = value.parse::<u64>();
+        match (argument.as_str(), number) {
+            ("--cuts", Ok(number)) => cuts = number,
+            ("--seed", Ok(number)) => seed = Some(number),
+            _ => bail!("usage: torture [--cuts {CUTS}] [--seed NUMBER]"),
+        }
+    }
+    let clock = SystemTime::now().duration_since(UNIX_EPOCH);
+    let seed = seed.map_or_else(|| clock.map(|d| d.as_secs()), Ok)?;
+    let build = Image::find(&Paths::find()?)?.identity()?;
+    println!("{build}\n{cuts} cuts from seed {seed}");
+    let bar = if stderr().is_terminal() {
+        ProgressBar::new(cuts)
+    } else {
+        ProgressBar::hidden()
+    };
+    let (start, mut sum) = (Instant::now(), Tally::default());
+    let mut left = cuts;
+    for node in 0.. {
+        let now = left.min(CUTS_A_NODE);
+        if now == 0 {
+            break;
+        }
+        let of_node = seed.wrapping_add(node);
+        let tally = one_node(of_node, now, &bar).with_context(|| format!("seed {of_node}"))?;
+        println!("seed {of_node}: {tally}, {} s", start.elapsed().as_secs());
+        sum += tally;
+        left -= now;
+    }
+    println!(
+        "in all: {sum}, {} s; every promise was kept",
+        start.elapsed().as_secs()
+    );
+    Ok(())
+}
+
+fn one_node(seed: u64, cuts: u64, bar: &ProgressBar) -> Result<Tally> {
+    let mut torture = Torture::new(seed)?;
+    for _ in 0..FIRST_BOOTS.min(cuts / 4) {
+        torture.first_boot()?;
+        bar.inc(2);
+    }
+    torture.settle_in()?;
+    while torture.tally().cuts < cuts {
+        torture.cut()?;
+        bar.inc(1);
+    }
+    torture.check()?;
+    Ok(torture.tally())
+}

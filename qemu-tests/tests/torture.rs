@@ -1,0 +1,33 @@
+//! A sample of `make torture`: power cuts at requests of the disk that a seed chooses.
+//!
+//! Owns: few cuts, always the same ones. Refuses: a lucky seed; `make torture` takes a new one each time.
+#![cfg(test)]
+
+mod tests {
+    use qemu_tests::torture::Torture;
+
+    #[test]
+    fn what_was_acknowledged_is_there_after_any_cut_and_what_was_deleted_is_not() {
+        let mut torture = Torture::new(2).expect("a node");
+        torture.first_boot().expect("a pool is made or is not");
+        torture.settle_in().expect("it runs");
+        for _ in 0..4 {
+            torture.cut().expect("every promise was kept");
+        }
+        torture.check().expect("the pool's file system is sound");
+        println!("{}", torture.tally());
+    }
+
+    #[test]
+    fn a_disk_that_only_says_that_it_flushes_is_found_out() {
+        let mut torture = Torture::with_a_lying_disk(1).expect("a node");
+        torture.settle_in().expect("it runs while it has power");
+        // A cut in a boot may come before anything is asked.
+        let error = (0..3).try_for_each(|_| torture.cut());
+        let error = error.expect_err("nothing is left");
+        assert!(
+            format!("{error:#}").contains("the identity was"),
+            "{error:#}"
+        );
+    }
+}
