@@ -213,6 +213,7 @@ fn shares(info: &NodeInfo) -> [String; 3] {
 fn report(name: &Name, pin: &Pin, info: &NodeInfo) -> String {
     let [cpus, memory, disk] = shares(info);
     let yes_no = |yes: bool| if yes { "yes" } else { "no" }.to_owned();
+    let last_end = info.last_end.as_ref().map(ToString::to_string);
     let mut text = fields(&[
         ("name", name.to_string()),
         ("address", pin.address.clone()),
@@ -245,6 +246,7 @@ fn report(name: &Name, pin: &Pin, info: &NodeInfo) -> String {
         ("cpus used", cpus),
         ("memory used", memory),
         ("disk used", disk),
+        ("last boot ended", last_end.unwrap_or_default()),
         ("last error", info.last_error.clone().unwrap_or_default()),
     ]);
     for part in tables(info) {

@@ -214,6 +214,7 @@ mod tests {
                 disks: vec![],
                 boot: vec![],
                 last_error: None,
+                last_end: None,
             }
         }
 

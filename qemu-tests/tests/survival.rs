@@ -187,15 +187,24 @@ mod tests {
     }
 
     #[test]
-    fn identity_and_workload_survive_a_power_cut_with_no_store_in_reach() {
+    fn identity_and_workload_survive_a_power_cut_and_the_power_button_and_the_node_says_which_it_was()
+     {
         let mut lab = lab();
         deploy(&lab, "web", "");
         let lab = &mut lab.0;
         let key = lab.key().expect("a key");
-        for _ in 0..2 {
-            // At once: the acknowledgement alone must be enough.
-            lab.power_cut().expect("off");
+        // No store is in reach. At once: the acknowledgement alone must be enough.
+        for (end, how) in [
+            (Lab::power_cut as fn(&mut Lab) -> _, "unannounced"),
+            (Lab::power_cut, "unannounced"),
+            (Lab::power_button, "switched_off"),
+        ] {
+            end(lab).expect("off");
             lab.power_on().expect("on");
+            let info = lab.sifr(&["--output", "json", "node", "info"]);
+            let info = info.expect("sifr runs").must().expect("info").stdout;
+            let info: Value = serde_json::from_str(&info).expect("JSON");
+            assert_eq!(info["last_end"]["how"], how, "{info}");
             assert_eq!(lab.key().expect("a key"), key);
             runs(lab, "web");
             let page = http::page(lab.web, "/").expect("a page");

@@ -13,6 +13,9 @@ use crate::error::{During, Result};
 // linux/watchdog.h
 nix::ioctl_readwrite!(wdioc_settimeout, b'W', 6, libc::c_int);
 nix::ioctl_read!(wdioc_gettimeout, b'W', 7, libc::c_int);
+nix::ioctl_read!(wdioc_getbootstatus, b'W', 2, libc::c_int);
+/// The card has reset the machine: a flag of the boot's status.
+const WDIOF_CARDRESET: libc::c_int = 0x20;
 
 /// An armed watchdog: the machine resets when it is not fed in time, or when it is dropped unread of
 /// [`Watchdog::disarm`].
@@ -41,6 +44,14 @@ impl Watchdog {
     /// What the driver took.
     pub fn timeout(&self) -> Duration {
         self.timeout
+    }
+
+    /// Whether it ended the boot before this one. Not every driver knows: those say that it did not.
+    pub fn has_bitten(&self) -> bool {
+        let mut status = 0;
+        // SAFETY: the ioctl writes one int, which lives until it returns.
+        let asked = unsafe { wdioc_getbootstatus(self.file.as_raw_fd(), &raw mut status) };
+        asked.is_ok() && status & WDIOF_CARDRESET != 0
     }
 
     pub fn feed(&self) -> Result<()> {

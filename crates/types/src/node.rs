@@ -2,6 +2,7 @@
 //!
 //! Owns: the node report and the drill. Refuses: measuring or killing anything (`init` does).
 
+use std::fmt;
 use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
@@ -27,6 +28,38 @@ pub struct NodeInfo {
     pub disks: Vec<Disk>,
     pub boot: Vec<Phase>,
     pub last_error: Option<String>,
+    /// How the boot before this one ended; `None` where nothing is known of it.
+    #[serde(default)]
+    pub last_end: Option<LastEnd>,
+}
+
+/// How a boot ended. Braces, as serde would read over unknown fields of a bare variant.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "how", rename_all = "snake_case", deny_unknown_fields)]
+pub enum LastEnd {
+    /// In order: power button, or a signal to pid1.
+    SwitchedOff {},
+    Rebooted {},
+    /// The kernel, or pid1 and so the kernel; its own words.
+    Panicked {
+        headline: String,
+    },
+    /// The node made no progress, and the hardware ended it.
+    Watchdog {},
+    /// Nothing was said before it: power was lost, or the machine was reset from outside.
+    Unannounced {},
+}
+
+impl fmt::Display for LastEnd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::SwitchedOff {} => write!(f, "switched off, in order"),
+            Self::Rebooted {} => write!(f, "rebooted, in order"),
+            Self::Panicked { headline } => write!(f, "{headline}"),
+            Self::Watchdog {} => write!(f, "by the watchdog: the node made no progress"),
+            Self::Unannounced {} => write!(f, "without a word: power was lost, or it was reset"),
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

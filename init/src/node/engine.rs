@@ -29,6 +29,7 @@ use workload::reconcile::{Reconciler, reconcile};
 use super::accounts::Accounts;
 use super::context::NodeContext;
 use super::drills::{DrillReply, Drills};
+use super::ending;
 use super::host::{Message, NodeHost};
 use super::images::{Images, News};
 use super::machines::Machines;
@@ -100,6 +101,7 @@ pub(crate) struct Engine {
     key: PublicKey,
     owner: Option<PublicKey>,
     durable: bool,
+    pool: PathBuf,
     total: Capacity,
     info: watch::Sender<NodeInfo>,
     uplink: watch::Receiver<super::context::Uplink>,
@@ -222,6 +224,7 @@ impl Engine {
             key: context.key,
             owner,
             durable: context.storage.is_durable(),
+            pool: context.pool,
             total: context.capacity,
             info: context.info,
             uplink: context.uplink,
@@ -364,6 +367,7 @@ impl Engine {
             .filter(|_| self.reconciler.is_drained() && !self.down_said)
         {
             self.down_said = true;
+            ending::end(&self.pool, mode);
             self.pid1
                 .send(&ToPid1::Shutdown { mode }, Vec::new())
                 .context("tell pid1 to go down")?;

@@ -7,6 +7,7 @@ mod clock;
 mod context;
 mod conversation;
 mod drills;
+mod ending;
 mod engine;
 mod exposition;
 #[cfg(any(test, feature = "fuzz"))]

@@ -18,7 +18,7 @@ use storage::plan::{Choice, choose};
 use storage::pool::{Pool, PoolError};
 use storage::probe::{self, Content};
 use tokio::sync::watch;
-use types::node::{Clock, NodeInfo, Phase};
+use types::node::{Capacity, Clock, NodeInfo, Phase};
 use types::{Bytes, PublicKey};
 use workload::admission::Storage;
 use workload::ledger;
@@ -26,7 +26,7 @@ use workload::ledger;
 use super::context::{NodeContext, Uplink, tenant_capacity};
 use super::engine::{Engine, ledger_copies};
 use super::pulse::Pulse;
-use super::{clock, identity, machine, resolv, uplink};
+use super::{clock, ending, identity, machine, resolv, uplink};
 use crate::cmdline::{self, Options};
 use crate::console::Console;
 use crate::phase::{Outcome, Row};
@@ -135,8 +135,7 @@ async fn provision() -> anyhow::Result<Engine> {
         ))
     })?;
     let storage = storage_of(&pool);
-    let size = machine::size_of(&pool.mountpoint);
-    let capacity = tenant_capacity(machine::cpus(), machine::memory(), storage, size);
+    let capacity = capacity_of(&pool);
     let (info, _) = watch::channel(NodeInfo {
         key,
         owner,
@@ -154,6 +153,7 @@ async fn provision() -> anyhow::Result<Engine> {
         disks: report(&disks, &pool, owner.as_ref()),
         boot: Vec::new(),
         last_error: last_error(&options, &problems),
+        last_end: ending::begin(&pool.mountpoint),
     });
     let uplink = network(&mut boot, &options, &pool, start, &info).await?;
     let context = NodeContext {
@@ -287,6 +287,11 @@ fn storage_of(pool: &Pool) -> Storage {
         true => Storage::Disk,
         false => Storage::Memory,
     }
+}
+
+fn capacity_of(pool: &Pool) -> Capacity {
+    let size = machine::size_of(&pool.mountpoint);
+    tenant_capacity(machine::cpus(), machine::memory(), storage_of(pool), size)
 }
 
 fn identity(pool: &Pool, problems: &mut Vec<String>) -> Done<([u8; 32], PublicKey)> {
@@ -443,6 +448,9 @@ fn status(info: &NodeInfo, uplink: &Uplink) -> Vec<String> {
         }
     ));
     lines.push(format!("sifr: address {}", describe(uplink)));
+    if let Some(end) = &info.last_end {
+        lines.push(format!("sifr: last boot ended {end}"));
+    }
     if let Some(error) = &info.last_error {
         lines.push(format!("sifr: last error {error}"));
     }
@@ -476,6 +484,7 @@ mod tests {
             disks: Vec::new(),
             boot: Vec::new(),
             last_error: None,
+            last_end: None,
         }
     }
 

@@ -45,6 +45,7 @@ fn context(pool: &Path, owner: Option<PublicKey>, seed: [u8; 32]) -> NodeContext
         disks: Vec::new(),
         boot: Vec::new(),
         last_error: None,
+        last_end: None,
     };
     let (pid1, _) = sys::socket::pair().expect("a pair");
     NodeContext {

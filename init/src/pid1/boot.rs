@@ -281,7 +281,11 @@ fn harden(on_panic: OnPanic) -> Result<Option<String>, String> {
 fn watchdog() -> (Option<Watchdog>, String) {
     match Watchdog::open(Path::new("/dev/watchdog0"), WATCHDOG_TIMEOUT) {
         Ok(dog) => {
-            let text = format!("{} s", dog.timeout().as_secs());
+            let mut text = format!("{} s", dog.timeout().as_secs());
+            if dog.has_bitten() {
+                text.push_str(", it ended the last boot");
+                crash::note_bite();
+            }
             (Some(dog), text)
         }
         Err(error) if error.source.kind() == io::ErrorKind::NotFound => {

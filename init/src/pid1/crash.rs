@@ -14,6 +14,8 @@ use crate::console::Console;
 
 /// Where the text of the last panic is kept during this boot.
 const LAST_PANIC: &str = "/run/sifr/last-panic";
+/// Is there where the watchdog ended the last boot.
+const BITE: &str = "/run/sifr/watchdog-bit";
 /// Most crash text that is kept: several records of the usual 32 KiB.
 const RECORDS_MAX_BYTES: u64 = 256 << 10;
 /// Most records that are looked at: the firmware's memory is small.
@@ -63,6 +65,17 @@ pub(super) fn last_panic(store: &Path, flags: Flags) -> Option<String> {
 pub(crate) fn last_panic_headline() -> Option<String> {
     let text = fs::read_to_string(LAST_PANIC).ok()?;
     headline(&text).map(|line| format!("the last boot ended so: {line}"))
+}
+
+/// Says to the agents of this boot that the watchdog ended the last one.
+pub(super) fn note_bite() {
+    // Without it the end of that boot is only said less precisely.
+    let _ = fs::write(BITE, b"");
+}
+
+/// Whether the watchdog ended the last boot.
+pub(crate) fn watchdog_bit() -> bool {
+    Path::new(BITE).exists()
 }
 
 fn headline(text: &str) -> Option<String> {

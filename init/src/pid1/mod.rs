@@ -15,7 +15,7 @@ mod supervisor;
 
 use std::process::ExitCode;
 
-pub(crate) use crash::last_panic_headline;
+pub(crate) use crash::{last_panic_headline, watchdog_bit};
 
 /// Never returns in good health: the end of PID 1 is a kernel panic, which reboots the machine.
 pub(crate) fn run() -> ExitCode {
