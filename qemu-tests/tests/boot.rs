@@ -149,7 +149,7 @@ mod tests {
         };
         let mut lab = Lab::with(&Setup::default(), foreign).expect("a node");
         assert!(
-            lab.console().contains("vda (ext file system)"),
+            lab.console().contains("vda (ext4 file system)"),
             "{}",
             lab.console()
         );

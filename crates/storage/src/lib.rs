@@ -8,7 +8,11 @@ pub mod disk;
 #[cfg(any(test, feature = "fuzz"))]
 pub mod fuzz;
 mod marker;
+#[cfg(test)]
+mod matrix_tests;
 pub mod plan;
 pub mod pool;
 pub mod probe;
+pub mod recognise;
+mod table;
 pub mod volume;

@@ -129,6 +129,7 @@ fn why_none(disks: &[(Disk, Content)], owner: &PublicKey) -> String {
 mod tests {
     use super::*;
     use crate::disk::Sharing;
+    use crate::recognise::Foreign;
 
     const OWNER: PublicKey = PublicKey([1; 32]);
 
@@ -220,14 +221,17 @@ mod tests {
     fn what_is_foreign_is_never_chosen_and_is_named() {
         let other = pool(&PublicKey([2; 32]), Stage::Live);
         let disks = [
-            (disk("vda", "A"), Content::Foreign("ext file system")),
+            (
+                disk("vda", "A"),
+                Content::Foreign(Foreign::named("ext4 file system")),
+            ),
             (disk("vdb", "B"), other),
         ];
         let Choice::Memory { why } = choose(&disks, Some(&OWNER)) else {
             panic!("a disk was chosen")
         };
         assert!(
-            why.contains("vda (ext file system)") && why.contains("vdb (pool of another owner)"),
+            why.contains("vda (ext4 file system)") && why.contains("vdb (pool of another owner"),
             "{why}"
         );
     }

@@ -17,6 +17,7 @@ use storage::disk::Disk;
 use storage::plan::{Choice, choose};
 use storage::pool::{Pool, PoolError};
 use storage::probe::{self, Content};
+use storage::recognise::Foreign;
 use tokio::sync::watch;
 use types::node::{Capacity, Clock, NodeInfo, Phase};
 use types::{Bytes, PublicKey};
@@ -230,7 +231,8 @@ fn disks(owner: Option<&PublicKey>) -> Done<Vec<Found>> {
         let content =
             opened.and_then(|file| probe::probe(&file, disk.size_bytes, disk.block_bytes));
         // A disk that cannot be read is somebody's until proven otherwise.
-        found.push((disk, content.unwrap_or(Content::Foreign("unreadable"))));
+        let unreadable = |_| Content::Foreign(Foreign::named("unreadable"));
+        found.push((disk, content.unwrap_or_else(unreadable)));
     }
     let words = found
         .iter()
