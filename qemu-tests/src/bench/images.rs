@@ -159,8 +159,8 @@ impl Bench {
     }
 
     /// The small image of the tests.
-    pub(super) fn busybox(&self) -> Result<Packed> {
-        let file = crate::busybox(&self.sifr, &self.work)?;
+    pub(super) fn busybox(&self, store: &str) -> Result<Packed> {
+        let file = crate::variant(&self.sifr, &self.work, store, 0)?;
         let chunks = store::chunks(file.parent().context("no store")?)?;
         let bytes = chunks
             .iter()
@@ -316,7 +316,7 @@ impl Bench {
 
     /// As many as a deployment's machines on one node, against one.
     fn parallel(&self) -> Result<Vec<Row>> {
-        let packed = self.busybox()?;
+        let packed = self.busybox("parallel")?;
         let mut fetched = Vec::new();
         for count in [1, AT_ONCE] {
             let (url, served) = store::serve_counted(packed.store(), Arc::default())?;

@@ -100,7 +100,7 @@ fn beside_a_raw_disk(bench: &Bench) -> Result<Vec<Row>> {
 
 /// The same content twice: undisturbed, and from a store that hangs up on everybody for a while.
 fn through_a_store_that_goes_away(bench: &Bench) -> Result<Row> {
-    let packed = bench.busybox()?;
+    let packed = bench.busybox("interrupted")?;
     let mut fetched = Vec::new();
     for is_killed in [false, true] {
         let gate = if is_killed {
