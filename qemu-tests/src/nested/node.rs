@@ -15,16 +15,6 @@ use super::scenario::{self, Scenario};
 use super::toolkit::Node;
 use super::{GROUP, toolkit};
 
-/// Debian's QEMU now and then ends a nested guest by a fault that nothing in the guest made (docs/testing.md: the mended one
-/// does not). A fault that a guest or the monitor makes comes each time.
-pub(crate) const TRIES: u32 = 6;
-/// What such an end is called by the monitor.
-pub(crate) const TRIPLE_FAULT: &str = "triple fault";
-/// The same faults make a guest stand still. One more try only, as each costs the whole of its patience.
-const STILL_TRIES: u32 = 2;
-/// What is said of a guest that stands still.
-pub(super) const NOT_SAID: &str = "was not said in";
-
 /// All of it: the caller then powers the machine off.
 pub fn main() {
     say(&format!("\n{BEGIN}"));
@@ -43,35 +33,22 @@ pub fn main() {
     say(&format!("\n{}", Line::End));
 }
 
+/// Once: what a guest or the emulator did to it is a finding.
 fn run(node: &Node, scenario: &Scenario) -> Line {
-    let mut tried = 0;
-    loop {
-        tried += 1;
-        let (name, started) = (scenario.name.to_owned(), Instant::now());
-        let why = match (scenario.run)(node) {
-            Ok(figures) => {
-                let took = started.elapsed();
-                return Line::Ok {
-                    name,
-                    took,
-                    figures,
-                };
+    let (name, started) = (scenario.name.to_owned(), Instant::now());
+    match (scenario.run)(node) {
+        Ok(figures) => {
+            let took = started.elapsed();
+            Line::Ok {
+                name,
+                took,
+                figures,
             }
-            Err(error) => format!("{error:#}"),
-        };
-        if tried >= tries(&why) {
-            return Line::Failed { name, why };
         }
-        say(&format!("\n{}", Line::Again { name, why }));
-    }
-}
-
-/// How often a scenario that failed so may run in all.
-fn tries(why: &str) -> u32 {
-    match why {
-        _ if why.contains(TRIPLE_FAULT) => TRIES,
-        _ if why.contains(NOT_SAID) => STILL_TRIES,
-        _ => 1,
+        Err(error) => {
+            let why = format!("{error:#}");
+            Line::Failed { name, why }
+        }
     }
 }
 
@@ -92,16 +69,4 @@ pub(crate) fn prepare() -> Result<Node> {
     std::fs::write(controllers, "+cpu +memory +pids").context("hand the controllers down")?;
     std::fs::create_dir(toolkit::EMPTY_ROOT).context("make the monitors' root")?;
     Node::open()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_what_the_emulator_is_known_for_is_tried_again() {
-        assert_eq!(tries("vCPU 1: triple fault"), TRIES);
-        assert_eq!(tries("\"read \" was not said in 120s"), STILL_TRIES);
-        assert_eq!(tries("block 7 is not what the guest left"), 1);
-    }
 }

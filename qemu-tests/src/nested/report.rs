@@ -25,11 +25,6 @@ pub enum Line {
         name: String,
         why: String,
     },
-    /// It runs once more, from its beginning.
-    Again {
-        name: String,
-        why: String,
-    },
     /// Nothing follows.
     End,
 }
@@ -46,7 +41,6 @@ impl fmt::Display for Line {
                 write!(f, "{MARK}ok {name} {took} ms {}", one(figures))
             }
             Self::Failed { name, why } => write!(f, "{MARK}FAILED {name}: {}", one(why)),
-            Self::Again { name, why } => write!(f, "{MARK}again {name}: {}", one(why)),
             Self::End => f.write_str(END),
         }
     }
@@ -58,11 +52,6 @@ fn one(text: &str) -> String {
 }
 
 impl Line {
-    /// Whether it says that `scenario` runs once more.
-    pub(super) fn is_again(&self, scenario: &str) -> bool {
-        matches!(self, Self::Again { name, .. } if name == scenario)
-    }
-
     /// `None` for what else is on a console.
     pub fn parse(line: &str) -> Option<Self> {
         let (_, rest) = line.trim_end().split_once(MARK)?;
@@ -76,17 +65,12 @@ impl Line {
                 figures: words.next().unwrap_or_default().to_owned(),
             });
         }
-        let named = |text: &str| {
-            let (name, why) = text.split_once(": ")?;
-            Some((name.to_owned(), why.to_owned()))
-        };
         if let Some(rest) = rest.strip_prefix("FAILED ") {
-            let (name, why) = named(rest)?;
-            return Some(Self::Failed { name, why });
-        }
-        if let Some(rest) = rest.strip_prefix("again ") {
-            let (name, why) = named(rest)?;
-            return Some(Self::Again { name, why });
+            let (name, why) = rest.split_once(": ")?;
+            return Some(Self::Failed {
+                name: name.to_owned(),
+                why: why.to_owned(),
+            });
         }
         (rest == "end").then_some(Self::End)
     }
@@ -107,11 +91,7 @@ mod tests {
             name: "boots".to_owned(),
             why: "no: such | luck".to_owned(),
         };
-        let again = Line::Again {
-            name: "boots".to_owned(),
-            why: "vCPU 1: triple fault".to_owned(),
-        };
-        for line in [ok, failed, again, Line::End] {
+        for line in [ok, failed, Line::End] {
             let text = format!("[ 1.0] x {line}\r");
             assert_eq!(Line::parse(&text), Some(line), "{text}");
         }

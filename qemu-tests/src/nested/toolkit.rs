@@ -20,7 +20,6 @@ use sys::process::{Child, Confinement, Ended, FIRST_FD, Program};
 use types::vm::{CONTROL_PACKET_MAX, Exits, Fd, FromVmm, StopReason, ToVmm, VmSpec};
 use types::{Name, PublicKey, VmId};
 
-use super::node::NOT_SAID;
 use super::{GUEST, HOSTILE, INITRAMFS, KERNEL, VMM};
 use crate::bench::report::Overhead;
 use crate::inside::{mappings, overhead};
@@ -221,7 +220,7 @@ impl Machine {
                 .context("the machine has no console")?;
             ensure!(
                 readable(console.as_fd(), until)?,
-                "{pattern:?} {NOT_SAID} {patience:?}; {}",
+                "{pattern:?} was not said in {patience:?}; {}",
                 self.state()
             );
             if !self.read_console()? {
