@@ -168,6 +168,13 @@ impl Running {
 }
 
 fn runs(_: &Node) -> Result<String> {
+    let help = command(&["--help"]).output()?;
+    let text = String::from_utf8_lossy(&help.stdout);
+    let named = ["run FILE", "check FILE", "--control", "docs/vmm.md"];
+    ensure!(
+        help.status.success() && named.iter().all(|word| text.contains(word)),
+        "{help:?}"
+    );
     write_spec("hello", "")?;
     let checked = command(&["check", SPEC]).output()?;
     ensure!(checked.status.success(), "{checked:?}");
