@@ -43,9 +43,10 @@ FILE is JSON. Paths in it are relative to its directory. The least, and a disk a
 
 The kernel is a vmlinux with a PVH entry (CONFIG_PVH=y) or a bzImage. Its serial console is shown here, and
 Ctrl-C ends the machine, a second one at once. With \"console\": \"terminal\" it has a terminal (/dev/hvc0) that
-takes what you type; Ctrl-A x ends the machine. With \"vsock\": [{ \"port\": 22, \"from\": \"host\", \"path\": PATH }] who
-connects to the unix socket PATH speaks to port 22 of the guest's vsock; from \"guest\" it is the other way round. --control listens on a SOCK_SEQPACKET at PATH for
-requests, one JSON object a packet: {\"request\":\"pause\"}, resume, metrics, balloon, snapshot, stop.
+takes what you type; Ctrl-A x ends the machine. With \"vsock\": [{ \"port\": 22, \"from\": \"host\", \"path\": PATH }]
+who connects to the unix socket PATH speaks to port 22 of the guest's vsock; from \"guest\" it is the other
+way round. --control listens on a SOCK_SEQPACKET at PATH for requests, one JSON object a packet:
+{\"request\":\"pause\"}, resume, metrics, balloon, snapshot, stop.
 With \"restore\": { \"state\": PATH, \"memory\": PATH } in FILE the machine goes on from a snapshot; kernel and
 initramfs are then not read, all else is as it was.
 docs/vmm.md is the manual, docs/examples/machine.json a complete example.
