@@ -42,8 +42,12 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         run: bad_topology,
     },
     Scenario {
-        name: "small-pages-boot",
+        name: "small-pages-are-small",
         run: |node| pages(node, HugePages::None),
+    },
+    Scenario {
+        name: "transparent-pages-are-huge",
+        run: |node| pages(node, HugePages::Transparent),
     },
     Scenario {
         name: "reserved-pages-that-are-not-there-are-refused",
@@ -161,12 +165,24 @@ fn bad_topology(node: &Node) -> Result<String> {
     Ok(life.output.trim().to_owned())
 }
 
+/// What the node's kernel says of the pages behind a guest that has booted.
 fn pages(node: &Node, pages: HugePages) -> Result<String> {
-    let mut plan = node.plan("pages", "hello")?;
+    let mut plan = node.plan("pages", "rests")?;
     plan.spec.huge_pages = pages;
-    let life = plan.start()?.finish(PATIENCE)?;
-    ensure!(life.ended == Ended::Code(0), "{life:?}");
-    Ok(format!("{pages:?}"))
+    let mut machine = plan.start()?;
+    machine.line("rests", PATIENCE)?;
+    let smaps = fs::read_to_string(format!("/proc/{}/smaps", machine.pid()))?;
+    let lines = smaps
+        .lines()
+        .filter_map(|l| l.strip_prefix("AnonHugePages:"));
+    let sizes = lines.filter_map(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    let kib: u64 = sizes.sum();
+    ensure!(
+        (kib > 0) == (pages == HugePages::Transparent),
+        "{pages:?}: {kib} KiB in huge pages"
+    );
+    machine.kill()?;
+    Ok(format!("{} MiB in huge pages", kib >> 10))
 }
 
 /// The node's kernel has none to reserve.
