@@ -55,6 +55,9 @@ pub(crate) enum Command {
     /// Nodes you know
     #[command(subcommand)]
     Node(NodeCommand),
+    /// Disks of nodes: what is on them, and taking them
+    #[command(subcommand)]
+    Disk(DiskCommand),
     /// Container images as content-addressed chunks
     #[command(subcommand)]
     Flist(FlistCommand),
@@ -140,6 +143,39 @@ pub(crate) enum NodeCommand {
         /// node (the agent), chunks, or deployment[/workload] (its VMM)
         target: DrillTarget,
     },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum DiskCommand {
+    /// Every disk: what it is, what is on it, what it is used for and why
+    List {
+        /// Nodes [default: as of every command]
+        nodes: Vec<Name>,
+    },
+    /// Take disks, with the loss of all that is on them
+    Claim(ClaimDisks),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ClaimDisks {
+    /// Nodes [default: as of every command]
+    pub(crate) nodes: Vec<Name>,
+    /// Serial of a disk, as `sifr disk list` shows it; repeat it
+    #[arg(
+        long = "serial",
+        value_name = "SERIAL",
+        required_unless_present = "all_foreign"
+    )]
+    pub(crate) serials: Vec<String>,
+    /// Every disk of these nodes that holds what the node did not make
+    #[arg(long, conflicts_with = "serials")]
+    pub(crate) all_foreign: bool,
+    /// Do not ask
+    #[arg(long)]
+    pub(crate) yes: bool,
+    /// Start the nodes again when it is done: those that run from RAM then have a pool
+    #[arg(long)]
+    pub(crate) reboot: bool,
 }
 
 #[derive(Debug, Subcommand)]

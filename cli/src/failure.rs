@@ -103,6 +103,7 @@ fn advice(code: RefusalCode) -> Option<&'static str> {
             Some("Give the .flist file in its store to --image, so that it is pushed.")
         }
         RefusalCode::PortTaken => Some("`sifr get` shows which of its ports are in use."),
+        RefusalCode::DiskChanged => Some("`sifr disk list` shows what the disks hold now."),
         RefusalCode::OverCapacity => Some("`sifr node info` shows what is free."),
         RefusalCode::Malformed
         | RefusalCode::BadSignature

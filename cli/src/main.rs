@@ -7,6 +7,7 @@
 mod args;
 mod deploy;
 mod depot;
+mod disks;
 mod drill;
 mod failure;
 mod flists;
@@ -90,6 +91,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
     match command {
         Command::Key(command) => nodes::key(&context, command),
         Command::Node(command) => nodes::node(&context, command).await,
+        Command::Disk(command) => disks::disk(&context, command).await,
         Command::Flist(command) => flists::flist(&context, command).await,
         Command::Deploy(options) => deploy::deploy(&context, *options).await,
         Command::Get { name } => lifecycle::get(&context, name).await,

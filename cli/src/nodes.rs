@@ -233,7 +233,9 @@ fn report(name: &Name, pin: &Pin, info: &NodeInfo) -> String {
             if info.durable {
                 "yes".to_owned()
             } else {
-                "no: it runs from RAM".to_owned()
+                let why = info.volatile_because.iter();
+                let why: String = why.map(|why| format!(": {why}")).collect();
+                format!("no: it runs from RAM{why}")
             },
         ),
         (
@@ -288,6 +290,7 @@ fn tables(info: &NodeInfo) -> [String; 3] {
                 disk.name.clone(),
                 disk.serial.clone(),
                 mebibytes(disk.size.0),
+                crate::disks::used(disk).to_owned(),
                 disk.content.clone(),
             ]
         })
@@ -302,7 +305,7 @@ fn tables(info: &NodeInfo) -> [String; 3] {
         .collect();
     [
         table(["LINK", "MAC", "UP", "ADDRESS", "GATEWAY"], &links),
-        table(["DISK", "SERIAL", "SIZE", "CONTENT"], &disks),
+        table(["DISK", "SERIAL", "SIZE", "USED", "CONTENT"], &disks),
         table(["BOOT", "TIME", "RESULT"], &boot),
     ]
 }

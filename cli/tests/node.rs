@@ -21,8 +21,11 @@ mod tests {
     use serde_json::Value;
     use tempfile::TempDir;
     use tokio::sync::{Notify, mpsc};
+    use types::claim::Claimed;
     use types::deployment::{Action, Deployment};
-    use types::node::{Capacity, Clock, Drill, Drilled, NodeInfo};
+    use types::node::{
+        Capacity, Clock, Disk, DiskClass, DiskUse, Drill, Drilled, NodeDisks, NodeInfo,
+    };
     use types::status::{
         Ack, DeploymentStatus, Desired, Exit, Refusal, RefusalCode, State, WorkloadStatus,
     };
@@ -199,6 +202,7 @@ mod tests {
                 uptime_ms: 61_000,
                 agent_pid: self.agent_pid.load(Ordering::Relaxed),
                 durable: self.durable,
+                volatile_because: None,
                 virtualisation_problem: None,
                 clock: Clock {
                     realtime_ms: 0,
@@ -218,6 +222,45 @@ mod tests {
             }
         }
 
+        /// Two disks: its pool, and one of somebody.
+        fn disks() -> NodeDisks {
+            let disk = |name: &str, used, content: &str, fingerprint| Disk {
+                name: name.to_owned(),
+                serial: format!("S-{name}"),
+                model: "Flash 9000".to_owned(),
+                class: DiskClass::Ssd,
+                size: Bytes::gib(40),
+                content: content.to_owned(),
+                partitions: Vec::new(),
+                used,
+                because: Some("so it is".to_owned()).filter(|_| used != DiskUse::Pool),
+                fingerprint,
+            };
+            NodeDisks {
+                challenge: Digest([4; 32]),
+                disks: vec![
+                    disk("vda", DiskUse::Pool, "pool", None),
+                    disk("vdb", DiskUse::LeftAlone, "XFS file system", Some(Digest([5; 32]))),
+                ],
+            }
+        }
+
+        fn claim(&self, envelope: &[u8]) -> Result<Claimed, Refusal> {
+            let claim = Envelope::parse(envelope)?.open_claim(|key| *key == self.owner)?;
+            let part = claim.of(&self.key.public()).expect("this node");
+            assert_eq!(part.challenge, Self::disks().challenge);
+            let [disk] = part.disks.as_slice() else {
+                panic!("one disk was shown: {part:?}");
+            };
+            assert_eq!((disk.serial.as_str(), disk.content), ("S-vdb", Digest([5; 32])));
+            assert_eq!(disk.held, "XFS file system");
+            Ok(Claimed {
+                disks: vec![disk.serial.clone()],
+                pool: None,
+                reboots: part.reboot,
+            })
+        }
+
         async fn answer(&self, route: Route, body: Body) -> Result<Answer, Refusal> {
             let state = || self.state.lock().expect("no test panics inside");
             match route {
@@ -225,6 +268,11 @@ mod tests {
                 Route::NodeMetrics => Ok(Answer::metrics("# HELP up Up.\n".to_owned())),
                 Route::Metrics(name) => Self::status(&state(), &name)
                     .map(|_| Answer::metrics("sifr_machine_up 1\n".to_owned())),
+                Route::Disks => Ok(Answer::json(&Self::disks())),
+                Route::ClaimDisks => {
+                    let claimed = self.claim(&body.collect().await?)?;
+                    Ok(Answer::json(&claimed))
+                }
                 Route::Dmesg => Ok(Answer::text("[0.0] Linux\x1b[2J\n")),
                 Route::PutFlist(digest) => {
                     let bytes = body.collect().await?;
@@ -1080,6 +1128,31 @@ mod tests {
             (&58.into(), &59.into())
         );
         bench.run(&["node", "drill", "moon"]).ends(3);
+    }
+
+    #[test]
+    fn disks_are_shown_with_what_is_on_them_and_why_they_are_used_so() {
+        let bench = Bench::with_node(true);
+        let listed = bench.run(&["disk", "list"]).ends(0);
+        let listed = listed.says("left alone").says("XFS file system: so it is");
+        listed.says("Flash 9000").says("SSD").says("40Gi");
+        let json = bench.run(&["disk", "list", "--output", "json"]).ends(0).json();
+        assert_eq!(json[0]["disks"][1]["used"], "left_alone");
+        bench.run(&["disk", "list", "lab", "lab"]).ends(2);
+    }
+
+    #[test]
+    fn a_disk_is_claimed_only_after_it_was_shown_and_a_person_said_yes() {
+        let bench = Bench::with_node(true);
+        let claim = |more: &[&str]| bench.run(&[&["disk", "claim", "lab"], more].concat());
+        let asked = claim(&["--serial", "S-vdb"]).ends(1);
+        let asked = asked.says("ALL OF THIS WILL BE LOST").says("XFS file system");
+        asked.says("nothing was touched");
+        claim(&["--serial", "S-vdb", "--yes"]).ends(0).says("blank, ready");
+        claim(&["--all-foreign", "--yes"]).ends(0).says("S-vdb");
+        claim(&["--serial", "S-vda", "--yes"]).ends(2).says("cannot be claimed");
+        claim(&["--serial", "S-none", "--yes"]).ends(2).says("no disk has");
+        claim(&["--yes"]).ends(2);
     }
 
     #[test]

@@ -134,35 +134,6 @@ mod tests {
     }
 
     #[test]
-    fn a_foreign_disk_is_never_touched() {
-        let foreign = |machine: &mut Machine| {
-            let file = &machine.disks[0].file;
-            let made = std::process::Command::new("/sbin/mkfs.ext4")
-                .arg("-q")
-                .arg("-F")
-                .arg(file)
-                .status()?;
-            anyhow::ensure!(made.success(), "mkfs.ext4");
-            std::fs::copy(file, file.with_extension("before"))
-                .map(|_| ())
-                .map_err(Into::into)
-        };
-        let mut lab = Lab::with(&Setup::default(), foreign).expect("a node");
-        assert!(
-            lab.console().contains("vda (ext4 file system)"),
-            "{}",
-            lab.console()
-        );
-        lab.power_cut().expect("off");
-        let pool = lab.directory().join("pool.raw");
-        let same = std::process::Command::new("cmp")
-            .arg(&pool)
-            .arg(pool.with_extension("before"))
-            .status();
-        assert!(same.expect("cmp").success());
-    }
-
-    #[test]
     fn a_node_without_an_owner_accepts_nothing_and_touches_no_disk() {
         let setup = Setup {
             owned: false,

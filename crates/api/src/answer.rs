@@ -115,6 +115,7 @@ impl Answer {
             | RefusalCode::OverCapacity
             | RefusalCode::PortTaken
             | RefusalCode::Conflict
+            | RefusalCode::DiskChanged
             | RefusalCode::MissingChunks
             | RefusalCode::Volatile
             | RefusalCode::Restarting
@@ -187,6 +188,7 @@ pub fn http_status(code: RefusalCode) -> StatusCode {
         | RefusalCode::PortTaken
         | RefusalCode::MissingChunks
         | RefusalCode::Volatile
+        | RefusalCode::DiskChanged
         | RefusalCode::Conflict => StatusCode::CONFLICT,
         RefusalCode::OverCapacity => StatusCode::INSUFFICIENT_STORAGE,
         RefusalCode::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,

@@ -23,8 +23,9 @@ use serde::{Deserialize, Serialize};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsConnector;
+use types::claim::Claimed;
 use types::deployment::API_PORT;
-use types::node::{Drill, Drilled, NodeInfo};
+use types::node::{Drill, Drilled, NodeDisks, NodeInfo};
 use types::status::{Ack, DeploymentStatus, Refusal, RefusalCode};
 use types::{Digest, Name, PublicKey};
 
@@ -236,6 +237,21 @@ impl Client {
 
     pub async fn dmesg(&self) -> Result<Vec<u8>, ClientError> {
         self.ask(&Route::Dmesg, Bytes::new()).await
+    }
+
+    /// Its disks, as they are now.
+    pub async fn disks(&self) -> Result<NodeDisks, ClientError> {
+        self.ask_json(&Route::Disks).await
+    }
+
+    /// Asked once and on a fresh connection: after a lost answer [`Self::disks`] shows what was done.
+    pub async fn claim_disks(&self, envelope: &Envelope) -> Result<Claimed, ClientError> {
+        let route = Route::ClaimDisks;
+        let connection = self.open().await?;
+        let answer = self
+            .send(connection, &route, envelope.to_json().into())
+            .await?;
+        self.parse(&route, &self.whole(&route, answer).await?)
     }
 
     /// The node's metrics, or only those of a deployment's machines, as Prometheus reads them.

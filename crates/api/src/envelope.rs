@@ -8,6 +8,7 @@ use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE};
 use serde::{Deserialize, Serialize};
 use types::PublicKey;
+use types::claim::{CLAIM_PAYLOAD_TYPE, Claim, ClaimError};
 use types::deployment::{PAYLOAD_TYPE, SpecError, Statement};
 use types::status::{Refusal, RefusalCode};
 
@@ -63,12 +64,17 @@ pub enum EnvelopeError {
     BadSignature,
     #[error("the signer {0} is not known here: sign with the owner's key")]
     UnknownKey(PublicKey),
-    #[error("the payload type {0:?} is not accepted here: use {PAYLOAD_TYPE}")]
-    PayloadType(String),
+    #[error("the payload type {found:?} is not accepted here: use {expected}")]
+    PayloadType {
+        found: String,
+        expected: &'static str,
+    },
     #[error("the signed statement cannot be read: {0}")]
     Statement(String),
     #[error("the signed statement asks for what no node can do: {0}")]
     Spec(SpecError),
+    #[error("the signed claim asks for what no node can do: {0}")]
+    Claim(ClaimError),
 }
 
 impl EnvelopeError {
@@ -82,9 +88,10 @@ impl EnvelopeError {
             | Self::Signatures(_)
             | Self::Base64(_)
             | Self::KeyId(_)
-            | Self::PayloadType(_)
+            | Self::PayloadType { .. }
             | Self::Statement(_)
-            | Self::Spec(_) => RefusalCode::Malformed,
+            | Self::Spec(_)
+            | Self::Claim(_) => RefusalCode::Malformed,
         }
     }
 }
@@ -116,10 +123,20 @@ impl Envelope {
     /// anything is sent for its sake.
     pub fn seal_statement(key: &SecretKey, statement: &Statement) -> Result<Self, EnvelopeError> {
         let payload = serde_json::to_vec(statement).expect("a statement has only text keys");
-        let envelope = Self::seal(key, PAYLOAD_TYPE, &payload);
-        match envelope.to_json().len() {
+        Self::seal(key, PAYLOAD_TYPE, &payload).bounded()
+    }
+
+    /// The same of a claim to disks.
+    pub fn seal_claim(key: &SecretKey, claim: &Claim) -> Result<Self, EnvelopeError> {
+        claim.check().map_err(EnvelopeError::Claim)?;
+        let payload = serde_json::to_vec(claim).expect("a claim has only text keys");
+        Self::seal(key, CLAIM_PAYLOAD_TYPE, &payload).bounded()
+    }
+
+    fn bounded(self) -> Result<Self, EnvelopeError> {
+        match self.to_json().len() {
             bytes if bytes > ENVELOPE_MAX => Err(EnvelopeError::TooLarge(bytes)),
-            _ => Ok(envelope),
+            _ => Ok(self),
         }
     }
 
@@ -164,9 +181,7 @@ impl Envelope {
         trusted: impl FnOnce(&PublicKey) -> bool,
     ) -> Result<Signed, EnvelopeError> {
         let (signer, payload) = self.verify(trusted)?;
-        if self.payload_type != PAYLOAD_TYPE {
-            return Err(EnvelopeError::PayloadType(shortened(&self.payload_type)));
-        }
+        self.is_of(PAYLOAD_TYPE)?;
         let statement: Statement = serde_json::from_slice(&payload)
             .map_err(|error| EnvelopeError::Statement(error.to_string()))?;
         statement.check().map_err(EnvelopeError::Spec)?;
@@ -175,6 +190,28 @@ impl Envelope {
             statement,
             payload,
         })
+    }
+
+    /// Verifies, then reads the payload as a [`Claim`] that passes its own check.
+    pub fn open_claim(
+        &self,
+        trusted: impl FnOnce(&PublicKey) -> bool,
+    ) -> Result<Claim, EnvelopeError> {
+        let (_, payload) = self.verify(trusted)?;
+        self.is_of(CLAIM_PAYLOAD_TYPE)?;
+        let claim: Claim = serde_json::from_slice(&payload)
+            .map_err(|error| EnvelopeError::Statement(error.to_string()))?;
+        claim.check().map_err(EnvelopeError::Claim)?;
+        Ok(claim)
+    }
+
+    /// What is signed as one thing is never read as another.
+    fn is_of(&self, expected: &'static str) -> Result<(), EnvelopeError> {
+        if self.payload_type == expected {
+            return Ok(());
+        }
+        let found = shortened(&self.payload_type);
+        Err(EnvelopeError::PayloadType { found, expected })
     }
 }
 
@@ -234,6 +271,39 @@ mod tests {
             .expect("opens");
         assert_eq!((signed.signer, signed.payload), (key().public(), stop()));
         assert_eq!(signed.statement.name.as_str(), "shop");
+    }
+
+    #[test]
+    fn a_claim_is_never_read_as_a_statement_nor_a_statement_as_a_claim() {
+        let claim = Claim {
+            nodes: vec![types::claim::NodeClaim {
+                node: PublicKey([1; 32]),
+                challenge: types::Digest([2; 32]),
+                disks: vec![types::claim::DiskClaim {
+                    serial: "A".to_owned(),
+                    content: types::Digest([3; 32]),
+                    held: "swap space".to_owned(),
+                }],
+                reboot: false,
+            }],
+        };
+        let sealed = Envelope::seal_claim(&key(), &claim).expect("sealed");
+        assert_eq!(sealed.open_claim(|_| true).expect("a claim"), claim);
+        assert!(matches!(
+            sealed.open_claim(|_| false),
+            Err(EnvelopeError::UnknownKey(_))
+        ));
+        assert!(matches!(
+            sealed.open_statement(|_| true),
+            Err(EnvelopeError::PayloadType { .. })
+        ));
+        let statement = Envelope::seal(&key(), PAYLOAD_TYPE, &stop());
+        assert!(matches!(
+            statement.open_claim(|_| true),
+            Err(EnvelopeError::PayloadType { .. })
+        ));
+        let none = Claim { nodes: Vec::new() };
+        assert!(Envelope::seal_claim(&key(), &none).is_err());
     }
 
     proptest! {

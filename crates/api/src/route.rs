@@ -33,6 +33,10 @@ pub enum Route {
     Node,
     /// `GET /v1/node/dmesg`
     Dmesg,
+    /// `GET /v1/node/disks`
+    Disks,
+    /// `POST /v1/node/disks/claim`
+    ClaimDisks,
     /// `PUT /v1/flists/{hex}`
     PutFlist(Digest),
     /// `GET /v1/flists/{hex}/trace`: what its first run on the node touched, as `flist::trace` has it
@@ -173,6 +177,8 @@ impl Route {
         let route = match (method.as_str(), segments.as_slice()) {
             ("GET", ["node"]) => Self::Node,
             ("GET", ["node", "dmesg"]) => Self::Dmesg,
+            ("GET", ["node", "disks"]) => Self::Disks,
+            ("POST", ["node", "disks", "claim"]) => Self::ClaimDisks,
             ("PUT", ["flists", hex]) => Self::PutFlist(digest(hex)?),
             ("GET", ["flists", hex, "trace"]) => Self::Trace(digest(hex)?),
             ("PUT", ["chunks", hex]) => Self::PutChunk(digest(hex)?),
@@ -200,9 +206,10 @@ impl Route {
     pub fn method(&self) -> Method {
         match self {
             Self::PutFlist(_) | Self::PutChunk(_) => Method::PUT,
-            Self::PostStatement | Self::Drill => Method::POST,
+            Self::PostStatement | Self::Drill | Self::ClaimDisks => Method::POST,
             Self::Node
             | Self::Dmesg
+            | Self::Disks
             | Self::Trace(_)
             | Self::Deployments
             | Self::Deployment { .. }
@@ -217,6 +224,8 @@ impl Route {
         match self {
             Self::Node => "/v1/node".to_owned(),
             Self::Dmesg => "/v1/node/dmesg".to_owned(),
+            Self::Disks => "/v1/node/disks".to_owned(),
+            Self::ClaimDisks => "/v1/node/disks/claim".to_owned(),
             Self::PutFlist(digest) => format!("/v1/flists/{}", digest.hex()),
             Self::Trace(digest) => format!("/v1/flists/{}/trace", digest.hex()),
             Self::PutChunk(digest) => format!("/v1/chunks/{}", digest.hex()),
@@ -259,10 +268,11 @@ impl Route {
         match self {
             Self::PutFlist(_) => FLIST_MAX,
             Self::PutChunk(_) => CHUNK_MAX,
-            Self::PostStatement => ENVELOPE_MAX as u64,
+            Self::PostStatement | Self::ClaimDisks => ENVELOPE_MAX as u64,
             Self::Drill => DRILL_MAX,
             Self::Node
             | Self::Dmesg
+            | Self::Disks
             | Self::Trace(_)
             | Self::Deployments
             | Self::Deployment { .. }
@@ -386,6 +396,8 @@ mod tests {
             any::<u64>().prop_map(Begin::At)
         ];
         prop_oneof![
+            Just(Route::Disks),
+            Just(Route::ClaimDisks),
             digest().prop_map(Route::PutFlist),
             digest().prop_map(Route::PutChunk),
             digest().prop_map(Route::Trace),

@@ -64,6 +64,9 @@ mod tests {
                     "no node report in this test",
                 )),
                 Route::Dmesg => Ok(Answer::text("line one\nline two\n")),
+                Route::Disks | Route::ClaimDisks => {
+                    Err(refusal(RefusalCode::NotFound, "no disk in this test"))
+                }
                 Route::NodeMetrics | Route::Metrics(_) => Ok(Answer::metrics(String::new())),
                 Route::Trace(digest) => Ok(Answer::bytes(digest.0.to_vec())),
                 Route::PutFlist(digest) => {

@@ -12,6 +12,10 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use types::node::DiskClass;
+
+use crate::recognise::printable;
+
 /// Disks looked at: more than any server has, and a bound on a hostile bus.
 pub const DISKS_MAX: usize = 256;
 /// Kernel names that are never disks of their own.
@@ -30,6 +34,10 @@ pub struct Disk {
     pub name: String,
     /// What the disk says of itself; empty where it says nothing.
     pub serial: String,
+    /// The same.
+    pub model: String,
+    /// As the disk reports whether it rotates.
+    pub class: DiskClass,
     pub size_bytes: u64,
     /// A removable medium, or a disk on USB: it may be carried away, and it appears seconds after the
     /// others, when the choice has been made.
@@ -153,6 +161,11 @@ fn read(at: &Path, name: String) -> Option<Identified> {
     let disk = Disk {
         name,
         serial,
+        model: printable(&text("device/model").unwrap_or_default()),
+        class: match number("queue/rotational") {
+            Some(1) => DiskClass::Hdd,
+            Some(_) | None => DiskClass::Ssd,
+        },
         size_bytes,
         removable: number("removable") == Some(1) || passes(at, &["usb"]),
         read_only: number("ro") == Some(1),
@@ -286,6 +299,8 @@ mod tests {
         let disk = |name: &str| Disk {
             name: name.to_owned(),
             serial: String::new(),
+            model: String::new(),
+            class: types::node::DiskClass::Ssd,
             size_bytes: 0,
             removable: false,
             read_only: false,

@@ -1,9 +1,11 @@
 //! Disks of the node: what is on them, which one becomes the pool, and the volumes in it.
 //!
-//! Owns: inventory, recognition, the choice, provisioning of the pool, ext4 volumes.
-//! Refuses: writing to anything that [`probe`] does not find blank or made by this owner's Sifr.
+//! Owns: inventory, recognition, the choice, provisioning of the pool, wiping what was claimed, ext4 volumes.
+//! Refuses: writing to anything that [`probe`] does not find blank or made by this owner's Sifr, but for [`claim`],
+//! whose caller has the owner's signature.
 #![forbid(unsafe_code)]
 
+pub mod claim;
 pub mod disk;
 #[cfg(any(test, feature = "fuzz"))]
 pub mod fuzz;

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use types::PublicKey;
+use types::node::DiskClass;
 
 use crate::disk::{Disk, Sharing};
 use crate::plan::{Choice, choose};
@@ -86,6 +87,8 @@ impl Image {
             // Below `/dev`: whoever opened it for writing would write into the image.
             name: format!("..{}", self.file.display()),
             serial: "S".to_owned(),
+            model: String::new(),
+            class: DiskClass::Ssd,
             size_bytes: SIZE,
             removable: false,
             read_only: false,
@@ -98,7 +101,10 @@ impl Image {
         let Choice::Memory { why } = &choice else {
             panic!("{words} was taken: {choice:?}");
         };
-        assert!(why.contains(&words), "{why}");
+        assert!(
+            why.contains(&words) && why.contains("sifr disk claim"),
+            "{why}"
+        );
         // It fails where nobody may mount; a pool in memory is the most that it may come to.
         let mountpoint = tempfile::tempdir().expect("a directory");
         let opened = pool::open(&choice, &[disk], Some(&OWNER), mountpoint.path(), &|_| {

@@ -1,10 +1,11 @@
-//! Which disk becomes the pool: a pure decision.
+//! Which disk becomes the pool, and what each is to the node: pure decisions.
 //!
-//! Owns: the order of preference. Refuses: reading or writing a disk.
+//! Owns: the order of preference, and what may be claimed. Refuses: reading or writing a disk.
 
 use std::time::SystemTime;
 
 use types::PublicKey;
+use types::node::DiskUse;
 
 use crate::disk::Disk;
 use crate::probe::{Content, Stage, owner_mark};
@@ -120,9 +121,70 @@ fn why_none(disks: &[(Disk, Content)], owner: &PublicKey) -> String {
     };
     let list: Vec<_> = disks.iter().map(describe).collect();
     format!(
-        "no blank disk, none was touched: {}. Blank one elsewhere, or add one",
+        "no blank disk, none was touched: {}. `sifr disk claim` takes one with all that is on it; or add one",
         list.join(", ")
     )
+}
+
+/// What a disk is to the node, and why, for people. `pool`: the disk that the pool is on, if it is on one.
+pub fn standing(
+    disk: &Disk,
+    content: &Content,
+    owner: Option<&PublicKey>,
+    pool: Option<&str>,
+) -> (DiskUse, Option<String>) {
+    let alone = |why: &str| (DiskUse::LeftAlone, Some(why.to_owned()));
+    if pool == Some(disk.name.as_str()) {
+        return (DiskUse::Pool, None);
+    }
+    let Some(owner) = owner else {
+        return alone("the node has no owner key");
+    };
+    if let Some(objection) = disk.objection() {
+        return alone(&objection);
+    }
+    match content {
+        Content::Blank if disk.size_bytes < POOL_MIN_BYTES => {
+            alone(&format!("smaller than {} MiB", POOL_MIN_BYTES >> 20))
+        }
+        Content::Blank => {
+            let why = match pool {
+                Some(_) => "spare: a node has one pool",
+                None => "becomes the pool at the next boot",
+            };
+            (DiskUse::Ready, Some(why.to_owned()))
+        }
+        Content::Pool { owner: theirs, .. } if *theirs == owner_mark(owner) => match pool {
+            Some(_) => alone("the pool is on another disk"),
+            None => {
+                let why = "the owner's pool, used from the next boot on";
+                (DiskUse::Ready, Some(why.to_owned()))
+            }
+        },
+        Content::Pool { .. } | Content::Foreign(_) => {
+            alone("it holds what this node did not make: only `sifr disk claim` takes it")
+        }
+    }
+}
+
+/// Why nothing can be claimed of a disk; `None` where its content can be lost by a claim.
+pub fn unclaimable(disk: &Disk, content: &Content, pool: Option<&str>) -> Option<String> {
+    let name = &disk.name;
+    if pool == Some(name.as_str()) {
+        return Some(format!("{name} is the pool in use"));
+    }
+    if !types::claim::is_serial(&disk.serial) {
+        return Some(format!(
+            "{name} does not say a serial, so that no plan can name it"
+        ));
+    }
+    if let Some(objection) = disk.objection() {
+        return Some(format!("{name} is not used: {objection}"));
+    }
+    match content {
+        Content::Blank => Some(format!("{name} is blank: there is nothing to claim")),
+        Content::Pool { .. } | Content::Foreign(_) => None,
+    }
 }
 
 #[cfg(test)]
@@ -137,6 +199,8 @@ mod tests {
         Disk {
             name: name.to_owned(),
             serial: serial.to_owned(),
+            model: String::new(),
+            class: types::node::DiskClass::Ssd,
             size_bytes: 1 << 30,
             removable: false,
             read_only: false,
@@ -273,6 +337,47 @@ mod tests {
             choose(&disks, Some(&OWNER)),
             Choice::Memory { .. }
         ));
+    }
+
+    #[test]
+    fn each_disk_has_a_use_and_a_reason() {
+        let other = PublicKey([2; 32]);
+        let foreign = || Content::Foreign(Foreign::named("ext4 file system"));
+        let vda = disk("vda", "A");
+        let standing = |content: &Content, pool| standing(&vda, content, Some(&OWNER), pool);
+        let alone = |content: &Content, pool| {
+            let (used, because) = standing(content, pool);
+            assert_eq!(used, DiskUse::LeftAlone, "{because:?}");
+            because.expect("a reason")
+        };
+        let ours = pool(&OWNER, Stage::Live);
+        assert_eq!(standing(&ours, Some("vda")), (DiskUse::Pool, None));
+        assert!(alone(&ours, Some("vdb")).contains("another disk"));
+        assert_eq!(standing(&ours, None).0, DiskUse::Ready);
+        assert_eq!(standing(&Content::Blank, None).0, DiskUse::Ready);
+        assert_eq!(standing(&Content::Blank, Some("vdb")).0, DiskUse::Ready);
+        for pool_at in [None, Some("vdb")] {
+            for content in [foreign(), pool(&other, Stage::Live)] {
+                assert!(alone(&content, pool_at).contains("sifr disk claim"));
+            }
+        }
+        let (used, _) = super::standing(&vda, &Content::Blank, None, None);
+        assert_eq!(used, DiskUse::LeftAlone);
+    }
+
+    #[test]
+    fn only_what_holds_something_and_can_be_named_is_claimed() {
+        let foreign = Content::Foreign(Foreign::named("ext4 file system"));
+        let vda = disk("vda", "A");
+        let why = |disk: &Disk, content: &Content, pool| unclaimable(disk, content, pool);
+        assert_eq!(why(&vda, &foreign, Some("vdb")), None);
+        assert_eq!(why(&vda, &pool(&OWNER, Stage::Live), None), None);
+        assert!(why(&vda, &pool(&OWNER, Stage::Live), Some("vda")).is_some());
+        assert!(why(&vda, &Content::Blank, None).is_some());
+        assert!(why(&disk("vda", ""), &foreign, None).is_some());
+        let mut stick = disk("sda", "B");
+        stick.removable = true;
+        assert!(why(&stick, &foreign, None).is_some());
     }
 
     #[test]

@@ -19,6 +19,7 @@ use gpt::GptConfig;
 use gpt::disk::LogicalBlockSize;
 use types::PublicKey;
 
+use crate::claim;
 use crate::disk::Disk;
 use crate::marker;
 use crate::plan::{Choice, Holding, Place, prefer};
@@ -323,7 +324,8 @@ fn partition(disk: &Disk, owner: &PublicKey) -> Result<u32, PoolError> {
         source,
     };
     let file = open_disk(disk)?;
-    file.write_all_at(&making(), ALIGN_BYTES - MAKING_BYTES)
+    claim::clear(&file, disk.size_bytes)
+        .and_then(|()| file.write_all_at(&making(), ALIGN_BYTES - MAKING_BYTES))
         .and_then(|()| file.sync_all())
         .map_err(|source| PoolError::Mark {
             disk: disk.name.clone(),
@@ -522,6 +524,8 @@ pub(crate) fn write_pool_table(file: &File, size_bytes: u64, owner: &PublicKey) 
     let disk = Disk {
         name: "file".to_owned(),
         serial: "file".to_owned(),
+        model: String::new(),
+        class: types::node::DiskClass::Ssd,
         size_bytes,
         removable: false,
         read_only: false,
@@ -592,6 +596,8 @@ mod tests {
         Disk {
             name: "test".to_owned(),
             serial: String::new(),
+            model: String::new(),
+            class: types::node::DiskClass::Ssd,
             size_bytes: 64 << 20,
             removable: false,
             read_only: false,

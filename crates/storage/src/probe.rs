@@ -9,6 +9,7 @@ use std::os::unix::fs::FileExt;
 
 use types::PublicKey;
 
+use crate::claim;
 use crate::recognise::{Foreign, recognise};
 use crate::table::{self, GptEntry};
 
@@ -82,7 +83,7 @@ pub fn probe(disk: &File, size: u64, block_bytes: u64) -> io::Result<Content> {
     }
     let first = read(disk, 0, edge)?;
     let last = read(disk, size - edge, edge)?;
-    let zero = is_zero(&first) && is_zero(&last);
+    let zero = (is_zero(&first) || claim::is_wiped(&first)) && is_zero(&last);
     if zero || usize::try_from(block_bytes).is_ok_and(|b| is_our_beginning(&first, &last, b)) {
         return Ok(Content::Blank);
     }
@@ -97,7 +98,7 @@ fn read(disk: &File, at: u64, length: u64) -> io::Result<Vec<u8>> {
 }
 
 /// By cache lines: both edges together have 32 MiB, and are looked at on every boot.
-fn is_zero(bytes: &[u8]) -> bool {
+pub(crate) fn is_zero(bytes: &[u8]) -> bool {
     let (lines, rest) = bytes.as_chunks::<64>();
     lines.iter().all(|line| *line == [0; 64]) && rest.iter().all(|b| *b == 0)
 }

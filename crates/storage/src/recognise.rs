@@ -12,6 +12,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
+use crate::claim;
 use crate::table::{self, Table};
 
 /// From the start of a disk or partition: reaches over the superblock of btrfs at 64 KiB.
@@ -246,6 +247,7 @@ fn marks(area: &Area<'_>) -> io::Result<Vec<Mark>> {
     found.extend(bcache(&seen));
     found.extend(zfs(area)?);
     found.extend(vmfs(area)?);
+    found.extend(half_wiped(area)?);
     found.extend(ext(&seen));
     found.extend(fat(&seen));
     found.extend(swap(&seen));
@@ -486,6 +488,13 @@ fn vmfs(area: &Area<'_>) -> io::Result<Option<Mark>> {
         }
     }
     Ok(None)
+}
+
+/// A claim of an owner whom this image does not know, or a copy of its mark.
+fn half_wiped(area: &Area<'_>) -> io::Result<Option<Mark>> {
+    let mark = area.read(claim::MARK_AT, claim::WIPING.len() as u64)?;
+    let found = mark == claim::WIPING;
+    Ok(found.then(|| Mark::new("disk whose claim was cut short, by another owner")))
 }
 
 /// Linux, Documentation/filesystems/ext4/super.rst. Which of the three it is follows from what it needs.

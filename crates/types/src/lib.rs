@@ -5,6 +5,7 @@
 //! Refuses: I/O, clocks, randomness, cryptography. A value that exists here has been checked.
 #![forbid(unsafe_code)]
 
+pub mod claim;
 pub mod cpio;
 pub mod deployment;
 pub mod flist;

@@ -1,13 +1,13 @@
 //! What the API says about the node itself.
 //!
-//! Owns: the node report and the drill. Refuses: measuring or killing anything (`init` does).
+//! Owns: the node report, its disks, and the drill. Refuses: measuring or killing anything (`init` does).
 
 use std::fmt;
 use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Bytes, Cidr, Mac, Name, PublicKey};
+use crate::{Bytes, Cidr, Digest, Mac, Name, PublicKey};
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeInfo {
@@ -20,6 +20,8 @@ pub struct NodeInfo {
     pub agent_pid: u32,
     /// False where the node runs from RAM.
     pub durable: bool,
+    /// Why it does, and what to do; `None` where it is durable.
+    pub volatile_because: Option<String>,
     /// `None` where KVM works; else why not and what to do.
     pub virtualisation_problem: Option<String>,
     pub clock: Clock,
@@ -91,11 +93,66 @@ pub struct Link {
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Disk {
+    /// Kernel name: another one after a reboot, maybe.
     pub name: String,
+    /// What the disk says of itself; empty where it says nothing.
     pub serial: String,
+    /// The same.
+    pub model: String,
+    pub class: DiskClass,
     pub size: Bytes,
-    /// `pool`, `blank`, or what was recognised on it.
+    /// `pool`, `blank`, or what was recognised on it, the partitions' content too. For people.
     pub content: String,
+    /// Of somebody's partition table.
+    pub partitions: Vec<Partition>,
+    pub used: DiskUse,
+    /// Why it is used so, and what to do where that is not what is wanted; `None` of the pool.
+    pub because: Option<String>,
+    /// Of what is on the disk now: a claim names it ([`crate::claim`]). `None` where nothing can be claimed, and in
+    /// [`NodeInfo`], which is as the disks were found at the start.
+    pub fingerprint: Option<Digest>,
+}
+
+/// How a disk stores, as it reports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DiskClass {
+    /// Flash, or what behaves so.
+    Ssd,
+    /// It rotates.
+    Hdd,
+}
+
+/// What a node does with a disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DiskUse {
+    /// The pool is on it.
+    Pool,
+    /// Nothing is on it that somebody needs: a pool may come to be made there, or has been made by a claim.
+    Ready,
+    /// Nothing is written to it.
+    LeftAlone,
+}
+
+/// A partition of a disk that is somebody's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Partition {
+    pub number: u32,
+    /// From the disk's first byte.
+    pub start: Bytes,
+    pub size: Bytes,
+    /// As its table has it; an MBR has none.
+    pub name: String,
+    pub content: String,
+}
+
+/// Answer to `GET /v1/node/disks`: as they are now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeDisks {
+    /// A claim repeats it. Drawn anew at each start of the node agent and after each claim, so that no claim counts twice.
+    pub challenge: Digest,
+    pub disks: Vec<Disk>,
 }
 
 /// One line of the boot table.

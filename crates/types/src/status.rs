@@ -133,6 +133,8 @@ pub enum RefusalCode {
     PortTaken,
     /// It contradicts what stands: a disk that would have to change its size, a name too like another.
     Conflict,
+    /// A disk does not hold what the claim says, or cannot be claimed.
+    DiskChanged,
     /// Chunks of the image are neither here nor in a named store.
     MissingChunks,
     /// The node keeps nothing over a reboot and the client has not accepted that.

@@ -66,6 +66,8 @@ pub(crate) struct NodeContext {
     pub(crate) storage: Storage,
     /// Mounted, with its directories not yet made: the engine makes those it uses.
     pub(crate) pool: PathBuf,
+    /// Kernel name of the disk that the pool is on; `None`: it is in memory.
+    pub(crate) pool_disk: Option<String>,
     /// How much of the pool may be taken.
     pub(crate) room: Room,
     /// Why no VM can run; `None` where KVM works.

@@ -65,6 +65,8 @@ pub(crate) enum Request {
     Drill { victim: Victim, reply: DrillReply },
     /// Read the ledger again, in another agent: this one ends, and pid1 starts it.
     End,
+    /// Stop all machines in order, then start the node again.
+    Reboot,
     /// Ask the VMMs what they have counted: those of one signer, or of all; of one deployment, or of all.
     Metrics {
         signer: Option<PublicKey>,
@@ -442,6 +444,10 @@ impl Engine {
     fn answer(&mut self, request: Request) -> anyhow::Result<()> {
         match request {
             Request::End => bail!("the ledger has to be read again"),
+            Request::Reboot => {
+                self.down.get_or_insert(Mode::Reboot);
+                self.reconciler.drain();
+            }
             Request::Statement { envelope, reply } => {
                 let _ = reply.send(self.accept(&envelope));
             }

@@ -55,7 +55,7 @@ pub(crate) fn load_or_make(pool: &Path) -> Result<Identity, IdentityError> {
         [Copy::Good(seed), _] | [_, Copy::Good(seed)] => seed,
         [Copy::Absent, Copy::Absent] => {
             let seed = draw()?;
-            paths.iter().try_for_each(|path| write(path, &seed))?;
+            keep(pool, &seed)?;
             return Ok(Identity {
                 seed,
                 problems: Vec::new(),
@@ -74,6 +74,12 @@ pub(crate) fn load_or_make(pool: &Path) -> Result<Identity, IdentityError> {
         seed,
         problems: problems.collect(),
     })
+}
+
+/// Gives a pool that has no identity this one. Both copies are on disk when this returns.
+pub(crate) fn keep(pool: &Path, seed: &[u8; 32]) -> Result<(), IdentityError> {
+    let paths = ["a", "b"].map(|copy| pool.join("identity").join(copy));
+    paths.iter().try_for_each(|path| write(path, seed))
 }
 
 /// Writes a copy that is not what it should be. Says what was wrong with it and what came of that.

@@ -6,6 +6,7 @@ mod accounts;
 mod clock;
 mod context;
 mod conversation;
+mod disks;
 mod drills;
 mod ending;
 mod engine;

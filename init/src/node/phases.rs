@@ -13,21 +13,19 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
-use storage::disk::Disk;
 use storage::plan::{Choice, choose};
 use storage::pool::{Pool, PoolError};
-use storage::probe::{self, Content};
-use storage::recognise::Foreign;
 use tokio::sync::watch;
-use types::node::{Capacity, Clock, NodeInfo, Phase};
-use types::{Bytes, PublicKey};
+use types::PublicKey;
+use types::node::{Clock, NodeInfo, Phase};
 use workload::admission::Storage;
 use workload::ledger;
 
 use super::context::{NodeContext, Uplink, tenant_capacity};
+use super::disks::Found;
 use super::engine::{Engine, ledger_copies};
 use super::pulse::Pulse;
-use super::{clock, ending, identity, machine, resolv, uplink};
+use super::{clock, disks, identity, machine, resolv, uplink};
 use crate::cmdline::{self, Options};
 use crate::console::Console;
 use crate::phase::{Outcome, Row};
@@ -123,8 +121,8 @@ async fn provision() -> anyhow::Result<Engine> {
     let _pulse = Pulse::start(&pid1).context("give signs of life")?;
     let options = options(&boot);
     let owner = owner(&boot, options.owner);
-    let disks = boot.must("disks", || disks(owner.as_ref()))?;
-    let pool = boot.must("pool", || pool(&disks, owner.as_ref()))?;
+    let found = boot.must("disks", || look(owner.as_ref()))?;
+    let pool = boot.must("pool", || pool(&found, owner.as_ref()))?;
     let mut problems = pool.problems.clone();
     let (seed, key) = boot.must("identity", || identity(&pool, &mut problems))?;
     let start = boot.must("clock", || Ok((clock::start(&pool.mountpoint)?, None)))?;
@@ -144,6 +142,7 @@ async fn provision() -> anyhow::Result<Engine> {
         uptime_ms: 0,
         agent_pid: std::process::id(),
         durable: pool.durable,
+        volatile_because: pool.remark.clone().filter(|_| !pool.durable),
         virtualisation_problem: kvm_problem.clone(),
         clock: Clock {
             realtime_ms: 0,
@@ -151,7 +150,10 @@ async fn provision() -> anyhow::Result<Engine> {
         },
         capacity,
         links: Vec::new(),
-        disks: report(&disks, &pool, owner.as_ref()),
+        disks: found
+            .iter()
+            .map(|found| disks::report(found, owner.as_ref(), pool.disk.as_deref()))
+            .collect(),
         boot: Vec::new(),
         last_error: last_error(&options, &problems),
         last_end: ending::begin(&pool.mountpoint),
@@ -164,6 +166,7 @@ async fn provision() -> anyhow::Result<Engine> {
         storage,
         room: Room::of_the_node(&pool.mountpoint),
         pool: pool.mountpoint.clone(),
+        pool_disk: pool.disk.clone(),
         kvm_problem,
         capacity,
         info: info.clone(),
@@ -218,26 +221,17 @@ fn last_error(options: &Options, problems: &[String]) -> Option<String> {
         .or_else(|| options.errors.first().cloned())
 }
 
-type Found = (Disk, Content);
 /// What a phase brings, and what its row says.
 type Done<T> = anyhow::Result<(T, Option<String>)>;
 
 /// The kernel starts user space only when all disk drivers but USB's have looked at their buses, so
 /// that the list is whole, and USB disks never become the pool.
-fn disks(owner: Option<&PublicKey>) -> Done<Vec<Found>> {
-    let mut found = Vec::new();
-    for disk in storage::disk::inventory(Path::new("/sys"))? {
-        let opened = std::fs::File::open(disk.device());
-        let content =
-            opened.and_then(|file| probe::probe(&file, disk.size_bytes, disk.block_bytes));
-        // A disk that cannot be read is somebody's until proven otherwise.
-        let unreadable = |_| Content::Foreign(Foreign::named("unreadable"));
-        found.push((disk, content.unwrap_or_else(unreadable)));
-    }
+fn look(owner: Option<&PublicKey>) -> Done<Vec<Found>> {
+    let (found, said) = disks::boot(owner)?;
     let words = found
         .iter()
         .map(|(d, c)| format!("{} {}", d.name, c.describe(owner)));
-    let text = words.collect::<Vec<_>>().join(", ");
+    let text = words.chain(said).collect::<Vec<_>>().join(", ");
     Ok((
         found,
         Some(if text.is_empty() {
@@ -255,7 +249,7 @@ fn pool(found: &[Found], owner: Option<&PublicKey>) -> Done<Pool> {
         let has_statements = |pool: &Path| ledger::has_statements(&ledger_copies(pool));
         storage::pool::open(choice, &disks, owner, Path::new(POOL), &has_statements)
     };
-    let pool = match open(&choice) {
+    let mut pool = match open(&choice) {
         Ok(pool) => pool,
         // VMs run from it. pid1 starts another agent, which looks again.
         Err(error @ PoolError::InUse { .. }) => return Err(error.into()),
@@ -268,6 +262,10 @@ fn pool(found: &[Found], owner: Option<&PublicKey>) -> Done<Pool> {
             pool
         }
     };
+    // One that an earlier agent has made does not say why.
+    if let (false, Choice::Memory { why }) = (pool.durable, &choice) {
+        pool.remark = Some(why.clone());
+    }
     let size = machine::size_of(&pool.mountpoint).as_mib();
     let place = pool
         .disk
@@ -302,24 +300,6 @@ fn identity(pool: &Pool, problems: &mut Vec<String>) -> Done<([u8; 32], PublicKe
     let seed = identity.seed;
     let key = api::sign::SecretKey::from_seed(seed).public();
     Ok(((seed, key), Some(key.to_string())))
-}
-
-fn report(found: &[Found], pool: &Pool, owner: Option<&PublicKey>) -> Vec<types::node::Disk> {
-    let content = |disk: &Disk, content: &Content| match &pool.disk {
-        Some(name) if *name == disk.name => "pool".to_owned(),
-        _ => match (content, disk.objection()) {
-            (Content::Blank, Some(why)) => format!("blank, {why}"),
-            (Content::Pool { .. }, _) => format!("{}, not in use", content.describe(owner)),
-            (Content::Blank | Content::Foreign(_), _) => content.describe(owner),
-        },
-    };
-    let row = |(disk, found): &Found| types::node::Disk {
-        name: disk.name.clone(),
-        serial: disk.serial.clone(),
-        size: Bytes(disk.size_bytes),
-        content: content(disk, found),
-    };
-    found.iter().map(row).collect()
 }
 
 /// Phases "links" and "address", and the loops that keep both and the time.
@@ -420,22 +400,19 @@ fn status(info: &NodeInfo, uplink: &Uplink) -> Vec<String> {
         None => "sifr: owner none: nothing is accepted; boot with sifr.owner=ed25519:…".to_owned(),
     });
     let disk = |d: &types::node::Disk| {
+        let (name, mib, content) = (&d.name, d.size.as_mib(), &d.content);
+        let because = d.because.iter().map(|why| format!(" ({why})"));
         format!(
-            "sifr: disk {} {} MiB {}",
-            d.name,
-            d.size.as_mib(),
-            d.content
+            "sifr: disk {name} {mib} MiB {content}{}",
+            because.collect::<String>()
         )
     };
     lines.extend(info.disks.iter().map(disk));
-    lines.push(format!(
-        "sifr: durable {}",
-        if info.durable {
-            "yes"
-        } else {
-            "no: this node runs from memory"
-        }
-    ));
+    lines.push(match (info.durable, &info.volatile_because) {
+        (true, _) => "sifr: durable yes".to_owned(),
+        (false, None) => "sifr: durable no: this node runs from memory".to_owned(),
+        (false, Some(why)) => format!("sifr: durable no: this node runs from memory: {why}"),
+    });
     let virtualisation = info
         .virtualisation_problem
         .as_deref()
@@ -476,6 +453,7 @@ mod tests {
             uptime_ms: 0,
             agent_pid: 7,
             durable: false,
+            volatile_because: None,
             virtualisation_problem: None,
             clock: Clock {
                 realtime_ms: 0,

@@ -20,6 +20,7 @@ use types::{Bytes, Digest, Name, PublicKey, VmId};
 use workload::desired::Key;
 
 use super::context::NodeContext;
+use super::disks::Disks;
 use super::drills::DrillReply;
 use super::engine::{Refused, Request};
 use super::logs;
@@ -42,6 +43,7 @@ pub(crate) struct Server {
     requests: mpsc::Sender<Request>,
     cache: Cache,
     machines: Machines,
+    disks: Disks,
     pool: std::path::PathBuf,
     room: Room,
     changes: watch::Receiver<u64>,
@@ -101,6 +103,7 @@ impl Server {
             requests,
             cache,
             machines,
+            disks: Disks::new(context)?,
             pool: context.pool.clone(),
             room: context.room.clone(),
             changes,
@@ -135,6 +138,8 @@ impl Server {
             Route::Dmesg => sys::klog::read()
                 .map(Answer::text)
                 .map_err(|e| refusal(RefusalCode::Internal, sys::error::chain(&e))),
+            Route::Disks => Ok(Answer::json(&self.disks.list().await?)),
+            Route::ClaimDisks => self.claim_disks(body).await,
             Route::Drill => self.drill(peer, body).await,
             Route::NodeMetrics => self.node_metrics(peer).await,
             Route::Metrics(name) => self.deployment_metrics(peer, name).await,
@@ -264,6 +269,15 @@ impl Server {
         }
     }
 
+    async fn claim_disks(&self, body: Body) -> Result<Answer, Refusal> {
+        let claimed = self.disks.claim(body.collect().await?).await?;
+        let answer = Answer::json(&claimed);
+        Ok(match claimed.reboots {
+            true => self.say_after(answer, |_| Request::Reboot),
+            false => answer,
+        })
+    }
+
     /// Ends a process as a crash would, to show what that does.
     async fn drill(&self, peer: PublicKey, body: Body) -> Result<Answer, Refusal> {
         let drill: Drill = serde_json::from_slice(&body.collect().await?).map_err(|error| {
@@ -304,7 +318,7 @@ impl Server {
         })
     }
 
-    /// Asks what ends this process, once who asked has the answer.
+    /// Asks what ends this process or the boot, once who asked has the answer.
     fn say_after(
         &self,
         answer: Answer,

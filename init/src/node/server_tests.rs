@@ -35,6 +35,7 @@ fn context(pool: &Path, owner: Option<PublicKey>, seed: [u8; 32]) -> NodeContext
         uptime_ms: 0,
         agent_pid: std::process::id(),
         durable: true,
+        volatile_because: None,
         virtualisation_problem: None,
         clock: Clock {
             realtime_ms: 0,
@@ -54,6 +55,7 @@ fn context(pool: &Path, owner: Option<PublicKey>, seed: [u8; 32]) -> NodeContext
         owner,
         storage: workload::admission::Storage::Disk,
         pool: pool.to_owned(),
+        pool_disk: Some("vda".to_owned()),
         room: room(pool),
         kvm_problem: None,
         capacity: Capacity::default(),
@@ -138,7 +140,7 @@ async fn play<S: Into<Option<State>>>(
                 Victim::Chunks => None,
                 Victim::Machine { .. } => Some(99),
             })),
-            Request::End => return,
+            Request::Reboot | Request::End => return,
             Request::Statement { reply, .. } => {
                 let no = refusal(RefusalCode::Malformed, "no");
                 drop(reply.send(Err(Refused::Final(no))));

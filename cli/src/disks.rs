@@ -1,0 +1,254 @@
+//! `sifr disk`: what is on the disks of nodes, and the one signed plan that takes some of them.
+//!
+//! Owns: the list, what a person reads before anything is lost, and the plan.
+//! Refuses: to sign for a disk that was not shown, and to take one of which nothing is known.
+
+use std::io::{self, BufRead, Write};
+
+use anyhow::{Context as _, bail};
+use api::{Client, Envelope};
+use serde_json::json;
+use types::Name;
+use types::claim::{Claim, Claimed, DiskClaim, NodeClaim};
+use types::node::{Disk, DiskClass, DiskUse, NodeDisks};
+
+use crate::Context;
+use crate::args::{ClaimDisks, DiskCommand};
+use crate::failure::Usage;
+use crate::screen::{mebibytes, table};
+
+pub(crate) async fn disk(context: &Context, command: DiskCommand) -> anyhow::Result<()> {
+    match command {
+        DiskCommand::List { nodes } => list(context, &nodes).await,
+        DiskCommand::Claim(options) => claim(context, &options).await,
+    }
+}
+
+/// A node that has been asked.
+struct Asked {
+    name: Name,
+    client: Client,
+    disks: NodeDisks,
+}
+
+/// The nodes that are named, or the one that every command speaks to.
+async fn ask(context: &Context, nodes: &[Name]) -> anyhow::Result<Vec<Asked>> {
+    let named = nodes.iter().map(|name| Some(name.as_str()));
+    let names: Vec<_> = match nodes {
+        [] => vec![context.node.as_deref()],
+        _ => named.collect(),
+    };
+    let mut asked: Vec<Asked> = Vec::new();
+    for name in names {
+        let (name, _, client) = context.home.client(name)?;
+        if asked.iter().any(|node| node.name == name) {
+            return Err(Usage(format!("node {name} is named twice")).into());
+        }
+        let disks = client.disks().await;
+        let disks = disks.with_context(|| format!("cannot ask node {name} for its disks"))?;
+        asked.push(Asked {
+            name,
+            client,
+            disks,
+        });
+    }
+    Ok(asked)
+}
+
+/// In a word.
+pub(crate) fn used(disk: &Disk) -> &'static str {
+    match disk.used {
+        DiskUse::Pool => "pool",
+        DiskUse::Ready => "ready",
+        DiskUse::LeftAlone => "left alone",
+    }
+}
+
+fn class(disk: &Disk) -> String {
+    match disk.class {
+        DiskClass::Ssd => "SSD".to_owned(),
+        DiskClass::Hdd => "HDD".to_owned(),
+    }
+}
+
+async fn list(context: &Context, nodes: &[Name]) -> anyhow::Result<()> {
+    let asked = ask(context, nodes).await?;
+    let value: Vec<_> = asked
+        .iter()
+        .map(|node| json!({ "node": node.name, "disks": node.disks.disks }))
+        .collect();
+    context.screen.show(&value, || {
+        let headings = [
+            "NODE", "DISK", "SERIAL", "MODEL", "CLASS", "SIZE", "USED", "CONTENT",
+        ];
+        let all = asked
+            .iter()
+            .flat_map(|node| node.disks.disks.iter().map(|disk| (&node.name, disk)));
+        let row = |(node, disk): (&Name, &Disk)| {
+            let why = disk.because.iter().map(|why| format!(": {why}"));
+            [
+                node.to_string(),
+                disk.name.clone(),
+                disk.serial.clone(),
+                disk.model.clone(),
+                class(disk),
+                mebibytes(disk.size.0),
+                used(disk).to_owned(),
+                format!("{}{}", disk.content, why.collect::<String>()),
+            ]
+        };
+        table(headings, &all.map(row).collect::<Vec<_>>())
+    })
+}
+
+/// The disks of a plan, by the place of their node in the list.
+fn select<'a>(asked: &'a [Asked], options: &ClaimDisks) -> Result<Vec<Vec<&'a Disk>>, Usage> {
+    let all = |node: &'a Asked| node.disks.disks.iter();
+    if options.all_foreign {
+        let foreign = |disk: &&Disk| disk.used == DiskUse::LeftAlone && disk.fingerprint.is_some();
+        let found: Vec<Vec<_>> = asked
+            .iter()
+            .map(|n| all(n).filter(foreign).collect())
+            .collect();
+        return match found.iter().all(Vec::is_empty) {
+            true => Err(Usage("no disk holds what can be claimed".to_owned())),
+            false => Ok(found),
+        };
+    }
+    for serial in &options.serials {
+        let with = asked.iter().flat_map(all).filter(|d| d.serial == *serial);
+        match with.collect::<Vec<_>>().as_slice() {
+            [] => return Err(Usage(format!("no disk has the serial {serial}"))),
+            [disk] if disk.fingerprint.is_none() => {
+                let why = disk.because.clone().unwrap_or(disk.content.clone());
+                return Err(Usage(format!("disk {serial} cannot be claimed: {why}")));
+            }
+            [_] => {}
+            [_, _, ..] => {
+                let text = format!("several disks have the serial {serial}: name one node");
+                return Err(Usage(text));
+            }
+        }
+    }
+    let wanted = |disk: &&Disk| options.serials.contains(&disk.serial);
+    Ok(asked
+        .iter()
+        .map(|n| all(n).filter(wanted).collect())
+        .collect())
+}
+
+/// The plan that is signed: what was shown, and nothing else.
+fn plan(asked: &[Asked], selected: &[Vec<&Disk>], reboot: bool) -> Claim {
+    let disk = |disk: &&Disk| {
+        Some(DiskClaim {
+            serial: disk.serial.clone(),
+            content: disk.fingerprint?,
+            held: disk.content.clone(),
+        })
+    };
+    let nodes = asked.iter().zip(selected).map(|(node, disks)| NodeClaim {
+        node: node.client.node(),
+        challenge: node.disks.challenge,
+        disks: disks.iter().filter_map(disk).collect(),
+        reboot,
+    });
+    Claim {
+        nodes: nodes.filter(|node| !node.disks.is_empty()).collect(),
+    }
+}
+
+async fn claim(context: &Context, options: &ClaimDisks) -> anyhow::Result<()> {
+    let asked = ask(context, &options.nodes).await?;
+    let selected = select(&asked, options)?;
+    show_loss(context, &asked, &selected);
+    if !options.yes {
+        confirm(context, selected.iter().map(Vec::len).sum())?;
+    }
+    let claim = plan(&asked, &selected, options.reboot);
+    let envelope = Envelope::seal_claim(&context.home.key()?, &claim)?;
+    let mut done: Vec<(&Name, Claimed)> = Vec::new();
+    let mut failed: Option<anyhow::Error> = None;
+    for node in &asked {
+        if claim.of(&node.client.node()).is_none() {
+            continue;
+        }
+        match node.client.claim_disks(&envelope).await {
+            Ok(claimed) => done.push((&node.name, claimed)),
+            // The others have nothing to do with it; each failure is said, the first is how this ends.
+            Err(error) => {
+                let error = anyhow::Error::from(error);
+                let error =
+                    error.context(format!("the disks of node {} were not claimed", node.name));
+                match failed {
+                    None => failed = Some(error),
+                    Some(_) => context.screen.note(&format!("sifr: {error:#}")),
+                }
+            }
+        }
+    }
+    show_done(context, &done)?;
+    failed.map_or(Ok(()), Err)
+}
+
+fn show_loss(context: &Context, asked: &[Asked], selected: &[Vec<&Disk>]) {
+    let row = |node: &Asked, disk: &Disk| {
+        [
+            node.name.to_string(),
+            disk.name.clone(),
+            disk.serial.clone(),
+            mebibytes(disk.size.0),
+            disk.content.clone(),
+        ]
+    };
+    let rows: Vec<_> = asked
+        .iter()
+        .zip(selected)
+        .flat_map(|(node, disks)| disks.iter().map(|disk| row(node, disk)))
+        .collect();
+    let headings = ["NODE", "DISK", "SERIAL", "SIZE", "ALL OF THIS WILL BE LOST"];
+    context.screen.note(table(headings, &rows).trim_end());
+}
+
+/// Only a whole word is an answer.
+fn confirm(context: &Context, disks: usize) -> anyhow::Result<()> {
+    let number = match disks {
+        1 => "this disk".to_owned(),
+        n => format!("these {n} disks"),
+    };
+    context.screen.note(&format!(
+        "Take {number}, with the loss of all that is there? Type yes:"
+    ));
+    io::stderr().flush()?;
+    let mut answer = String::new();
+    io::stdin().lock().read_line(&mut answer)?;
+    match answer.trim() {
+        "yes" => Ok(()),
+        _ => bail!("not confirmed: nothing was touched"),
+    }
+}
+
+fn show_done(context: &Context, done: &[(&Name, Claimed)]) -> anyhow::Result<()> {
+    let value: Vec<_> = done
+        .iter()
+        .map(|(node, claimed)| json!({ "node": node, "claimed": claimed }))
+        .collect();
+    context.screen.show(&value, || {
+        let rows: Vec<_> = done
+            .iter()
+            .flat_map(|(node, claimed)| claimed.disks.iter().map(|disk| row(node, claimed, disk)))
+            .collect();
+        table(["NODE", "SERIAL", "NOW"], &rows)
+    })
+}
+
+fn row(node: &Name, claimed: &Claimed, serial: &str) -> [String; 3] {
+    let is_pool = claimed.pool.as_deref() == Some(serial);
+    let now = match (is_pool, claimed.reboots) {
+        (true, true) => "the pool; the node starts again to use it",
+        (true, false) => {
+            "the pool, from the next boot on: until then the node runs from RAM, and what runs there is lost then"
+        }
+        (false, _) => "blank, ready",
+    };
+    [node.to_string(), serial.to_owned(), now.to_owned()]
+}

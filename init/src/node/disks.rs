@@ -1,0 +1,374 @@
+//! The node's disks over the API: what is on them now, and taking those that the owner's signed plan names.
+//!
+//! Owns: looking at all disks, the check of a plan against them, and that a plan counts once.
+//! Refuses: to touch any disk of a plan before each of them has been found to hold what the plan says.
+//!
+//! A node that runs from RAM goes on doing so: what runs there has its files in memory, and no file system can be put
+//! beneath a running machine. Its pool is made at once, with the node's identity in it, and used from the next boot on.
+
+use std::cell::Cell;
+use std::fs::{self, File};
+use std::path::Path;
+
+use anyhow::{Context, anyhow};
+use api::Envelope;
+use storage::claim::{self, Taken};
+use storage::disk::Disk;
+use storage::plan::{Choice, POOL_MIN_BYTES, standing, unclaimable};
+use storage::probe::{Content, probe};
+use storage::recognise::Foreign;
+use tokio::sync::{Mutex, watch};
+use types::claim::{Claimed, DiskClaim, NodeClaim};
+use types::node::{DiskUse, NodeDisks, NodeInfo, Partition};
+use types::status::{Refusal, RefusalCode};
+use types::{Bytes, Digest, PublicKey};
+
+use super::identity;
+
+/// Where a pool is mounted while it is being made beside the one in use.
+const NEW_POOL: &str = "/run/sifr/new-pool";
+
+/// A disk and what is on it.
+pub(crate) type Found = (Disk, Content);
+
+/// What this boot has found, with wipes ended that a power cut had interrupted. The second part says of those.
+pub(crate) fn boot(owner: Option<&PublicKey>) -> anyhow::Result<(Vec<Found>, Vec<String>)> {
+    let mut said = Vec::new();
+    let disks = storage::disk::inventory(Path::new("/sys"))?;
+    for disk in &disks {
+        match resume(disk, owner) {
+            Ok(false) => {}
+            Ok(true) => said.push(format!("the claim of {} was ended", disk.name)),
+            Err(error) => said.push(format!(
+                "the claim of {} goes on later: {error:#}",
+                disk.name
+            )),
+        }
+    }
+    Ok((disks.into_iter().map(content).collect(), said))
+}
+
+fn content(disk: Disk) -> Found {
+    let opened = File::open(disk.device());
+    let content = opened.and_then(|file| probe(&file, disk.size_bytes, disk.block_bytes));
+    // A disk that cannot be read is somebody's until proven otherwise.
+    let unreadable = |_| Content::Foreign(Foreign::named("unreadable"));
+    let content = content.unwrap_or_else(unreadable);
+    (disk, content)
+}
+
+/// Ends a wipe that this owner has signed. Whether there was one.
+fn resume(disk: &Disk, owner: Option<&PublicKey>) -> anyhow::Result<bool> {
+    // One that cannot be opened or read says so where it is looked at.
+    let Ok(file) = File::open(disk.device()) else {
+        return Ok(false);
+    };
+    let consent = claim::unfinished(&file, disk.size_bytes).unwrap_or(None);
+    if !consent.is_some_and(|consent| is_consent(&consent, owner, &disk.serial)) {
+        return Ok(false);
+    }
+    Taken::open(disk)?.resume()?;
+    Ok(true)
+}
+
+/// Whether a claim of this owner names the disk. Which node it named does not matter: one in RAM has another key now.
+fn is_consent(envelope: &[u8], owner: Option<&PublicKey>, serial: &str) -> bool {
+    let claim = Envelope::parse(envelope).and_then(|e| e.open_claim(|key| Some(key) == owner));
+    claim.is_ok_and(|claim| claim.names(serial))
+}
+
+/// What the API says of a disk, but for its fingerprint.
+pub(crate) fn report(
+    (disk, content): &Found,
+    owner: Option<&PublicKey>,
+    pool: Option<&str>,
+) -> types::node::Disk {
+    let (used, because) = standing(disk, content, owner, pool);
+    let partitions = match content {
+        Content::Foreign(foreign) => foreign.partitions.as_slice(),
+        Content::Blank | Content::Pool { .. } => &[],
+    };
+    let partition = |p: &storage::recognise::Partition| Partition {
+        number: p.number,
+        start: Bytes(p.start),
+        size: Bytes(p.bytes),
+        name: p.name.clone(),
+        content: p.content(),
+    };
+    types::node::Disk {
+        name: disk.name.clone(),
+        serial: disk.serial.clone(),
+        model: disk.model.clone(),
+        class: disk.class,
+        size: Bytes(disk.size_bytes),
+        content: match used {
+            DiskUse::Pool => "pool".to_owned(),
+            DiskUse::Ready | DiskUse::LeftAlone => content.describe(owner),
+        },
+        partitions: partitions.iter().map(partition).collect(),
+        used,
+        because,
+        fingerprint: None,
+    }
+}
+
+/// What a request needs to know of the node.
+#[derive(Clone)]
+struct Node {
+    key: PublicKey,
+    owner: Option<PublicKey>,
+    seed: [u8; 32],
+    /// Kernel name of the pool's disk; `None`: the node runs from RAM.
+    pool: Option<String>,
+}
+
+pub(crate) struct Disks {
+    node: Node,
+    info: watch::Sender<NodeInfo>,
+    challenge: Cell<Digest>,
+    /// Disks are read and wiped by one request at a time: who waits learns what is there then.
+    turn: Mutex<()>,
+}
+
+impl Disks {
+    pub(crate) fn new(context: &super::context::NodeContext) -> anyhow::Result<Self> {
+        let node = Node {
+            key: context.key,
+            owner: context.owner,
+            seed: context.seed,
+            pool: context.pool_disk.clone(),
+        };
+        Ok(Self {
+            node,
+            info: context.info.clone(),
+            challenge: Cell::new(draw().context("draw a challenge")?),
+            turn: Mutex::new(()),
+        })
+    }
+
+    pub(crate) async fn list(&self) -> Result<NodeDisks, Refusal> {
+        let _turn = self.turn.lock().await;
+        let node = self.node.clone();
+        let disks = blocking(move || node.list().map_err(internal)).await?;
+        Ok(NodeDisks {
+            challenge: self.challenge.get(),
+            disks,
+        })
+    }
+
+    pub(crate) async fn claim(&self, envelope: Vec<u8>) -> Result<Claimed, Refusal> {
+        let _turn = self.turn.lock().await;
+        let owner = self.node.owner;
+        let claim = Envelope::parse(&envelope)?.open_claim(|key| Some(*key) == owner)?;
+        let part = claim.of(&self.node.key).ok_or_else(|| Refusal {
+            code: RefusalCode::WrongNode,
+            message: format!(
+                "the claim names no disk of this node, whose key is {}",
+                self.node.key
+            ),
+        })?;
+        if part.challenge != self.challenge.get() {
+            return Err(Refusal {
+                code: RefusalCode::Replayed,
+                message: "the plan was made before this node's last start or claim: list the disks and sign another"
+                    .to_owned(),
+            });
+        }
+        // Before anything is done: no outcome lets the plan count again.
+        let next = draw().map_err(|error| internal(error.into()))?;
+        let (node, part) = (self.node.clone(), part.clone());
+        let (taken, disks) = blocking(move || {
+            let taken = node.check(&part)?;
+            let claimed = node.take(taken, &part, &envelope);
+            Ok((claimed, node.list().unwrap_or_default()))
+        })
+        .await?;
+        self.challenge.set(next);
+        self.info.send_modify(|info| info.disks = disks);
+        taken
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Refusal> + Send + 'static,
+) -> Result<T, Refusal> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|error| internal(error.into()))?
+}
+
+fn draw() -> Result<Digest, sys::error::Error> {
+    let mut bytes = [0; 32];
+    sys::random::fill(&mut bytes)?;
+    Ok(Digest(bytes))
+}
+
+fn internal(error: anyhow::Error) -> Refusal {
+    Refusal {
+        code: RefusalCode::Internal,
+        message: format!("{error:#}"),
+    }
+}
+
+fn changed(message: String) -> Refusal {
+    Refusal {
+        code: RefusalCode::DiskChanged,
+        message: format!("{message}. Nothing was touched on any disk"),
+    }
+}
+
+impl Node {
+    fn list(&self) -> anyhow::Result<Vec<types::node::Disk>> {
+        let (owner, pool) = (self.owner.as_ref(), self.pool.as_deref());
+        let disks = storage::disk::inventory(Path::new("/sys"))?;
+        let row = |disk: Disk| {
+            let found = content(disk);
+            let mut row = report(&found, owner, pool);
+            let (disk, content) = &found;
+            if unclaimable(disk, content, pool).is_none() {
+                let file = File::open(disk.device());
+                row.fingerprint = file.and_then(|file| print(&file, disk, content)).ok();
+            }
+            row
+        };
+        Ok(disks.into_iter().map(row).collect())
+    }
+
+    /// All disks of a plan, each of which holds what the plan says. They stay ours until they are dropped.
+    fn check(&self, part: &NodeClaim) -> Result<Vec<Taken>, Refusal> {
+        let disks = storage::disk::inventory(Path::new("/sys")).map_err(|e| internal(e.into()))?;
+        let taken = part.disks.iter().map(|claim| self.check_one(claim, &disks));
+        taken.collect()
+    }
+
+    fn check_one(&self, claim: &DiskClaim, disks: &[Disk]) -> Result<Taken, Refusal> {
+        let disk = disks.iter().find(|disk| disk.serial == claim.serial);
+        let disk = disk.ok_or_else(|| {
+            changed(format!(
+                "this node has no disk with the serial {}",
+                claim.serial
+            ))
+        })?;
+        let pool = self.pool.as_deref();
+        // Of what is in use nothing can be taken, and it need not be read.
+        if pool == Some(disk.name.as_str()) {
+            return Err(changed(format!("{} is the pool in use", disk.name)));
+        }
+        let taken = Taken::open(disk).map_err(|error| changed(sys::error::chain(&error)))?;
+        let found = probe(taken.file(), disk.size_bytes, disk.block_bytes);
+        let content = found.map_err(|error| changed(format!("read {}: {error}", disk.name)))?;
+        if let Some(why) = unclaimable(disk, &content, pool) {
+            return Err(changed(why));
+        }
+        let now = print(taken.file(), disk, &content);
+        let now = now.map_err(|error| changed(format!("read {}: {error}", disk.name)))?;
+        if now != claim.content {
+            let (name, serial) = (&disk.name, &disk.serial);
+            let holds = content.describe(self.owner.as_ref());
+            return Err(changed(format!(
+                "{name} (serial {serial}) has changed since the plan was made, which says {:?}; it holds {holds:?} now",
+                claim.held
+            )));
+        }
+        Ok(taken)
+    }
+
+    /// From here on disks change. Where one fails, those before it are done.
+    fn take(
+        &self,
+        taken: Vec<Taken>,
+        part: &NodeClaim,
+        envelope: &[u8],
+    ) -> Result<Claimed, Refusal> {
+        for disk in &taken {
+            disk.wipe(envelope)
+                .with_context(|| format!("claim the disk {}", disk.disk().serial))
+                .map_err(internal)?;
+            log::info!("{} was claimed and is blank", disk.disk().name);
+        }
+        let disks: Vec<Disk> = taken.iter().map(|taken| taken.disk().clone()).collect();
+        // The file system is made by a program that wants the disk for itself.
+        drop(taken);
+        Ok(Claimed {
+            disks: disks.iter().map(|disk| disk.serial.clone()).collect(),
+            pool: self.make_pool(disks),
+            reboots: part.reboot,
+        })
+    }
+
+    /// On a node without a pool. Serial of its disk.
+    fn make_pool(&self, mut disks: Vec<Disk>) -> Option<String> {
+        if self.pool.is_some() {
+            return None;
+        }
+        disks.retain(|disk| disk.size_bytes >= POOL_MIN_BYTES);
+        disks.sort_by(|a, b| a.serial.cmp(&b.serial));
+        let disk = disks.first()?;
+        match self.make_pool_on(disk) {
+            Ok(()) => Some(disk.serial.clone()),
+            // The disk is blank or marked: the next boot makes the pool.
+            Err(error) => {
+                log::error!("make the pool on {}: {error:#}", disk.name);
+                None
+            }
+        }
+    }
+
+    fn make_pool_on(&self, disk: &Disk) -> anyhow::Result<()> {
+        let mountpoint = Path::new(NEW_POOL);
+        fs::create_dir_all(mountpoint)?;
+        let owner = self.owner.as_ref().ok_or_else(|| anyhow!("no owner key"))?;
+        let choice = Choice::Provision { disk: 0 };
+        let disks = [disk.clone()];
+        storage::pool::open(&choice, &disks, Some(owner), mountpoint, &|_| false)?;
+        // Whoever has pinned this node's key finds the same node after the reboot.
+        let kept = identity::keep(mountpoint, &self.seed);
+        sys::mount::unmount(mountpoint)?;
+        Ok(kept?)
+    }
+}
+
+fn print(file: &File, disk: &Disk, content: &Content) -> std::io::Result<Digest> {
+    // The owner's own pools are told apart by their bytes.
+    let words = content.describe(None);
+    claim::fingerprint(file, disk.size_bytes, disk.block_bytes, &words)
+}
+
+#[cfg(test)]
+mod tests {
+    use api::SecretKey;
+    use types::claim::Claim;
+
+    use super::*;
+
+    fn envelope(key: &SecretKey, serial: &str) -> Vec<u8> {
+        let disk = DiskClaim {
+            serial: serial.to_owned(),
+            content: Digest([1; 32]),
+            held: "ext4 file system".to_owned(),
+        };
+        let node = NodeClaim {
+            node: PublicKey([9; 32]),
+            challenge: Digest([2; 32]),
+            disks: vec![disk],
+            reboot: false,
+        };
+        let claim = Claim { nodes: vec![node] };
+        let sealed = Envelope::seal_claim(key, &claim).expect("sealed");
+        sealed.to_json()
+    }
+
+    #[test]
+    fn a_wipe_goes_on_only_with_the_owners_signature_over_this_very_disk() {
+        let (owner, other) = (SecretKey::from_seed([1; 32]), SecretKey::from_seed([2; 32]));
+        let public = owner.public();
+        let signed = envelope(&owner, "A");
+        assert!(is_consent(&signed, Some(&public), "A"));
+        assert!(!is_consent(&signed, Some(&public), "B"));
+        assert!(!is_consent(&signed, Some(&other.public()), "A"));
+        assert!(!is_consent(&signed, None, "A"));
+        assert!(!is_consent(&envelope(&other, "A"), Some(&public), "A"));
+        for cut in [0, 1, signed.len() / 2, signed.len() - 1] {
+            assert!(!is_consent(&signed[..cut], Some(&public), "A"));
+        }
+    }
+}
