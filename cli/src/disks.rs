@@ -60,6 +60,7 @@ pub(crate) fn used(disk: &Disk) -> &'static str {
     match disk.used {
         DiskUse::Pool => "pool",
         DiskUse::Ready => "ready",
+        DiskUse::OtherPool => "other pool",
         DiskUse::LeftAlone => "left alone",
     }
 }

@@ -240,7 +240,12 @@ mod tests {
                 challenge: Digest([4; 32]),
                 disks: vec![
                     disk("vda", DiskUse::Pool, "pool", None),
-                    disk("vdb", DiskUse::LeftAlone, "XFS file system", Some(Digest([5; 32]))),
+                    disk(
+                        "vdb",
+                        DiskUse::LeftAlone,
+                        "XFS file system",
+                        Some(Digest([5; 32])),
+                    ),
                 ],
             }
         }
@@ -252,7 +257,10 @@ mod tests {
             let [disk] = part.disks.as_slice() else {
                 panic!("one disk was shown: {part:?}");
             };
-            assert_eq!((disk.serial.as_str(), disk.content), ("S-vdb", Digest([5; 32])));
+            assert_eq!(
+                (disk.serial.as_str(), disk.content),
+                ("S-vdb", Digest([5; 32]))
+            );
             assert_eq!(disk.held, "XFS file system");
             Ok(Claimed {
                 disks: vec![disk.serial.clone()],
@@ -1136,7 +1144,10 @@ mod tests {
         let listed = bench.run(&["disk", "list"]).ends(0);
         let listed = listed.says("left alone").says("XFS file system: so it is");
         listed.says("Flash 9000").says("SSD").says("40Gi");
-        let json = bench.run(&["disk", "list", "--output", "json"]).ends(0).json();
+        let json = bench
+            .run(&["disk", "list", "--output", "json"])
+            .ends(0)
+            .json();
         assert_eq!(json[0]["disks"][1]["used"], "left_alone");
         bench.run(&["disk", "list", "lab", "lab"]).ends(2);
     }
@@ -1144,14 +1155,22 @@ mod tests {
     #[test]
     fn a_disk_is_claimed_only_after_it_was_shown_and_a_person_said_yes() {
         let bench = Bench::with_node(true);
-        let claim = |more: &[&str]| bench.run(&[&["disk", "claim", "lab"], more].concat());
+        let claim = |more: &[&str]| bench.run(&[&["disk", "claim", "lab"][..], more].concat());
         let asked = claim(&["--serial", "S-vdb"]).ends(1);
-        let asked = asked.says("ALL OF THIS WILL BE LOST").says("XFS file system");
+        let asked = asked
+            .says("ALL OF THIS WILL BE LOST")
+            .says("XFS file system");
         asked.says("nothing was touched");
-        claim(&["--serial", "S-vdb", "--yes"]).ends(0).says("blank, ready");
+        claim(&["--serial", "S-vdb", "--yes"])
+            .ends(0)
+            .says("blank, ready");
         claim(&["--all-foreign", "--yes"]).ends(0).says("S-vdb");
-        claim(&["--serial", "S-vda", "--yes"]).ends(2).says("cannot be claimed");
-        claim(&["--serial", "S-none", "--yes"]).ends(2).says("no disk has");
+        claim(&["--serial", "S-vda", "--yes"])
+            .ends(2)
+            .says("cannot be claimed");
+        claim(&["--serial", "S-none", "--yes"])
+            .ends(2)
+            .says("no disk has");
         claim(&["--yes"]).ends(2);
     }
 

@@ -154,13 +154,13 @@ pub fn standing(
             };
             (DiskUse::Ready, Some(why.to_owned()))
         }
-        Content::Pool { owner: theirs, .. } if *theirs == owner_mark(owner) => match pool {
-            Some(_) => alone("the pool is on another disk"),
-            None => {
-                let why = "the owner's pool, used from the next boot on";
-                (DiskUse::Ready, Some(why.to_owned()))
-            }
-        },
+        Content::Pool { owner: theirs, .. } if *theirs == owner_mark(owner) => {
+            let why = match pool {
+                Some(_) => "not in use: the pool is on another disk",
+                None => "not in use at this boot",
+            };
+            (DiskUse::OtherPool, Some(why.to_owned()))
+        }
         Content::Pool { .. } | Content::Foreign(_) => {
             alone("it holds what this node did not make: only `sifr disk claim` takes it")
         }
@@ -352,8 +352,9 @@ mod tests {
         };
         let ours = pool(&OWNER, Stage::Live);
         assert_eq!(standing(&ours, Some("vda")), (DiskUse::Pool, None));
-        assert!(alone(&ours, Some("vdb")).contains("another disk"));
-        assert_eq!(standing(&ours, None).0, DiskUse::Ready);
+        for pool_at in [None, Some("vdb")] {
+            assert_eq!(standing(&ours, pool_at).0, DiskUse::OtherPool);
+        }
         assert_eq!(standing(&Content::Blank, None).0, DiskUse::Ready);
         assert_eq!(standing(&Content::Blank, Some("vdb")).0, DiskUse::Ready);
         for pool_at in [None, Some("vdb")] {

@@ -129,8 +129,10 @@ pub enum DiskClass {
 pub enum DiskUse {
     /// The pool is on it.
     Pool,
-    /// Nothing is on it that somebody needs: a pool may come to be made there, or has been made by a claim.
+    /// Nothing is on it: a pool may come to be made there.
     Ready,
+    /// A pool of this owner that is not in use: one too many, or one for the next boot.
+    OtherPool,
     /// Nothing is written to it.
     LeftAlone,
 }

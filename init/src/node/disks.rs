@@ -103,7 +103,7 @@ pub(crate) fn report(
         size: Bytes(disk.size_bytes),
         content: match used {
             DiskUse::Pool => "pool".to_owned(),
-            DiskUse::Ready | DiskUse::LeftAlone => content.describe(owner),
+            DiskUse::Ready | DiskUse::OtherPool | DiskUse::LeftAlone => content.describe(owner),
         },
         partitions: partitions.iter().map(partition).collect(),
         used,
@@ -180,7 +180,9 @@ impl Disks {
         let (taken, disks) = blocking(move || {
             let taken = node.check(&part)?;
             let claimed = node.take(taken, &part, &envelope);
-            Ok((claimed, node.list().unwrap_or_default()))
+            let mut disks = node.list().unwrap_or_default();
+            disks.iter_mut().for_each(|disk| disk.fingerprint = None);
+            Ok((claimed, disks))
         })
         .await?;
         self.challenge.set(next);
@@ -263,10 +265,9 @@ impl Node {
         let now = now.map_err(|error| changed(format!("read {}: {error}", disk.name)))?;
         if now != claim.content {
             let (name, serial) = (&disk.name, &disk.serial);
-            let holds = content.describe(self.owner.as_ref());
+            let (held, holds) = (&claim.held, content.describe(self.owner.as_ref()));
             return Err(changed(format!(
-                "{name} (serial {serial}) has changed since the plan was made, which says {:?}; it holds {holds:?} now",
-                claim.held
+                "{name} (serial {serial}) has changed since the plan was made: it held {held}, and holds {holds} now"
             )));
         }
         Ok(taken)
