@@ -17,7 +17,7 @@ use storage::plan::{Choice, choose};
 use storage::pool::{Pool, PoolError};
 use tokio::sync::watch;
 use types::PublicKey;
-use types::node::{Clock, NodeInfo, Phase};
+use types::node::{Capacity, Clock, NodeInfo, Phase};
 use workload::admission::Storage;
 use workload::ledger;
 
@@ -25,7 +25,7 @@ use super::context::{NodeContext, Uplink, tenant_capacity};
 use super::disks::Found;
 use super::engine::{Engine, ledger_copies};
 use super::pulse::Pulse;
-use super::{clock, disks, identity, machine, resolv, uplink};
+use super::{clock, disks, ending, identity, machine, resolv, uplink};
 use crate::cmdline::{self, Options};
 use crate::console::Console;
 use crate::phase::{Outcome, Row};
