@@ -1143,7 +1143,7 @@ mod tests {
         let bench = Bench::with_node(true);
         let listed = bench.run(&["disk", "list"]).ends(0);
         let listed = listed.says("left alone").says("XFS file system: so it is");
-        listed.says("Flash 9000").says("SSD").says("40Gi");
+        listed.says("Flash 9000").says("SSD").says("40960.0 MiB");
         let json = bench
             .run(&["disk", "list", "--output", "json"])
             .ends(0)
