@@ -18,8 +18,8 @@ const PACKAGES: &[(&str, &str)] = &[
     ("bc", "the kernel's build computes constants with it"),
     ("bcache-tools", "tests make disks of others with it"),
     ("bison", "the kernel's configuration parser"),
-    ("build-essential", "compiler, linker, make"),
     ("btrfs-progs", "tests make disks of others with it"),
+    ("build-essential", "compiler, linker, make"),
     (
         "busybox-static",
         "the content of test container images; never in ours",

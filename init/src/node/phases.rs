@@ -126,13 +126,7 @@ async fn provision() -> anyhow::Result<Engine> {
     let mut problems = pool.problems.clone();
     let (seed, key) = boot.must("identity", || identity(&pool, &mut problems))?;
     let start = boot.must("clock", || Ok((clock::start(&pool.mountpoint)?, None)))?;
-    let kvm_problem = boot.must("kvm", || {
-        let problem = machine::kvm_problem();
-        Ok((
-            problem.clone(),
-            Some(problem.unwrap_or_else(|| "available".to_owned())),
-        ))
-    })?;
+    let kvm_problem = boot.must("kvm", kvm)?;
     let storage = storage_of(&pool);
     let capacity = capacity_of(&pool);
     let (info, _) = watch::channel(NodeInfo {
@@ -287,6 +281,12 @@ fn storage_of(pool: &Pool) -> Storage {
         true => Storage::Disk,
         false => Storage::Memory,
     }
+}
+
+fn kvm() -> Done<Option<String>> {
+    let problem = machine::kvm_problem();
+    let said = problem.clone().unwrap_or_else(|| "available".to_owned());
+    Ok((problem, Some(said)))
 }
 
 fn capacity_of(pool: &Pool) -> Capacity {
