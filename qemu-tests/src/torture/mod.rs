@@ -212,7 +212,8 @@ impl Torture {
         self.life(When::InBoot(at))
     }
 
-    /// Deploys the machine that counts. Comes before [`Torture::cut`].
+    /// A life that is not cut before all was found in order. The first one deploys the machine that counts, and comes before
+    /// [`Torture::cut`].
     pub fn settle_in(&mut self) -> Result<()> {
         self.life(When::Later(u64::MAX))
     }
