@@ -11,6 +11,10 @@
 //! Healing a copy may fail: the pool is full, or the disk takes no more. Then what should run is known
 //! all the same, and the copy is made again before the next statement is kept.
 //!
+//! A node with several disks has a pool on each, with two copies in each of up to [`POOLS_MAX`]. A statement is kept once all
+//! of them have synced it. A pool that fails on the way is given up until the next opening, which is told, as long as
+//! another one has kept the statement; then it is brought up to date from the union.
+//!
 //! Behind its end each copy holds blocks of the disk in reserve. A deployment must leave them there; a stop
 //! or a deletion may use them, so that a full pool can be emptied.
 
@@ -19,6 +23,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use types::Digest;
 use types::deployment::Action;
 
 use crate::desired::{Key, Verified, needed};
@@ -147,10 +152,15 @@ fn io_error(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> L
     }
 }
 
-/// Both copies.
+/// Pools that hold copies: a third disk may die while the second is on its way, and each more makes every statement wait.
+pub const POOLS_MAX: usize = 3;
+
+/// All copies.
 #[derive(Debug)]
 pub struct Ledger {
-    copies: [Copy; 2],
+    copies: Vec<Copy>,
+    /// Pools that have failed, by their place in the list, and why; until the caller asks.
+    lost: Vec<Lost>,
     /// What a copy that is [`State::Behind`] is to hold; empty while there is none.
     truth: Vec<u8>,
     reserve: Reserve,
@@ -159,9 +169,18 @@ pub struct Ledger {
     poisoned: bool,
 }
 
+/// A pool that keeps no statements until the ledger is opened again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lost {
+    /// Its place in the list that [`Ledger::open_in`] was given.
+    pub pool: usize,
+    pub why: String,
+}
+
 #[derive(Debug)]
 struct Copy {
     directory: PathBuf,
+    pool: usize,
     state: State,
 }
 
@@ -171,6 +190,8 @@ enum State {
     Whole { file: File, length: u64 },
     /// It does not, and could not be made to.
     Behind,
+    /// Its pool has failed: it is left as it is.
+    GivenUp,
 }
 
 /// What was found on opening.
@@ -191,24 +212,69 @@ pub fn has_statements(directories: &[PathBuf]) -> bool {
     })
 }
 
+/// Which statements copies hold: of each deployment and version the digest. Two histories of one node agree wherever both say
+/// something, unless each has gone on without the other.
+pub type History = BTreeMap<(Key, u64), Digest>;
+
+/// What the copies of one pool hold together. Nothing is changed.
+pub fn history(
+    directories: &[PathBuf; 2],
+    mut verify: impl FnMut(&[u8]) -> Result<Verified, String>,
+) -> Result<History, LedgerError> {
+    let found = directories.each_ref().map(|d| read_copy(d, &mut verify));
+    let [a, b] = found;
+    let mut found = vec![a?, b?];
+    refuse_unreadable(&mut found)?;
+    let records = found.into_iter().flat_map(|found| found.records);
+    let said = records.map(|record| {
+        let verified = record.verified;
+        (
+            (verified.key(), verified.statement.version),
+            verified.digest,
+        )
+    });
+    Ok(said.collect())
+}
+
 impl Ledger {
-    /// Reads both copies and heals them as far as that can be done now. `verify` checks a signature and
-    /// parses its statement; it is called for every record. After an error nothing has been changed.
+    /// [`Ledger::open_in`] of a node with one pool.
     pub fn open(
         a: &Path,
         b: &Path,
         reserve: Reserve,
+        verify: impl FnMut(&[u8]) -> Result<Verified, String>,
+    ) -> Result<Opened, LedgerError> {
+        Self::open_in(&[[a.to_owned(), b.to_owned()]], reserve, verify)
+    }
+
+    /// Reads the two copies of each pool and heals them as far as that can be done now. `verify` checks a signature and
+    /// parses its statement; it is called for every record. After an error nothing has been changed.
+    pub fn open_in(
+        pools: &[[PathBuf; 2]],
+        reserve: Reserve,
+        verify: impl FnMut(&[u8]) -> Result<Verified, String>,
+    ) -> Result<Opened, LedgerError> {
+        let places = pools.iter().enumerate();
+        let places = places.flat_map(|(at, pool)| pool.iter().map(move |d| (at, d.clone())));
+        Self::open_at(&places.collect::<Vec<_>>(), reserve, verify)
+    }
+
+    fn open_at(
+        places: &[(usize, PathBuf)],
+        reserve: Reserve,
         mut verify: impl FnMut(&[u8]) -> Result<Verified, String>,
     ) -> Result<Opened, LedgerError> {
-        let directories = [a, b];
-        let mut found = [read_copy(a, &mut verify)?, read_copy(b, &mut verify)?];
-        refuse_unverifiable(directories, &found)?;
+        let found: Result<Vec<_>, _> = places
+            .iter()
+            .map(|(_, directory)| read_copy(directory, &mut verify))
+            .collect();
+        let mut found = found?;
+        refuse_unverifiable(places, &found)?;
         refuse_unreadable(&mut found)?;
         let records = union(found.iter().flat_map(|f| f.records.iter()));
         let wanted = wanted(&records, &found);
-        let mut problems = describe(directories, &found);
-        let copies = [0, 1].map(|at| {
-            let (directory, found) = (directories[at], &found[at]);
+        let mut problems = describe(places, &found);
+        let copies = places.iter().zip(&found).map(|((pool, directory), found)| {
             // Compacted or not, it means the same.
             let spare = found.problem.is_none() && found.records.len() == records.len();
             let healed = heal(directory, found, &wanted, &mut problems);
@@ -217,6 +283,7 @@ impl Ledger {
                 .and_then(|()| whole(directory));
             Copy {
                 directory: directory.to_owned(),
+                pool: *pool,
                 state: state.unwrap_or_else(|error| {
                     problems.push(behind(directory, &error));
                     State::Behind
@@ -224,7 +291,8 @@ impl Ledger {
             }
         });
         let mut ledger = Self {
-            copies,
+            copies: copies.collect(),
+            lost: Vec::new(),
             truth: Vec::new(),
             reserve,
             compact_at: 0,
@@ -234,7 +302,7 @@ impl Ledger {
             ledger.truth = wanted;
         }
         ledger.compact_at = COMPACT_BYTES.max(2 * ledger.length());
-        if let Err(error) = ledger.reserve(0) {
+        if let Err((_, error)) = ledger.reserve(0) {
             problems.push(told(&error));
         }
         Ok(Opened {
@@ -244,7 +312,7 @@ impl Ledger {
         })
     }
 
-    /// Writes the envelope to both copies and syncs them. When this returns `Ok`, it survives. `verify` is
+    /// Writes the envelope to all copies and syncs them. When this returns `Ok`, it survives. `verify` is
     /// that of [`Ledger::open`]: now and then the ledger is read again and compacted.
     pub fn append(
         &mut self,
@@ -259,12 +327,13 @@ impl Ledger {
         encode_record(envelope, &mut bytes)?;
         self.catch_up()?;
         self.stay_short(bytes.len() as u64, claim, verify)?;
-        match (self.reserve(bytes.len() as u64), claim) {
-            (Ok(()), _) | (Err(_), Claim::Reserve) => {}
-            (Err(error), Claim::Ordinary) => return Err(error),
+        while let Err((pool, error)) = self.reserve(bytes.len() as u64) {
+            if error.is_full() && claim == Claim::Reserve {
+                break;
+            }
+            self.give_up(pool, error)?;
         }
-        let mut copies = self.copies.iter_mut();
-        match copies.try_for_each(|copy| copy.append(&bytes)) {
+        match self.append_to_all(&bytes) {
             Ok(()) => {
                 self.copies
                     .iter_mut()
@@ -276,6 +345,45 @@ impl Ledger {
                 Err(error)
             }
         }
+    }
+
+    fn append_to_all(&mut self, bytes: &[u8]) -> Result<(), LedgerError> {
+        let mut uncut = false;
+        for at in 0..self.copies.len() {
+            let copy = &mut self.copies[at];
+            if copy.is_given_up() {
+                continue;
+            }
+            if let Err(error) = copy.append(bytes) {
+                let pool = copy.pool;
+                // Should no pool keep it, this one must not have it either.
+                let of_it = self.copies.iter().filter(|copy| copy.pool == pool);
+                of_it.for_each(|copy| uncut |= copy.cut().is_err());
+                if let Err(error) = self.give_up(pool, error) {
+                    self.poisoned |= uncut;
+                    return Err(error);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Goes on without a pool that has failed, if another one holds everything. A full pool has not failed.
+    fn give_up(&mut self, pool: usize, error: LedgerError) -> Result<(), LedgerError> {
+        let others = |copy: &Copy| copy.pool != pool && matches!(copy.state, State::Whole { .. });
+        if error.is_full() || !self.copies.iter().any(others) {
+            return Err(error);
+        }
+        let why = told(&error);
+        let copies = self.copies.iter_mut().filter(|copy| copy.pool == pool);
+        copies.for_each(|copy| copy.state = State::GivenUp);
+        self.lost.push(Lost { pool, why });
+        Ok(())
+    }
+
+    /// Pools that have failed since this was asked last.
+    pub fn take_lost(&mut self) -> Vec<Lost> {
+        std::mem::take(&mut self.lost)
     }
 
     /// Whether a write could not be taken back. Then nobody knows whether its statement was kept, and
@@ -298,9 +406,11 @@ impl Ledger {
     ) -> Result<(), LedgerError> {
         let limit = claim.length_max();
         if self.length() > self.compact_at || self.length() + more > limit {
-            let [a, b] = &self.copies;
-            let again = Self::open(&a.directory, &b.directory, self.reserve, verify)?;
-            *self = again.ledger;
+            let places = self.copies.iter().filter(|copy| !copy.is_given_up());
+            let places: Vec<_> = places.map(|c| (c.pool, c.directory.clone())).collect();
+            let lost = self.take_lost();
+            *self = Self::open_at(&places, self.reserve, verify)?.ledger;
+            self.lost = lost;
             self.catch_up()?;
         }
         if self.length() + more > limit {
@@ -309,16 +419,17 @@ impl Ledger {
         Ok(())
     }
 
-    /// Keeps room for `more` bytes, and the reserve behind them.
-    fn reserve(&self, more: u64) -> Result<(), LedgerError> {
+    /// Keeps room for `more` bytes, and the reserve behind them. Of an error the pool is told.
+    fn reserve(&self, more: u64) -> Result<(), (usize, LedgerError)> {
         for copy in &self.copies {
             if let State::Whole { file, length } = &copy.state {
                 (self.reserve)(file, length + more + RESERVE_BYTES).map_err(|source| {
-                    if is_full(&source) {
+                    let error = if is_full(&source) {
                         LedgerError::Full(source)
                     } else {
                         io_error("keep room for", &copy.directory)(source)
-                    }
+                    };
+                    (copy.pool, error)
                 })?;
             }
         }
@@ -327,10 +438,17 @@ impl Ledger {
 
     /// What could not be healed before must be whole before it is added to.
     fn catch_up(&mut self) -> Result<(), LedgerError> {
-        for copy in &mut self.copies {
+        for at in 0..self.copies.len() {
+            let copy = &mut self.copies[at];
             if copy.is_behind() {
-                replace(&copy.directory, &self.truth)?;
-                copy.state = whole(&copy.directory)?;
+                let healed = replace(&copy.directory, &self.truth);
+                match healed.and_then(|()| whole(&copy.directory)) {
+                    Ok(state) => copy.state = state,
+                    Err(error) => {
+                        let pool = copy.pool;
+                        self.give_up(pool, error)?;
+                    }
+                }
             }
         }
         self.truth = Vec::new();
@@ -352,10 +470,14 @@ impl Copy {
         matches!(self.state, State::Behind)
     }
 
+    fn is_given_up(&self) -> bool {
+        matches!(self.state, State::GivenUp)
+    }
+
     fn length(&self) -> u64 {
         match self.state {
             State::Whole { length, .. } => length,
-            State::Behind => 0,
+            State::Behind | State::GivenUp => 0,
         }
     }
 
@@ -380,7 +502,7 @@ impl Copy {
     fn cut(&self) -> io::Result<()> {
         match &self.state {
             State::Whole { file, length } => file.set_len(*length).and_then(|()| file.sync_all()),
-            State::Behind => Ok(()),
+            State::Behind | State::GivenUp => Ok(()),
         }
     }
 }
@@ -396,9 +518,9 @@ fn whole(directory: &Path) -> Result<State, LedgerError> {
     Ok(State::Whole { file, length })
 }
 
-/// The bytes that both copies are to hold. Compaction and healing are the same act: write what is
-/// needed, in the same order, to both. Nothing is written where both hold the same and it is not much.
-fn wanted(records: &[Record], found: &[Found; 2]) -> Vec<u8> {
+/// The bytes that all copies are to hold. Compaction and healing are the same act: write what is
+/// needed, in the same order, to all. Nothing is written where all hold the same and it is not much.
+fn wanted(records: &[Record], found: &[Found]) -> Vec<u8> {
     let bytes_of =
         |records: &[Record]| HEADER_BYTES + records.iter().map(record_bytes).sum::<usize>();
     let kept = compacted(records);
@@ -406,11 +528,13 @@ fn wanted(records: &[Record], found: &[Found; 2]) -> Vec<u8> {
     if length as u64 > COMPACT_BYTES && bytes_of(&kept) * 2 < length {
         return encode(&kept);
     }
-    let same = found[0].bytes == found[1].bytes && found.iter().all(|f| f.problem.is_none());
-    if same {
-        found[0].bytes.clone()
-    } else {
-        encode(records)
+    let same = |first: &Found| {
+        let alike = |f: &Found| f.problem.is_none() && f.bytes == first.bytes;
+        found.iter().all(alike)
+    };
+    match found.first().filter(|first| same(first)) {
+        Some(first) => first.bytes.clone(),
+        None => encode(records),
     }
 }
 
@@ -464,8 +588,8 @@ fn set_aside(directory: &Path) -> io::Result<()> {
 }
 
 /// A record that is whole and yet not accepted is no accident: nothing is healed over it.
-fn refuse_unverifiable(directories: [&Path; 2], found: &[Found]) -> Result<(), LedgerError> {
-    for (directory, found) in directories.into_iter().zip(found) {
+fn refuse_unverifiable(places: &[(usize, PathBuf)], found: &[Found]) -> Result<(), LedgerError> {
+    for ((_, directory), found) in places.iter().zip(found) {
         if let Some(Problem::Unverifiable { index, reason }) = &found.problem {
             let path = directory.join(FILE);
             return Err(LedgerError::Unverifiable {
@@ -478,9 +602,9 @@ fn refuse_unverifiable(directories: [&Path; 2], found: &[Found]) -> Result<(), L
     Ok(())
 }
 
-/// A copy that cannot be read is replaced only where the other lacks nothing that was ever
+/// A copy that cannot be read is replaced only where another lacks nothing that was ever
 /// acknowledged: what cannot be read today may be read after the next boot.
-fn refuse_unreadable(found: &mut [Found; 2]) -> Result<(), LedgerError> {
+fn refuse_unreadable(found: &mut [Found]) -> Result<(), LedgerError> {
     let complete = |f: &Found| matches!(f.problem, None | Some(Problem::Torn));
     if found.iter().any(complete) {
         return Ok(());
@@ -510,16 +634,19 @@ fn told(error: &LedgerError) -> String {
     }
 }
 
-fn describe(directories: [&Path; 2], found: &[Found]) -> Vec<String> {
-    let both_missing = found
-        .iter()
-        .all(|f| matches!(f.problem, Some(Problem::Missing)));
+fn describe(places: &[(usize, PathBuf)], found: &[Found]) -> Vec<String> {
+    // A pool without any copy is a new one.
+    let is_new = |pool: usize| {
+        let copies = places.iter().zip(found).filter(|((p, _), _)| *p == pool);
+        let mut copies = copies.map(|(_, f)| matches!(f.problem, Some(Problem::Missing)));
+        copies.all(|missing| missing)
+    };
     let mut out = Vec::new();
-    for (directory, found) in directories.into_iter().zip(found) {
+    for ((pool, directory), found) in places.iter().zip(found) {
         let path = directory.join(FILE);
         let kept = found.records.len();
         match &found.problem {
-            Some(Problem::Missing) if !both_missing => {
+            Some(Problem::Missing) if !is_new(*pool) => {
                 out.push(format!(
                     "{} was missing; it is made anew from the other copy",
                     path.display()
@@ -544,7 +671,7 @@ fn describe(directories: [&Path; 2], found: &[Found]) -> Vec<String> {
         .iter()
         .all(|f| matches!(f.problem, Some(Problem::Damaged)))
     {
-        out.push("both copies of the ledger were damaged: statements may be lost, deploy again what is missing".to_owned());
+        out.push("all copies of the ledger were damaged: statements may be lost, deploy again what is missing".to_owned());
     }
     out
 }

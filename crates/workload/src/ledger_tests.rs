@@ -462,3 +462,115 @@ fn a_ledger_that_cannot_be_shorter_takes_stops_and_deletions_alone() {
     append(&mut ledger, &large("late", 1, EACH)).expect("room again");
     assert!(ledger.length() < ORDINARY_MAX);
 }
+
+/// Two pools, of two copies each.
+struct Two {
+    _root: tempfile::TempDir,
+    pools: [[PathBuf; 2]; 2],
+}
+
+impl Two {
+    fn new() -> Self {
+        let root = tempfile::tempdir().expect("a directory");
+        let copy = |pool: &str, copy: &str| root.path().join(pool).join(copy);
+        let pools = ["one", "two"].map(|pool| ["a", "b"].map(|c| copy(pool, c)));
+        Self { _root: root, pools }
+    }
+
+    fn open(&self, which: &[usize]) -> Opened {
+        let pools: Vec<_> = which.iter().map(|at| self.pools[*at].clone()).collect();
+        Ledger::open_in(&pools, reserve, verify).expect("a ledger")
+    }
+
+    fn versions(&self, which: &[usize]) -> Vec<u64> {
+        let statements = self.open(which).statements;
+        let mut versions: Vec<_> = statements.iter().map(|s| s.statement.version).collect();
+        versions.sort_unstable();
+        versions
+    }
+
+    /// Makes the next write to a copy fail as a dead disk does.
+    fn kill(ledger: &mut Ledger, at: usize) {
+        if let State::Whole { file, .. } = &mut ledger.copies[at].state {
+            *file = File::open("/dev/null").expect("a file that nobody may write to");
+        }
+    }
+}
+
+#[test]
+fn either_of_two_pools_alone_has_every_statement() {
+    let two = Two::new();
+    let opened = two.open(&[0, 1]);
+    assert_eq!(opened.problems, Vec::<String>::new());
+    let mut ledger = opened.ledger;
+    for envelope in self::history() {
+        append(&mut ledger, &envelope).expect("an append");
+    }
+    for pool in [0, 1] {
+        assert_eq!(two.versions(&[pool]), [1, 2, 3]);
+    }
+}
+
+#[test]
+fn a_pool_that_was_away_learns_what_it_missed_and_brings_nothing_back() {
+    let two = Two::new();
+    let mut both = two.open(&[0, 1]).ledger;
+    append(&mut both, &envelope(1, Action::Deploy(deployment(1)))).expect("an append");
+    drop(both);
+    let mut alone = two.open(&[1]).ledger;
+    append(&mut alone, &envelope(2, Action::Delete)).expect("an append");
+    drop(alone);
+    // Its age shows before anything is put together.
+    let [old, new] = two
+        .pools
+        .each_ref()
+        .map(|p| super::history(p, verify).expect("readable"));
+    assert!(old.len() == 1 && new.len() == 2);
+    assert!(old.iter().all(|(key, digest)| new.get(key) == Some(digest)));
+    assert_eq!(two.versions(&[0, 1]), [1, 2]);
+    assert_eq!(two.versions(&[0]), [1, 2]);
+}
+
+#[test]
+fn a_pool_that_dies_is_given_up_and_told_while_the_other_keeps_every_statement() {
+    for dead in [0, 1] {
+        for copy in [2 * dead, 2 * dead + 1] {
+            let two = Two::new();
+            let mut ledger = two.open(&[0, 1]).ledger;
+            let [first, second, third] = <[Vec<u8>; 3]>::try_from(self::history()).expect("three");
+            append(&mut ledger, &first).expect("an append");
+            Two::kill(&mut ledger, copy);
+            append(&mut ledger, &second).expect("the other pool keeps it");
+            let lost = ledger.take_lost();
+            assert!(lost.len() == 1 && lost[0].pool == dead, "{lost:?}");
+            append(&mut ledger, &third).expect("an append");
+            assert!(ledger.take_lost().is_empty() && !ledger.is_poisoned());
+            assert_eq!(two.versions(&[1 - dead]), [1, 2, 3]);
+            assert_eq!(two.versions(&[0, 1]), [1, 2, 3]);
+        }
+    }
+}
+
+#[test]
+fn nothing_is_acknowledged_when_every_pool_is_dead() {
+    let two = Two::new();
+    let mut ledger = two.open(&[0, 1]).ledger;
+    for copy in [1, 2] {
+        Two::kill(&mut ledger, copy);
+    }
+    let kept = append(&mut ledger, &envelope(1, Action::Deploy(deployment(1))));
+    assert!(kept.is_err() && ledger.is_poisoned(), "{kept:?}");
+    // What could be taken back is: nobody finds a statement that was refused.
+    assert!(!has_statements(two.pools.as_flattened()));
+}
+
+#[test]
+fn a_full_pool_is_not_given_up() {
+    let two = Two::new();
+    let mut ledger = two.open(&[0, 1]).ledger;
+    FULL.set(true);
+    let kept = append(&mut ledger, &envelope(1, Action::Deploy(deployment(1))));
+    FULL.set(false);
+    assert!(matches!(kept, Err(LedgerError::Full(_))), "{kept:?}");
+    assert!(ledger.take_lost().is_empty());
+}
