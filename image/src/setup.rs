@@ -7,7 +7,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use crate::paths::Paths;
 use crate::progress::Progress;
@@ -87,13 +87,13 @@ const LINES_A_PACKAGE: u64 = 4;
 /// How long another apt may keep us waiting: fresh machines update themselves first.
 const APT_LOCK_TIMEOUT: &str = "DPkg::Lock::Timeout=600";
 
+/// How often apt is asked: once, and again for what it removed while it installed. More would be a circle.
+const ROUNDS: usize = 2;
+
 /// Installs what is missing. Says nothing and asks for no rights when nothing is.
 pub fn setup(paths: &Paths) -> Result<()> {
     let wanted: Vec<_> = PACKAGES.iter().map(|(package, _)| *package).collect();
-    let missing = missing(&wanted, &installed()?);
-    if !missing.is_empty() {
-        install(&missing)?;
-    }
+    install_all(&wanted)?;
     for target in [TARGET, BARE_TARGET] {
         if !rust_target_installed(target)? {
             eprintln!("adding the Rust target {target}");
@@ -102,6 +102,26 @@ pub fn setup(paths: &Paths) -> Result<()> {
         }
     }
     emulator::prepare(paths);
+    Ok(())
+}
+
+/// apt removes what contradicts a wish, such as one of QEMU's tools in a newer version than the rest: the next
+/// round finds that missing.
+fn install_all(wanted: &[&str]) -> Result<()> {
+    for _ in 0..ROUNDS {
+        let missing = missing(wanted, &installed()?);
+        if missing.is_empty() {
+            return Ok(());
+        }
+        install(&missing)?;
+    }
+    let missing = missing(wanted, &installed()?);
+    ensure!(
+        missing.is_empty(),
+        "apt installed what was asked for, and {} is still missing: try apt-get install with all of these at once, \
+         it names what contradicts what",
+        missing.join(" ")
+    );
     Ok(())
 }
 
