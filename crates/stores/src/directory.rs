@@ -8,7 +8,8 @@ use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use crate::store::{Entry, Found, Sink};
+use crate::sink::Sink;
+use crate::store::{Entry, Found};
 use crate::{Object, StoreError};
 
 /// How much of a file is read at once.
@@ -45,31 +46,20 @@ impl Directory {
         self.root.join(object.path())
     }
 
-    pub(crate) fn get(
-        &self,
-        object: &Object,
-        limit: u64,
-        sink: &mut Sink<'_>,
-    ) -> Result<(), StoreError> {
-        let path = self.path(object);
+    pub(crate) fn get(&self, object: &Object, sink: &mut Sink<'_>) -> Result<(), StoreError> {
+        let (path, store) = (self.path(object), self.root.display());
         let failed = |error: io::Error| match error.kind() {
             io::ErrorKind::NotFound => self.absent(object),
             _ => self.failed("read", &path, &error),
         };
-        let file = File::open(&path).map_err(failed)?;
+        let mut file = File::open(&path).map_err(failed)?;
         let about = file.metadata().map_err(failed)?;
-        if about.len() > limit {
-            return Err(StoreError::Large {
-                store: self.root.display().to_string(),
-                object: object.to_string(),
-                limit,
-            });
-        }
-        let (mut file, mut piece) = (file.take(limit), vec![0; PIECE]);
+        sink.announce(&store, object, about.len())?;
+        let mut piece = vec![0; PIECE];
         loop {
             match file.read(&mut piece).map_err(failed)? {
                 0 => return Ok(()),
-                read => sink(&piece[..read]).map_err(StoreError::Sink)?,
+                read => sink.push(&store, object, &piece[..read])?,
             }
         }
     }

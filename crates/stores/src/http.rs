@@ -12,7 +12,8 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::{ClientConfig, RootCertStore};
 
-use crate::store::{Found, Sink};
+use crate::sink::Sink;
+use crate::store::Found;
 use crate::{Object, StoreError};
 
 /// To a store that answers at all, from anywhere on earth.
@@ -160,12 +161,10 @@ pub(crate) async fn good(
 /// The beginning of an error's text, on one line, with a colon before it.
 async fn said(response: Response) -> String {
     let mut text = Vec::new();
-    let mut sink = |bytes: &[u8]| {
-        text.extend_from_slice(bytes);
-        Ok(())
-    };
+    let mut sink = Sink::memory(ERROR_BYTES_MAX, &mut text);
     // What came until it broke off is as good.
-    let _ = stream("", &"", response, ERROR_BYTES_MAX, &mut sink).await;
+    let _ = stream("", &"", response, &mut sink).await;
+    drop(sink);
     let text = String::from_utf8_lossy(&text);
     let plain = |c: char| if c.is_control() { ' ' } else { c };
     let text: String = text.chars().map(plain).collect();
@@ -176,34 +175,33 @@ async fn said(response: Response) -> String {
     }
 }
 
-/// Gives the body to `sink`, of at most `limit` bytes.
+/// Gives the body to `sink`.
 pub(crate) async fn stream(
     store: &str,
     object: &(dyn std::fmt::Display + Sync),
     mut response: Response,
-    limit: u64,
     sink: &mut Sink<'_>,
 ) -> Result<(), StoreError> {
-    let large = || StoreError::Large {
-        store: store.to_owned(),
-        object: object.to_string(),
-        limit,
-    };
-    if response.content_length().is_some_and(|said| said > limit) {
-        return Err(large());
+    if let Some(said) = response.content_length() {
+        sink.announce(&store, object, said)?;
     }
-    let mut received = 0;
-    loop {
-        let piece = response.chunk().await.map_err(|e| unreachable(store, e))?;
-        let Some(piece) = piece else {
-            return Ok(());
-        };
-        received += piece.len() as u64;
-        if received > limit {
-            return Err(large());
-        }
-        sink(&piece).map_err(StoreError::Sink)?;
+    while let Some(piece) = response.chunk().await.map_err(|e| unreachable(store, e))? {
+        sink.push(&store, object, &piece)?;
     }
+    Ok(())
+}
+
+/// Gives an object to `sink`, as the answer to a request that needs no second try.
+pub(crate) async fn fetch(
+    store: &str,
+    object: &Object,
+    advice: &'static str,
+    request: RequestBuilder,
+    sink: &mut Sink<'_>,
+) -> Result<(), StoreError> {
+    let response = send(store, request).await?;
+    let response = good(store, object, advice, response).await?;
+    stream(store, object, response, sink).await
 }
 
 /// The whole body in memory.
@@ -214,11 +212,7 @@ pub(crate) async fn whole(
     limit: u64,
 ) -> Result<Vec<u8>, StoreError> {
     let mut body = Vec::new();
-    let mut sink = |bytes: &[u8]| {
-        body.extend_from_slice(bytes);
-        Ok(())
-    };
-    stream(store, object, response, limit, &mut sink).await?;
+    stream(store, object, response, &mut Sink::memory(limit, &mut body)).await?;
     Ok(body)
 }
 

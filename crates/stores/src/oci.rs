@@ -17,7 +17,8 @@ use types::Digest;
 
 use crate::http::{self, Http};
 use crate::location::Repository;
-use crate::store::{Found, Sink};
+use crate::sink::Sink;
+use crate::store::Found;
 use crate::{Object, StoreError};
 
 /// What registries take at most (distribution specification, "Pushing manifests").
@@ -274,14 +275,11 @@ impl Oci {
         &self,
         flist: &Digest,
         object: &Object,
-        limit: u64,
         sink: &mut Sink<'_>,
     ) -> Result<(), StoreError> {
         let (url, _) = self.blob(flist, object).await?;
-        let response = self
-            .ask(object, &Method::GET, &url, &|request| request)
-            .await?;
-        http::stream(&self.name, object, response, limit, sink).await
+        let response = self.ask(object, &Method::GET, &url, &|r| r).await?;
+        http::stream(&self.name, object, response, sink).await
     }
 
     pub(crate) async fn find(

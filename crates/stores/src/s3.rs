@@ -14,9 +14,10 @@ use rusty_s3::{Bucket as Signer, Credentials, S3Action, UrlStyle};
 use crate::http::{self, Http};
 use crate::keys::Keys;
 use crate::location::Bucket;
+use crate::sink::Sink;
 #[cfg(not(feature = "list"))]
 use crate::store::Entry;
-use crate::store::{Found, Sink};
+use crate::store::Found;
 use crate::{Object, StoreError};
 
 /// How long a signature holds: clocks differ, and a body may take its time.
@@ -78,17 +79,11 @@ impl S3 {
         format!("{}{}", self.prefix, object.path())
     }
 
-    pub(crate) async fn get(
-        &self,
-        object: &Object,
-        limit: u64,
-        sink: &mut Sink<'_>,
-    ) -> Result<(), StoreError> {
+    pub(crate) async fn get(&self, object: &Object, sink: &mut Sink<'_>) -> Result<(), StoreError> {
         let key = self.key(object);
         let url = self.signer.get_object(self.keys(), &key).sign(SIGNED);
-        let response = http::send(&self.name, self.http.request(Method::GET, url)).await?;
-        let response = http::good(&self.name, object, ADVICE, response).await?;
-        http::stream(&self.name, object, response, limit, sink).await
+        let request = self.http.request(Method::GET, url);
+        http::fetch(&self.name, object, ADVICE, request, sink).await
     }
 
     pub(crate) async fn find(&self, object: &Object) -> Result<Option<Found>, StoreError> {

@@ -168,12 +168,7 @@ async fn read_one(
     limit: u64,
     right: &(dyn Fn(&[u8]) -> bool + Sync),
 ) -> Result<Vec<u8>, StoreError> {
-    let mut bytes = Vec::new();
-    let mut sink = |piece: &[u8]| {
-        bytes.extend_from_slice(piece);
-        Ok(())
-    };
-    store.get(flist, object, limit, &mut sink).await?;
+    let bytes = store.whole(flist, object, limit).await?;
     right(&bytes)
         .then_some(bytes)
         .ok_or_else(|| StoreError::Wrong {

@@ -13,6 +13,7 @@ use crate::directory::Directory;
 use crate::http::{self, Http};
 use crate::oci::{Descriptor, Oci};
 use crate::s3::S3;
+use crate::sink::Sink;
 use crate::{Object, StoreError};
 
 /// Failures in a row after which a store is asked last.
@@ -22,9 +23,6 @@ const REST_FIRST: Duration = Duration::from_secs(1);
 /// A store that comes back is found within this.
 const REST_LONGEST: Duration = Duration::from_secs(30);
 const WEB_ADVICE: &str = "Let it serve the files to all; a node has no login";
-
-/// Takes an object piece by piece, and may refuse it.
-pub type Sink<'a> = dyn FnMut(&[u8]) -> Result<(), String> + Send + 'a;
 
 /// An object as a list shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -112,25 +110,36 @@ impl Store {
         matches!(self.kind, Kind::Oci(_))
     }
 
-    /// Reads an object that belongs to `flist`, of at most `limit` bytes.
+    /// Reads an object that belongs to `flist`.
     pub async fn get(
         &self,
         flist: &Digest,
         object: &Object,
-        limit: u64,
         sink: &mut Sink<'_>,
     ) -> Result<(), StoreError> {
         match &self.kind {
-            Kind::Directory(directory) => directory.get(object, limit, sink),
+            Kind::Directory(directory) => directory.get(object, sink),
             Kind::Web(web) => {
                 let request = web.http.request(Method::GET, self.web_url(web, object)?);
-                let response = http::send(&self.name, request).await?;
-                let response = http::good(&self.name, object, WEB_ADVICE, response).await?;
-                http::stream(&self.name, object, response, limit, sink).await
+                http::fetch(&self.name, object, WEB_ADVICE, request, sink).await
             }
-            Kind::S3(s3) => s3.get(object, limit, sink).await,
-            Kind::Oci(oci) => oci.get(flist, object, limit, sink).await,
+            Kind::S3(s3) => s3.get(object, sink).await,
+            Kind::Oci(oci) => oci.get(flist, object, sink).await,
         }
+    }
+
+    /// The same into memory, of at most `limit` bytes.
+    pub async fn whole(
+        &self,
+        flist: &Digest,
+        object: &Object,
+        limit: u64,
+    ) -> Result<Vec<u8>, StoreError> {
+        let mut bytes = Vec::new();
+        let mut sink = Sink::memory(limit, &mut bytes);
+        self.get(flist, object, &mut sink).await?;
+        drop(sink);
+        Ok(bytes)
     }
 
     /// Whether an object that belongs to `flist` is there.

@@ -231,13 +231,7 @@ impl Move<'_> {
         let trace = match &self.image.trace {
             Some(trace) => Some(trace.clone()),
             None if store.goes_by_flist() => {
-                let mut held = Vec::new();
-                let mut sink = |piece: &[u8]| {
-                    held.extend_from_slice(piece);
-                    Ok(())
-                };
-                let got = store.get(flist, &object, TRACE_BYTES_MAX, &mut sink).await;
-                got.is_ok().then_some(held)
+                store.whole(flist, &object, TRACE_BYTES_MAX).await.ok()
             }
             None => None,
         };
@@ -344,16 +338,7 @@ async fn look(
     limit: u64,
     right: &(dyn Fn(&[u8]) -> bool + Sync),
 ) -> Option<Fault> {
-    let read = || async {
-        let mut bytes = Vec::new();
-        let mut sink = |piece: &[u8]| {
-            bytes.extend_from_slice(piece);
-            Ok(())
-        };
-        store.get(flist, &object, limit, &mut sink).await?;
-        Ok(bytes)
-    };
-    let what = match patiently(read).await {
+    let what = match patiently(|| store.whole(flist, &object, limit)).await {
         Ok(bytes) if right(&bytes) => return None,
         Ok(_) | Err(StoreError::Large { .. }) => Problem::Wrong,
         Err(StoreError::NotFound { .. }) => Problem::Missing,

@@ -14,15 +14,6 @@ pub fn store(url: &str) -> bool {
 pub async fn fetch(url: &str, limit: u64) -> Option<Vec<u8>> {
     let set = Pool::of_a_node().remote(&Stores::from(url)).ok()?;
     let store = set.stores().next()?;
-    let mut object = Vec::new();
-    let mut sink = |bytes: &[u8]| {
-        object.extend_from_slice(bytes);
-        Ok(())
-    };
     let name = Digest([0; 32]);
-    store
-        .get(&name, &Object::Chunk(name), limit, &mut sink)
-        .await
-        .ok()?;
-    Some(object)
+    store.whole(&name, &Object::Chunk(name), limit).await.ok()
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use flist::cache::{Cache, STORED_BYTES_MAX};
 use flist::chunk::Chunk;
 use flist::format::FLIST_BYTES_MAX;
-use stores::{Object, Patience, Piece, Pool, Set, StoreError};
+use stores::{Object, Patience, Piece, Pool, Set, Sink, StoreError};
 use types::{Digest, Stores};
 
 /// What a deployment names, opened.
@@ -55,10 +55,10 @@ impl Remote {
         for store in self.set.order(&object) {
             let upload = cache.receive_flist(self.flist);
             let mut upload = upload.map_err(|e| StoreError::Sink(sys::chain(&e)))?;
-            let mut sink = |bytes: &[u8]| upload.push(bytes).map_err(|e| sys::chain(&e));
-            let got = store
-                .get(&self.flist, &object, FLIST_BYTES_MAX, &mut sink)
-                .await;
+            let take = |bytes: &[u8]| upload.push(bytes).map_err(|e| sys::chain(&e));
+            let mut sink = Sink::new(FLIST_BYTES_MAX, take);
+            let got = store.get(&self.flist, &object, &mut sink).await;
+            drop(sink);
             store.learn(&got);
             if let Err(error) = got {
                 last = error;
