@@ -29,7 +29,7 @@ use super::fill::{Fill, Held};
 use super::job::{self, Absent, Cached, Event, Ready, Shared, Task};
 use super::link::{self, ForNode, Socket, VmLink};
 use super::queue::{Guess, Outcome, Queue, Source, Start, Target, Verdict, Waiter};
-use super::scrub::{Scrub, Step};
+use super::scrub::{Pace, Scrub, Step};
 use super::store::Remote;
 
 /// Events that wait for the loop; senders wait when it is full.
@@ -109,6 +109,7 @@ pub(crate) struct Daemon {
     faults: HashSet<(Digest, Digest)>,
     progress_due: Option<Instant>,
     held: Option<Held>,
+    pace: Pace,
     /// The scrub while it rests, and until when.
     scrub: Option<(Instant, Scrub)>,
     /// As last told.
@@ -121,8 +122,8 @@ pub(crate) struct Daemon {
 }
 
 impl Daemon {
-    /// `listener`: of the node's connections.
-    pub(crate) fn new(paths: Paths, listener: OwnedFd) -> anyhow::Result<Self> {
+    /// `listener`: of the node's connections; `pace`: of the scrub.
+    pub(crate) fn new(paths: Paths, listener: OwnedFd, pace: Pace) -> anyhow::Result<Self> {
         let (sender, events) = mpsc::channel(EVENTS_MAX);
         Ok(Self {
             paths,
@@ -137,6 +138,7 @@ impl Daemon {
             faults: HashSet::new(),
             progress_due: None,
             held: None,
+            pace,
             scrub: None,
             counts: Counts::default(),
             serial: 0,
@@ -358,7 +360,7 @@ impl Daemon {
             fetched: AtomicU64::new(0),
             fetched_bytes: AtomicU64::new(0),
         });
-        self.scrub = Some((Instant::now() + Scrub::FIRST, Scrub::default()));
+        self.scrub = Some((Instant::now() + self.pace.idle, Scrub::new(self.pace)));
         Ok(Arc::clone(self.shared.insert(shared)))
     }
 

@@ -27,6 +27,8 @@ use crate::room::Room;
 
 /// What a person does when content is nowhere.
 const PUSH_AGAIN: &str = "push it again with `sifr deploy`";
+/// And where a store is named, which has something else or nothing.
+const BRING_AGAIN: &str = "bring it there with `sifr flist push`, or push it to the node with `sifr deploy` and no `store`";
 
 /// What reaches the daemon's loop.
 #[derive(Debug)]
@@ -439,6 +441,6 @@ fn worse(sofar: Outcome, error: &StoreError) -> Outcome {
     match sofar {
         Outcome::Unreachable(_) => sofar,
         _ if error.is_transient() => Outcome::Unreachable(message),
-        _ => Outcome::Wrong(format!("{message}: {PUSH_AGAIN}")),
+        _ => Outcome::Wrong(format!("{message}: {BRING_AGAIN}")),
     }
 }

@@ -98,7 +98,7 @@ fn serve(paths: Paths, listener: OwnedFd) -> anyhow::Result<std::convert::Infall
         .build()
         .context("start the event loop")?;
     runtime.block_on(async {
-        let daemon = daemon::Daemon::new(paths, listener)?;
+        let daemon = daemon::Daemon::new(paths, listener, scrub::Pace::OF_A_NODE)?;
         daemon.run().await
     })
 }

@@ -7,15 +7,27 @@ use std::time::Duration;
 
 use flist::cache::{Cache, Scrubbed};
 
-/// Bytes that are read again in a second: a cache of 100 GiB is read in twelve days, and a disk is busy with it for a
-/// hundredth of its time.
-const BYTES_PER_SECOND: u64 = 100 << 10;
-/// Between two looks at a cache that is empty, and before the first: a machine that starts has other things to read.
-const IDLE: Duration = Duration::from_secs(60);
+/// How fast the scrub goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Pace {
+    pub(crate) bytes_per_second: u64,
+    /// Between two looks at a cache that is empty, and before the first.
+    pub(crate) idle: Duration,
+}
+
+impl Pace {
+    /// A cache of 100 GiB is read in twelve days, and a disk is busy with it for a hundredth of its time. A machine that
+    /// starts has other things to read.
+    pub(crate) const OF_A_NODE: Self = Self {
+        bytes_per_second: 100 << 10,
+        idle: Duration::from_secs(60),
+    };
+}
 
 /// Where the scrub is: it goes through the cache directory after directory, for ever.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Scrub {
+    pace: Pace,
     /// Of this directory, what is left to look at.
     left: Vec<PathBuf>,
     /// The next directory.
@@ -31,8 +43,13 @@ pub(crate) struct Step {
 }
 
 impl Scrub {
-    /// Before the first step.
-    pub(crate) const FIRST: Duration = IDLE;
+    pub(crate) fn new(pace: Pace) -> Self {
+        Self {
+            pace,
+            left: Vec::new(),
+            next: 0,
+        }
+    }
 
     /// Looks at one chunk; blocks as long as that takes to read.
     pub(crate) fn step(&mut self, cache: &Cache) -> Step {
@@ -41,7 +58,8 @@ impl Scrub {
             while let Some(path) = self.left.pop() {
                 // What is no chunk, or is gone by now, is none of ours.
                 if let Some(scrubbed) = cache.scrub(&path) {
-                    let micros = scrubbed.bytes.saturating_mul(1_000_000) / BYTES_PER_SECOND;
+                    let micros =
+                        scrubbed.bytes.saturating_mul(1_000_000) / self.pace.bytes_per_second;
                     return Step {
                         rest: Duration::from_micros(micros.max(1)),
                         scrubbed: Some(scrubbed),
@@ -53,7 +71,7 @@ impl Scrub {
         }
         Step {
             scrubbed: None,
-            rest: IDLE,
+            rest: self.pace.idle,
         }
     }
 }
@@ -82,9 +100,9 @@ mod tests {
     fn every_chunk_is_read_once_on_each_way_and_a_damaged_one_is_removed() {
         let work = tempfile::tempdir().expect("a directory");
         let cache = Cache::open(work.path()).expect("a cache");
-        let mut scrub = Scrub::default();
+        let mut scrub = Scrub::new(Pace::OF_A_NODE);
         let step = scrub.step(&cache);
-        assert!(step.scrubbed.is_none() && step.rest == IDLE);
+        assert!(step.scrubbed.is_none() && step.rest == Pace::OF_A_NODE.idle);
         let names: BTreeSet<Digest> = (0..40u8)
             .map(|n| {
                 let bytes = vec![n; 2000];
@@ -110,7 +128,7 @@ mod tests {
         let cache = Cache::open(work.path()).expect("a cache");
         let bytes = vec![1; 300 << 10];
         cache.put_chunk(hash(&bytes), &bytes).expect("kept");
-        let step = Scrub::default().step(&cache);
+        let step = Scrub::new(Pace::OF_A_NODE).step(&cache);
         assert_eq!(step.rest, Duration::from_secs(3));
     }
 }

@@ -15,9 +15,11 @@ use flist::pack::{Packed, Source, pack};
 use flist::store::DirStore;
 use flist::trace::{self, Recorder};
 use flist::wire::{FromNode, FromVmm, JSON_BYTES_MAX, ToNode, ToVmm};
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use types::flist::ImageConfig;
 use types::{Bytes, Digest, Stores, VmId};
@@ -27,11 +29,19 @@ use super::daemon::Daemon;
 use super::disk::Disk;
 use super::link::{self, Socket};
 use super::queue::WRONG_MAX;
+use super::scrub::Pace;
 use crate::room::{Promises, Room};
 
 /// Longer than anything here takes, so that a failure ends the test.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// Nothing tells that nothing comes: longer than back-filling waits for VMs that wait.
+const NOTHING_COMES: Duration = Duration::from_secs(2);
 const CHUNKS: u32 = 8;
+/// A scrub that reads the whole cache again and again while a test looks.
+const AT_ONCE: Pace = Pace {
+    bytes_per_second: 1 << 30,
+    idle: Duration::from_millis(1),
+};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Answer {
@@ -52,6 +62,8 @@ struct Script {
     requests: HashMap<String, u32>,
     connections: u32,
     delay: Duration,
+    /// Told of each request.
+    asked: Arc<Notify>,
 }
 
 struct World {
@@ -140,6 +152,7 @@ async fn serve_one(
         let (answer, delay) = {
             let mut script = script.lock().expect("lock");
             *script.requests.entry(path.clone()).or_default() += 1;
+            script.asked.notify_waiters();
             // No script is about traces: there is one or not.
             if path.ends_with(".trace") {
                 let found = root.join(&path).exists();
@@ -224,8 +237,13 @@ struct Running {
 
 impl Running {
     async fn start(world: &World) -> Self {
+        Self::start_at(world, Pace::OF_A_NODE).await
+    }
+
+    /// The same with another pace of the scrub.
+    async fn start_at(world: &World, pace: Pace) -> Self {
         Self::start_as(world, |paths, listener| {
-            let daemon = Daemon::new(paths, listener).expect("a daemon");
+            let daemon = Daemon::new(paths, listener, pace).expect("a daemon");
             tokio::spawn(async move {
                 let ended = daemon.run().await;
                 panic!("{ended:?}");
@@ -459,12 +477,7 @@ async fn what_many_vms_want_is_fetched_once_verified_and_kept() {
         ready.sort_unstable();
         assert_eq!(ready, (0..CHUNKS).collect::<Vec<_>>());
     }
-    loop {
-        let (message, _) = daemon.told().await;
-        if matches!(message, ToNode::Progress { present, total, .. } if present == total) {
-            break;
-        }
-    }
+    daemon.filled().await;
     for index in 0..CHUNKS {
         shown.assert_holds(&w, index);
         assert_eq!(w.requests(index), 1);
@@ -622,9 +635,7 @@ async fn a_restarted_daemon_goes_on_with_the_same_disk_and_the_vm_asks_again() {
     assert_eq!(vm.told().await, ToVmm::Ready(0));
     w.script.lock().expect("lock").delay = Duration::from_secs(60);
     vm.want(1).await;
-    while w.requests(1) == 0 {
-        tokio::task::yield_now().await;
-    }
+    w.until_asked(|w| w.requests(1) > 0).await;
     daemon.kill().await;
     w.script.lock().expect("lock").delay = Duration::ZERO;
 
@@ -673,16 +684,9 @@ async fn a_pinned_flist_is_filled_when_its_vm_is_gone_even_after_the_store_was_d
     daemon.attach(&w, "vm").await;
     let vm = "vm".parse().expect("id");
     daemon.say(FromNode::Detach { vm }, &[]).await;
-    while w.all_requests() == 0 {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    w.until_asked(|w| w.all_requests() > 0).await;
     w.script(&[], None);
-    loop {
-        let (message, _) = daemon.told().await;
-        if matches!(message, ToNode::Progress { present, total, .. } if present == total) {
-            break;
-        }
-    }
+    daemon.filled().await;
     assert!(w.cache().missing(&w.flist).is_empty());
     assert!(
         !shown.is_present(0),
@@ -701,12 +705,11 @@ async fn while_its_vm_starts_an_image_is_not_filled_and_once_it_has_started_it_i
         vm: "vm".parse().expect("id"),
     };
     daemon.say(started, &[]).await;
-    // Nothing tells that nothing comes: longer than back-filling waits for VMs otherwise.
-    tokio::time::sleep(Duration::from_secs(2)).await;
+    tokio::time::sleep(NOTHING_COMES).await;
     daemon.ask_all(&vm, [2]).await;
     // The same image opened for a second VM: it is the same start.
     daemon.open(&w, Some(&w.url), true).await;
-    tokio::time::sleep(Duration::from_secs(2)).await;
+    tokio::time::sleep(NOTHING_COMES).await;
     assert_eq!(w.all_requests(), 2, "what was touched, and nothing else");
     let filled = tokio::time::timeout(trace::QUIET + PATIENCE, daemon.filled());
     filled.await.expect("it is filled");
@@ -977,19 +980,53 @@ impl Running {
 }
 
 impl Shown {
-    /// Waits for what comes although nobody asked.
-    async fn comes(&self, index: u32) {
-        let present = async {
-            while !self.is_present(index) {
-                tokio::time::sleep(Duration::from_millis(2)).await;
-            }
-        };
-        let came = tokio::time::timeout(PATIENCE, present).await;
-        came.unwrap_or_else(|_| panic!("chunk {index} did not come"));
+    /// Waits for what comes although nobody asked: of whatever a job has brought the node is told afterwards.
+    async fn comes(&self, daemon: &Running, index: u32) {
+        while !self.is_present(index) {
+            daemon.told().await;
+        }
     }
 }
 
 impl World {
+    /// Waits until the store has been asked for enough.
+    async fn until_asked(&self, enough: impl Fn(&Self) -> bool) {
+        let notify = Arc::clone(&self.script.lock().expect("lock").asked);
+        let asked = async {
+            loop {
+                let next = notify.notified();
+                if enough(self) {
+                    return;
+                }
+                next.await;
+            }
+        };
+        let asked = tokio::time::timeout(PATIENCE, asked).await;
+        asked.expect("it is asked for");
+    }
+
+    /// Waits until the image's trace is in the cache.
+    async fn trace_kept(&self) -> trace::Trace {
+        let cache = self.cache();
+        let inotify = Inotify::init(InitFlags::IN_NONBLOCK).expect("inotify");
+        let flists = self.work.path().join("pool/flists");
+        let named = AddWatchFlags::IN_CREATE | AddWatchFlags::IN_MOVED_TO;
+        inotify.add_watch(&flists, named).expect("a watch");
+        let watched = inotify.as_fd().try_clone_to_owned().expect("dup");
+        let changed = link::socket(watched).expect("epoll");
+        let kept = async {
+            loop {
+                if let Some(trace) = cache.trace(&self.packed.digest, CHUNKS as usize) {
+                    return trace;
+                }
+                changed.readable().await.expect("epoll").clear_ready();
+                inotify.read_events().expect("events");
+            }
+        };
+        let kept = tokio::time::timeout(trace::QUIET + PATIENCE, kept).await;
+        kept.expect("it is over")
+    }
+
     fn all_requests(&self) -> u32 {
         let script = self.script.lock().expect("lock");
         let chunks = script
@@ -1040,11 +1077,11 @@ async fn what_is_read_in_sequence_comes_ahead_and_random_reads_bring_nothing_els
     daemon.ask_all(&vm, [0]).await;
     assert_eq!(w.all_requests(), 4);
     daemon.ask_all(&vm, [1]).await;
-    shown.comes(2).await;
+    shown.comes(&daemon, 2).await;
     shown.assert_holds(&w, 2);
     assert!(!shown.is_present(3) && !shown.is_present(5));
     daemon.ask_all(&vm, [3]).await;
-    shown.comes(5).await;
+    shown.comes(&daemon, 5).await;
     assert_eq!(w.all_requests(), CHUNKS, "none twice");
 }
 
@@ -1056,24 +1093,14 @@ async fn a_first_run_is_taken_down_and_the_next_one_finds_its_chunks_there_unask
     let (vm, _kept) = daemon.attach(&w, "vm").await;
     let order = [5, 0, 2, 7];
     daemon.ask_all(&vm, order).await;
-    let cache = w.cache();
-    let kept = async {
-        loop {
-            if let Some(trace) = cache.trace(&w.packed.digest, CHUNKS as usize) {
-                return trace;
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    let kept = tokio::time::timeout(trace::QUIET + PATIENCE, kept).await;
-    assert_eq!(kept.expect("it is over").chunks(), order);
+    assert_eq!(w.trace_kept().await.chunks(), order);
     daemon.kill().await;
     // A boot; the store is gone, the cache is not.
     fs::remove_dir_all(w.work.path().join("maps")).expect("a tmpfs forgets");
     let daemon = Running::start(&w).await;
     let shown = daemon.open(&w, None, true).await;
     for index in order {
-        shown.comes(index).await;
+        shown.comes(&daemon, index).await;
         shown.assert_holds(&w, index);
     }
     assert!(!shown.is_present(1), "it was not touched");
@@ -1086,7 +1113,7 @@ async fn the_trace_of_a_store_brings_its_chunks_in_its_order_before_a_vm_is_ther
     let daemon = Running::start(&w).await;
     let shown = daemon.open(&w, Some(&w.url), false).await;
     for index in [6, 1, 4] {
-        shown.comes(index).await;
+        shown.comes(&daemon, index).await;
         shown.assert_holds(&w, index);
     }
     assert_eq!(w.all_requests(), 3);
@@ -1120,16 +1147,122 @@ async fn what_a_trace_names_and_the_store_lacks_is_no_fault_until_a_vm_wants_it(
         .expect("valid");
     let daemon = Running::start(&w).await;
     daemon.open(&w, Some(&w.url), false).await;
-    let asked = async {
-        while w.requests(2) == 0 {
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, asked)
-        .await
-        .expect("asked for");
+    w.until_asked(|w| w.requests(2) > 0).await;
     let (vm, _kept) = daemon.attach(&w, "vm").await;
     assert_eq!(w.requests(2), 1, "once, for a guess");
     w.script(&[], None);
     daemon.ask_all(&vm, [2]).await;
+}
+
+impl World {
+    /// One bit of a chunk in the cache is another, as a disk does it.
+    fn damage(&self, index: u32) {
+        let path = self.cache().chunk_path(&self.stored(index));
+        let mut bytes = fs::read(&path).expect("read");
+        bytes[100] ^= 1;
+        fs::write(&path, bytes).expect("write");
+    }
+
+    fn is_cached(&self, index: u32) -> bool {
+        self.cache().chunk_path(&self.stored(index)).exists()
+    }
+}
+
+impl Running {
+    /// Reads until the daemon has counted so many damaged chunks, and all that is pinned is there again. Gives what was
+    /// fetched.
+    async fn scrubbed(&self, damaged: u64) -> u64 {
+        let mut whole = true;
+        loop {
+            match self.told().await.0 {
+                ToNode::Progress { present, total, .. } => whole = present == total,
+                ToNode::Counted { counts } if counts.damaged == damaged && whole => {
+                    return counts.fetched;
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_the_scrub_finds_damaged_is_fetched_again_where_it_is_pinned_and_no_vm_sees_it() {
+    let w = world().await;
+    w.push_all();
+    let daemon = Running::start_at(&w, AT_ONCE).await;
+    let shown = daemon.open(&w, Some(&w.url), true).await;
+    let (vm, _kept) = daemon.attach(&w, "vm").await;
+    daemon.ask_all(&vm, [4]).await;
+    w.damage(2);
+    w.damage(4);
+    assert_eq!(daemon.scrubbed(2).await, 2, "these two, and no other");
+    assert_eq!((w.requests(2), w.requests(4), w.all_requests()), (1, 1, 2));
+    assert!(w.cache().missing(&w.flist).is_empty());
+    // What was on the machine's disk before stays; what was not comes right.
+    shown.assert_holds(&w, 4);
+    daemon.ask_all(&vm, [2]).await;
+    shown.assert_holds(&w, 2);
+    assert_eq!(w.all_requests(), 2, "it was here again");
+}
+
+#[tokio::test]
+async fn what_the_scrub_finds_damaged_and_no_store_has_is_said_with_what_to_do() {
+    let w = world().await;
+    w.push_all();
+    let daemon = Running::start_at(&w, AT_ONCE).await;
+    daemon.open(&w, None, true).await;
+    w.damage(3);
+    let ToNode::Fault { chunk, message, .. } = daemon.news().await else {
+        panic!("nothing was said")
+    };
+    assert_eq!(chunk, w.stored(3));
+    assert!(
+        message.contains("push it again with `sifr deploy`"),
+        "{message}"
+    );
+    assert!(!w.is_cached(3), "what is wrong is not kept");
+    let (vm, _kept) = daemon.attach(&w, "vm").await;
+    vm.want(3).await;
+    assert_eq!(vm.told().await, ToVmm::Failed(3));
+    // Pushed again, it is as before.
+    let bytes = w.store.read_chunk(&w.stored(3)).expect("there");
+    w.cache().put_chunk(w.stored(3), &bytes).expect("valid");
+    daemon.ask_all(&vm, [3]).await;
+}
+
+#[tokio::test]
+async fn what_the_scrub_finds_damaged_is_not_replaced_by_what_is_as_wrong() {
+    let w = world().await;
+    w.push_all();
+    let daemon = Running::start_at(&w, AT_ONCE).await;
+    let shown = daemon.open(&w, Some(&w.url), true).await;
+    w.script(&[], Some(Answer::WrongBytes));
+    w.damage(6);
+    let ToNode::Fault { chunk, .. } = daemon.news().await else {
+        panic!("nothing was said")
+    };
+    assert_eq!((chunk, w.requests(6)), (w.stored(6), WRONG_MAX));
+    assert!(!w.is_cached(6) && !shown.is_present(6));
+}
+
+#[tokio::test]
+async fn what_the_scrub_finds_damaged_and_nobody_needs_is_removed_and_not_fetched() {
+    let w = world().await;
+    w.push_all();
+    let daemon = Running::start_at(&w, AT_ONCE).await;
+    // Open for somebody, and pinned by nobody.
+    daemon.open(&w, Some(&w.url), false).await;
+    w.damage(1);
+    let counted = async {
+        loop {
+            if let (ToNode::Counted { counts }, _) = daemon.told().await
+                && counts.damaged == 1
+            {
+                return;
+            }
+        }
+    };
+    counted.await;
+    tokio::time::sleep(NOTHING_COMES).await;
+    assert!(!w.is_cached(1) && w.all_requests() == 0);
 }
