@@ -15,6 +15,7 @@ pub mod mutate;
 mod net;
 mod peer;
 mod storage;
+mod stores;
 mod types;
 mod vmm;
 mod workload;
@@ -37,13 +38,14 @@ pub struct Target {
 
 /// All targets, sorted by name.
 pub fn targets() -> Vec<Target> {
-    let areas: [&[Target]; 9] = [
+    let areas: [&[Target]; 10] = [
         &api::TARGETS,
         &flist::TARGETS,
         &guest::TARGETS,
         &init::TARGETS,
         &net::TARGETS,
         &storage::TARGETS,
+        &stores::TARGETS,
         &types::TARGETS,
         &vmm::TARGETS,
         &workload::TARGETS,

@@ -39,13 +39,25 @@ pub(crate) async fn accept() -> TcpStream {
 
 /// Reads one header, says these bytes, and hangs up when the other side has.
 pub(crate) async fn say<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, bytes: &[u8]) {
+    if hear(&mut stream).await.is_some() {
+        tell(stream, bytes).await;
+    }
+}
+
+/// One header; `None`: the other side has hung up before its end.
+pub(crate) async fn hear<S: AsyncRead + Unpin>(stream: &mut S) -> Option<Vec<u8>> {
     let mut heard = Vec::new();
     while !heard.windows(4).any(|w| w == b"\r\n\r\n") {
         match stream.read_buf(&mut heard).await {
-            Ok(0) | Err(_) => return,
+            Ok(0) | Err(_) => return None,
             Ok(_) => {}
         }
     }
+    Some(heard)
+}
+
+/// Says these bytes, and hangs up when the other side has.
+pub(crate) async fn tell<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, bytes: &[u8]) {
     // The other side may have heard enough, which is its right.
     let _ = stream.write_all(bytes).await;
     let _ = stream.shutdown().await;
