@@ -19,7 +19,7 @@ use crate::args::Deploy;
 use crate::depot;
 use crate::failure::Usage;
 use crate::home::Pin;
-use crate::push::{Images, Pushed};
+use crate::push::{Images, LocalImage, Pushed};
 use crate::salt;
 use crate::screen::Screen;
 use crate::source::Source;
@@ -67,10 +67,11 @@ pub(crate) async fn deploy(context: &Context, options: Deploy) -> anyhow::Result
     let envelope = sealed(context, &statement)?;
     let mut pushed = Pushed::default();
     for image in images.iter() {
-        let this = image
-            .push(&client, &context.screen)
-            .await
-            .context("cannot push the image")?;
+        let sent = match comes_from_stores(&deployment, image) {
+            true => image.push_flist(&client, &context.screen).await,
+            false => image.push(&client, &context.screen).await,
+        };
+        let this = sent.context("cannot push the image")?;
         pushed.pushed_bytes += this.pushed_bytes;
         pushed.image_bytes += this.image_bytes;
     }
@@ -92,6 +93,13 @@ pub(crate) async fn deploy(context: &Context, options: Deploy) -> anyhow::Result
             .note(&format!("next: sifr wait {name}, sifr logs {name}"));
     }
     Ok(())
+}
+
+/// Whether the node fetches an image's chunks by itself: whoever runs it names stores, and it was not packed just now.
+fn comes_from_stores(deployment: &Deployment, image: &LocalImage) -> bool {
+    let mut machines = deployment.machines();
+    let has_stores = |machine: &Machine| machine.image.store.is_some();
+    image.is_kept() && machines.all(|(_, m)| m.image.flist != image.digest || has_stores(m))
 }
 
 /// Signs and posts.

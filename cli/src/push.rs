@@ -35,8 +35,8 @@ pub(crate) struct LocalImage {
     pub(crate) flist: Flist,
     file: Vec<u8>,
     path: PathBuf,
-    /// The store, where it was made for this command.
-    _store: Option<TempDir>,
+    /// The store, where it was made for this command and goes with it.
+    made: Option<TempDir>,
 }
 
 /// Images that a deployment names, as far as they are on this machine now.
@@ -86,7 +86,7 @@ impl Images {
         let packed = pack::pack(screen, source, &changes, salt, &mut store, policy)?;
         let image = LocalImage::open(&store.flist_path(&packed.digest))?;
         Ok(LocalImage {
-            _store: Some(directory),
+            made: Some(directory),
             ..image
         })
     }
@@ -126,7 +126,7 @@ impl LocalImage {
             flist,
             file,
             path: path.to_owned(),
-            _store: None,
+            made: None,
         })
     }
 
@@ -144,6 +144,33 @@ impl LocalImage {
             .values()
             .map(|chunk| u64::from(chunk.stored_bytes))
             .sum()
+    }
+
+    /// Whether it outlives this command.
+    pub(crate) fn is_kept(&self) -> bool {
+        self.made.is_none()
+    }
+
+    /// Sends the flist alone: the node fetches chunks where the deployment says. Of an encrypted image no store has it.
+    pub(crate) async fn push_flist(
+        &self,
+        client: &Client,
+        screen: &Screen,
+    ) -> anyhow::Result<Pushed> {
+        let file = self.file.clone().into();
+        let missing = client.put_flist(self.digest, file).await?;
+        let chunks = self.chunks();
+        let bytes = |name| chunks.get(name).map_or(0, |c| u64::from(c.stored_bytes));
+        let image_bytes = self.stored_bytes();
+        screen.note(&format!(
+            "pushed the flist: the node fetches {} of {} from the stores that are named",
+            mebibytes(missing.iter().map(bytes).sum()),
+            mebibytes(image_bytes)
+        ));
+        Ok(Pushed {
+            pushed_bytes: 0,
+            image_bytes,
+        })
     }
 
     /// Sends what the node lacks.

@@ -29,7 +29,7 @@ pub mod wire;
 
 pub use follower::Follower;
 pub use lab::{Answer, Lab, Setup, WEB_PORT, command};
-pub use userland::{busybox, tree, variant};
+pub use userland::{busybox, sealed, tree, variant};
 
 use std::time::Duration;
 

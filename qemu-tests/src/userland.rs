@@ -26,6 +26,21 @@ pub fn variant(sifr: &Path, directory: &Path, store: &str, seed: u32) -> Result<
     pack(sifr, &root, &directory.join(store))
 }
 
+/// The same encrypted, with its chunks in another directory than its flist, which is the key: the .flist file, and the
+/// directory whose `chunks` anybody may have.
+pub fn sealed(sifr: &Path, directory: &Path, name: &str, seed: u32) -> Result<(PathBuf, PathBuf)> {
+    let [root, mine, public] =
+        ["tree", "key", "public"].map(|part| directory.join(format!("{name}-{part}")));
+    tree(&root, seed)?;
+    let home = directory.join("home");
+    let flist = pack_with(sifr, &root, &mine, |pack| {
+        pack.arg("--encrypt").env("SIFR_HOME", home)
+    })?;
+    fs::create_dir(&public)?;
+    fs::rename(mine.join("chunks"), public.join("chunks")).context("part chunks and flist")?;
+    Ok((flist, public))
+}
+
 /// The user land as a directory; `seed` is in the bytes of its one large file.
 pub fn tree(root: &Path, seed: u32) -> Result<()> {
     for part in ["bin", "etc", "tmp", "www", "dev", "proc", "sys", "run"] {
@@ -52,17 +67,26 @@ pub fn tree(root: &Path, seed: u32) -> Result<()> {
 }
 
 fn pack(sifr: &Path, root: &Path, store: &Path) -> Result<PathBuf> {
-    let output = Command::new(sifr)
-        .args(["flist", "pack"])
+    pack_with(sifr, root, store, |pack| pack)
+}
+
+fn pack_with(
+    sifr: &Path,
+    root: &Path,
+    store: &Path,
+    more: impl FnOnce(&mut Command) -> &mut Command,
+) -> Result<PathBuf> {
+    let mut pack = Command::new(sifr);
+    pack.args(["flist", "pack"])
         .arg(root)
         .arg("-o")
         .arg(store)
         .args([
             "--cmd", "httpd", "--cmd", "-f", "--cmd", "-v", "--cmd", "-h", "--cmd", "/www",
         ])
-        .args(["--env", "PATH=/bin"])
-        .output()
-        .context("start sifr flist pack")?;
+        .args(["--env", "PATH=/bin"]);
+    let output = more(&mut pack).output();
+    let output = output.context("start sifr flist pack")?;
     ensure!(
         output.status.success(),
         "sifr flist pack: {}",

@@ -4,13 +4,17 @@
 #![cfg(test)]
 
 mod tests {
+    use std::fs::{self, File};
+    use std::os::unix::fs::FileExt;
     use std::path::{Path, PathBuf};
     use std::process::Command;
     use std::sync::Arc;
     use std::time::{Duration, Instant};
 
+    use nix::errno::Errno;
+    use nix::unistd::{Whence, lseek};
     use qemu_tests::store::{self, Gate, Served};
-    use qemu_tests::{Lab, PATIENCE, WEB_PORT, http, variant};
+    use qemu_tests::{Lab, PATIENCE, WEB_PORT, http, sealed, variant};
 
     /// Reads part of the image and then serves pages: what its trace names is not all of it.
     const SERVE: &str = "command: [sh, -c, 'dd if=/www/large.bin of=/dev/null bs=512k count=3; exec httpd -f -h /www']\n";
@@ -42,11 +46,71 @@ mod tests {
 
     fn deploy(lab: &Lab, name: &str, flist: &Path, url: &str, more: &str) {
         let digest = flist.file_stem().expect("a name").to_string_lossy();
-        let yaml = format!(
-            "name: {name}\nimage: blake3:{digest}\nstore: {url}\nmemory: 96Mi\ndisk: 64Mi\n{more}"
-        );
+        let more = format!("store: {url}\n{more}");
+        send(lab, name, &format!("blake3:{digest}"), &more);
+    }
+
+    /// What the command said of it.
+    fn send(lab: &Lab, name: &str, image: &str, more: &str) -> String {
+        let yaml = format!("name: {name}\nimage: {image}\nmemory: 96Mi\ndisk: 64Mi\n{more}");
         let answer = lab.deploy(&yaml).expect("sifr runs");
-        answer.must().expect("deployed");
+        answer.must().expect("deployed").stderr
+    }
+
+    /// Reads the large file, once.
+    const SUM: &str = "restart: never\ncommand: [sh, -c, 'exec sha256sum /www/large.bin']\n";
+
+    /// The sum that a machine of [`SUM`] has written.
+    fn summed(lab: &Lab, name: &str) -> String {
+        let ended = lab.wait(name, "exited").expect("sifr runs");
+        ended.must().expect("it ends");
+        let said = lab.logs(name).expect("its output");
+        let sum = said.split(' ').next().expect("a sum").to_owned();
+        lab.delete(name).expect("deleted");
+        sum
+    }
+
+    const BLOCK: usize = 4096;
+    /// What is read of a disk at once.
+    const PIECE: usize = 1 << 20;
+
+    /// A chunk of the large file, which a page does not touch.
+    fn noise(flist: &Path) -> PathBuf {
+        let chunks = store::chunks(flist.parent().expect("a store")).expect("listed");
+        let is_noise =
+            |path: &PathBuf| path.metadata().is_ok_and(|m| m.len() == NOISE_BYTES as u64);
+        chunks.into_iter().find(is_noise).expect("a large chunk")
+    }
+
+    /// One bit of a chunk becomes another on the node's disk, while the node is off. Gives the chunk's name.
+    fn rot(disk: &Path, chunk: &Path) -> String {
+        let start = &fs::read(chunk).expect("a chunk")[..BLOCK];
+        let disk = File::options().read(true).write(true).open(disk);
+        let disk = disk.expect("the node's disk");
+        let (mut at, mut piece, mut found) = (0, vec![0; PIECE], 0);
+        loop {
+            // What was never written takes no time.
+            at = match lseek(&disk, at, Whence::SeekData) {
+                Ok(next) => next / PIECE as i64 * PIECE as i64,
+                Err(Errno::ENXIO) => break,
+                Err(error) => panic!("{error}"),
+            };
+            let from = u64::try_from(at).expect("a place");
+            disk.read_exact_at(&mut piece, from).expect("read");
+            let blocks = piece.chunks(BLOCK).zip((from..).step_by(BLOCK));
+            for (_, place) in blocks.filter(|(block, _)| *block == start) {
+                disk.write_all_at(&[!start[100]], place + 100)
+                    .expect("written");
+                found += 1;
+            }
+            at += PIECE as i64;
+        }
+        assert!(found > 0, "{} is not on the disk", chunk.display());
+        let names =
+            [chunk.parent().expect("a shard"), chunk].map(|p| p.file_name().expect("a name"));
+        names
+            .map(|name| name.to_string_lossy().into_owned())
+            .concat()
     }
 
     fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
@@ -126,20 +190,13 @@ mod tests {
     fn a_power_cut_in_a_fill_and_a_store_that_is_gone_leave_the_right_bytes() {
         let gate = Gate::shut(NOISE_BYTES, 2);
         let mut w = world(Arc::clone(&gate));
-        let read = "restart: never\ncommand: [sh, -c, 'exec sha256sum /www/large.bin']\n";
-        deploy(&w.lab, "sum", &w.flist, &w.url, read);
+        deploy(&w.lab, "sum", &w.flist, &w.url, SUM);
         gate.wait_for_one().expect("half a chunk has come");
         w.lab.power_cut().expect("off");
         gate.open();
         w.lab.power_on().expect("on");
-        let exited = |lab: &Lab| {
-            let ended = lab.wait("sum", "exited").expect("sifr runs");
-            ended.must().expect("it ends");
-            lab.logs("sum").expect("its output")
-        };
         let expected = sum_of(&w.lab.directory().join("lazy-tree/www/large.bin"));
-        assert_eq!(exited(&w.lab).split(' ').next(), Some(expected.as_str()));
-        w.lab.delete("sum").expect("deleted");
+        assert_eq!(summed(&w.lab, "sum"), expected);
         deploy(
             &w.lab,
             "page",
@@ -201,5 +258,102 @@ mod tests {
         let expected = sum_of(&w.lab.directory().join("lazy-tree/www/large.bin"));
         assert!(said.contains(&expected), "{said}");
         w.lab.delete("sum").expect("deleted");
+    }
+
+    #[test]
+    fn a_chunk_that_rots_on_the_nodes_disk_is_found_and_said_and_comes_again() {
+        let mut w = world(Arc::default());
+        let ports = format!("ports: [\"{WEB_PORT}:80\"]\n");
+        deploy(&w.lab, "fetched", &w.flist, &w.url, &ports);
+        let pushed = variant(w.lab.command(), w.lab.directory(), "pushed", 6).expect("an image");
+        let of_file = pushed.display().to_string();
+        send(&w.lab, "pushed", &of_file, "");
+        all_there(&w.lab, "fetched");
+        all_there(&w.lab, "pushed");
+        w.lab.power_button().expect("off");
+        let disk = w.lab.disks()[0].file.clone();
+        let rotten = [&w.flist, &pushed].map(|flist| rot(&disk, &noise(flist)));
+        let (before, _) = w.served.chunks();
+        w.lab.power_on().expect("on");
+        for name in rotten {
+            let says = format!("{name} of the cache was damaged and is removed");
+            let said = w.lab.node().wait_for_line(&says, PATIENCE);
+            said.expect("the scrub finds it");
+        }
+        until("the count", || {
+            (count(&w.lab, "sifr_chunks_damaged_total") == 2).then_some(())
+        });
+        // Where a store is named it is fetched; else the owner hears what to do, does it, and it is there.
+        until("one chunk", || {
+            (w.served.chunks().0 == before + 1).then_some(())
+        });
+        all_there(&w.lab, "fetched");
+        until("what to do", || {
+            let status = w.lab.get("pushed").expect("its status").to_string();
+            status
+                .contains("push it again with `sifr deploy`")
+                .then_some(())
+        });
+        let said = send(&w.lab, "pushed", &of_file, "");
+        assert!(said.contains("pushed 0.5 MiB of"), "{said}");
+        all_there(&w.lab, "pushed");
+        w.lab.delete("pushed").expect("deleted");
+        for (image, more, tree) in [
+            (&w.flist, format!("store: {}\n{SUM}", w.url), "lazy-tree"),
+            (&pushed, SUM.to_owned(), "pushed-tree"),
+        ] {
+            send(&w.lab, "sum", &image.display().to_string(), &more);
+            let expected = sum_of(&w.lab.directory().join(tree).join("www/large.bin"));
+            assert_eq!(summed(&w.lab, "sum"), expected);
+        }
+        assert_eq!(w.served.chunks().0, before + 1, "once, and no other");
+        w.lab.delete("fetched").expect("deleted");
+    }
+
+    #[test]
+    fn an_encrypted_image_is_fetched_chunk_by_chunk_from_a_store_that_has_not_its_flist() {
+        let mut lab = Lab::new().expect("a node");
+        // Chunks are for everybody, the flist stays.
+        let (flist, public) =
+            sealed(lab.command(), lab.directory(), "sealed", 7).expect("an image");
+        let flist = flist.display().to_string();
+        let large = lab.directory().join("sealed-tree/www/large.bin");
+        let plain = fs::read(&large).expect("the large file");
+        for chunk in store::chunks(&public).expect("listed") {
+            let stored = fs::read(chunk).expect("a chunk");
+            assert!(
+                !stored.windows(64).any(|w| w == &plain[..64]),
+                "in the clear"
+            );
+        }
+        let (url, served) = store::serve_counted(&public, Arc::default()).expect("serves");
+        let more = format!("store: {url}\n{SUM}");
+        let said = send(&lab, "secret", &flist, &more);
+        assert!(said.contains("pushed the flist"), "{said}");
+        assert_eq!(summed(&lab, "secret"), sum_of(&large));
+        let (fetched, _) = served.chunks();
+        assert!(fetched >= plain.len() / NOISE_BYTES, "{fetched} chunks");
+        // Nothing else was there to be had.
+        let others = served.objects();
+        let mut others = others
+            .iter()
+            .filter(|(path, _)| !path.starts_with("chunks/"));
+        assert!(others.all(|(_, bytes)| *bytes == 0));
+        // Once it is here, no store is needed, and what the node keeps of it opens after a power cut.
+        send(
+            &lab,
+            "secret",
+            &flist,
+            &format!("store: {url}\nports: [\"{WEB_PORT}:80\"]\ncommand: [httpd, -f, -h, /www]\n"),
+        );
+        all_there(&lab, "secret");
+        served.set_down(true);
+        lab.power_cut().expect("off");
+        lab.power_on().expect("on");
+        let page = http::page(lab.web, "/").expect("a page");
+        assert!(page.contains("It works"), "{page}");
+        send(&lab, "again", &flist, &more);
+        assert_eq!(summed(&lab, "again"), sum_of(&large));
+        lab.delete("secret").expect("deleted");
     }
 }

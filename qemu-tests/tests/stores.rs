@@ -13,7 +13,7 @@ mod tests {
     use qemu_tests::registry::{LOGIN_KEPT, Registry};
     use qemu_tests::s3::{KEYS, S3};
     use qemu_tests::tls::TlsServer;
-    use qemu_tests::{Lab, store, variant};
+    use qemu_tests::{Lab, sealed, store, variant};
     use tempfile::TempDir;
 
     /// Touches every chunk of the large file.
@@ -64,10 +64,10 @@ mod tests {
     }
 
     /// Deploys an image that is nowhere but in that store, and hears it read its content.
-    fn runs_from(name: &str, digest: &str, store: &str) {
+    fn runs_from(name: &str, image: &str, store: &str) {
         let lab = lab();
         let yaml = format!(
-            "name: {name}\nimage: {digest}\nstore: {store}\nmemory: 96Mi\ndisk: 64Mi\n{READ}"
+            "name: {name}\nimage: {image}\nstore: {store}\nmemory: 96Mi\ndisk: 64Mi\n{READ}"
         );
         lab.deploy(&yaml)
             .expect("sifr runs")
@@ -151,6 +151,25 @@ mod tests {
         );
         must(&sifr(home, &["flist", "mirror", &copy, &private], &KEYS));
         must(&sifr(home, &["flist", "verify", &digest, &public], &[]));
+    }
+
+    #[test]
+    fn an_encrypted_image_runs_out_of_a_bucket_that_has_only_its_chunks() {
+        let (work, s3) = (
+            TempDir::new().expect("temp"),
+            S3::start().expect("a server"),
+        );
+        let sifr = qemu_tests::command().expect("sifr is built");
+        let (flist, public) = sealed(&sifr, work.path(), "sealed", 108).expect("an image");
+        // What a person does with `aws s3 sync`.
+        for chunk in store::chunks(&public).expect("listed") {
+            let to = s3.bucket().join("sealed");
+            let to = to.join(chunk.strip_prefix(&public).expect("below it"));
+            fs::create_dir_all(to.parent().expect("a shard")).expect("a directory");
+            fs::rename(chunk, to).expect("moved");
+        }
+        let url = s3.url_for_the_node("sealed");
+        runs_from("from-sealed-s3", &flist.display().to_string(), &url);
     }
 
     /// How long the first push lives that is killed; each next one half as long again. Any moment will do: whatever the
