@@ -19,6 +19,7 @@ use crate::format::Flist;
 use crate::materialise::materialise;
 use crate::pack::{PackError, Packed, Source, pack};
 use crate::store::{ChunkSink, DirStore, NoStore};
+use crate::tree::DEVICES_MAX;
 
 fn noise(seed: u64, len: usize) -> Vec<u8> {
     let mut out = vec![0; len];
@@ -361,6 +362,108 @@ fn archives_that_lie_are_refused_by_name() {
         .expect_err("refused")
         .to_string();
     assert!(error.contains("cut") || error.contains("tar"), "{error}");
+}
+
+#[test]
+fn a_flood_of_devices_and_attributes_beyond_what_a_file_holds_are_refused_by_name() {
+    use tar::EntryType::{Fifo, Regular};
+    let work = TempDir::new().expect("temp");
+    let names: Vec<String> = (0..=DEVICES_MAX).map(|i| format!("dev/{i}")).collect();
+    let flood = |count: usize| {
+        let entries = names.iter().take(count);
+        let entries: Vec<_> = entries.map(|n| Entry(n, Fifo, b"")).collect();
+        let file = tar_of(work.path(), &entries);
+        packed(Source::Tar(&file), &mut NoStore).map(drop)
+    };
+    assert!(flood(DEVICES_MAX).is_ok());
+    let error = flood(DEVICES_MAX + 1).expect_err("refused").to_string();
+    assert!(error.contains("leave them out"), "{error}");
+
+    let with = |attributes: &[(&str, Vec<u8>)]| {
+        let mut builder = tar::Builder::new(tempfile::tempfile_in(work.path()).expect("file"));
+        let keys = attributes
+            .iter()
+            .map(|(name, _)| format!("SCHILY.xattr.{name}"));
+        let keys: Vec<String> = keys.collect();
+        let values = attributes.iter().map(|(_, value)| value.as_slice());
+        let pairs = keys.iter().map(String::as_str).zip(values);
+        builder.append_pax_extensions(pairs).expect("attributes");
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(Regular);
+        header.set_size(0);
+        builder
+            .append_data(&mut header, "odd", &[][..])
+            .expect("an entry");
+        let file = builder.into_inner().expect("a tar");
+        packed(Source::Tar(&file), &mut NoStore).map(drop)
+    };
+    let five = |bytes: usize| ["a", "b", "c", "d", "e"].map(|n| (n, vec![b'x'; bytes]));
+    let named = |all: [(&str, Vec<u8>); 5]| all.map(|(n, v)| (format!("user.{n}"), v));
+    let all = |bytes: usize| {
+        let all = named(five(bytes));
+        let all: Vec<_> = all.iter().map(|(n, v)| (n.as_str(), v.clone())).collect();
+        with(&all)
+    };
+    assert!(with(&[("user.most", vec![b'x'; 65_535])]).is_ok());
+    let too_long = with(&[("user.much", vec![b'x'; 65_536])]).expect_err("refused");
+    assert!(too_long.to_string().contains("odd"), "{too_long}");
+    assert!(all(50_000).is_ok());
+    let too_many = all(60_000).expect_err("refused");
+    assert!(too_many.to_string().contains("odd"), "{too_many}");
+}
+
+#[test]
+fn a_directory_that_is_swapped_for_a_link_while_it_is_packed_never_gives_what_lies_elsewhere() {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    let work = TempDir::new().expect("temp");
+    let [root, secret] = ["root", "secret"].map(|name| work.path().join(name));
+    // Alike in all but content, so that no count of bytes tells them apart.
+    for (tree, byte) in [(&root.join("d"), b'p'), (&secret, b's')] {
+        fs::create_dir_all(tree).expect("directory");
+        for i in 0..20 {
+            fs::write(tree.join(format!("f{i}")), vec![byte; 4096]).expect("file");
+        }
+    }
+    symlink(&secret, root.join("link")).expect("link");
+    let over = AtomicBool::new(false);
+    let (mut whole, mut refused) = (0, 0);
+    std::thread::scope(|scope| {
+        let swaps = scope.spawn(|| {
+            let [here, link, aside] = ["d", "link", "aside"].map(|name| root.join(name));
+            while !over.load(Ordering::Relaxed) {
+                for (from, to) in [
+                    (&here, &aside),
+                    (&link, &here),
+                    (&here, &link),
+                    (&aside, &here),
+                ] {
+                    fs::rename(from, to).expect("a rename");
+                }
+            }
+        });
+        for _ in 0..400 {
+            let store = work.path().join("store");
+            let mut store = DirStore::open(store).expect("a store");
+            match packed(Source::Directory(&root), &mut store) {
+                Ok(packed) => {
+                    whole += 1;
+                    let flist = Flist::read(&mut Cursor::new(&packed.flist)).expect("valid");
+                    for chunk in flist.chunks() {
+                        let stored = store.read_chunk(&chunk.stored).expect("a chunk");
+                        let plain = chunk.open(&stored).expect("intact");
+                        assert!(!plain.contains(&b's'), "the secret is in the image");
+                    }
+                }
+                Err(_) => refused += 1,
+            }
+        }
+        over.store(true, Ordering::Relaxed);
+        swaps.join().expect("it swaps to the end");
+    });
+    assert!(
+        whole > 0 && refused > 0,
+        "{whole} packed, {refused} refused"
+    );
 }
 
 #[test]
