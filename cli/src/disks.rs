@@ -65,10 +65,10 @@ pub(crate) fn used(disk: &Disk) -> &'static str {
     }
 }
 
-fn class(disk: &Disk) -> String {
-    match disk.class {
-        DiskClass::Ssd => "SSD".to_owned(),
-        DiskClass::Hdd => "HDD".to_owned(),
+pub(crate) fn class(class: DiskClass) -> &'static str {
+    match class {
+        DiskClass::Ssd => "SSD",
+        DiskClass::Hdd => "HDD",
     }
 }
 
@@ -92,7 +92,7 @@ async fn list(context: &Context, nodes: &[Name]) -> anyhow::Result<()> {
                 disk.name.clone(),
                 disk.serial.clone(),
                 disk.model.clone(),
-                class(disk),
+                class(disk.class).to_owned(),
                 mebibytes(disk.size.0),
                 used(disk).to_owned(),
                 format!("{}{}", disk.content, why.collect::<String>()),

@@ -10,12 +10,15 @@ use api::{Client, SecretKey};
 use serde_json::json;
 use tokio::task::JoinSet;
 use types::Name;
-use types::node::NodeInfo;
+use types::node::{NodeInfo, Pool, PoolState};
 
 use crate::Context;
 use crate::args::{KeyCommand, NodeCommand};
 use crate::home::Pin;
 use crate::screen::{fields, mebibytes, table, time};
+
+/// Digits of a pool's id that are shown: among the pools of a node they are its own.
+const ID_SHOWN: usize = 8;
 
 pub(crate) fn key(context: &Context, command: KeyCommand) -> anyhow::Result<()> {
     let (home, screen) = (&context.home, &context.screen);
@@ -258,8 +261,8 @@ fn report(name: &Name, pin: &Pin, info: &NodeInfo) -> String {
     text
 }
 
-/// Links, disks and the phases of the boot.
-fn tables(info: &NodeInfo) -> [String; 3] {
+/// Links, disks, pools and the phases of the boot.
+fn tables(info: &NodeInfo) -> [String; 4] {
     let yes_no = |yes: bool| if yes { "yes" } else { "no" }.to_owned();
     let links: Vec<_> = info
         .links
@@ -306,6 +309,32 @@ fn tables(info: &NodeInfo) -> [String; 3] {
     [
         table(["LINK", "MAC", "UP", "ADDRESS", "GATEWAY"], &links),
         table(["DISK", "SERIAL", "SIZE", "USED", "CONTENT"], &disks),
+        pools(info),
         table(["BOOT", "TIME", "RESULT"], &boot),
     ]
+}
+
+/// The first is where images and new machines go.
+fn pools(info: &NodeInfo) -> String {
+    let row = |pool: &Pool| {
+        let state = match pool.state {
+            PoolState::InUse => "in use",
+            PoolState::Failed => "FAILED",
+            PoolState::Missing => "MISSING",
+        };
+        [
+            pool.id.chars().take(ID_SHOWN).collect(),
+            pool.disk.clone().unwrap_or_default(),
+            pool.serial.clone(),
+            crate::disks::class(pool.class).to_owned(),
+            mebibytes(pool.size.0),
+            mebibytes(pool.free.0),
+            state.to_owned(),
+        ]
+    };
+    let rows: Vec<_> = info.pools.iter().map(row).collect();
+    table(
+        ["POOL", "DISK", "SERIAL", "CLASS", "SIZE", "FREE", "STATE"],
+        &rows,
+    )
 }

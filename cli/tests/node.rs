@@ -216,6 +216,7 @@ mod tests {
                 },
                 links: vec![],
                 disks: vec![],
+                pools: Vec::new(),
                 boot: vec![],
                 last_error: None,
                 last_end: None,

@@ -239,7 +239,7 @@ mod tests {
         let told = lab.sifr(&["node", "info"]).expect("sifr runs");
         let told = told.must().expect("info").stdout;
         assert!(
-            told.contains("several pools") && told.contains("vda"),
+            told.contains("pool of another node") && told.contains("vda"),
             "{told}"
         );
     }

@@ -5,6 +5,7 @@
 //! whose caller has the owner's signature.
 #![forbid(unsafe_code)]
 
+pub mod assemble;
 pub mod claim;
 pub mod disk;
 #[cfg(any(test, feature = "fuzz"))]
@@ -14,7 +15,9 @@ mod marker;
 mod matrix_tests;
 pub mod plan;
 pub mod pool;
+pub mod pools;
 pub mod probe;
 pub mod recognise;
+pub mod roster;
 mod table;
 pub mod volume;

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use types::PublicKey;
 
 use crate::pool::{FORMAT, PoolError};
+use crate::roster::PoolId;
 
 /// Names of the copies; the first is written first.
 const FILES: [&str; 2] = ["pool.json", "pool.json.copy"];
@@ -115,6 +116,10 @@ impl Copy {
 }
 
 impl Found {
+    pub(crate) fn id(&self) -> &str {
+        &self.marker.id
+    }
+
     /// Writes bad copies again. Says what was wrong and what came of it; a copy that cannot be written is
     /// no reason to do without the pool.
     pub(crate) fn mend(&self) -> Vec<String> {
@@ -132,8 +137,8 @@ impl Found {
     }
 }
 
-/// Describes a pool that holds nothing yet.
-pub(crate) fn make(owner: &PublicKey, mountpoint: &Path) -> Result<(), PoolError> {
+/// Describes a pool that holds nothing yet. Gives its id.
+pub(crate) fn make(owner: &PublicKey, mountpoint: &Path) -> Result<PoolId, PoolError> {
     let mut id = [0; 16];
     sys::random::fill(&mut id).map_err(|source| PoolError::Random { source })?;
     let marker = Marker {
@@ -143,7 +148,8 @@ pub(crate) fn make(owner: &PublicKey, mountpoint: &Path) -> Result<(), PoolError
     };
     FILES
         .iter()
-        .try_for_each(|name| write(&mountpoint.join(name), &marker))
+        .try_for_each(|name| write(&mountpoint.join(name), &marker))?;
+    Ok(marker.id)
 }
 
 /// Whether the file system holds nothing but what [`make`] may have left half-done.

@@ -14,6 +14,7 @@ use types::node::DiskClass;
 use crate::disk::{Disk, Sharing};
 use crate::plan::{Choice, choose};
 use crate::pool;
+use crate::pools::{self, Places};
 use crate::probe::{Content, probe};
 
 const OWNER: PublicKey = PublicKey([7; 32]);
@@ -97,7 +98,8 @@ impl Image {
         };
         assert_eq!(disk.device().canonicalize().expect("a path"), self.file);
         let words = content.describe(Some(&OWNER));
-        let choice = choose(&[(disk.clone(), content)], Some(&OWNER));
+        let found = [(disk, content)];
+        let choice = choose(&found, Some(&OWNER));
         let Choice::Memory { why } = &choice else {
             panic!("{words} was taken: {choice:?}");
         };
@@ -107,11 +109,15 @@ impl Image {
         );
         // It fails where nobody may mount; a pool in memory is the most that it may come to.
         let mountpoint = tempfile::tempdir().expect("a directory");
-        let opened = pool::open(&choice, &[disk], Some(&OWNER), mountpoint.path(), &|_| {
-            false
+        let places = Places {
+            first: mountpoint.path(),
+            beside: mountpoint.path(),
+        };
+        let opened = pools::open(&found, Some(&OWNER), places, &|_, _| {
+            panic!("a pool was found")
         });
-        if let Ok(pool) = opened {
-            assert!(!pool.durable);
+        if let Ok(pools) = opened {
+            assert!(!pools.first.durable);
             sys::mount::unmount(mountpoint.path()).expect("unmounted");
         }
         assert_eq!(hash(&self.file), before, "{words} was written to");

@@ -1,8 +1,6 @@
-//! Which disk becomes the pool, and what each is to the node: pure decisions.
+//! Which disks are looked at, which become pools, and what each is to the node: pure decisions.
 //!
 //! Owns: the order of preference, and what may be claimed. Refuses: reading or writing a disk.
-
-use std::time::SystemTime;
 
 use types::PublicKey;
 use types::node::DiskUse;
@@ -23,7 +21,7 @@ pub struct Place {
 /// What to do, and with which disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Choice {
-    /// Mount the pool that is there. Of several [`prefer`] takes one, by what is in them.
+    /// Mount the pools that are there. What each is to the node is told by what is in them ([`crate::assemble`]).
     Use { pools: Vec<Place> },
     /// A power cut came between making the partition and using it: make the file system again.
     Finish { disk: usize, partition: u32 },
@@ -78,24 +76,43 @@ pub fn choose(disks: &[(Disk, Content)], owner: Option<&PublicKey>) -> Choice {
     }
 }
 
-/// What tells pools of one owner apart.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Holding {
-    /// Statements are in its ledger: somebody counts on it.
-    pub statements: bool,
-    /// When it was made, as far as the clock was right.
-    pub made: SystemTime,
+/// What a further disk is to become.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Addition {
+    /// Its making was cut short.
+    Finish(Place),
+    /// It is blank.
+    Provision { disk: usize },
 }
 
-/// Which of several pools is used, if any can be (an index into the list). A node makes a second one where
-/// the first was away for a boot, and the first is the one that was counted on: it has statements, or it is
-/// at least the older, whose key may be known.
-pub fn prefer(pools: &[Option<Holding>]) -> Option<usize> {
-    let usable = pools.iter().enumerate();
-    let usable = usable.filter_map(|(at, pool)| Some((at, pool.as_ref()?)));
-    usable
-        .min_by_key(|(_, pool)| (!pool.statements, pool.made))
-        .map(|(at, _)| at)
+/// Every other disk that becomes a pool beside what was chosen, as far as that comes to a pool on a disk.
+pub fn additions(disks: &[(Disk, Content)], owner: &PublicKey, choice: &Choice) -> Vec<Addition> {
+    let (mark, chosen) = (owner_mark(owner), chosen(choice));
+    let addition = |at: usize| {
+        let (disk, content) = &disks[at];
+        match content {
+            Content::Blank if usable(disk) => Some(Addition::Provision { disk: at }),
+            Content::Pool {
+                owner,
+                stage: Stage::Made,
+                partition,
+            } if *owner == mark && disk.objection().is_none() => Some(Addition::Finish(Place {
+                disk: at,
+                partition: *partition,
+            })),
+            Content::Blank | Content::Pool { .. } | Content::Foreign(_) => None,
+        }
+    };
+    let others = (0..disks.len()).filter(|at| !chosen.contains(at));
+    others.filter_map(addition).collect()
+}
+
+fn chosen(choice: &Choice) -> Vec<usize> {
+    match choice {
+        Choice::Use { pools } => pools.iter().map(|place| place.disk).collect(),
+        Choice::Finish { disk, .. } | Choice::Provision { disk } => vec![*disk],
+        Choice::Memory { .. } => Vec::new(),
+    }
 }
 
 fn usable(disk: &Disk) -> bool {
@@ -126,20 +143,49 @@ fn why_none(disks: &[(Disk, Content)], owner: &PublicKey) -> String {
     )
 }
 
-/// What a disk is to the node, and why, for people. `pool`: the disk that the pool is on, if it is on one.
+/// What the disks of this owner's pools are to the node.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// Kernel names of the disks in use; the first pool's first.
+    pub used: Vec<String>,
+    /// Pools that are left alone: the disk, and why.
+    pub left: Vec<LeftAlone>,
+}
+
+impl Standing {
+    fn uses(&self, disk: &Disk) -> bool {
+        self.used.contains(&disk.name)
+    }
+}
+
+/// A pool of this owner that is not used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LeftAlone {
+    /// Kernel name of its disk.
+    pub disk: String,
+    /// For people.
+    pub why: String,
+}
+
+/// What a disk is to the node, and why, for people.
 pub fn standing(
     disk: &Disk,
     content: &Content,
     owner: Option<&PublicKey>,
-    pool: Option<&str>,
+    pools: &Standing,
 ) -> (DiskUse, Option<String>) {
     let alone = |why: &str| (DiskUse::LeftAlone, Some(why.to_owned()));
-    if pool == Some(disk.name.as_str()) {
-        return (DiskUse::Pool, None);
+    if pools.uses(disk) {
+        let further = pools.used.first() != Some(&disk.name);
+        let what = "one more pool: the node's identity and ledger are here too";
+        return (DiskUse::Pool, further.then(|| what.to_owned()));
     }
     let Some(owner) = owner else {
         return alone("the node has no owner key");
     };
+    if let Some(left) = pools.left.iter().find(|left| left.disk == disk.name) {
+        return (DiskUse::OtherPool, Some(left.why.clone()));
+    }
     if let Some(objection) = disk.objection() {
         return alone(&objection);
     }
@@ -148,17 +194,11 @@ pub fn standing(
             alone(&format!("smaller than {} MiB", POOL_MIN_BYTES >> 20))
         }
         Content::Blank => {
-            let why = match pool {
-                Some(_) => "spare: a node has one pool",
-                None => "becomes the pool at the next boot",
-            };
+            let why = "becomes a pool at the next boot";
             (DiskUse::Ready, Some(why.to_owned()))
         }
         Content::Pool { owner: theirs, .. } if *theirs == owner_mark(owner) => {
-            let why = match pool {
-                Some(_) => "not in use: the pool is on another disk",
-                None => "not in use at this boot",
-            };
+            let why = "not in use at this boot";
             (DiskUse::OtherPool, Some(why.to_owned()))
         }
         Content::Pool { .. } | Content::Foreign(_) => {
@@ -168,10 +208,10 @@ pub fn standing(
 }
 
 /// Why nothing can be claimed of a disk; `None` where its content can be lost by a claim.
-pub fn unclaimable(disk: &Disk, content: &Content, pool: Option<&str>) -> Option<String> {
+pub fn unclaimable(disk: &Disk, content: &Content, pools: &Standing) -> Option<String> {
     let name = &disk.name;
-    if pool == Some(name.as_str()) {
-        return Some(format!("{name} is the pool in use"));
+    if pools.uses(disk) {
+        return Some(format!("{name} is a pool in use"));
     }
     if !types::claim::is_serial(&disk.serial) {
         return Some(format!(
@@ -266,19 +306,29 @@ mod tests {
     }
 
     #[test]
-    fn a_pool_that_was_away_for_a_boot_is_preferred_to_the_one_made_meanwhile() {
-        let holding = |statements, day: u64| {
-            let made = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(day * 86_400);
-            Some(Holding { statements, made })
+    fn every_other_blank_disk_becomes_a_pool_too_and_nothing_else_does() {
+        let mut stick = disk("sda", "S");
+        stick.removable = true;
+        let disks = [
+            (disk("vda", "A"), pool(&OWNER, Stage::Live)),
+            (disk("vdb", "B"), Content::Blank),
+            (disk("vdc", "C"), pool(&OWNER, Stage::Made)),
+            (disk("vdd", "D"), pool(&PublicKey([2; 32]), Stage::Made)),
+            (
+                disk("vde", "E"),
+                Content::Foreign(Foreign::named("ext4 file system")),
+            ),
+            (stick, Content::Blank),
+        ];
+        let choice = choose(&disks, Some(&OWNER));
+        let place = Place {
+            disk: 2,
+            partition: 1,
         };
-        // Whatever the clock said while the second was made.
-        assert_eq!(prefer(&[holding(false, 1), holding(true, 9)]), Some(1));
-        assert_eq!(prefer(&[holding(true, 9), holding(true, 2)]), Some(1));
-        assert_eq!(prefer(&[holding(false, 1), holding(false, 2)]), Some(0));
-        // The smaller serial, where nothing tells them apart; and what can be mounted at all.
-        assert_eq!(prefer(&[holding(true, 1), holding(true, 1)]), Some(0));
-        assert_eq!(prefer(&[None, holding(false, 3)]), Some(1));
-        assert_eq!(prefer(&[None, None]), None);
+        let expected = [Addition::Provision { disk: 1 }, Addition::Finish(place)];
+        assert_eq!(additions(&disks, &OWNER, &choice), expected);
+        let choice = Choice::Provision { disk: 1 };
+        assert_eq!(additions(&disks, &OWNER, &choice), expected[1..]);
     }
 
     #[test]
@@ -344,7 +394,11 @@ mod tests {
         let other = PublicKey([2; 32]);
         let foreign = || Content::Foreign(Foreign::named("ext4 file system"));
         let vda = disk("vda", "A");
-        let standing = |content: &Content, pool| standing(&vda, content, Some(&OWNER), pool);
+        let used = |pool: Option<&str>| Standing {
+            used: pool.map(str::to_owned).into_iter().collect(),
+            left: Vec::new(),
+        };
+        let standing = |content: &Content, pool| standing(&vda, content, Some(&OWNER), &used(pool));
         let alone = |content: &Content, pool| {
             let (used, because) = standing(content, pool);
             assert_eq!(used, DiskUse::LeftAlone, "{because:?}");
@@ -362,15 +416,35 @@ mod tests {
                 assert!(alone(&content, pool_at).contains("sifr disk claim"));
             }
         }
-        let (used, _) = super::standing(&vda, &Content::Blank, None, None);
-        assert_eq!(used, DiskUse::LeftAlone);
+        let (ownerless, _) = super::standing(&vda, &Content::Blank, None, &Standing::default());
+        assert_eq!(ownerless, DiskUse::LeftAlone);
+        let further = Standing {
+            used: vec!["vdb".to_owned(), "vda".to_owned()],
+            left: Vec::new(),
+        };
+        let (used, because) = super::standing(&vda, &ours, Some(&OWNER), &further);
+        assert!(used == DiskUse::Pool && because.is_some());
+        let left = Standing {
+            used: vec!["vdb".to_owned()],
+            left: vec![LeftAlone {
+                disk: "vda".to_owned(),
+                why: "of another node".to_owned(),
+            }],
+        };
+        let because = Some("of another node".to_owned());
+        let stands = super::standing(&vda, &ours, Some(&OWNER), &left);
+        assert_eq!(stands, (DiskUse::OtherPool, because));
     }
 
     #[test]
     fn only_what_holds_something_and_can_be_named_is_claimed() {
         let foreign = Content::Foreign(Foreign::named("ext4 file system"));
         let vda = disk("vda", "A");
-        let why = |disk: &Disk, content: &Content, pool| unclaimable(disk, content, pool);
+        let why = |disk: &Disk, content: &Content, pool: Option<&str>| {
+            let used = pool.map(str::to_owned).into_iter().collect();
+            let left = Vec::new();
+            unclaimable(disk, content, &Standing { used, left })
+        };
         assert_eq!(why(&vda, &foreign, Some("vdb")), None);
         assert_eq!(why(&vda, &pool(&OWNER, Stage::Live), None), None);
         assert!(why(&vda, &pool(&OWNER, Stage::Live), Some("vda")).is_some());

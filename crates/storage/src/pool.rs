@@ -1,7 +1,8 @@
 //! The pool: made on a blank disk, mounted, or replaced by memory.
 //!
-//! Owns: the partition, the file system on it, and the mount.
-//! Refuses: choosing the disk ([`crate::plan`] does), and `mkfs` on a pool that has been in use.
+//! Owns: the partition, the file system on it, and the mount, of one pool.
+//! Refuses: choosing the disk ([`crate::plan`] does), several pools ([`crate::pools`] has them), and `mkfs` on a pool that
+//! has been in use.
 //!
 //! A power cut at any line heals. A mark is written first, then the table, entries before headers and the MBR
 //! last, and [`crate::probe`] knows its halves. The mark stands until the pool has its `pool.json`, and while
@@ -22,8 +23,9 @@ use types::PublicKey;
 use crate::claim;
 use crate::disk::Disk;
 use crate::marker;
-use crate::plan::{Choice, Holding, Place, prefer};
+use crate::plan::Place;
 use crate::probe::{self, ALIGN_BYTES, MAKING_BYTES, POOL_TYPE, making, partition_name};
+use crate::roster::PoolId;
 
 /// Version of the pool's directory layout.
 pub const FORMAT: u32 = 1;
@@ -77,6 +79,16 @@ pub enum PoolError {
         path: PathBuf,
         source: Box<PoolError>,
     },
+    #[error("the disk {disk} is read-only: the pool on it cannot be used")]
+    ReadOnly { disk: String },
+    #[error("make the place {path} for a pool")]
+    Place { path: PathBuf, source: io::Error },
+    #[error("put the pool of {disk} in its place {path}")]
+    Move {
+        disk: String,
+        path: PathBuf,
+        source: sys::error::Error,
+    },
     #[error("mount a pool in memory")]
     Memory { source: sys::error::Error },
     #[error("write {path}")]
@@ -111,9 +123,11 @@ pub enum PoolError {
     Owner { device: String, owner: PublicKey },
 }
 
-/// The mounted pool.
+/// A mounted pool.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pool {
+    /// `None` where it is in memory.
+    pub id: Option<PoolId>,
     pub mountpoint: PathBuf,
     /// False where it is in memory.
     pub durable: bool,
@@ -125,148 +139,79 @@ pub struct Pool {
     pub problems: Vec<String>,
 }
 
-/// Whether there are statements in the ledger of the pool that is mounted there.
-pub type HasStatements<'a> = &'a dyn Fn(&Path) -> bool;
-
-/// Carries out a choice. Called again after a restart of the node agent it finds its own mount, keeps
-/// it whatever the choice would be now, and changes nothing: VMs run from it. Where nothing was mounted
-/// before, nothing is after an error.
-pub fn open(
-    choice: &Choice,
-    disks: &[Disk],
-    owner: Option<&PublicKey>,
-    mountpoint: &Path,
-    has_statements: HasStatements<'_>,
-) -> Result<Pool, PoolError> {
-    let mounted = sys::mount::mounted(mountpoint).map_err(|source| PoolError::Mounts {
-        path: mountpoint.to_owned(),
-        source,
-    })?;
-    if let Some(mounted) = mounted {
-        return adopt(&mounted, disks, owner, mountpoint);
-    }
-    let result = match owner {
-        Some(owner) => carry_out(choice, disks, owner, mountpoint, has_statements),
-        None => memory("no owner key", mountpoint),
-    };
-    if result.is_err() {
-        // What failed may be mounted: nothing of this boot goes there. It fails where nothing is.
-        let _ = sys::mount::detach(mountpoint);
-    }
-    result
+/// The block device on which the file system of a pool lies: the partition itself. Whoever puts a layer between the two
+/// (encryption, a mirror) does it here: for a pool that is being made before `mkfs` asks, for one that is there before it is
+/// mounted. What stands in `/proc/mounts` for it is led back to its disk by [`disk_of`].
+pub(crate) fn backing(disk: &Disk, partition: u32) -> Result<PathBuf, PoolError> {
+    Ok(disk.partition_device(partition))
 }
 
-fn carry_out(
-    choice: &Choice,
+/// The disk below a mounted device.
+pub(crate) fn disk_of<'a>(source: &str, disks: &'a [Disk]) -> Option<&'a Disk> {
+    disks.iter().find(|d| d.has_partition(Path::new(source)))
+}
+
+/// Mounts a pool that is there.
+pub(crate) fn enter(
+    place: Place,
     disks: &[Disk],
     owner: &PublicKey,
     mountpoint: &Path,
-    has_statements: HasStatements<'_>,
 ) -> Result<Pool, PoolError> {
-    let on_disk = |disk: &Disk, remark: Option<String>, problems: Vec<String>| Pool {
+    let disk = &disks[place.disk];
+    if disk.read_only {
+        return Err(PoolError::ReadOnly {
+            disk: disk.name.clone(),
+        });
+    }
+    let remark = mount(&backing(disk, place.partition)?, mountpoint)?;
+    let (id, problems) = mark(disk, owner, mountpoint)?;
+    Ok(on_disk(disk, id, mountpoint, remark, problems))
+}
+
+/// Goes on where the making of a pool was cut short.
+pub(crate) fn go_on(
+    place: Place,
+    disks: &[Disk],
+    owner: &PublicKey,
+    mountpoint: &Path,
+) -> Result<Pool, PoolError> {
+    let disk = &disks[place.disk];
+    let (id, problems) = finish(disk, place.partition, owner, mountpoint)?;
+    let remark = "its making had been cut short and was done again".to_owned();
+    Ok(on_disk(disk, id, mountpoint, Some(remark), problems))
+}
+
+/// Makes a pool on a disk that was found blank. After an error it is not mounted.
+pub fn make(disk: &Disk, owner: &PublicKey, mountpoint: &Path) -> Result<Pool, PoolError> {
+    let made = partition(disk, owner).and_then(|number| finish(disk, number, owner, mountpoint));
+    if made.is_err() {
+        let _ = sys::mount::detach(mountpoint);
+    }
+    let (id, problems) = made?;
+    let remark = format!("made on the blank disk {}", disk.name);
+    Ok(on_disk(disk, id, mountpoint, Some(remark), problems))
+}
+
+fn on_disk(
+    disk: &Disk,
+    id: PoolId,
+    mountpoint: &Path,
+    remark: Option<String>,
+    problems: Vec<String>,
+) -> Pool {
+    Pool {
+        id: Some(id),
         mountpoint: mountpoint.to_owned(),
         durable: true,
         disk: Some(disk.name.clone()),
         remark,
         problems,
-    };
-    match choice {
-        Choice::Use { pools } => {
-            let (place, others) = pick(pools, disks, owner, mountpoint, has_statements)?;
-            let disk = &disks[place.disk];
-            let remark = mount(&disk.partition_device(place.partition), mountpoint)?;
-            let mut problems = mark(disk, owner, mountpoint)?;
-            problems.splice(0..0, others);
-            Ok(on_disk(disk, remark, problems))
-        }
-        Choice::Finish { disk, partition } => {
-            let disk = &disks[*disk];
-            let problems = finish(disk, *partition, owner, mountpoint)?;
-            let remark = "its making had been cut short and was done again";
-            Ok(on_disk(disk, Some(remark.to_owned()), problems))
-        }
-        Choice::Provision { disk } => {
-            let disk = &disks[*disk];
-            let partition = partition(disk, owner)?;
-            let problems = finish(disk, partition, owner, mountpoint)?;
-            let remark = format!("made on the blank disk {}", disk.name);
-            Ok(on_disk(disk, Some(remark), problems))
-        }
-        Choice::Memory { why } => memory(why, mountpoint),
     }
-}
-
-/// Which of several pools is used, and what a person should know of the others.
-fn pick(
-    pools: &[Place],
-    disks: &[Disk],
-    owner: &PublicKey,
-    mountpoint: &Path,
-    has_statements: HasStatements<'_>,
-) -> Result<(Place, Option<String>), PoolError> {
-    if let [only] = pools {
-        return Ok((*only, None));
-    }
-    let mut looked: Vec<_> = pools
-        .iter()
-        .map(|place| look(*place, disks, owner, mountpoint, has_statements))
-        .collect();
-    let holdings: Vec<_> = looked.iter().map(|l| l.as_ref().ok().cloned()).collect();
-    let Some(chosen) = prefer(&holdings) else {
-        let first = looked.swap_remove(0);
-        return first
-            .map(|_| (pools[0], None))
-            .map_err(|source| PoolError::NoneUsable {
-                count: pools.len(),
-                source: Box::new(source),
-            });
-    };
-    let others = pools
-        .iter()
-        .zip(looked)
-        .enumerate()
-        .filter(|(at, _)| *at != chosen);
-    let others = others.map(|(_, (place, looked))| {
-        let why = match looked {
-            Ok(Holding {
-                statements: true, ..
-            }) => "it has statements too, and is younger".to_owned(),
-            Ok(Holding { .. }) => "it holds nothing".to_owned(),
-            Err(error) => sys::error::chain(&error),
-        };
-        format!("{} ({why})", disks[place.disk].name)
-    });
-    let told = format!(
-        "this owner has several pools: {} is used, left alone is {}; blank what is not needed elsewhere",
-        disks[pools[chosen].disk].name,
-        others.collect::<Vec<_>>().join(", ")
-    );
-    Ok((pools[chosen], Some(told)))
-}
-
-/// Mounts a pool to see what it holds. Nothing stays mounted.
-fn look(
-    place: Place,
-    disks: &[Disk],
-    owner: &PublicKey,
-    mountpoint: &Path,
-    has_statements: HasStatements<'_>,
-) -> Result<Holding, PoolError> {
-    let disk = &disks[place.disk];
-    mount(&disk.partition_device(place.partition), mountpoint)?;
-    let holding = check_marker(&disk.name, owner, mountpoint).map(|_| Holding {
-        statements: has_statements(mountpoint),
-        made: marker::made(mountpoint),
-    });
-    sys::mount::unmount(mountpoint).map_err(|source| PoolError::Mounts {
-        path: mountpoint.to_owned(),
-        source,
-    })?;
-    holding
 }
 
 /// The pool that an earlier run of the node agent has mounted. VMs run from it: nothing here takes it away.
-fn adopt(
+pub(crate) fn adopt(
     mounted: &sys::mount::Mounted,
     disks: &[Disk],
     owner: Option<&PublicKey>,
@@ -276,8 +221,7 @@ fn adopt(
         return Ok(in_memory(mountpoint, "as since the boot"));
     }
     let source = mounted.source.as_str();
-    let found = disks.iter().find(|d| d.has_partition(Path::new(source)));
-    let name = found.map_or(source, |d| d.name.as_str());
+    let name = disk_of(source, disks).map_or(source, |d| d.name.as_str());
     let checked = owner
         .ok_or(PoolError::Ownerless)
         .and_then(|owner| check_marker(name, owner, mountpoint));
@@ -286,6 +230,7 @@ fn adopt(
         source: Box::new(source),
     })?;
     Ok(Pool {
+        id: Some(found.id().to_owned()),
         mountpoint: mountpoint.to_owned(),
         durable: true,
         disk: Some(name.to_owned()),
@@ -294,7 +239,7 @@ fn adopt(
     })
 }
 
-fn memory(why: &str, mountpoint: &Path) -> Result<Pool, PoolError> {
+pub(crate) fn memory(why: &str, mountpoint: &Path) -> Result<Pool, PoolError> {
     // As the root of a pool on a disk: the chunk daemon, a user of its own, passes through to its directories.
     let options = format!("mode=0755,size={MEMORY_POOL_PERCENT}%");
     sys::mount::mount("tmpfs", mountpoint, "tmpfs", flags(), &options)
@@ -304,6 +249,7 @@ fn memory(why: &str, mountpoint: &Path) -> Result<Pool, PoolError> {
 
 fn in_memory(mountpoint: &Path, why: &str) -> Pool {
     Pool {
+        id: None,
         mountpoint: mountpoint.to_owned(),
         durable: false,
         disk: None,
@@ -388,9 +334,9 @@ fn finish(
     number: u32,
     owner: &PublicKey,
     mountpoint: &Path,
-) -> Result<Vec<String>, PoolError> {
-    let device = disk.partition_device(number);
+) -> Result<(PoolId, Vec<String>), PoolError> {
     set_making(disk, Making::Yes)?;
+    let device = backing(disk, number)?;
     // One that was finished and only lacks its description is not made again.
     if !is_finished(&device) || try_mount(&device, mountpoint).is_err() {
         run(MKFS, &["-q", "-f", "-m", "reflink=1"], &device)?;
@@ -399,9 +345,9 @@ fn finish(
             source,
         })?;
     }
-    let problems = mark(disk, owner, mountpoint)?;
+    let marked = mark(disk, owner, mountpoint)?;
     set_making(disk, Making::No)?;
-    Ok(problems)
+    Ok(marked)
 }
 
 /// Whether the mark of a pool that is being made stands before its partition.
@@ -440,18 +386,21 @@ fn is_finished(device: &Path) -> bool {
 }
 
 /// Describes a pool that holds nothing yet, and checks the description of any other. Says what was wrong
-/// with that.
-fn mark(disk: &Disk, owner: &PublicKey, mountpoint: &Path) -> Result<Vec<String>, PoolError> {
+/// with that. The pool's id comes with it.
+fn mark(
+    disk: &Disk,
+    owner: &PublicKey,
+    mountpoint: &Path,
+) -> Result<(PoolId, Vec<String>), PoolError> {
     if let Some(found) = marker::find(&disk.name, owner, mountpoint)? {
-        return Ok(found.mend());
+        return Ok((found.id().to_owned(), found.mend()));
     }
     if !marker::is_empty(mountpoint)? {
         return Err(PoolError::Unmarked {
             path: mountpoint.to_owned(),
         });
     }
-    marker::make(owner, mountpoint)?;
-    Ok(Vec::new())
+    Ok((marker::make(owner, mountpoint)?, Vec::new()))
 }
 
 fn open_disk(disk: &Disk) -> Result<File, PoolError> {

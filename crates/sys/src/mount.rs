@@ -47,6 +47,12 @@ pub fn detach(target: &Path) -> Result<()> {
         .during(|| format!("detach {}", target.display()))
 }
 
+/// Moves a mount to another place.
+pub fn relocate(from: &Path, to: &Path) -> Result<()> {
+    nix::mount::mount(Some(from), to, None::<&str>, Flags::MS_MOVE, None::<&str>)
+        .during(|| format!("move the mount {} to {}", from.display(), to.display()))
+}
+
 /// Leaves the initramfs root, from which `pivot_root` fails in every namespace made after it: binds
 /// `/` on `staging`, moves that mount over `/` and enters it, as `switch_root` does.
 ///
@@ -73,6 +79,18 @@ pub fn mounted(target: &Path) -> Result<Option<Mounted>> {
     let table = std::fs::read_to_string("/proc/self/mounts")
         .during(|| "read /proc/self/mounts".to_owned())?;
     Ok(find_mount(&table, target))
+}
+
+/// Where file systems of this type are mounted, the innermost first.
+pub fn places_of(fstype: &str) -> Result<Vec<std::path::PathBuf>> {
+    let table = std::fs::read_to_string("/proc/self/mounts")
+        .during(|| "read /proc/self/mounts".to_owned())?;
+    let place = |line: &str| {
+        let mut words = line.split(' ').skip(1);
+        let (target, kind) = (words.next()?, words.next()?);
+        (kind == fstype).then(|| target.into())
+    };
+    Ok(table.lines().rev().filter_map(place).collect())
 }
 
 /// The last line wins: it is the mount on top.

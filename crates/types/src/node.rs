@@ -28,6 +28,9 @@ pub struct NodeInfo {
     pub capacity: Capacity,
     pub links: Vec<Link>,
     pub disks: Vec<Disk>,
+    /// The first is where images and new machines go. Empty on a node that runs from RAM.
+    #[serde(default)]
+    pub pools: Vec<Pool>,
     pub boot: Vec<Phase>,
     pub last_error: Option<String>,
     /// How the boot before this one ended; `None` where nothing is known of it.
@@ -113,6 +116,34 @@ pub struct Disk {
     pub fingerprint: Option<Digest>,
 }
 
+/// A pool of the node: there, or missed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pool {
+    /// 32 hexadecimal digits, for good.
+    pub id: String,
+    /// Kernel name of its disk; `None` where that is not there.
+    pub disk: Option<String>,
+    pub serial: String,
+    pub class: DiskClass,
+    pub state: PoolState,
+    /// Of its file system; zero where that is not there.
+    pub size: Bytes,
+    pub free: Bytes,
+    /// What is wrong with it.
+    pub because: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PoolState {
+    /// Identity and ledger are here, and what is placed here.
+    InUse,
+    /// Its disk is there and does not do what it should. What lies on it waits.
+    Failed,
+    /// Its disk is not there. What lies on it waits.
+    Missing,
+}
+
 /// How a disk stores, as it reports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -127,11 +158,11 @@ pub enum DiskClass {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DiskUse {
-    /// The pool is on it.
+    /// A pool of the node is on it.
     Pool,
     /// Nothing is on it: a pool may come to be made there.
     Ready,
-    /// A pool of this owner that is not in use: one too many, or one for the next boot.
+    /// A pool of this owner that is not in use: of another node, or one that contradicts those in use.
     OtherPool,
     /// Nothing is written to it.
     LeftAlone,

@@ -75,6 +75,11 @@ pub enum OnPool {
     Record(Record),
     /// There is a disk and no telling whose: it is neither used nor removed by guess.
     Unreadable(String),
+    /// Its data lies where the node does not get at it now: it waits, and is not begun anew. Its address stays its own.
+    Away {
+        address: Ipv4Addr,
+        why: String,
+    },
 }
 
 /// What happens to the writable layer at a start.

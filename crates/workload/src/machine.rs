@@ -158,6 +158,7 @@ impl Machine {
     pub(crate) fn new(key: Key, workload: Name, pool: Option<OnPool>) -> Self {
         let address = match &pool {
             Some(OnPool::Record(record)) => Some(record.address),
+            Some(OnPool::Away { address, .. }) => Some(*address),
             Some(OnPool::Unreadable(_)) | None => None,
         };
         Self {
@@ -206,7 +207,7 @@ impl Machine {
     fn record(&self) -> Option<&Record> {
         match &self.pool {
             Some(OnPool::Record(record)) => Some(record),
-            Some(OnPool::Unreadable(_)) | None => None,
+            Some(OnPool::Unreadable(_) | OnPool::Away { .. }) | None => None,
         }
     }
 
@@ -264,7 +265,8 @@ impl Machine {
     }
 
     fn next_start(&self, launch: &Launch, target: &Target, spec: &Spec, now: u64) -> Action {
-        if matches!(self.pool, Some(OnPool::Unreadable(_))) || self.is_finished(launch, target) {
+        let unusable = matches!(self.pool, Some(OnPool::Unreadable(_) | OnPool::Away { .. }));
+        if unusable || self.is_finished(launch, target) {
             return Action::Wait(None);
         }
         let same =
@@ -531,6 +533,10 @@ impl Machine {
         let unreadable = match &self.pool {
             Some(OnPool::Unreadable(why)) => Some(format!(
                 "{why}; its disk is kept and not used: delete the deployment and deploy it again"
+            )),
+            Some(OnPool::Away { why, .. }) => Some(format!(
+                "{why}; it waits for that, and is not begun anew: put the disk back, or delete the deployment and \
+                 deploy it again, which gives up what lies there"
             )),
             Some(OnPool::Record(_)) | None => None,
         };

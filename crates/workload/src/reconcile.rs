@@ -77,7 +77,7 @@ impl Reconciler {
         for (vm, pool) in found {
             let owner = match &pool {
                 OnPool::Record(record) => Some((record.key(), record.workload.clone())),
-                OnPool::Unreadable(_) => wanted.get(&vm).cloned(),
+                OnPool::Unreadable(_) | OnPool::Away { .. } => wanted.get(&vm).cloned(),
             };
             // Unreadable and unknown: there is nothing to say about it and nothing to do.
             if let Some((key, workload)) = owner {

@@ -1,6 +1,6 @@
 //! Time: a floor that survives reboots, and a server's word when there is one.
 //!
-//! Owns: the file `clock` in the pool, and the loop that asks time servers.
+//! Owns: the file `clock` in each pool, and the loop that asks time servers.
 //! Refuses: going below the floor, whatever the machine's clock or a server says; and keeping as a floor
 //! what only one server says: a liar sets the clock until an honest server answers, never for good.
 
@@ -34,10 +34,11 @@ pub(crate) struct Start {
     own_at_boot: Duration,
 }
 
-/// Raises the clock to the floor, if it is below.
-pub(crate) fn start(pool: &Path) -> Result<Start, sys::error::Error> {
-    let stored = std::fs::read_to_string(file(pool)).ok();
-    let floor = floor(stored.as_deref());
+/// Raises the clock to the highest floor of the node's pools, if it is below.
+pub(crate) fn start(pools: &[PathBuf]) -> Result<Start, sys::error::Error> {
+    let stored = |pool: &PathBuf| std::fs::read_to_string(file(pool)).ok();
+    let floors = pools.iter().map(|pool| floor(stored(pool).as_deref()));
+    let floor = floors.fold(BUILD_FLOOR, Duration::max);
     let own_at_boot = own_at_boot(Path::new(OWN_CLOCK))?;
     if sys::clock::realtime() < floor {
         sys::clock::set_realtime(floor)?;
@@ -93,7 +94,7 @@ fn raised(floor: Duration, elapsed: Duration, now: Duration, confirmed: bool) ->
 
 /// Asks the servers in turn for ever, and says in `synchronised` once one has been believed.
 pub(crate) async fn keep(
-    pool: PathBuf,
+    pools: Vec<PathBuf>,
     start: Start,
     mut servers: watch::Receiver<Vec<SocketAddr>>,
     synchronised: impl Fn(),
@@ -110,7 +111,7 @@ pub(crate) async fn keep(
                 let elapsed = uptime.saturating_sub(floor_from);
                 floor = raised(floor, elapsed, now, word == Word::Confirmed);
                 floor_from = uptime;
-                remember(&pool, floor);
+                pools.iter().for_each(|pool| remember(pool, floor));
                 retry = RETRY;
                 PAUSE
             }

@@ -8,11 +8,13 @@ use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
+use storage::plan::Standing;
 use tokio::sync::watch;
 use types::node::{Capacity, NodeInfo};
 use types::{Bytes, Cidr, PublicKey};
 use workload::admission::Storage;
 
+use super::machines::Site;
 use crate::room::{HEADROOM, Room};
 
 /// Share of the machine's memory that stays with the node: host kernel, its page cache for images,
@@ -66,8 +68,10 @@ pub(crate) struct NodeContext {
     pub(crate) storage: Storage,
     /// Mounted, with its directories not yet made: the engine makes those it uses.
     pub(crate) pool: PathBuf,
-    /// Kernel name of the disk that the pool is on; `None`: it is in memory.
-    pub(crate) pool_disk: Option<String>,
+    /// All pools of the node, the first first.
+    pub(crate) pools: Vec<Site>,
+    /// Which disks they are on, and which disks of this owner are left alone.
+    pub(crate) standing: Standing,
     /// How much of the pool may be taken.
     pub(crate) room: Room,
     /// Why no VM can run; `None` where KVM works.

@@ -14,7 +14,7 @@ use anyhow::{Context, anyhow};
 use api::Envelope;
 use storage::claim::{self, Taken};
 use storage::disk::Disk;
-use storage::plan::{Choice, POOL_MIN_BYTES, standing, unclaimable};
+use storage::plan::{POOL_MIN_BYTES, Standing, standing, unclaimable};
 use storage::probe::{Content, probe};
 use storage::recognise::Foreign;
 use tokio::sync::{Mutex, watch};
@@ -81,9 +81,9 @@ fn is_consent(envelope: &[u8], owner: Option<&PublicKey>, serial: &str) -> bool 
 pub(crate) fn report(
     (disk, content): &Found,
     owner: Option<&PublicKey>,
-    pool: Option<&str>,
+    pools: &Standing,
 ) -> types::node::Disk {
-    let (used, because) = standing(disk, content, owner, pool);
+    let (used, because) = standing(disk, content, owner, pools);
     let partitions = match content {
         Content::Foreign(foreign) => foreign.partitions.as_slice(),
         Content::Blank | Content::Pool { .. } => &[],
@@ -118,8 +118,8 @@ struct Node {
     key: PublicKey,
     owner: Option<PublicKey>,
     seed: [u8; 32],
-    /// Kernel name of the pool's disk; `None`: the node runs from RAM.
-    pool: Option<String>,
+    /// Without any in use the node runs from RAM.
+    pools: Standing,
 }
 
 pub(crate) struct Disks {
@@ -136,7 +136,7 @@ impl Disks {
             key: context.key,
             owner: context.owner,
             seed: context.seed,
-            pool: context.pool_disk.clone(),
+            pools: context.standing.clone(),
         };
         Ok(Self {
             node,
@@ -149,7 +149,14 @@ impl Disks {
     pub(crate) async fn list(&self) -> Result<NodeDisks, Refusal> {
         let _turn = self.turn.lock().await;
         let node = self.node.clone();
-        let disks = blocking(move || node.list().map_err(internal)).await?;
+        let mut disks = blocking(move || node.list().map_err(internal)).await?;
+        // Whatever they call themselves today.
+        for pool in &self.info.borrow().pools {
+            let of_it = disks
+                .iter_mut()
+                .find(|d| pool.disk.as_ref() == Some(&d.name));
+            of_it.into_iter().for_each(|disk| disk.class = pool.class);
+        }
         Ok(NodeDisks {
             challenge: self.challenge.get(),
             disks,
@@ -220,13 +227,13 @@ fn changed(message: String) -> Refusal {
 
 impl Node {
     fn list(&self) -> anyhow::Result<Vec<types::node::Disk>> {
-        let (owner, pool) = (self.owner.as_ref(), self.pool.as_deref());
+        let (owner, pools) = (self.owner.as_ref(), &self.pools);
         let disks = storage::disk::inventory(Path::new("/sys"))?;
         let row = |disk: Disk| {
             let found = content(disk);
-            let mut row = report(&found, owner, pool);
+            let mut row = report(&found, owner, pools);
             let (disk, content) = &found;
-            if unclaimable(disk, content, pool).is_none() {
+            if unclaimable(disk, content, pools).is_none() {
                 let file = File::open(disk.device());
                 row.fingerprint = file.and_then(|file| print(&file, disk, content)).ok();
             }
@@ -250,15 +257,14 @@ impl Node {
                 claim.serial
             ))
         })?;
-        let pool = self.pool.as_deref();
         // Of what is in use nothing can be taken, and it need not be read.
-        if pool == Some(disk.name.as_str()) {
-            return Err(changed(format!("{} is the pool in use", disk.name)));
+        if self.pools.used.contains(&disk.name) {
+            return Err(changed(format!("{} is a pool in use", disk.name)));
         }
         let taken = Taken::open(disk).map_err(|error| changed(sys::error::chain(&error)))?;
         let found = probe(taken.file(), disk.size_bytes, disk.block_bytes);
         let content = found.map_err(|error| changed(format!("read {}: {error}", disk.name)))?;
-        if let Some(why) = unclaimable(disk, &content, pool) {
+        if let Some(why) = unclaimable(disk, &content, &self.pools) {
             return Err(changed(why));
         }
         let now = print(taken.file(), disk, &content);
@@ -298,7 +304,7 @@ impl Node {
 
     /// On a node without a pool. Serial of its disk.
     fn make_pool(&self, mut disks: Vec<Disk>) -> Option<String> {
-        if self.pool.is_some() {
+        if !self.pools.used.is_empty() {
             return None;
         }
         disks.retain(|disk| disk.size_bytes >= POOL_MIN_BYTES);
@@ -318,9 +324,7 @@ impl Node {
         let mountpoint = Path::new(NEW_POOL);
         fs::create_dir_all(mountpoint)?;
         let owner = self.owner.as_ref().ok_or_else(|| anyhow!("no owner key"))?;
-        let choice = Choice::Provision { disk: 0 };
-        let disks = [disk.clone()];
-        storage::pool::open(&choice, &disks, Some(owner), mountpoint, &|_| false)?;
+        storage::pool::make(disk, owner, mountpoint)?;
         // Whoever has pinned this node's key finds the same node after the reboot.
         let kept = identity::keep(mountpoint, &self.seed);
         sys::mount::unmount(mountpoint)?;

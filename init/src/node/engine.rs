@@ -17,16 +17,17 @@ use flist::cache::{Cache, Keep};
 use flist::wire::Counts;
 use tokio::sync::{mpsc, oneshot, watch};
 use types::deployment::Action;
-use types::node::{Capacity, NodeInfo};
+use types::node::{Capacity, NodeInfo, PoolState};
 use types::status::{Ack, DeploymentStatus, Refusal, RefusalCode};
 use types::{Bytes, Digest, PublicKey, VmId};
 use workload::admission::{self, Admitted, admit};
 use workload::desired::{Desired, Key, Verified};
 use workload::host::{Event, Host};
-use workload::ledger::{Claim, Ledger, LedgerError};
+use workload::ledger::{self, Claim, Ledger, LedgerError};
 use workload::reconcile::{Reconciler, reconcile};
 
 use super::accounts::Accounts;
+use super::content;
 use super::context::NodeContext;
 use super::drills::{DrillReply, Drills};
 use super::ending;
@@ -134,7 +135,7 @@ fn now() -> u64 {
 }
 
 /// Reads an envelope for admission and for the ledger.
-fn verify(envelope: &[u8], owner: Option<PublicKey>) -> Result<Verified, Refusal> {
+pub(crate) fn verify(envelope: &[u8], owner: Option<PublicKey>) -> Result<Verified, Refusal> {
     let signed = Envelope::parse(envelope)?.open_statement(|key| Some(*key) == owner)?;
     let digest = Digest(*blake3::hash(&signed.payload).as_bytes());
     Ok(Verified {
@@ -153,8 +154,9 @@ pub(crate) fn ledger_copies(pool: &Path) -> [PathBuf; 2] {
 /// read at all, the reason stands in its place.
 fn read_ledger(context: &NodeContext) -> (Result<Ledger, String>, Desired) {
     let owner = context.owner;
-    let copies = ledger_copies(&context.pool);
-    let opened = Ledger::open(&copies[0], &copies[1], sys::fs::reserve, |envelope| {
+    let pools = context.pools.iter().take(ledger::POOLS_MAX);
+    let pools: Vec<_> = pools.map(|pool| ledger_copies(&pool.mountpoint)).collect();
+    let opened = Ledger::open_in(&pools, sys::fs::reserve, |envelope| {
         verify(envelope, owner).map_err(|refusal| refusal.message)
     });
     let show = |error: &String| {
@@ -183,12 +185,36 @@ fn read_ledger(context: &NodeContext) -> (Result<Ledger, String>, Desired) {
     }
 }
 
+/// What deployments need and another pool has is brought where machines run from, while the node already serves.
+fn gather(
+    context: &NodeContext,
+    cache: &Cache,
+    desired: &Desired,
+    news: mpsc::UnboundedSender<News>,
+) {
+    let further = context.pools.iter().skip(1).map(|pool| &pool.mountpoint);
+    let further: Vec<PathBuf> = further.cloned().collect();
+    if further.is_empty() {
+        return;
+    }
+    let images: BTreeSet<_> = desired.machines().map(|(.., m)| m.image.flist).collect();
+    let (cache, room) = (cache.clone(), context.room.clone());
+    let work = move || content::gather(&cache, &further, &room, images);
+    tokio::task::spawn_local(async move {
+        let brought = tokio::task::spawn_blocking(work).await;
+        if brought.is_ok_and(|images| !images.is_empty()) {
+            // The loop reads it, unless it has ended.
+            let _ = news.send(News::Progress);
+        }
+    });
+}
+
 impl Engine {
     /// Phase "ledger": reads both copies, heals them, and knows what should run.
     pub(crate) async fn open(context: NodeContext) -> anyhow::Result<Self> {
         let owner = context.owner;
         let (ledger, desired) = read_ledger(&context);
-        let machines = Machines::open(&context.pool)?;
+        let machines = Machines::open_in(&context.pools)?;
         let cache = Cache::open(&context.pool).and_then(|cache| cache.given_to(CHUNKS_ID));
         let cache = cache.context("open the chunk cache")?;
         let uplink = context.uplink.clone();
@@ -197,6 +223,8 @@ impl Engine {
         });
         let mut accounts = Accounts::new(cache.clone(), context.room.clone());
         accounts.renew(&desired);
+        let (news_tx, news) = mpsc::unbounded_channel();
+        gather(&context, &cache, &desired, news_tx.clone());
         let reconciler = Reconciler::new(desired, machines.scan()?, choose);
         let (requests_tx, requests) = mpsc::channel(REQUESTS_MAX);
         let (changes, _) = watch::channel(0);
@@ -209,7 +237,6 @@ impl Engine {
         )?;
         let pid1 = Packets::new(context.pid1, PACKET_MAX).context("take the socket to pid1")?;
         let pid1 = Rc::new(pid1);
-        let (news_tx, news) = mpsc::unbounded_channel();
         let images = Images::new(news_tx);
         let (networks_tx, networks) = watch::channel(BTreeSet::new());
         let means = Means {
@@ -506,8 +533,11 @@ impl Engine {
         let claim = Claim::of(&admitted.verified().statement.action);
         let owner = self.owner;
         let again = |kept: &[u8]| verify(kept, owner).map_err(|refusal| refusal.message);
-        if let Err(error) = ledger.append(envelope, claim, again) {
-            return Err(not_kept(&error, ledger.is_poisoned()));
+        let kept = ledger.append(envelope, claim, again);
+        let (lost, poisoned) = (ledger.take_lost(), ledger.is_poisoned());
+        lost.iter().for_each(|lost| self.tell_lost(lost));
+        if let Err(error) = kept {
+            return Err(not_kept(&error, poisoned));
         }
         self.reconciler.apply(&admitted);
         self.accounts.renew(self.reconciler.desired());
@@ -521,6 +551,23 @@ impl Engine {
             digest: *digest,
             durable: self.durable,
         })
+    }
+
+    /// A pool has failed under the ledger: the node goes on with the others, and says so.
+    fn tell_lost(&self, lost: &ledger::Lost) {
+        let error = format!(
+            "a disk of this node fails, and keeps no statements until the node starts again: {}",
+            lost.why
+        );
+        log::error!("{error}");
+        self.info.send_modify(|info| {
+            let failed = info.pools.get_mut(lost.pool);
+            failed.into_iter().for_each(|pool| {
+                pool.state = PoolState::Failed;
+                pool.because = Some(error.clone());
+            });
+            info.last_error = Some(error.clone());
+        });
     }
 
     fn admit(&self, verified: Verified) -> Result<Admitted, Refused> {

@@ -1,12 +1,14 @@
 //! The node's identity: an ed25519 seed, made once, kept in two copies.
 //!
-//! Owns: the two files below `identity/` and how one heals the other.
+//! Owns: the two files below `identity/` and how one heals the other, and how a pool gets them from another.
 //! Refuses: making a new identity while any trace of an old one is there, and to be stopped by a bad copy
 //! while the other is good.
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+
+use storage::assemble::Trace;
 
 /// Name of the file format, and of what the checksum covers.
 const MAGIC: &[u8; 8] = b"SIFRID01";
@@ -44,6 +46,53 @@ pub(crate) struct Identity {
     pub(crate) seed: [u8; 32],
     /// What was wrong with a copy, and whether that has been mended.
     pub(crate) problems: Vec<String>,
+}
+
+/// The identity of a node with several pools: that of its first one, or, where that has lost it, of another that has it; made
+/// now if there is none anywhere.
+pub(crate) fn of_the_node(first: &Path, further: &[PathBuf]) -> Result<Identity, IdentityError> {
+    let whole = |pool: &&Path| matches!(trace(pool), Trace::Key(_));
+    let others = further.iter().map(PathBuf::as_path);
+    let source = std::iter::once(first).chain(others).find(whole);
+    let Some(source) = source.filter(|source| *source != first) else {
+        return load_or_make(first);
+    };
+    let mut identity = load_or_make(source)?;
+    keep(first, &identity.seed)?;
+    identity.problems.push(format!(
+        "the identity in {} was lost or damaged: it has been restored from {}",
+        first.display(),
+        source.display()
+    ));
+    Ok(identity)
+}
+
+/// Gives the node's identity to every other pool that has not got it. Says where that could not be done.
+pub(crate) fn share(seed: &[u8; 32], further: &[PathBuf]) -> Vec<String> {
+    let key = api::sign::SecretKey::from_seed(*seed).public();
+    let lacks = |pool: &&PathBuf| trace(pool) != Trace::Key(key);
+    let give = |pool: &PathBuf| {
+        let error = keep(pool, seed).err()?;
+        let (place, why) = (pool.display(), sys::error::chain(&error));
+        Some(format!(
+            "the pool in {place} does not take the identity: {why}"
+        ))
+    };
+    further.iter().filter(lacks).filter_map(give).collect()
+}
+
+/// Whose pool it is.
+pub(crate) fn trace(pool: &Path) -> Trace {
+    let copies = ["a", "b"].map(|copy| read(&pool.join("identity").join(copy)));
+    match copies {
+        [Copy::Good(seed), _] | [_, Copy::Good(seed)] => {
+            Trace::Key(api::sign::SecretKey::from_seed(seed).public())
+        }
+        [Copy::Absent, Copy::Absent] => Trace::Nothing,
+        [Copy::Damaged | Copy::Unreadable(_), _] | [_, Copy::Damaged | Copy::Unreadable(_)] => {
+            Trace::Damaged
+        }
+    }
 }
 
 /// The identity in `pool`, made now if there is none: then both copies are on disk when this returns.
@@ -207,6 +256,28 @@ mod tests {
                     fs::read(&copies[witness]).ok()
                 );
             }
+        }
+    }
+
+    #[test]
+    fn of_several_pools_the_one_that_has_the_identity_gives_it_to_the_others() {
+        let pools = [(); 3].map(|()| tempfile::tempdir().expect("a directory"));
+        let [first, further @ ..] = pools.each_ref().map(|pool| pool.path().to_owned());
+        let seed = of_the_node(&first, &further).expect("an identity").seed;
+        assert_eq!(trace(&further[0]), Trace::Nothing);
+        assert_eq!(share(&seed, &further), Vec::<String>::new());
+        for damage in [true, false] {
+            if damage {
+                for copy in ["a", "b"] {
+                    fs::write(first.join("identity").join(copy), "torn").expect("written");
+                }
+                assert_eq!(trace(&first), Trace::Damaged);
+            } else {
+                fs::remove_dir_all(first.join("identity")).expect("removed");
+            }
+            let found = of_the_node(&first, &further).expect("an identity");
+            assert!(found.seed == seed && found.problems.len() == 1, "{found:?}");
+            assert_eq!(seed_in(&first), seed);
         }
     }
 

@@ -1,17 +1,22 @@
-//! What the pool holds of each machine: `machines/<vm id>/` with record, writable layer and logs.
+//! What the pools hold of each machine: `machines/<vm id>/` with record, writable layer and logs.
 //!
 //! Owns: those files and the order in which they change. A layer is named after what it belongs to,
 //! and counts from the moment the record names it: a crash leaves the old layer or the new one.
+//! Of several pools one has the machine's data; every other says which ([`super::places`]), so that a node that has lost a
+//! disk knows what waits for it.
 //! Refuses: deciding when a layer goes (`workload` does).
 
+use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
+use storage::roster::PoolId;
 use types::VmId;
 use workload::host::{Layer, OnPool, Record, Start};
 
+use super::places::{Holding, Located, Place, locate};
 use crate::room;
 
 const RECORD: &str = "machine.json";
@@ -20,23 +25,52 @@ const LAYER_PREFIX: &str = "upper-";
 /// Largest record that is read: names, a digest, an address.
 const RECORD_MAX: u64 = 64 << 10;
 
+/// A pool of the node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Site {
+    pub(crate) id: PoolId,
+    pub(crate) mountpoint: PathBuf,
+}
+
+#[derive(Debug, Clone)]
+struct Root {
+    id: PoolId,
+    path: PathBuf,
+}
+
 #[derive(Debug, Clone)]
 pub(crate) struct Machines {
-    root: PathBuf,
+    /// New machines go to the first.
+    roots: Vec<Root>,
 }
 
 impl Machines {
+    /// Of a node with one pool.
+    #[cfg(test)]
     pub(crate) fn open(pool: &Path) -> anyhow::Result<Self> {
-        let root = pool.join("machines");
-        fs::create_dir_all(&root).with_context(|| format!("make {}", root.display()))?;
-        let machines = Self { root };
+        let mountpoint = pool.to_owned();
+        Self::open_in(&[Site {
+            id: PoolId::new(),
+            mountpoint,
+        }])
+    }
+
+    pub(crate) fn open_in(pools: &[Site]) -> anyhow::Result<Self> {
+        let mut roots = Vec::new();
+        for Site { id, mountpoint } in pools {
+            let path = mountpoint.join("machines");
+            fs::create_dir_all(&path).with_context(|| format!("make {}", path.display()))?;
+            let id = id.clone();
+            roots.push(Root { id, path });
+        }
+        let machines = Self { roots };
         machines.make_listable()?;
         Ok(machines)
     }
 
     /// For who counts what machines have taken of the pool ([`crate::room`]); files stay ours.
     fn make_listable(&self) -> anyhow::Result<()> {
-        let root = &self.root;
+        let root = &self.roots[0].path;
         let list = || {
             room::make_listable(root)?;
             for entry in fs::read_dir(root)? {
@@ -50,41 +84,133 @@ impl Machines {
         list().with_context(|| format!("let {} be listed", root.display()))
     }
 
+    /// Where its record is; where there is none, where it would be made.
     fn directory(&self, vm: &VmId) -> PathBuf {
-        self.root.join(vm.as_str())
+        let mut places = self.roots.iter().map(|root| root.path.join(vm.as_str()));
+        let has = places.find(|place| place.join(RECORD).exists());
+        has.unwrap_or_else(|| self.roots[0].path.join(vm.as_str()))
     }
 
-    /// Everything that has a record, or something in its place that cannot be read.
+    /// Everything that has a record, or something in its place that cannot be read, or lies on a disk that is not there.
     pub(crate) fn scan(&self) -> anyhow::Result<Vec<(VmId, OnPool)>> {
-        let mut found = Vec::new();
-        let entries =
-            fs::read_dir(&self.root).with_context(|| format!("list {}", self.root.display()))?;
-        for entry in entries {
-            let entry = entry.with_context(|| format!("list {}", self.root.display()))?;
-            // Other names are nobody's machine.
-            let Some(vm) = entry
-                .file_name()
-                .to_str()
-                .and_then(|n| n.parse::<VmId>().ok())
-            else {
-                continue;
-            };
-            match read_record(&entry.path().join(RECORD)) {
-                Ok(Some(record)) => found.push((vm, OnPool::Record(record))),
-                Ok(None) => {}
-                Err(error) => found.push((vm, OnPool::Unreadable(format!("{error:#}")))),
+        let mut vms = BTreeSet::new();
+        for Root { path, .. } in &self.roots {
+            let entries = fs::read_dir(path).with_context(|| format!("list {}", path.display()))?;
+            for entry in entries {
+                let name = entry.with_context(|| format!("list {}", path.display()))?;
+                // Other names are nobody's machine.
+                vms.extend(
+                    name.file_name()
+                        .to_str()
+                        .and_then(|n| n.parse::<VmId>().ok()),
+                );
             }
         }
-        Ok(found)
+        let found = vms.into_iter().filter_map(|vm| Some((self.find(&vm)?, vm)));
+        Ok(found.map(|(on_pool, vm)| (vm, on_pool)).collect())
+    }
+
+    fn find(&self, vm: &VmId) -> Option<OnPool> {
+        let directories: Vec<_> = self
+            .roots
+            .iter()
+            .map(|r| r.path.join(vm.as_str()))
+            .collect();
+        let holding = |(root, directory): (&Root, &PathBuf)| Holding {
+            pool: root.id.clone(),
+            record: directory.join(RECORD).exists(),
+            place: Place::read(directory),
+        };
+        let holdings: Vec<_> = self.roots.iter().zip(&directories).map(holding).collect();
+        let there = self.roots.iter().map(|root| root.id.clone()).collect();
+        match locate(&holdings, &there) {
+            Located::Nowhere => {
+                directories.iter().for_each(|at| Place::remove(at));
+                None
+            }
+            Located::Away(place) => {
+                self.tell(vm, &place);
+                let Place { pool, address, .. } = place;
+                let why = format!("its disk is not there: its data lies on the pool {pool}");
+                Some(OnPool::Away { address, why })
+            }
+            Located::Here { at, stale } => {
+                let record = read_record(&directories[at].join(RECORD));
+                if let Ok(Some(record)) = &record {
+                    stale.iter().for_each(|n| forget(&directories[*n], vm));
+                    let place = holdings[at].place.as_ref();
+                    let version = place.map_or(0, |place| place.own);
+                    self.tell(vm, &self.place(at, version, record));
+                }
+                match record {
+                    Ok(record) => record.map(OnPool::Record),
+                    Err(error) => Some(OnPool::Unreadable(format!("{error:#}"))),
+                }
+            }
+        }
+    }
+
+    /// Says in every pool where the machine's data lies. A pool that does not take it is failing, which is said
+    /// elsewhere too.
+    fn tell(&self, vm: &VmId, place: &Place) {
+        if self.roots.len() < 2 {
+            return;
+        }
+        for root in &self.roots {
+            if let Err(error) = place.tell(&root.path.join(vm.as_str())) {
+                log::error!("note where {vm} lies: {error:#}");
+            }
+        }
+    }
+
+    fn place(&self, at: usize, version: u64, record: &Record) -> Place {
+        Place {
+            pool: self.roots[at].id.clone(),
+            version,
+            address: record.address,
+            own: version,
+        }
     }
 
     /// Makes layer and record as the start says, durable on return. Gives the layer.
     pub(crate) fn prepare(&self, start: &Start) -> anyhow::Result<File> {
-        let directory = self.directory(&start.vm);
-        fs::create_dir_all(&directory).with_context(|| format!("make {}", directory.display()))?;
-        room::make_listable(&directory)
+        match start.layer {
+            Layer::Keep => self.make(start, &self.directory(&start.vm)),
+            Layer::Fresh => self.begin(start, 0),
+        }
+    }
+
+    /// Makes a new layer in the pool at this place of the list. Who has none yet hears of it before there is one; who has an
+    /// old one keeps that until the new one counts.
+    fn begin(&self, start: &Start, at: usize) -> anyhow::Result<File> {
+        let directory = |root: &Root| root.path.join(start.vm.as_str());
+        let target = directory(&self.roots[at]);
+        if self.roots.len() < 2 {
+            return self.make(start, &target);
+        }
+        let place = self.place(at, start.launch.version, &start.record);
+        let others = self.roots.iter().enumerate().filter(|(n, _)| *n != at);
+        let others = others.map(|(_, root)| directory(root));
+        let (holders, empty): (Vec<_>, Vec<_>) = others.partition(|at| at.join(RECORD).exists());
+        for other in &empty {
+            note(other, &place)?;
+        }
+        place.write(&target)?;
+        let layer = self.make(start, &target)?;
+        for other in &holders {
+            note(other, &place)?;
+            forget(other, &start.vm);
+            note(other, &place)?;
+        }
+        Ok(layer)
+    }
+
+    fn make(&self, start: &Start, directory: &Path) -> anyhow::Result<File> {
+        let root = directory.parent().unwrap_or(directory);
+        fs::create_dir_all(directory).with_context(|| format!("make {}", directory.display()))?;
+        room::make_listable(directory)
             .with_context(|| format!("let {} be listed", directory.display()))?;
-        sys::fs::sync_directory(&self.root)?;
+        sys::fs::sync_directory(root)?;
         let path = directory.join(layer_name(&start.record));
         match start.layer {
             Layer::Keep => {}
@@ -101,8 +227,8 @@ impl Machines {
             .write(true)
             .open(&path)
             .with_context(|| format!("open the writable layer {}", path.display()))?;
-        self.save(&start.vm, &start.record)?;
-        self.remove_other_layers(&directory, &path)?;
+        save_in(directory, &start.record)?;
+        self.remove_other_layers(directory, &path)?;
         Ok(layer)
     }
 
@@ -126,23 +252,16 @@ impl Machines {
 
     /// Replaces the record by one rename.
     pub(crate) fn save(&self, vm: &VmId, record: &Record) -> anyhow::Result<()> {
-        let json = serde_json::to_vec(record).context("write a record as JSON")?;
-        sys::fs::write_atomic(&self.directory(vm).join(RECORD), &json, 0o600)?;
-        Ok(())
+        save_in(&self.directory(vm), record)
     }
 
-    /// Record first: a crash in between leaves what counts as nothing.
+    /// The one with the record first: what the others say of it then counts as nothing.
     pub(crate) fn remove(&self, vm: &VmId) -> anyhow::Result<()> {
-        let directory = self.directory(vm);
-        if !directory.exists() {
-            return Ok(());
-        }
-        remove_file(&directory.join(RECORD))?;
-        sys::fs::sync_directory(&directory)?;
-        fs::remove_dir_all(&directory)
-            .with_context(|| format!("remove {}", directory.display()))?;
-        sys::fs::sync_directory(&self.root)?;
-        Ok(())
+        let first = self.directory(vm);
+        remove_in(&first)?;
+        let others = self.roots.iter().map(|root| root.path.join(vm.as_str()));
+        let mut others = others.filter(|other| *other != first);
+        others.try_for_each(|other| remove_in(&other))
     }
 
     /// The log files, as the VMM writes them.
@@ -162,6 +281,53 @@ impl Machines {
     pub(crate) fn log_paths(&self, vm: &VmId) -> [PathBuf; 2] {
         LOGS.map(|name| self.directory(vm).join(name))
     }
+}
+
+fn save_in(directory: &Path, record: &Record) -> anyhow::Result<()> {
+    let json = serde_json::to_vec(record).context("write a record as JSON")?;
+    sys::fs::write_atomic(&directory.join(RECORD), &json, 0o600)?;
+    Ok(())
+}
+
+/// Record first: a crash in between leaves what counts as nothing.
+fn remove_in(directory: &Path) -> anyhow::Result<()> {
+    if !directory.exists() {
+        return Ok(());
+    }
+    remove_file(&directory.join(RECORD))?;
+    sys::fs::sync_directory(directory)?;
+    fs::remove_dir_all(directory).with_context(|| format!("remove {}", directory.display()))?;
+    directory.parent().map_or(Ok(()), sys::fs::sync_directory)?;
+    Ok(())
+}
+
+/// What is older than what counts goes.
+fn forget(directory: &Path, vm: &VmId) {
+    if let Err(error) = remove_in(directory) {
+        log::error!("remove what {vm} was before: {error:#}");
+    }
+}
+
+/// A full pool must hear where a machine is; one that is dead cannot.
+fn note(directory: &Path, place: &Place) -> anyhow::Result<()> {
+    let Err(error) = place.tell(directory) else {
+        return Ok(());
+    };
+    let full = |cause: &(dyn std::error::Error + 'static)| {
+        let cause = cause.downcast_ref::<io::Error>();
+        cause.is_some_and(|e| e.kind() == io::ErrorKind::StorageFull)
+    };
+    if error.chain().any(full) {
+        return Err(error.context(format!(
+            "note in {} where a machine lies",
+            directory.display()
+        )));
+    }
+    log::error!(
+        "note in {} where a machine lies: {error:#}",
+        directory.display()
+    );
+    Ok(())
 }
 
 /// One image and one life of the deployment have one layer.

@@ -4,6 +4,7 @@
 
 mod accounts;
 mod clock;
+mod content;
 mod context;
 mod conversation;
 mod disks;
@@ -23,6 +24,8 @@ mod metrics;
 mod network;
 mod packets;
 mod phases;
+mod places;
+mod pools;
 mod prepare;
 mod pulse;
 mod questions;

@@ -15,23 +15,25 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, anyhow};
 use storage::plan::{Choice, choose};
 use storage::pool::{Pool, PoolError};
+use storage::pools::{Places, Pools};
 use tokio::sync::watch;
 use types::PublicKey;
 use types::node::{Capacity, Clock, NodeInfo, Phase};
 use workload::admission::Storage;
-use workload::ledger;
 
 use super::context::{NodeContext, Uplink, tenant_capacity};
 use super::disks::Found;
-use super::engine::{Engine, ledger_copies};
+use super::engine::Engine;
 use super::pulse::Pulse;
-use super::{clock, disks, ending, identity, machine, resolv, uplink};
+use super::{clock, disks, ending, machine, pools, resolv, uplink};
 use crate::cmdline::{self, Options};
 use crate::console::Console;
 use crate::phase::{Outcome, Row};
 use crate::room::Room;
 
 const POOL: &str = "/pool";
+/// Where every further pool has its place, under the name of its disk.
+const FURTHER: &str = "/run/sifr/pools";
 const OWNER_FILE: &str = "/etc/sifr/owner.pub";
 /// How long the boot waits for the first address. It then goes on, and the address comes when it comes:
 /// a switch port may take 30 s to open, and nothing else needs to wait for it.
@@ -121,14 +123,17 @@ async fn provision() -> anyhow::Result<Engine> {
     let _pulse = Pulse::start(&pid1).context("give signs of life")?;
     let options = options(&boot);
     let owner = owner(&boot, options.owner);
-    let found = boot.must("disks", || look(owner.as_ref()))?;
-    let pool = boot.must("pool", || pool(&found, owner.as_ref()))?;
+    let (found, all) = disks_and_pools(&mut boot, owner.as_ref())?;
+    let pool = &all.first;
     let mut problems = pool.problems.clone();
-    let (seed, key) = boot.must("identity", || identity(&pool, &mut problems))?;
-    let start = boot.must("clock", || Ok((clock::start(&pool.mountpoint)?, None)))?;
+    let (seed, key) = boot.must("identity", || identity(&all, &mut problems))?;
+    let sites = pools::sites(&all);
+    let floors: Vec<_> = sites.iter().map(|s| s.mountpoint.clone()).collect();
+    let start = boot.must("clock", || Ok((clock::start(&floors)?, None)))?;
+    let standing = all.standing();
     let kvm_problem = boot.must("kvm", kvm)?;
-    let storage = storage_of(&pool);
-    let capacity = capacity_of(&pool);
+    let storage = storage_of(pool);
+    let capacity = capacity_of(pool);
     let (info, _) = watch::channel(NodeInfo {
         key,
         owner,
@@ -146,13 +151,14 @@ async fn provision() -> anyhow::Result<Engine> {
         links: Vec::new(),
         disks: found
             .iter()
-            .map(|found| disks::report(found, owner.as_ref(), pool.disk.as_deref()))
+            .map(|found| disks::report(found, owner.as_ref(), &standing))
             .collect(),
+        pools: pools::report(&all, &found),
         boot: Vec::new(),
         last_error: last_error(&options, &problems),
         last_end: ending::begin(&pool.mountpoint),
     });
-    let uplink = network(&mut boot, &options, &pool, start, &info).await?;
+    let uplink = network(&mut boot, &options, floors, start, &info).await?;
     let context = NodeContext {
         seed,
         key,
@@ -160,13 +166,21 @@ async fn provision() -> anyhow::Result<Engine> {
         storage,
         room: Room::of_the_node(&pool.mountpoint),
         pool: pool.mountpoint.clone(),
-        pool_disk: pool.disk.clone(),
+        pools: sites,
+        standing,
         kvm_problem,
         capacity,
         info: info.clone(),
         uplink: uplink.clone(),
         pid1,
     };
+    let engine = engine(&mut boot, context).await?;
+    info.send_modify(|i| i.boot.clone_from(&boot.rows));
+    tokio::task::spawn_local(show_status(boot.console.clone(), info.subscribe(), uplink));
+    Ok(engine)
+}
+
+async fn engine(boot: &mut Boot, context: NodeContext) -> anyhow::Result<Engine> {
     let mut engine = boot
         .must_async("ledger", async { Ok((Engine::open(context).await?, None)) })
         .await?;
@@ -174,9 +188,17 @@ async fn provision() -> anyhow::Result<Engine> {
         .await?;
     boot.must_async("workloads", async { Ok((engine.adopt().await?, None)) })
         .await?;
-    info.send_modify(|i| i.boot.clone_from(&boot.rows));
-    tokio::task::spawn_local(show_status(boot.console.clone(), info.subscribe(), uplink));
     Ok(engine)
+}
+
+fn disks_and_pools(
+    boot: &mut Boot,
+    owner: Option<&PublicKey>,
+) -> anyhow::Result<(Vec<Found>, Pools)> {
+    let mut found = boot.must("disks", || look(owner))?;
+    let pools = boot.must("pool", || pool(&found, owner))?;
+    pools::remember_classes(&pools, &mut found);
+    Ok((found, pools))
 }
 
 fn options(boot: &Boot) -> Options {
@@ -236,29 +258,28 @@ fn look(owner: Option<&PublicKey>) -> Done<Vec<Found>> {
     ))
 }
 
-fn pool(found: &[Found], owner: Option<&PublicKey>) -> Done<Pool> {
-    let choice = choose(found, owner);
-    let disks: Vec<_> = found.iter().map(|(disk, _)| disk.clone()).collect();
-    let open = |choice: &Choice| {
-        let has_statements = |pool: &Path| ledger::has_statements(&ledger_copies(pool));
-        storage::pool::open(choice, &disks, owner, Path::new(POOL), &has_statements)
+fn pool(found: &[Found], owner: Option<&PublicKey>) -> Done<Pools> {
+    let places = Places {
+        first: Path::new(POOL),
+        beside: Path::new(FURTHER),
     };
-    let mut pool = match open(&choice) {
-        Ok(pool) => pool,
+    let inspect = |pool: &Path, depth| pools::inspect(pool, depth, owner.copied());
+    let mut pools = match storage::pools::open(found, owner, places, &inspect) {
+        Ok(pools) => pools,
         // VMs run from it. pid1 starts another agent, which looks again.
         Err(error @ PoolError::InUse { .. }) => return Err(error.into()),
         // A node with a broken disk is still a node that can say so.
         Err(error) => {
             let why = sys::error::chain(&error);
-            let choice = Choice::Memory { why: why.clone() };
-            let mut pool = open(&choice)?;
-            pool.problems.push(why);
-            pool
+            let mut pools = storage::pools::in_memory(&why, places)?;
+            pools.first.problems.push(why);
+            pools
         }
     };
+    let pool = &mut pools.first;
     // One that an earlier agent has made does not say why.
-    if let (false, Choice::Memory { why }) = (pool.durable, &choice) {
-        pool.remark = Some(why.clone());
+    if let (false, Choice::Memory { why }) = (pool.durable, choose(found, owner)) {
+        pool.remark = Some(why);
     }
     let size = machine::size_of(&pool.mountpoint).as_mib();
     let place = pool
@@ -272,8 +293,13 @@ fn pool(found: &[Found], owner: Option<&PublicKey>) -> Done<Pool> {
         .as_deref()
         .map(|r| format!(" ({r})"))
         .unwrap_or_default();
-    let text = format!("{size} MiB {place}{remark}");
-    Ok((pool, Some(text)))
+    let further: Vec<_> = pools.further.iter().map(|f| f.disk.as_str()).collect();
+    let further = match further.as_slice() {
+        [] => String::new(),
+        disks => format!(", and pools on {}", disks.join(", ")),
+    };
+    let text = format!("{size} MiB {place}{further}{remark}");
+    Ok((pools, Some(text)))
 }
 
 fn storage_of(pool: &Pool) -> Storage {
@@ -294,11 +320,9 @@ fn capacity_of(pool: &Pool) -> Capacity {
     tenant_capacity(machine::cpus(), machine::memory(), storage_of(pool), size)
 }
 
-fn identity(pool: &Pool, problems: &mut Vec<String>) -> Done<([u8; 32], PublicKey)> {
-    let identity = identity::load_or_make(&pool.mountpoint)?;
-    problems.extend(identity.problems);
-    let seed = identity.seed;
-    let key = api::sign::SecretKey::from_seed(seed).public();
+fn identity(pools: &Pools, problems: &mut Vec<String>) -> Done<([u8; 32], PublicKey)> {
+    let (seed, key, said) = pools::identity(pools)?;
+    problems.extend(said);
     Ok(((seed, key), Some(key.to_string())))
 }
 
@@ -306,7 +330,7 @@ fn identity(pool: &Pool, problems: &mut Vec<String>) -> Done<([u8; 32], PublicKe
 async fn network(
     boot: &mut Boot,
     options: &Options,
-    pool: &Pool,
+    floors: Vec<PathBuf>,
     start: clock::Start,
     info: &watch::Sender<NodeInfo>,
 ) -> anyhow::Result<watch::Receiver<Uplink>> {
@@ -333,8 +357,7 @@ async fn network(
     let uplinks = uplinks.await?;
     tokio::task::spawn_local(uplinks.run());
     let synchronised = info.clone();
-    let place: PathBuf = pool.mountpoint.clone();
-    tokio::task::spawn_local(clock::keep(place, start, servers, move || {
+    tokio::task::spawn_local(clock::keep(floors, start, servers, move || {
         synchronised.send_if_modified(|i| !std::mem::replace(&mut i.clock.synchronised, true));
     }));
     tokio::task::spawn_local(resolv::keep(uplink.clone()));
@@ -462,6 +485,7 @@ mod tests {
             capacity: types::node::Capacity::default(),
             links: Vec::new(),
             disks: Vec::new(),
+            pools: Vec::new(),
             boot: Vec::new(),
             last_error: None,
             last_end: None,

@@ -3,7 +3,6 @@
 //! Owns: its order and its deadlines, and the last acts: sync, unmount, reboot.
 //! Refuses: hanging. Every wait has an end, whatever a guest, the node or a disk does.
 
-use std::path::Path;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
@@ -119,19 +118,18 @@ pub(super) struct Feeding<'a> {
     pub(super) feed: &'a dyn Fn(),
 }
 
-/// Writes everything to disk within [`SYNC_TIMEOUT`]. Says what went wrong.
-pub(super) fn settle_disks(pool: &Path, feeding: Option<&Feeding<'_>>) -> Result<(), String> {
+/// Writes everything to disk and unmounts every pool within [`SYNC_TIMEOUT`]. Says what went wrong.
+pub(super) fn settle_disks(feeding: Option<&Feeding<'_>>) -> Result<(), String> {
     let (done, wait) = std::sync::mpsc::channel();
-    let place = pool.to_owned();
     // A thread, as a dead disk blocks these calls for ever. It is the first one of pid1, and nothing
     // is forked after it.
     let worker = std::thread::Builder::new().spawn(move || {
         nix::unistd::sync();
-        let result = match sys::mount::mounted(&place) {
-            Ok(None) => Ok(()),
-            Ok(Some(_)) => sys::mount::unmount(&place),
-            Err(error) => Err(error),
-        };
+        let pools = sys::mount::places_of("xfs");
+        let result = pools.and_then(|pools| {
+            let ended = pools.iter().map(|place| sys::mount::unmount(place));
+            ended.fold(Ok(()), sys::Result::and)
+        });
         // The receiver is gone only when the time is up.
         let _ = done.send(result);
     });

@@ -7,7 +7,6 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -515,7 +514,7 @@ impl Supervisor {
             every: dog.timeout() / 3,
             feed: &feed,
         });
-        if let Err(error) = down::settle_disks(Path::new("/pool"), feeding.as_ref()) {
+        if let Err(error) = down::settle_disks(feeding.as_ref()) {
             self.console.line(&format!("sifr: going down: {error}"));
         }
         // On a reboot it stays armed: a machine that hangs in its reset is reset all the same.

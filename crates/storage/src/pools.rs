@@ -1,0 +1,365 @@
+//! All pools of the node: found, made, mounted, and each put in its place.
+//!
+//! Owns: the mount points, and the order in which disks are made pools. Refuses: deciding which pool is what
+//! ([`crate::assemble`] does), what is in them (the caller says), and to become another node where a pool of this owner is
+//! there and cannot be used.
+//!
+//! The first pool lies where a node's only one does. Every other is mounted beside, under the name of its disk.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use types::PublicKey;
+
+use crate::assemble::{Assembly, History, Outline, Role, Seen, Trace, assemble};
+use crate::disk::Disk;
+use crate::marker;
+use crate::plan::{Addition, Choice, LeftAlone, Place, Standing, additions, choose};
+use crate::pool::{self, Pool, PoolError};
+use crate::probe::Content;
+use crate::roster::{Member, PoolId, Roster};
+
+/// What is in a pool. The caller knows how to read it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Inside {
+    pub identity: Trace,
+    /// `None`: the ledger cannot be read, or need not be.
+    pub history: Option<History>,
+    /// Pools that machines' data lies on, as far as this one knows.
+    pub named: Vec<PoolId>,
+}
+
+/// How much of a pool is of interest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Depth {
+    /// It is the only one: its ledger need not be compared with another.
+    Alone,
+    Beside,
+}
+
+pub type Inspect<'a> = &'a dyn Fn(&Path, Depth) -> Inside;
+
+/// Where pools are mounted.
+#[derive(Debug, Clone, Copy)]
+pub struct Places<'a> {
+    pub first: &'a Path,
+    /// A directory; each further pool has one in it.
+    pub beside: &'a Path,
+}
+
+/// A pool of the node beside the first.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Further {
+    pub id: PoolId,
+    /// Kernel name of its disk.
+    pub disk: String,
+    pub mountpoint: PathBuf,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pools {
+    /// Its problems are those of all.
+    pub first: Pool,
+    pub further: Vec<Further>,
+    pub left: Vec<LeftAlone>,
+    /// Pools of the node that are not there.
+    pub missing: Vec<Member>,
+    /// What every pool is to say of the others. `None` in memory, and where an earlier agent has seen to it.
+    pub outline: Option<Outline>,
+}
+
+impl Pools {
+    fn only(first: Pool) -> Self {
+        Self {
+            first,
+            further: Vec::new(),
+            left: Vec::new(),
+            missing: Vec::new(),
+            outline: None,
+        }
+    }
+
+    pub fn standing(&self) -> Standing {
+        let first = self.first.disk.iter();
+        let further = self.further.iter().map(|further| &further.disk);
+        Standing {
+            used: first.chain(further).cloned().collect(),
+            left: self.left.clone(),
+        }
+    }
+}
+
+/// Opens or makes the node's pools. Called again after a restart of the node agent it finds its own mounts, keeps them
+/// whatever would be chosen now, and changes nothing: VMs run from them. Where nothing was mounted before, nothing is
+/// after an error.
+pub fn open(
+    found: &[(Disk, Content)],
+    owner: Option<&PublicKey>,
+    places: Places<'_>,
+    inspect: Inspect<'_>,
+) -> Result<Pools, PoolError> {
+    let disks: Vec<Disk> = found.iter().map(|(disk, _)| disk.clone()).collect();
+    let mounted = sys::mount::mounted(places.first).map_err(|source| PoolError::Mounts {
+        path: places.first.to_owned(),
+        source,
+    })?;
+    if let Some(mounted) = mounted {
+        let first = pool::adopt(&mounted, &disks, owner, places.first)?;
+        return Ok(adopt_further(first, &disks, owner, places));
+    }
+    let (choice, Some(owner)) = (choose(found, owner), owner) else {
+        return pool::memory("no owner key", places.first).map(Pools::only);
+    };
+    if let Choice::Memory { why } = &choice {
+        return pool::memory(why, places.first).map(Pools::only);
+    }
+    let node = Opening {
+        disks: &disks,
+        owner,
+        places,
+        mounted: Vec::new(),
+        left: Vec::new(),
+    };
+    node.open(found, &choice, inspect)
+}
+
+/// The pool in memory of a node whose pools cannot be used.
+pub fn in_memory(why: &str, places: Places<'_>) -> Result<Pools, PoolError> {
+    pool::memory(why, places.first).map(Pools::only)
+}
+
+/// A pool with its disk, an index.
+type Mounted = (usize, Pool);
+
+struct Opening<'a> {
+    disks: &'a [Disk],
+    owner: &'a PublicKey,
+    places: Places<'a>,
+    mounted: Vec<Mounted>,
+    left: Vec<LeftAlone>,
+}
+
+impl Opening<'_> {
+    fn open(
+        mut self,
+        found: &[(Disk, Content)],
+        choice: &Choice,
+        inspect: Inspect<'_>,
+    ) -> Result<Pools, PoolError> {
+        let mut first_error = None;
+        let mut count = 0;
+        let mut begin = |node: &mut Self, disk: usize, opened: Result<Pool, PoolError>| {
+            count += 1;
+            if let Err(error) = node.take(disk, opened) {
+                first_error.get_or_insert(error);
+            }
+        };
+        match choice {
+            Choice::Use { pools } => {
+                for place in pools {
+                    let opened = self.enter(*place);
+                    begin(&mut self, place.disk, opened);
+                }
+            }
+            Choice::Finish { disk, partition } => {
+                let place = Place {
+                    disk: *disk,
+                    partition: *partition,
+                };
+                let opened = self.go_on(place);
+                begin(&mut self, *disk, opened);
+            }
+            Choice::Provision { disk } => {
+                let opened = self.make(*disk);
+                begin(&mut self, *disk, opened);
+            }
+            Choice::Memory { .. } => {}
+        }
+        // Nothing is made beside pools of which none can be used: it would be another node.
+        if let (true, Some(error)) = (self.mounted.is_empty(), first_error) {
+            return Err(match count {
+                1 => error,
+                count => PoolError::NoneUsable {
+                    count,
+                    source: Box::new(error),
+                },
+            });
+        }
+        for addition in additions(found, self.owner, choice) {
+            let (disk, opened) = match addition {
+                Addition::Finish(place) => (place.disk, self.go_on(place)),
+                Addition::Provision { disk } => (disk, self.make(disk)),
+            };
+            // It is told, and the others are enough.
+            let _ = self.take(disk, opened);
+        }
+        self.settle(inspect)
+    }
+
+    fn take(&mut self, disk: usize, opened: Result<Pool, PoolError>) -> Result<(), PoolError> {
+        match opened {
+            Ok(pool) => self.mounted.push((disk, pool)),
+            Err(error) => {
+                let name = self.disks[disk].name.clone();
+                // What failed may be mounted: nothing of this boot goes there. It fails where nothing is.
+                let _ = sys::mount::detach(&self.beside(disk));
+                self.left.push(LeftAlone {
+                    why: format!("its pool cannot be used: {}", sys::error::chain(&error)),
+                    disk: name,
+                });
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    fn beside(&self, disk: usize) -> PathBuf {
+        self.places.beside.join(&self.disks[disk].name)
+    }
+
+    /// Where a pool is mounted until it is known what it is.
+    fn room(&self, disk: usize) -> Result<PathBuf, PoolError> {
+        let path = self.beside(disk);
+        fs::create_dir_all(&path).map_err(|source| PoolError::Place {
+            path: path.clone(),
+            source,
+        })?;
+        Ok(path)
+    }
+
+    fn enter(&self, place: Place) -> Result<Pool, PoolError> {
+        pool::enter(place, self.disks, self.owner, &self.room(place.disk)?)
+    }
+
+    fn go_on(&self, place: Place) -> Result<Pool, PoolError> {
+        pool::go_on(place, self.disks, self.owner, &self.room(place.disk)?)
+    }
+
+    fn make(&self, disk: usize) -> Result<Pool, PoolError> {
+        pool::make(&self.disks[disk], self.owner, &self.room(disk)?)
+    }
+
+    /// Every pool to the place that is decided for it.
+    fn settle(mut self, inspect: Inspect<'_>) -> Result<Pools, PoolError> {
+        let mounted = std::mem::take(&mut self.mounted);
+        let depth = match mounted.len() {
+            1 => Depth::Alone,
+            _ => Depth::Beside,
+        };
+        let inspect = |pool: &Path| inspect(pool, depth);
+        let seen: Vec<Seen> = mounted.iter().map(|m| self.see(m, &inspect)).collect();
+        let Assembly {
+            roles,
+            outline,
+            missing,
+        } = assemble(&seen).expect("a pool is mounted, or there was an error");
+        let (mut first, mut further, mut problems) = (None, Vec::new(), Vec::new());
+        for ((disk, mut pool), role) in mounted.into_iter().zip(roles) {
+            let name = self.disks[disk].name.clone();
+            problems.append(&mut pool.problems);
+            match role {
+                Role::First => first = Some((disk, pool)),
+                Role::Further => {
+                    problems.extend(pool.remark.map(|remark| format!("{name}: {remark}")));
+                    further.push(Further {
+                        id: pool.id.unwrap_or_default(),
+                        mountpoint: pool.mountpoint,
+                        disk: name,
+                    });
+                }
+                Role::Left(left) => {
+                    let _ = sys::mount::unmount(&pool.mountpoint);
+                    let why = left.because().to_owned();
+                    self.left.push(LeftAlone { disk: name, why });
+                }
+            }
+        }
+        let (disk, mut first) = first.expect("exactly one is the first");
+        sys::mount::relocate(&first.mountpoint, self.places.first).map_err(|source| {
+            PoolError::Move {
+                disk: self.disks[disk].name.clone(),
+                path: self.places.first.to_owned(),
+                source,
+            }
+        })?;
+        first.mountpoint = self.places.first.to_owned();
+        let told = self.left.iter();
+        problems.extend(told.map(|left| format!("{}: {}", left.disk, left.why)));
+        problems.extend(missing.iter().map(away));
+        first.problems = problems;
+        Ok(Pools {
+            first,
+            further,
+            left: self.left,
+            missing,
+            outline: Some(outline),
+        })
+    }
+
+    fn see(&self, (disk, pool): &Mounted, inspect: &dyn Fn(&Path) -> Inside) -> Seen {
+        let Inside {
+            identity,
+            history,
+            named,
+        } = inspect(&pool.mountpoint);
+        let disk = &self.disks[*disk];
+        Seen {
+            id: pool.id.clone().unwrap_or_default(),
+            serial: disk.serial.clone(),
+            model: disk.model.clone(),
+            class: disk.class,
+            made: marker::made(&pool.mountpoint),
+            identity,
+            roster: Roster::read(&pool.mountpoint),
+            history,
+            named,
+        }
+    }
+}
+
+/// For people.
+pub fn away(member: &Member) -> String {
+    let Member { pool, serial, .. } = member;
+    format!(
+        "a disk of this node is not there: serial {serial:?}, pool {pool}; what lies on it waits for it"
+    )
+}
+
+/// What an earlier agent has mounted beside the first pool.
+fn adopt_further(
+    first: Pool,
+    disks: &[Disk],
+    owner: Option<&PublicKey>,
+    places: Places<'_>,
+) -> Pools {
+    let mut pools = Pools::only(first);
+    let mut names: Vec<_> = disks.iter().map(|disk| disk.name.as_str()).collect();
+    names.sort_unstable();
+    for name in names {
+        let mountpoint = places.beside.join(name);
+        let Ok(Some(mounted)) = sys::mount::mounted(&mountpoint) else {
+            continue;
+        };
+        match pool::adopt(&mounted, disks, owner, &mountpoint) {
+            Ok(pool) => {
+                pools.first.problems.extend(pool.problems);
+                pools.further.push(Further {
+                    id: pool.id.unwrap_or_default(),
+                    disk: name.to_owned(),
+                    mountpoint,
+                });
+            }
+            Err(error) => pools.left.push(LeftAlone {
+                disk: name.to_owned(),
+                why: sys::error::chain(&error),
+            }),
+        }
+    }
+    let roster = Roster::read(&pools.first.mountpoint);
+    let used = |id: &PoolId| {
+        pools.first.id.as_ref() == Some(id) || pools.further.iter().any(|f| f.id == *id)
+    };
+    let members = roster.map_or_else(Vec::new, |roster| roster.members);
+    pools.missing = members.into_iter().filter(|m| !used(&m.pool)).collect();
+    pools
+}

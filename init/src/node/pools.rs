@@ -1,0 +1,146 @@
+//! The node's pools at the boot: what is in each, what each is told of the others, and what is said of them.
+//!
+//! Owns: reading a pool for [`storage::assemble`], and the order in which one becomes the node's. Refuses: deciding which are
+//! the node's, and mounting.
+//!
+//! A pool that joins is given the roster first: should the others be lost from there on, it knows that they were. Then it is
+//! given the identity, and at last the ledger, by whoever opens that.
+
+use std::path::{Path, PathBuf};
+
+use storage::assemble::History;
+use storage::pools::{Depth, Inside, Pools, away};
+use storage::roster::Roster;
+use types::PublicKey;
+use types::node::{DiskClass, Pool, PoolState};
+use workload::ledger;
+
+use super::disks::Found;
+use super::engine::{ledger_copies, verify};
+use super::machines::Site;
+use super::{identity, machine, places};
+
+/// What is in a pool of this owner.
+pub(crate) fn inspect(pool: &Path, depth: Depth, owner: Option<PublicKey>) -> Inside {
+    Inside {
+        identity: identity::trace(pool),
+        history: match depth {
+            Depth::Alone => None,
+            Depth::Beside => history(pool, owner),
+        },
+        named: places::named(pool),
+    }
+}
+
+fn history(pool: &Path, owner: Option<PublicKey>) -> Option<History> {
+    let verify = |envelope: &[u8]| verify(envelope, owner).map_err(|refusal| refusal.message);
+    let history = ledger::history(&ledger_copies(pool), verify).ok()?;
+    let said = history.into_iter().map(|((key, version), digest)| {
+        let deployment = format!("{} {}", key.signer, key.name);
+        ((deployment, version), digest.0)
+    });
+    Some(said.collect())
+}
+
+/// The node's identity, in every pool when this returns, and what was wrong.
+pub(crate) fn identity(pools: &Pools) -> anyhow::Result<([u8; 32], PublicKey, Vec<String>)> {
+    let first = &pools.first.mountpoint;
+    let further: Vec<PathBuf> = pools.further.iter().map(|f| f.mountpoint.clone()).collect();
+    let mut identity = identity::of_the_node(first, &further)?;
+    let key = api::sign::SecretKey::from_seed(identity.seed).public();
+    let roster = pools.outline.as_ref().map(|outline| outline.roster(key));
+    for pool in std::iter::once(first).chain(&further) {
+        let Some(roster) = &roster else { break };
+        if let Err(error) = roster.write(pool) {
+            let why = sys::error::chain(&error);
+            identity
+                .problems
+                .push(format!("which disks belong together is not noted: {why}"));
+        }
+    }
+    identity
+        .problems
+        .extend(identity::share(&identity.seed, &further));
+    Ok((identity.seed, key, identity.problems))
+}
+
+/// All pools, the first first.
+pub(crate) fn sites(pools: &Pools) -> Vec<Site> {
+    let first = Site {
+        id: pools.first.id.clone().unwrap_or_default(),
+        mountpoint: pools.first.mountpoint.clone(),
+    };
+    let further = pools.further.iter().map(|further| Site {
+        id: further.id.clone(),
+        mountpoint: further.mountpoint.clone(),
+    });
+    std::iter::once(first).chain(further).collect()
+}
+
+/// Disks in use are of the class that they had when they joined.
+pub(crate) fn remember_classes(pools: &Pools, found: &mut [Found]) {
+    let Some(roster) = Roster::read(&pools.first.mountpoint) else {
+        return;
+    };
+    for (site, name) in sites(pools).into_iter().zip(pools.standing().used) {
+        let of_it = found.iter_mut().find(|(disk, _)| disk.name == name);
+        if let (Some((disk, _)), Some(member)) = (of_it, roster.member(&site.id)) {
+            disk.class = member.class;
+        }
+    }
+}
+
+/// What the API says of them, in the order of [`sites`]; missing ones come last.
+pub(crate) fn report(pools: &Pools, found: &[Found]) -> Vec<Pool> {
+    if !pools.first.durable {
+        return Vec::new();
+    }
+    let pool = |(site, name): (Site, String)| {
+        let disk = found.iter().map(|(disk, _)| disk);
+        let disk = disk.into_iter().find(|disk| disk.name == name);
+        Pool {
+            id: site.id,
+            serial: disk.map(|disk| disk.serial.clone()).unwrap_or_default(),
+            class: disk.map_or(DiskClass::Ssd, |disk| disk.class),
+            disk: Some(name),
+            state: PoolState::InUse,
+            size: machine::size_of(&site.mountpoint),
+            free: machine::available_in(&site.mountpoint),
+            because: None,
+        }
+    };
+    let used = sites(pools).into_iter().zip(pools.standing().used);
+    let mut report: Vec<_> = used.map(pool).collect();
+    report.extend(pools.missing.iter().map(|member| Pool {
+        id: member.pool.clone(),
+        disk: None,
+        serial: member.serial.clone(),
+        class: member.class,
+        state: PoolState::Missing,
+        size: types::Bytes(0),
+        free: types::Bytes(0),
+        because: Some(away(member)),
+    }));
+    report
+}
+
+#[cfg(test)]
+mod tests {
+    use storage::assemble::Trace;
+
+    use super::*;
+
+    #[test]
+    fn an_empty_pool_holds_nothing_and_one_with_an_identity_is_somebodys() {
+        let pool = tempfile::tempdir().expect("a directory");
+        let empty = Inside {
+            identity: Trace::Nothing,
+            history: Some(History::new()),
+            named: Vec::new(),
+        };
+        assert_eq!(inspect(pool.path(), Depth::Beside, None), empty);
+        identity::keep(pool.path(), &[7; 32]).expect("kept");
+        let inside = inspect(pool.path(), Depth::Alone, None);
+        assert!(matches!(inside.identity, Trace::Key(_)), "{inside:?}");
+    }
+}

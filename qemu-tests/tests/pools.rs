@@ -1,0 +1,175 @@
+//! Several disks: each of two alone is the node, whatever has become of the other.
+//!
+//! Owns: nodes whose disks are taken out and put back. Refuses: judging a pool by anything but what the node then says and runs.
+#![cfg(test)]
+
+mod tests {
+    use std::path::PathBuf;
+
+    use image::qemu::Disk;
+    use qemu_tests::{Lab, Setup, busybox};
+    use serde_json::Value;
+
+    struct Held {
+        lab: Lab,
+        flist: PathBuf,
+        /// All disks that the node ever had.
+        disks: Vec<Disk>,
+        key: String,
+    }
+
+    impl Held {
+        /// A node with two blank disks.
+        fn new() -> Self {
+            let mut lab = Lab::with(&Setup::default(), |machine| {
+                let directory = machine.disks[0].file.parent().expect("a directory");
+                let file = directory.join("second.raw");
+                image::qemu::blank_disk(&file, types::Bytes::gib(4))?;
+                let second = Disk {
+                    file,
+                    serial: "LAB1".to_owned(),
+                    ..machine.disks[0].clone()
+                };
+                machine.disks.push(second);
+                Ok(())
+            })
+            .expect("a node");
+            let flist = busybox(lab.command(), lab.directory()).expect("an image");
+            let (disks, key) = (lab.disks().clone(), lab.key().expect("a key"));
+            Self {
+                lab,
+                flist,
+                disks,
+                key,
+            }
+        }
+
+        /// Cuts the power, and boots with these disks alone.
+        fn boot_with(&mut self, disks: &[usize]) {
+            self.lab.power_cut().expect("off");
+            *self.lab.disks() = disks.iter().map(|at| self.disks[*at].clone()).collect();
+            self.lab.power_on().expect("on");
+            assert_eq!(self.lab.key().expect("a key"), self.key, "another node");
+        }
+
+        /// Each start adds a line to a file on the machine's disk, and says how many there are.
+        fn deploy(&self, name: &str) {
+            let yaml = format!(
+                "name: {name}\nimage: {}\nmemory: 64Mi\ndisk: 64Mi\n\
+                 command: [sh, -c, \"echo x >> /n; sync; echo starts $(wc -l < /n); sleep 3600\"]\n",
+                self.flist.display()
+            );
+            let answer = self.lab.deploy(&yaml).expect("sifr runs");
+            answer.must().expect("accepted");
+            self.runs(name);
+        }
+
+        fn runs(&self, name: &str) {
+            let up = self.lab.wait(name, "running").expect("sifr runs");
+            up.must()
+                .unwrap_or_else(|error| panic!("{error:#}\n{}", self.lab.console()));
+        }
+
+        /// How often its program has begun on the same disk.
+        fn starts(&self, name: &str) -> Option<String> {
+            let logs = self.lab.logs(name).expect("logs");
+            logs.lines().last().map(str::to_owned)
+        }
+
+        fn wait_for_starts(&self, name: &str, count: u32) {
+            let wanted = format!("starts {count}");
+            let follow = self.lab.follow(name).expect("it is followed");
+            follow
+                .wait_for(&wanted)
+                .unwrap_or_else(|error| panic!("{error:#}: {:?}", self.starts(name)));
+        }
+
+        /// It waits for a disk, and says so.
+        fn waits(&self, name: &str) {
+            let status = self.lab.get(name).expect("it is known");
+            assert_eq!(status["desired"], "running", "{status}");
+            let workload = status["workloads"].as_object().expect("workloads").values();
+            for workload in workload {
+                let message = workload["message"].as_str().unwrap_or_default();
+                assert!(message.contains("its disk is not there"), "{status}");
+                assert_eq!(workload["state"], "pending", "{status}");
+            }
+        }
+
+        fn info(&self) -> Value {
+            let answer = self.lab.sifr(&["--output", "json", "node", "info"]);
+            let answer = answer.expect("sifr runs").must().expect("info");
+            serde_json::from_str(&answer.stdout).expect("JSON")
+        }
+
+        /// State of each pool, by the serial of its disk.
+        fn pools(&self) -> Vec<(String, String)> {
+            let info = self.info();
+            let pools = info["pools"].as_array().expect("a list");
+            let text = |pool: &Value, key: &str| pool[key].as_str().unwrap_or_default().to_owned();
+            let mut pools: Vec<_> = pools
+                .iter()
+                .map(|pool| (text(pool, "serial"), text(pool, "state")))
+                .collect();
+            pools.sort();
+            pools
+        }
+    }
+
+    fn said(pools: &[(&str, &str)]) -> Vec<(String, String)> {
+        let own = |(serial, state): &(&str, &str)| (serial.to_string(), state.to_string());
+        pools.iter().map(own).collect()
+    }
+
+    #[test]
+    fn each_of_two_disks_alone_is_the_node_with_all_that_was_acknowledged() {
+        let mut held = Held::new();
+        assert_eq!(
+            held.pools(),
+            said(&[("LAB0", "in_use"), ("LAB1", "in_use")])
+        );
+        held.deploy("web");
+        held.deploy("gone");
+        held.wait_for_starts("web", 1);
+
+        // The disk with the machines is away: they wait for it, and others run.
+        held.boot_with(&[1]);
+        assert_eq!(
+            held.pools(),
+            said(&[("LAB0", "missing"), ("LAB1", "in_use")])
+        );
+        let console = held.lab.console();
+        assert!(
+            console.contains("a disk of this node is not there: serial \"LAB0\""),
+            "{console}"
+        );
+        held.waits("web");
+        held.waits("gone");
+        held.deploy("job");
+        held.wait_for_starts("job", 1);
+        held.lab
+            .delete("gone")
+            .expect("deleted while its disk is away");
+
+        // It comes back with an older ledger: nothing deleted returns, and each machine goes on where it was.
+        held.boot_with(&[0, 1]);
+        assert_eq!(
+            held.pools(),
+            said(&[("LAB0", "in_use"), ("LAB1", "in_use")])
+        );
+        held.runs("web");
+        held.wait_for_starts("web", 2);
+        held.runs("job");
+        held.wait_for_starts("job", 2);
+        let gone = held.lab.get("gone").expect("a tombstone");
+        assert_eq!(gone["desired"], "deleted", "{gone}");
+
+        // The other way round.
+        held.boot_with(&[0]);
+        held.runs("web");
+        held.waits("job");
+        let gone = held.lab.get("gone").expect("a tombstone");
+        assert_eq!(gone["desired"], "deleted", "{gone}");
+        held.lab.power_button().expect("off, in order");
+    }
+}
