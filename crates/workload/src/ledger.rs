@@ -1,9 +1,9 @@
 //! The ledger: every accepted statement exactly as it was signed, in two copies.
 //!
-//! Owns: the order of writing, and how two copies become one truth again.
+//! Owns: the order of writing, how two copies become one truth again, and how they come to a newer format.
 //! Refuses: a format from the future, and to acknowledge what is not synced in both copies.
 //!
-//! A file is a header (magic, format version) and records: length (u32 LE), BLAKE3 of the envelope,
+//! A file is a header (magic, format version, what it needs) and records: length (u32 LE), BLAKE3 of the envelope,
 //! the envelope's bytes. Records are only appended. A copy counts up to its first record that is torn
 //! or does not match its hash; the truth is the union of both copies. So whatever happens to one
 //! copy, nothing is lost that the other holds.
@@ -14,6 +14,9 @@
 //! A node with several disks has a pool on each, with two copies in each of up to [`POOLS_MAX`]. A statement is kept once all
 //! of them have synced it. A pool that fails on the way is given up until the next opening, which is told, as long as
 //! another one has kept the statement; then it is brought up to date from the union.
+//!
+//! A copy of an older format is healed as a damaged one is: written anew, one rename for each copy. Whatever moment the
+//! power goes at, each copy is of one format or the other, and both say the same.
 //!
 //! Behind its end each copy holds blocks of the disk in reserve. A deployment must leave them there; a stop
 //! or a deletion may use them, so that a full pool can be emptied.
@@ -29,11 +32,12 @@ use types::deployment::Action;
 use crate::desired::{Key, Verified, needed};
 
 mod file;
+mod header;
 
 use file::{
-    FORMAT, Found, HEADER_BYTES, Problem, RECORD_HEADER_BYTES, Record, encode, encode_record,
-    read_copy, record_bytes,
+    Found, Problem, RECORD_HEADER_BYTES, Record, encode, encode_record, read_copy, record_bytes,
 };
+use header::{FORMAT, HEADER_BYTES, LAYOUT_SINCE};
 
 pub use types::deployment::ENVELOPE_MAX;
 
@@ -63,9 +67,19 @@ pub enum LedgerError {
         source: io::Error,
     },
     #[error(
-        "{path} has format {found}, this build knows up to {FORMAT}: boot the newer image again, nothing has been changed"
+        "{path} has format {found} and needs Sifr {}, this is Sifr {} and knows up to format {FORMAT}: boot the newer image again, nothing has been changed",
+        .needs.as_deref().map_or("of a newer version".to_owned(), |version| format!("{version} or newer")),
+        env!("CARGO_PKG_VERSION")
     )]
-    Newer { path: PathBuf, found: u32 },
+    Newer {
+        path: PathBuf,
+        found: u32,
+        needs: Option<String>,
+    },
+    #[error(
+        "the ledger has an older format and could not be brought to this one, so that it takes stops and deletions alone: make room on the pool, then try again"
+    )]
+    Older,
     #[error(
         "{path} is whole but its record {index} is not accepted ({reason}): boot the image that wrote it, nothing has been changed"
     )]
@@ -98,7 +112,7 @@ impl LedgerError {
     /// Whether there was no room, and there will be once something has been deleted.
     pub fn is_full(&self) -> bool {
         match self {
-            Self::Full(_) | Self::Long(_) => true,
+            Self::Full(_) | Self::Long(_) | Self::Older => true,
             Self::Io { source, .. } => is_full(source),
             Self::Newer { .. }
             | Self::Unverifiable { .. }
@@ -166,6 +180,8 @@ pub struct Ledger {
     reserve: Reserve,
     /// Length at which it is read again, to see what can be left out.
     compact_at: u64,
+    /// A copy could not be brought to this build's format.
+    older: bool,
     poisoned: bool,
 }
 
@@ -274,28 +290,34 @@ impl Ledger {
         let records = union(found.iter().flat_map(|f| f.records.iter()));
         let wanted = wanted(&records, &found);
         let mut problems = describe(places, &found);
-        let copies = places.iter().zip(&found).map(|((pool, directory), found)| {
+        let mut older = false;
+        let mut copies = Vec::with_capacity(places.len());
+        for ((pool, directory), found) in places.iter().zip(&found) {
             // Compacted or not, it means the same.
-            let spare = found.problem.is_none() && found.records.len() == records.len();
+            let spare = found.problem.is_none()
+                && found.records.len() == records.len()
+                && found.format.is_some_and(|format| format >= LAYOUT_SINCE);
             let healed = heal(directory, found, &wanted, &mut problems);
+            older |= healed.is_err() && found.is_older();
             let state = healed
                 .or_else(|error| if spare { Ok(()) } else { Err(error) })
                 .and_then(|()| whole(directory));
-            Copy {
+            copies.push(Copy {
                 directory: directory.to_owned(),
                 pool: *pool,
                 state: state.unwrap_or_else(|error| {
                     problems.push(behind(directory, &error));
                     State::Behind
                 }),
-            }
-        });
+            });
+        }
         let mut ledger = Self {
-            copies: copies.collect(),
+            copies,
             lost: Vec::new(),
             truth: Vec::new(),
             reserve,
             compact_at: 0,
+            older,
             poisoned: false,
         };
         if ledger.copies.iter().any(Copy::is_behind) {
@@ -405,13 +427,16 @@ impl Ledger {
         verify: impl FnMut(&[u8]) -> Result<Verified, String>,
     ) -> Result<(), LedgerError> {
         let limit = claim.length_max();
-        if self.length() > self.compact_at || self.length() + more > limit {
+        if self.older || self.length() > self.compact_at || self.length() + more > limit {
             let places = self.copies.iter().filter(|copy| !copy.is_given_up());
             let places: Vec<_> = places.map(|c| (c.pool, c.directory.clone())).collect();
             let lost = self.take_lost();
             *self = Self::open_at(&places, self.reserve, verify)?.ledger;
             self.lost = lost;
             self.catch_up()?;
+        }
+        if self.older && claim == Claim::Ordinary {
+            return Err(LedgerError::Older);
         }
         if self.length() + more > limit {
             return Err(LedgerError::Long(self.length()));
@@ -529,7 +554,7 @@ fn wanted(records: &[Record], found: &[Found]) -> Vec<u8> {
         return encode(&kept);
     }
     let same = |first: &Found| {
-        let alike = |f: &Found| f.problem.is_none() && f.bytes == first.bytes;
+        let alike = |f: &Found| f.problem.is_none() && !f.is_older() && f.bytes == first.bytes;
         found.iter().all(alike)
     };
     match found.first().filter(|first| same(first)) {
@@ -736,6 +761,9 @@ fn sync_directory(directory: &Path) -> Result<(), LedgerError> {
         .map_err(io_error("sync", directory))
 }
 
+#[cfg(test)]
+#[path = "ledger/migration_tests.rs"]
+mod migration_tests;
 #[cfg(test)]
 #[path = "ledger_tests.rs"]
 mod tests;

@@ -5,12 +5,12 @@ use std::fs;
 
 use types::{Digest, PublicKey};
 
-use super::file::header_check;
+use super::header::of_format;
 use super::*;
 use crate::desired::tests::{deployment, verified};
 
 /// The tests' envelope is the statement's JSON; its signature is taken on trust.
-fn verify(envelope: &[u8]) -> Result<Verified, String> {
+pub(super) fn verify(envelope: &[u8]) -> Result<Verified, String> {
     let statement = serde_json::from_slice(envelope).map_err(|e| e.to_string())?;
     let digest = Digest(*blake3::hash(envelope).as_bytes());
     Ok(Verified {
@@ -20,11 +20,11 @@ fn verify(envelope: &[u8]) -> Result<Verified, String> {
     })
 }
 
-fn envelope(version: u64, action: Action) -> Vec<u8> {
+pub(super) fn envelope(version: u64, action: Action) -> Vec<u8> {
     serde_json::to_vec(&verified(version, action).statement).expect("statements serialise")
 }
 
-fn history() -> Vec<Vec<u8>> {
+pub(super) fn history() -> Vec<Vec<u8>> {
     vec![
         envelope(1, Action::Deploy(deployment(1))),
         envelope(2, Action::Stop),
@@ -34,7 +34,7 @@ fn history() -> Vec<Vec<u8>> {
 
 thread_local! {
     /// Whether the disk of this test has no room left.
-    static FULL: Cell<bool> = const { Cell::new(false) };
+    pub(super) static FULL: Cell<bool> = const { Cell::new(false) };
 }
 
 fn reserve(_: &File, _: u64) -> io::Result<()> {
@@ -44,18 +44,18 @@ fn reserve(_: &File, _: u64) -> io::Result<()> {
     Ok(())
 }
 
-fn append(ledger: &mut Ledger, envelope: &[u8]) -> Result<(), LedgerError> {
+pub(super) fn append(ledger: &mut Ledger, envelope: &[u8]) -> Result<(), LedgerError> {
     ledger.append(envelope, Claim::Ordinary, verify)
 }
 
-struct Place {
+pub(super) struct Place {
     _root: tempfile::TempDir,
-    a: PathBuf,
-    b: PathBuf,
+    pub(super) a: PathBuf,
+    pub(super) b: PathBuf,
 }
 
 impl Place {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         // In memory where there is such a place: thousands of syncs on a disk take minutes.
         let memory = Path::new("/dev/shm");
         let root = if memory.is_dir() {
@@ -68,7 +68,7 @@ impl Place {
         Self { _root: root, a, b }
     }
 
-    fn with_history() -> Self {
+    pub(super) fn with_history() -> Self {
         let place = Self::new();
         let mut ledger = place.open().expect("an empty ledger").ledger;
         for envelope in history() {
@@ -77,11 +77,11 @@ impl Place {
         place
     }
 
-    fn open(&self) -> Result<Opened, LedgerError> {
+    pub(super) fn open(&self) -> Result<Opened, LedgerError> {
         Ledger::open(&self.a, &self.b, reserve, verify)
     }
 
-    fn versions(&self) -> Vec<u64> {
+    pub(super) fn versions(&self) -> Vec<u64> {
         let opened = self.open().expect("a ledger that opens");
         assert_eq!(
             self.bytes(0),
@@ -95,15 +95,15 @@ impl Place {
             .collect()
     }
 
-    fn file(&self, copy: usize) -> PathBuf {
+    pub(super) fn file(&self, copy: usize) -> PathBuf {
         [&self.a, &self.b][copy].join(FILE)
     }
 
-    fn bytes(&self, copy: usize) -> Vec<u8> {
+    pub(super) fn bytes(&self, copy: usize) -> Vec<u8> {
         fs::read(self.file(copy)).expect("a copy")
     }
 
-    fn set(&self, copy: usize, bytes: &[u8]) {
+    pub(super) fn set(&self, copy: usize, bytes: &[u8]) {
         fs::write(self.file(copy), bytes).expect("a write");
     }
 }
@@ -290,13 +290,13 @@ fn a_copy_that_cannot_be_read_beside_one_that_lacks_something_changes_nothing() 
 #[test]
 fn a_newer_format_is_refused_and_left_alone() {
     let place = Place::with_history();
-    let mut bytes = place.bytes(0);
-    bytes[8..12].copy_from_slice(&2u32.to_le_bytes());
-    bytes[12..16].copy_from_slice(&header_check(2u32.to_le_bytes()));
+    let records = &place.bytes(0)[HEADER_BYTES..];
+    let bytes = [&of_format(FORMAT + 1, "7.8.9"), records].concat();
     place.set(0, &bytes);
     let other = place.bytes(1);
     let error = place.open().expect_err("a newer format");
-    assert!(error.to_string().contains("format 2"), "{error}");
+    let said = error.to_string();
+    assert!(said.contains("needs Sifr 7.8.9 or newer"), "{said}");
     assert_eq!((place.bytes(0), place.bytes(1)), (bytes, other));
 }
 

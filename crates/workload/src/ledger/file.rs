@@ -1,6 +1,6 @@
-//! One copy of the ledger as bytes: the header, the records, and what may be wrong with them.
+//! One copy of the ledger as bytes: the records, and what may be wrong with them.
 //!
-//! Owns: the format. Refuses: deciding what follows from a problem, and writing.
+//! Owns: reading and encoding both. Refuses: deciding what follows from a problem, and writing.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -8,12 +8,9 @@ use std::path::Path;
 
 use crate::desired::Verified;
 
+use super::header::{self, FORMAT, Header};
 use super::{ENVELOPE_MAX, FILE, FILE_MAX, LedgerError, io_error};
 
-const MAGIC: [u8; 8] = *b"SIFRLDGR";
-/// Format written, and the newest that is read.
-pub(super) const FORMAT: u32 = 1;
-pub(super) const HEADER_BYTES: usize = 16;
 pub(super) const RECORD_HEADER_BYTES: usize = 4 + 32;
 /// One envelope with what it says.
 #[derive(Debug, Clone)]
@@ -28,6 +25,15 @@ pub(super) struct Found {
     pub(super) bytes: Vec<u8>,
     pub(super) records: Vec<Record>,
     pub(super) problem: Option<Problem>,
+    /// Of its header; `None` where none can be read.
+    pub(super) format: Option<u32>,
+}
+
+impl Found {
+    /// It was written by an older build, and is to be as this one writes it.
+    pub(super) fn is_older(&self) -> bool {
+        self.format.is_some_and(|format| format < FORMAT)
+    }
 }
 
 #[derive(Debug)]
@@ -83,34 +89,29 @@ fn understand(
     path: &Path,
     verify: &mut impl FnMut(&[u8]) -> Result<Verified, String>,
 ) -> Result<Found, LedgerError> {
-    let damaged = |bytes| Found {
-        bytes,
-        records: Vec::new(),
-        problem: Some(Problem::Damaged),
+    let (format, length) = match header::read(&bytes) {
+        Header::Known { format, length } => (format, length),
+        Header::Newer { format, needs } => {
+            return Err(LedgerError::Newer {
+                path: path.to_owned(),
+                found: format,
+                needs,
+            });
+        }
+        Header::Damaged => {
+            return Ok(Found {
+                bytes,
+                problem: Some(Problem::Damaged),
+                ..Found::default()
+            });
+        }
     };
-    // A file comes to its name whole: no power cut leaves less than a header.
-    if bytes.len() < HEADER_BYTES {
-        return Ok(damaged(bytes));
-    }
-    let (header, _) = bytes.split_at(HEADER_BYTES);
-    let word = |at: usize| [header[at], header[at + 1], header[at + 2], header[at + 3]];
-    // A version counts only under its own checksum: a flipped bit is damage, not a future.
-    let intact = word(12) == header_check(word(8));
-    let format = u32::from_le_bytes(word(8));
-    if header[..8] != MAGIC || !intact {
-        return Ok(damaged(bytes));
-    }
-    if format > FORMAT {
-        return Err(LedgerError::Newer {
-            path: path.to_owned(),
-            found: format,
-        });
-    }
-    let (records, problem) = read_records(&bytes[HEADER_BYTES..], verify);
+    let (records, problem) = read_records(&bytes[length..], verify);
     Ok(Found {
         bytes,
         records,
         problem,
+        format: Some(format),
     })
 }
 
@@ -157,20 +158,6 @@ pub(super) fn record_bytes(record: &Record) -> usize {
     RECORD_HEADER_BYTES + record.envelope.len()
 }
 
-pub(super) fn header_check(format: [u8; 4]) -> [u8; 4] {
-    let hash = blake3::hash(&format);
-    let [a, b, c, d, ..] = *hash.as_bytes();
-    [a, b, c, d]
-}
-
-pub(super) fn header() -> [u8; HEADER_BYTES] {
-    let mut out = [0; HEADER_BYTES];
-    out[..8].copy_from_slice(&MAGIC);
-    out[8..12].copy_from_slice(&FORMAT.to_le_bytes());
-    out[12..].copy_from_slice(&header_check(FORMAT.to_le_bytes()));
-    out
-}
-
 pub(super) fn encode_record(envelope: &[u8], out: &mut Vec<u8>) -> Result<(), LedgerError> {
     let length = u32::try_from(envelope.len())
         .ok()
@@ -183,7 +170,7 @@ pub(super) fn encode_record(envelope: &[u8], out: &mut Vec<u8>) -> Result<(), Le
 }
 
 pub(super) fn encode(records: &[Record]) -> Vec<u8> {
-    let mut out = header().to_vec();
+    let mut out = header::header();
     for record in records {
         encode_record(&record.envelope, &mut out)
             .expect("a record that was read is within the limit");
