@@ -5,7 +5,7 @@
 
 mod tests {
     use std::fs;
-    use std::path::PathBuf;
+    use std::path::{Path, PathBuf};
     use std::process::Command;
 
     use qemu_tests::registry::{self, LOGIN_KEPT, Registry};
@@ -19,6 +19,32 @@ mod tests {
         let program = ["/bin/httpd", "-f", "-h", "/www"];
         registry::layout(&work.path().join("root"), &layout, &program).expect("umoci makes it");
         layout
+    }
+
+    #[test]
+    fn the_archives_that_skopeo_writes_are_the_same_flist_as_the_layout_of_umoci() {
+        let work = TempDir::new().expect("temp");
+        let layout = layout(&work);
+        let store = work.path().join("store");
+        let pack = |source: &Path| {
+            let mut sifr = Command::new(qemu_tests::command().expect("sifr is built"));
+            sifr.args(["flist", "pack"]).arg(source).arg("-o");
+            let output = sifr.arg(&store).output().expect("sifr runs");
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success(), "{said}");
+            String::from_utf8(output.stdout).expect("text")
+        };
+        let expected = pack(&layout);
+        for form in ["docker-archive", "oci-archive"] {
+            let archive = work.path().join(format!("{form}.tar"));
+            let mut skopeo = Command::new("skopeo");
+            skopeo.args(["--insecure-policy", "copy", "--quiet"]);
+            skopeo.arg(format!("oci:{}:1", layout.display()));
+            skopeo.arg(format!("{form}:{}:team/web:1", archive.display()));
+            let output = skopeo.output().expect("skopeo: run 'make setup'");
+            assert!(output.status.success(), "{output:?}");
+            assert_eq!(pack(&archive), expected, "{form}");
+        }
     }
 
     #[test]
