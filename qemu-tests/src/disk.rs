@@ -83,9 +83,19 @@ fn ext4(tree: &Path, disk: &Path, (start, bytes): (u64, u64)) -> Result<()> {
         .arg(format!("{}k", bytes >> 10)))
 }
 
+/// Makes the whole disk somebody else's file system.
+pub fn foreign(disk: &Path) -> Result<()> {
+    let mut mkfs = Command::new("/sbin/mke2fs");
+    run(mkfs
+        .args(["-q", "-F", "-t", "ext4", "-L", "another"])
+        .arg(disk))
+}
+
 /// Copies the first partition of a disk with a GPT; where there are zeros the copy takes no room.
-pub fn first_partition(disk: &Path, copy: &Path) -> Result<()> {
-    let table = gpt::GptConfig::new().writable(false).open(disk);
+pub fn first_partition(disk: &Path, sector_bytes: u64, copy: &Path) -> Result<()> {
+    let sector = gpt::disk::LogicalBlockSize::try_from(sector_bytes)?;
+    let table = gpt::GptConfig::new().logical_block_size(sector);
+    let table = table.writable(false).open(disk);
     let table = table.with_context(|| format!("read the table of {}", disk.display()))?;
     let partition = table.partitions().values().next().context("no partition")?;
     let (first, last) = (partition.first_lba, partition.last_lba);
@@ -96,8 +106,8 @@ pub fn first_partition(disk: &Path, copy: &Path) -> Result<()> {
             "conv=sparse",
             "status=none",
         ])
-        .arg(format!("skip={}", first * SECTOR))
-        .arg(format!("count={}", (last + 1 - first) * SECTOR))
+        .arg(format!("skip={}", first * sector_bytes))
+        .arg(format!("count={}", (last + 1 - first) * sector_bytes))
         .arg(format!("if={}", disk.display()))
         .arg(format!("of={}", copy.display())))
 }

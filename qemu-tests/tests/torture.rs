@@ -19,6 +19,13 @@ mod tests {
     }
 
     #[test]
+    fn a_claim_that_is_cut_ends_in_a_pool_on_large_sectors_too() {
+        let mut torture = Torture::with_large_sectors(5).expect("a node");
+        torture.claim().expect("every promise was kept");
+        println!("{}", torture.tally());
+    }
+
+    #[test]
     fn a_disk_that_only_says_that_it_flushes_is_found_out() {
         let mut torture = Torture::with_a_lying_disk(1).expect("a node");
         torture.settle_in().expect("it runs while it has power");

@@ -84,6 +84,8 @@ pub struct Disk {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Bus {
     Virtio,
+    /// With sectors of 4096 bytes.
+    Virtio4Kn,
     Nvme,
     Ahci,
     /// Marked as removable.
@@ -438,6 +440,10 @@ impl Disk {
         let common = format!("drive=disk{index},serial={serial}");
         match bus {
             Bus::Virtio => line.pair("-device", format!("virtio-blk-pci,{common}")),
+            Bus::Virtio4Kn => {
+                let sectors = "logical_block_size=4096,physical_block_size=4096";
+                line.pair("-device", format!("virtio-blk-pci,{sectors},{common}"))
+            }
             Bus::Nvme => line.pair("-device", format!("nvme,{common}")),
             Bus::Ahci => line.pair("-device", format!("ide-hd,bus=ide.{index},{common}")),
             Bus::Usb => line

@@ -16,7 +16,9 @@ use qemu_tests::torture::{Tally, Torture};
 const CUTS: u64 = 200;
 /// Nodes: each begins with a blank disk.
 const CUTS_A_NODE: u64 = 40;
-/// Of these, pairs of cuts while the pool is made.
+/// Of these, claims of another's disk, of four cuts each.
+const CLAIMS: u64 = 4;
+/// And pairs of cuts while the pool is made.
 const FIRST_BOOTS: u64 = 8;
 
 fn main() -> Result<()> {
@@ -48,8 +50,18 @@ fn main() -> Result<()> {
             break;
         }
         let of_node = seed.wrapping_add(node);
-        let tally = one_node(of_node, now, &bar).with_context(|| format!("seed {of_node}"))?;
-        println!("seed {of_node}: {tally}, {} s", start.elapsed().as_secs());
+        // One node in three has large sectors.
+        let is_large = of_node % 3 == 2;
+        let (torture, sectors) = match is_large {
+            true => (Torture::with_large_sectors(of_node)?, "sectors of 4096"),
+            false => (Torture::new(of_node)?, "sectors of 512"),
+        };
+        let tally = one_node(torture, now, &bar);
+        let tally = tally.with_context(|| format!("seed {of_node}, {sectors}"))?;
+        println!(
+            "seed {of_node}, {sectors}: {tally}, {} s",
+            start.elapsed().as_secs()
+        );
         sum += tally;
         left -= now;
     }
@@ -60,12 +72,16 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-fn one_node(seed: u64, cuts: u64, bar: &ProgressBar) -> Result<Tally> {
-    let mut torture = Torture::new(seed)?;
+fn one_node(mut torture: Torture, cuts: u64, bar: &ProgressBar) -> Result<Tally> {
     for _ in 0..FIRST_BOOTS.min(cuts / 4) {
         torture.first_boot()?;
         bar.inc(2);
     }
+    for _ in 0..CLAIMS.min(cuts / 8) {
+        torture.claim()?;
+        bar.inc(4);
+    }
+    torture.first_boot()?;
     torture.settle_in()?;
     while torture.tally().cuts < cuts {
         torture.cut()?;

@@ -7,14 +7,30 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use super::random::Random;
 
-/// What is written whole or not at all (NVMe calls it AWUPF, ATA a logical sector).
-pub(super) const SECTOR: usize = 512;
+/// What is written whole or not at all (NVMe calls it AWUPF, ATA a logical sector), and the least that is read or written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sectors {
+    /// Of 512 bytes.
+    Small,
+    /// Of 4096, as disks have them that are called 4Kn.
+    Large,
+}
 
-type Sector = [u8; SECTOR];
+impl Sectors {
+    pub(super) fn bytes(self) -> usize {
+        match self {
+            Self::Small => 512,
+            Self::Large => 4096,
+        }
+    }
+}
+
+type Sector = Box<[u8]>;
 
 /// What becomes of writes that no flush has covered when the power goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,18 +71,20 @@ pub(super) enum Flushes {
 pub(super) struct Medium {
     file: File,
     flushes: Flushes,
+    sectors: Sectors,
     /// Writes since the last flush, sector by sector, in order.
-    unflushed: Vec<(u64, Box<Sector>)>,
+    unflushed: Vec<(u64, Sector)>,
     /// The newest of each sector: an index into the former.
     newest: BTreeMap<u64, usize>,
 }
 
 impl Medium {
-    /// `file` is as long as the disk, a multiple of [`SECTOR`].
-    pub(super) fn new(file: File, flushes: Flushes) -> Self {
+    /// `file` is as long as the disk, a multiple of a sector.
+    pub(super) fn new(file: File, flushes: Flushes, sectors: Sectors) -> Self {
         Self {
             file,
             flushes,
+            sectors,
             unflushed: Vec::new(),
             newest: BTreeMap::new(),
         }
@@ -79,26 +97,25 @@ impl Medium {
 
     /// Reads whole sectors from `at` on, the cache's contents first.
     pub(super) fn read(&self, at: u64, bytes: &mut [u8]) -> io::Result<()> {
-        let first = first_sector(at, bytes.len())?;
+        let touched = self.touched(at, bytes.len())?;
+        let (first, size) = (touched.start, self.sectors.bytes());
         self.file.read_exact_at(bytes, at)?;
-        let end = first + (bytes.len() / SECTOR) as u64;
-        for (sector, index) in self.newest.range(first..end) {
-            let start = usize::try_from(sector - first).map_err(io::Error::other)? * SECTOR;
-            bytes[start..start + SECTOR].copy_from_slice(&self.unflushed[*index].1[..]);
+        for (sector, index) in self.newest.range(touched) {
+            let start = usize::try_from(sector - first).map_err(io::Error::other)? * size;
+            bytes[start..start + size].copy_from_slice(&self.unflushed[*index].1);
         }
         Ok(())
     }
 
     /// Takes whole sectors into the cache. Beyond the end is refused, as a disk does.
     pub(super) fn write(&mut self, at: u64, bytes: &[u8]) -> io::Result<()> {
-        let first = first_sector(at, bytes.len())?;
+        let touched = self.touched(at, bytes.len())?;
         if at.saturating_add(bytes.len() as u64) > self.len()? {
             return Err(io::ErrorKind::StorageFull.into());
         }
-        for (sector, content) in (first..).zip(bytes.chunks_exact(SECTOR)) {
-            let content = content.try_into().map_err(io::Error::other)?;
+        for (sector, content) in touched.zip(bytes.chunks_exact(self.sectors.bytes())) {
             self.newest.insert(sector, self.unflushed.len());
-            self.unflushed.push((sector, Box::new(content)));
+            self.unflushed.push((sector, content.into()));
         }
         Ok(())
     }
@@ -106,8 +123,7 @@ impl Medium {
     /// Puts whole sectors onto the medium at once, and says nothing of any others ("force unit access").
     pub(super) fn write_through(&mut self, at: u64, bytes: &[u8]) -> io::Result<()> {
         self.write(at, bytes)?;
-        let first = first_sector(at, bytes.len())?;
-        let written = first..first + (bytes.len() / SECTOR) as u64;
+        let written = self.touched(at, bytes.len())?;
         self.unflushed
             .retain(|(sector, _)| !written.contains(sector));
         let sectors = self.unflushed.iter().map(|(sector, _)| *sector);
@@ -123,12 +139,25 @@ impl Medium {
         }
         for (sector, index) in &self.newest {
             let content = &self.unflushed[*index].1;
-            self.file
-                .write_all_at(&content[..], sector * SECTOR as u64)?;
+            self.file.write_all_at(content, self.place(*sector))?;
         }
         self.newest.clear();
         self.unflushed.clear();
         Ok(())
+    }
+
+    fn place(&self, sector: u64) -> u64 {
+        sector * self.sectors.bytes() as u64
+    }
+
+    /// The sectors of a request, which has whole ones.
+    fn touched(&self, at: u64, length: usize) -> io::Result<Range<u64>> {
+        let size = self.sectors.bytes();
+        if !at.is_multiple_of(size as u64) || !length.is_multiple_of(size) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let first = at / size as u64;
+        Ok(first..first + (length / size) as u64)
     }
 
     /// The power goes: the cache is lost but for what `fate` leaves of it.
@@ -146,7 +175,7 @@ impl Medium {
                 left.extend(kept.map(|(sector, content)| (*sector, content)));
             }
             Fate::Scattered => {
-                let mut versions: BTreeMap<u64, Vec<&Box<Sector>>> = BTreeMap::new();
+                let mut versions: BTreeMap<u64, Vec<&Sector>> = BTreeMap::new();
                 for (sector, content) in &unflushed {
                     versions.entry(*sector).or_default().push(content);
                 }
@@ -162,8 +191,7 @@ impl Medium {
             Fate::Kept => left.extend(unflushed.iter().map(|(sector, content)| (*sector, content))),
         }
         for (sector, content) in &left {
-            self.file
-                .write_all_at(&content[..], sector * SECTOR as u64)?;
+            self.file.write_all_at(content, self.place(*sector))?;
         }
         Ok(Loss {
             unflushed: unflushed
@@ -176,24 +204,17 @@ impl Medium {
     }
 }
 
-fn first_sector(at: u64, length: usize) -> io::Result<u64> {
-    let sector = SECTOR as u64;
-    if !at.is_multiple_of(sector) || !length.is_multiple_of(SECTOR) {
-        return Err(io::ErrorKind::InvalidInput.into());
-    }
-    Ok(at / sector)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     const SECTORS: usize = 8;
+    const SECTOR: usize = 512;
 
     fn medium() -> Medium {
         let file = tempfile::tempfile().expect("a file");
         file.set_len((SECTORS * SECTOR) as u64).expect("a length");
-        Medium::new(file, Flushes::Done)
+        Medium::new(file, Flushes::Done, Sectors::Small)
     }
 
     fn fill(medium: &mut Medium, sector: u64, value: u8) {
@@ -284,5 +305,21 @@ mod tests {
         let end = (SECTORS * SECTOR) as u64;
         assert!(medium.write(end, &[1; SECTOR]).is_err());
         assert!(medium.write(7, &[1; SECTOR]).is_err());
+    }
+
+    #[test]
+    fn a_disk_of_large_sectors_takes_and_loses_whole_ones() {
+        let file = tempfile::tempfile().expect("a file");
+        file.set_len(4 * 4096).expect("a length");
+        let mut medium = Medium::new(file, Flushes::Done, Sectors::Large);
+        for (at, length) in [(512, 4096), (0, 512), (4096, 2048)] {
+            let error = medium
+                .write(at, &vec![1; length])
+                .expect_err("half a sector");
+            assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+        }
+        medium.write(4096, &[1; 8192]).expect("written");
+        let loss = medium.cut(Fate::Kept, &mut Random::new(0)).expect("cut");
+        assert_eq!((loss.unflushed, loss.kept), (2, 2));
     }
 }

@@ -20,6 +20,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use image::qemu::Bus;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -28,7 +29,7 @@ use types::Bytes;
 use crate::store;
 use crate::{Lab, PATIENCE, Setup, disk, variant};
 use client::Client;
-use medium::{Fate, Flushes};
+use medium::{Fate, Flushes, Sectors};
 use nbd::Disk;
 use promises::{Deed, Desired, Promises, Standing};
 use random::Random;
@@ -47,6 +48,8 @@ const REQUESTS_MAX: u64 = 120;
 const FIRST_REQUESTS_MAX: u64 = 200;
 /// The same for a boot of a node that has a pool.
 const BOOT_REQUESTS_MAX: u64 = 60;
+/// The same for a claim of a disk: what it takes to wipe it, to make a pool there, and some.
+const CLAIM_REQUESTS_MAX: u64 = 250;
 /// One life in so many ends in its boot.
 const SHORT_LIVES: u64 = 4;
 /// One cut in so many is followed by an orderly end and a check of the file system, for itself and after the others.
@@ -61,6 +64,8 @@ pub struct Tally {
     /// Sectors that had not been flushed, and those of them that were there all the same.
     pub unflushed: u64,
     pub kept: u64,
+    /// Of these, while a disk of others was claimed.
+    pub in_claim: u64,
     pub acknowledged: u64,
     /// Statements that the power took before an answer.
     pub unanswered: u64,
@@ -74,6 +79,7 @@ impl AddAssign for Tally {
     fn add_assign(&mut self, other: Self) {
         self.cuts += other.cuts;
         self.in_boot += other.in_boot;
+        self.in_claim += other.in_claim;
         self.unflushed += other.unflushed;
         self.kept += other.kept;
         self.acknowledged += other.acknowledged;
@@ -89,6 +95,7 @@ impl fmt::Display for Tally {
         let Self {
             cuts,
             in_boot,
+            in_claim,
             unflushed,
             kept,
             acknowledged,
@@ -99,7 +106,7 @@ impl fmt::Display for Tally {
         } = self;
         write!(
             f,
-            "{cuts} cuts ({in_boot} in a boot), {kept} of {unflushed} unflushed sectors left, {acknowledged} statements \
+            "{cuts} cuts ({in_boot} in a boot, {in_claim} in a claim), {kept} of {unflushed} unflushed sectors left, {acknowledged} statements \
              acknowledged and {unanswered} not answered, {flushed} numbers flushed by a guest, {chunks} chunks compared, \
              {checks} file systems checked"
         )
@@ -127,6 +134,10 @@ enum When {
     InBoot(u64),
     /// At this request after all was found in order, or with the last deed.
     Later(u64),
+    /// At this request after the owner has begun to claim the disk, or with the answer.
+    InClaim(u64),
+    /// At this request from power-on, of a node whose disk was claimed when the power went.
+    AfterClaim(u64),
 }
 
 /// One owner, one node, one disk.
@@ -135,10 +146,13 @@ pub struct Torture {
     lab: Lab,
     file: PathBuf,
     flushes: Flushes,
+    sectors: Sectors,
     images: Vec<Image>,
     promises: Promises,
     scribe: Scribe,
     key: Option<String>,
+    /// The disk of others is the node's, and stays it.
+    has_claimed: bool,
     random: Random,
     tally: Tally,
 }
@@ -153,26 +167,31 @@ struct Image {
 impl Torture {
     /// A machine that has never had power. Its numbers follow from `seed`.
     pub fn new(seed: u64) -> Result<Self> {
-        Self::with(seed, Flushes::Done)
+        Self::with(seed, Flushes::Done, Sectors::Small)
+    }
+
+    /// The same with a disk whose sectors have 4096 bytes.
+    pub fn with_large_sectors(seed: u64) -> Result<Self> {
+        Self::with(seed, Flushes::Done, Sectors::Large)
     }
 
     /// The same with a disk that only says that it flushes: what it promised cannot be kept.
     pub fn with_a_lying_disk(seed: u64) -> Result<Self> {
-        Self::with(seed, Flushes::Pretended)
+        Self::with(seed, Flushes::Pretended, Sectors::Small)
     }
 
-    fn with(seed: u64, flushes: Flushes) -> Result<Self> {
+    fn with(seed: u64, flushes: Flushes, sectors: Sectors) -> Result<Self> {
         let setup = Setup {
             watched: true,
             ..Setup::default()
         };
         let mut lab = Lab::unpowered(&setup)?;
-        let file = lab
-            .disks()
-            .first()
-            .context("the node has no disk")?
-            .file
-            .clone();
+        let first = lab.disks().first_mut().context("the node has no disk")?;
+        match sectors {
+            Sectors::Small => {}
+            Sectors::Large => first.bus = Bus::Virtio4Kn,
+        }
+        let file = first.file.clone();
         let images = (0..IMAGES).map(|n| {
             let store = format!("store-{n}");
             let flist = variant(lab.command(), lab.directory(), &store, n)?;
@@ -184,10 +203,12 @@ impl Torture {
             lab,
             file,
             flushes,
+            sectors,
             images,
             promises: Promises::default(),
             scribe: Scribe::default(),
             key: None,
+            has_claimed: false,
             random: Random::new(seed),
             tally: Tally::default(),
         })
@@ -212,6 +233,23 @@ impl Torture {
         self.life(When::InBoot(at))
     }
 
+    /// Begins with a disk that holds another's file system, which the owner claims; the power goes meanwhile, and maybe once
+    /// more while that goes on. A claim that was acknowledged is a pool with the key of the node that acknowledged it; any
+    /// other is done to its end by itself, or can be made again.
+    pub fn claim(&mut self) -> Result<()> {
+        fs::remove_file(&self.file)?;
+        image::qemu::blank_disk(&self.file, DISK)?;
+        disk::foreign(&self.file)?;
+        (self.key, self.has_claimed) = (None, false);
+        let at = 1 + self.random.below(CLAIM_REQUESTS_MAX);
+        self.life(When::InClaim(at))?;
+        self.tally.in_claim += 1;
+        let at = 1 + self.random.below(CLAIM_REQUESTS_MAX);
+        self.life(When::AfterClaim(at))?;
+        self.life(When::AfterClaim(u64::MAX))?;
+        self.life(When::InBoot(u64::MAX))
+    }
+
     /// A life that is not cut before all was found in order. The first one deploys the machine that counts, and comes before
     /// [`Torture::cut`].
     pub fn settle_in(&mut self) -> Result<()> {
@@ -233,13 +271,13 @@ impl Torture {
 
     fn life(&mut self, when: When) -> Result<()> {
         let until = match when {
-            When::InBoot(at) => Some(at),
-            When::Later(_) => None,
+            When::InBoot(at) | When::AfterClaim(at) => Some(at),
+            When::Later(_) | When::InClaim(_) => None,
         };
         let disk = Disk::serve(
             &self.file,
             &self.lab.directory().join("disk.sock"),
-            self.flushes,
+            (self.flushes, self.sectors),
             until,
         )?;
         self.lab.disks()[0].file = disk.address();
@@ -281,12 +319,23 @@ impl Torture {
     }
 
     fn live(&mut self, client: &Client, disk: &Disk, when: When) -> Result<(), Trouble> {
+        let requests = match when {
+            When::InClaim(requests) => {
+                self.same_key(client)?;
+                self.lab.ready()?;
+                disk.cut_after(requests);
+                return self.claims(client);
+            }
+            When::AfterClaim(_) => return self.goes_on(client),
+            When::InBoot(_) => None,
+            When::Later(requests) => Some(requests),
+        };
         self.identity(client)?;
         self.lab.ready()?;
-        let When::Later(requests) = when else {
-            return self.confirm(client);
-        };
         self.confirm(client)?;
+        let Some(requests) = requests else {
+            return Ok(());
+        };
         self.chunks()?;
         if self.scribe.count() == 0 {
             self.deploy(
@@ -320,12 +369,47 @@ impl Torture {
         lives
     }
 
-    /// Shown once, it never changes; nor is the disk ever taken for another's.
+    /// The owner of a node that runs from RAM takes its disk.
+    fn claims(&mut self, client: &Client) -> Result<(), Trouble> {
+        let claim = ["disk", "claim", "lab", "--serial", "LAB0", "--yes"];
+        let answer = client.sifr(&claim, "")?;
+        self.tally.unanswered += u64::from(answer.code != 0);
+        answer.must()?;
+        self.tally.acknowledged += 1;
+        self.has_claimed = true;
+        Ok(())
+    }
+
+    /// After a cut: the pool is there, or was not promised yet.
+    fn goes_on(&mut self, client: &Client) -> Result<(), Trouble> {
+        if self.has_claimed {
+            self.identity(client)?;
+            self.lab.ready()?;
+            return Ok(());
+        }
+        // The key was in memory alone.
+        self.key = None;
+        let pool = self.lab.node().wait_for_line("] pool ", PATIENCE)?;
+        self.same_key(client)?;
+        self.lab.ready()?;
+        if pool.contains(" on vda") {
+            self.has_claimed = true;
+            return Ok(());
+        }
+        self.claims(client)
+    }
+
+    /// The disk is never taken for another's, and the node is who it was.
     fn identity(&mut self, client: &Client) -> Result<(), Trouble> {
         let pool = self.lab.node().wait_for_line("] pool ", PATIENCE)?;
         if !pool.contains(" on vda") {
             return Err(Trouble::Lie(format!("the pool's disk is not used: {pool}")));
         }
+        self.same_key(client)
+    }
+
+    /// Shown once, it never changes.
+    fn same_key(&mut self, client: &Client) -> Result<(), Trouble> {
         let key = self.lab.key()?;
         match &self.key {
             Some(known) if *known != key => {
@@ -428,7 +512,7 @@ impl Torture {
         self.lab.disks()[0].file = self.file.clone();
         self.lab.power_on()?;
         self.lab.power_button()?;
-        check_pool(&self.file, self.lab.directory())?;
+        check_pool(&self.file, self.sectors, self.lab.directory())?;
         self.tally.checks += 1;
         Ok(())
     }
@@ -444,9 +528,9 @@ fn standing(json: &str) -> Result<Standing> {
 }
 
 /// The pool's file system, without a mount: its log is empty after an orderly end.
-fn check_pool(file: &Path, scratch: &Path) -> Result<()> {
+fn check_pool(file: &Path, sectors: Sectors, scratch: &Path) -> Result<()> {
     let partition = scratch.join("partition");
-    disk::first_partition(file, &partition)?;
+    disk::first_partition(file, sectors.bytes() as u64, &partition)?;
     let output = std::process::Command::new("/sbin/xfs_repair")
         .arg("-n")
         .arg(&partition)

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use super::medium::{Fate, Flushes, Loss, Medium};
+use super::medium::{Fate, Flushes, Loss, Medium, Sectors};
 use super::random::Random;
 
 const GREETING: &[u8; 16] = b"NBDMAGICIHAVEOPT";
@@ -86,7 +86,7 @@ impl Disk {
     pub(super) fn serve(
         file: &Path,
         socket: &Path,
-        flushes: Flushes,
+        (flushes, sectors): (Flushes, Sectors),
         until: Option<u64>,
     ) -> Result<Self> {
         let opened = File::options().read(true).write(true).open(file);
@@ -98,7 +98,7 @@ impl Disk {
             .with_context(|| format!("listen at {}", socket.display()))?;
         let shared = Arc::new(Shared {
             state: Mutex::new(State {
-                medium: Medium::new(opened, flushes),
+                medium: Medium::new(opened, flushes, sectors),
                 power: Power::On { until },
                 requests: 0,
             }),
@@ -329,7 +329,8 @@ mod tests {
             .expect("made")
             .set_len(1 << 20)
             .expect("long");
-        let disk = Disk::serve(&file, &socket, Flushes::Done, None).expect("serves");
+        let disk =
+            Disk::serve(&file, &socket, (Flushes::Done, Sectors::Small), None).expect("serves");
         let said = qemu_io(
             &disk,
             &[
