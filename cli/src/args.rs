@@ -95,7 +95,15 @@ pub(crate) enum Command {
     /// Stop, then start
     Restart { name: Name },
     /// Stop and remove a deployment, disks too
-    Delete { name: Name },
+    Delete {
+        name: Name,
+        /// Delete its volumes too, with their content and snapshots
+        #[arg(long)]
+        with_volumes: bool,
+    },
+    /// Volumes and their snapshots
+    #[command(subcommand)]
+    Volume(VolumeCommand),
     /// Which sifr this is
     Version,
 }
@@ -373,9 +381,51 @@ pub(crate) struct Deploy {
     /// A workload that this version leaves out, to be deleted with its disk; repeat it
     #[arg(long, value_name = "WORKLOAD")]
     pub(crate) remove: Vec<Name>,
+    /// A volume that this version leaves out, to be deleted with its content and snapshots; repeat it
+    #[arg(long, value_name = "VOLUME")]
+    pub(crate) destroy: Vec<Name>,
     /// Replaces the image's command
     #[arg(last = true, value_name = "COMMAND", conflicts_with = "file")]
     pub(crate) command: Vec<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum VolumeCommand {
+    /// Show volumes: size, what they use, who has them, snapshots
+    List { name: Option<Name> },
+    /// Keep what a volume holds now: shop/data@monday
+    Snapshot { target: SnapshotTarget },
+    /// Have a volume hold what it held then; what it holds now is lost. Its deployment is stopped before
+    Restore { target: SnapshotTarget },
+    /// Delete a snapshot
+    Delete { target: SnapshotTarget },
+}
+
+/// `deployment/volume@snapshot`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct SnapshotTarget {
+    pub(crate) deployment: Name,
+    pub(crate) volume: Name,
+    pub(crate) snapshot: Name,
+}
+
+impl std::str::FromStr for SnapshotTarget {
+    type Err = String;
+    fn from_str(s: &str) -> Result<Self, String> {
+        let parts = s.split_once('@');
+        let parts = parts.and_then(|(of, snapshot)| Some((of.split_once('/')?, snapshot)));
+        let Some(((deployment, volume), snapshot)) = parts else {
+            return Err(format!(
+                "{s:?} is not DEPLOYMENT/VOLUME@SNAPSHOT, such as shop/data@monday"
+            ));
+        };
+        let name = |text: &str| text.parse::<Name>().map_err(|error| error.to_string());
+        Ok(Self {
+            deployment: name(deployment)?,
+            volume: name(volume)?,
+            snapshot: name(snapshot)?,
+        })
+    }
 }
 
 /// `deployment` or `deployment/workload`.
@@ -528,6 +578,13 @@ mod tests {
             "start shop",
             "restart shop",
             "delete shop",
+            "delete shop --with-volumes",
+            "deploy app.yaml --destroy data",
+            "volume list",
+            "volume list shop",
+            "volume snapshot shop/data@monday",
+            "volume restore shop/data@monday",
+            "volume delete shop/data@monday",
             "version",
         ] {
             assert!(
@@ -563,6 +620,8 @@ mod tests {
             ("wait shop --timeout 60", "ms, s, m or h"),
             ("wait shop --timeout 25h", "up to 24h"),
             ("logs shop/web/x", "DNS label"),
+            ("volume snapshot shop/data", "shop/data@monday"),
+            ("volume snapshot shop@monday", "shop/data@monday"),
         ] {
             let error = parse(line).expect_err(line);
             assert_eq!(error.exit_code(), 2, "{line}");

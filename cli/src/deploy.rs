@@ -42,6 +42,7 @@ struct Report<'a> {
 pub(crate) async fn deploy(context: &Context, options: Deploy) -> anyhow::Result<()> {
     let accept_volatile = options.accept_volatile;
     let remove = options.remove.clone();
+    let destroy = options.destroy.clone();
     // Before an image is packed, which takes its time.
     let (node, pin, client) = context.home.client(context.node.as_deref())?;
     let (encrypt, salt_file) = (options.encrypt, options.salt_file.as_deref());
@@ -50,6 +51,9 @@ pub(crate) async fn deploy(context: &Context, options: Deploy) -> anyhow::Result
     let (name, mut deployment) = wanted(options, &mut images, &context.screen)?;
     deployment.accept_volatile |= accept_volatile;
     deployment.remove.extend(remove);
+    // Who says that the content goes says that the volume does.
+    deployment.remove.extend(destroy.iter().cloned());
+    deployment.destroy.extend(destroy);
     depot::spell_out(&mut deployment)?;
     deployment
         .check()
@@ -218,6 +222,7 @@ fn from_options(
         ports: options.ports,
         restart: options.restart.unwrap_or_default(),
         limits: None,
+        mounts: Vec::new(),
     };
     let only = ONLY_WORKLOAD.parse().expect("the constant is a name");
     let workloads = [(only, Workload::Machine(machine))].into();
@@ -227,6 +232,7 @@ fn from_options(
             accept_volatile: false,
             workloads,
             remove: Default::default(),
+            destroy: Default::default(),
         },
     ))
 }

@@ -74,8 +74,10 @@ pub(crate) fn authority(path: &Path) -> anyhow::Result<String> {
 /// Makes the stores of a deployment mean the same on a node as here: what this machine's environment says of S3 goes
 /// into their names.
 pub(crate) fn spell_out(deployment: &mut Deployment) -> Result<(), Usage> {
-    let machines = deployment.workloads.values_mut();
-    for Workload::Machine(machine) in machines {
+    for workload in deployment.workloads.values_mut() {
+        let Workload::Machine(machine) = workload else {
+            continue;
+        };
         let urls = machine
             .image
             .store

@@ -14,7 +14,8 @@ use tokio::time::Instant;
 use types::Name;
 use types::deployment::{Action, Statement};
 use types::status::{
-    Ack, DeploymentStatus, Desired, Exit, RefusalCode, State, Timeline, WorkloadStatus,
+    Ack, DeploymentStatus, Desired, Exit, RefusalCode, State, Timeline, VolumeState, VolumeStatus,
+    WorkloadStatus,
 };
 use types::vm::Stream;
 
@@ -24,6 +25,7 @@ use crate::deploy::post;
 use crate::failure::{TimedOut, Usage};
 use crate::patience::Patience;
 use crate::screen::table;
+use crate::volumes;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Verb {
@@ -31,15 +33,22 @@ pub(crate) enum Verb {
     Start,
     Restart,
     Delete,
+    /// With its volumes.
+    Destroy,
 }
 
 impl Verb {
-    fn action(self) -> Action {
+    fn action(self, status: &DeploymentStatus) -> Action {
         match self {
             Self::Stop => Action::Stop,
             Self::Start => Action::Start,
             Self::Restart => Action::Restart,
             Self::Delete => Action::Delete,
+            // What goes is signed by name; with nothing to name, it is a deletion as any.
+            Self::Destroy if status.volumes.is_empty() => Action::Delete,
+            Self::Destroy => Action::Destroy {
+                volumes: status.volumes.keys().cloned().collect(),
+            },
         }
     }
 
@@ -48,7 +57,7 @@ impl Verb {
             Self::Stop => "stop",
             Self::Start => "start",
             Self::Restart => "restart",
-            Self::Delete => "delete",
+            Self::Delete | Self::Destroy => "delete",
         }
     }
 
@@ -57,7 +66,7 @@ impl Verb {
         match self {
             Self::Stop => Until::Stopped,
             Self::Start | Self::Restart => Until::Running,
-            Self::Delete => Until::Deleted,
+            Self::Delete | Self::Destroy => Until::Deleted,
         }
     }
 }
@@ -74,7 +83,7 @@ pub(crate) async fn act(context: &Context, name: Name, verb: Verb) -> anyhow::Re
         node: client.node(),
         name: name.clone(),
         version,
-        action: verb.action(),
+        action: verb.action(&status),
     };
     let ack = post(context, &client, &statement)
         .await
@@ -346,6 +355,9 @@ pub(crate) async fn only_workload(client: &Client, deployment: &Name) -> anyhow:
 /// One deployment: its table, and how each machine came up.
 fn detail(status: &DeploymentStatus) -> String {
     let mut out = statuses(&[status]);
+    if !status.volumes.is_empty() {
+        out.push_str(&format!("\n\n{}", volumes::rows(&[status])));
+    }
     for (name, workload) in &status.workloads {
         if let Some(timeline) = &workload.timeline
             && let Some(drawn) = draw(timeline)
@@ -453,9 +465,23 @@ fn statuses(all: &[&DeploymentStatus]) -> String {
 
 /// One line: every workload with its state.
 fn sketch(status: &DeploymentStatus) -> String {
-    if status.workloads.is_empty() {
+    if status.workloads.is_empty() && status.volumes.is_empty() {
         return format!("{} is {}", status.name, desired_word(status.desired));
     }
+    let volume = |(name, volume): (&Name, &VolumeStatus)| {
+        let message = volume.message.as_deref();
+        let message = message.map(|m| format!(": {}", crate::screen::clean(m)));
+        let state = volumes::state_word(volume.state);
+        format!(
+            "{}/{name} {state}{}",
+            status.name,
+            message.unwrap_or_default()
+        )
+    };
+    let waited = status
+        .volumes
+        .iter()
+        .filter(|(_, v)| v.state != VolumeState::Ready);
     let part = |(name, workload): (&Name, &WorkloadStatus)| {
         let message = workload
             .message
@@ -468,6 +494,7 @@ fn sketch(status: &DeploymentStatus) -> String {
         .workloads
         .iter()
         .map(part)
+        .chain(waited.map(volume))
         .collect::<Vec<_>>()
         .join("; ")
 }
@@ -531,6 +558,7 @@ mod tests {
             desired: Desired::Running,
             durable: true,
             workloads: [("web".parse().expect("a name"), workload)].into(),
+            volumes: Default::default(),
         }
     }
 

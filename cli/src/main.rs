@@ -13,6 +13,7 @@ mod failure;
 mod flists;
 mod home;
 mod lifecycle;
+mod mounts;
 mod nodes;
 mod pack;
 mod patience;
@@ -22,6 +23,7 @@ mod screen;
 mod source;
 mod spec;
 mod transfer;
+mod volumes;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -109,7 +111,15 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Stop { name } => lifecycle::act(&context, name, lifecycle::Verb::Stop).await,
         Command::Start { name } => lifecycle::act(&context, name, lifecycle::Verb::Start).await,
         Command::Restart { name } => lifecycle::act(&context, name, lifecycle::Verb::Restart).await,
-        Command::Delete { name } => lifecycle::act(&context, name, lifecycle::Verb::Delete).await,
+        Command::Delete { name, with_volumes } => {
+            let verb = if with_volumes {
+                lifecycle::Verb::Destroy
+            } else {
+                lifecycle::Verb::Delete
+            };
+            lifecycle::act(&context, name, verb).await
+        }
+        Command::Volume(command) => volumes::volume(&context, command).await,
         Command::Version => context.screen.identity(),
     }
 }

@@ -5,17 +5,19 @@
 //! Refuses: unknown fields, and units to be guessed. Reads no file but the one it is given: the caller
 //! resolves images.
 
+use std::collections::BTreeSet;
+
 use serde_json::{Map, Value, json};
 use types::deployment::{Deployment, Machine, ONLY_WORKLOAD, Workload};
 use types::{Digest, Name};
 
-use crate::args;
+use crate::{args, mounts};
 
 /// Longest deployment file: far more than an envelope holds.
 pub(crate) const FILE_MAX: u64 = 1 << 20;
 
 /// Fields that stand beside `workloads` or beside the single machine.
-const TOP_FIELDS: [&str; 4] = ["name", "accept_volatile", "workloads", "remove"];
+const TOP_FIELDS: [&str; 5] = ["name", "accept_volatile", "workloads", "remove", "destroy"];
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum SpecError {
@@ -53,14 +55,7 @@ pub(crate) fn parse(yaml: &str, resolve: Resolve<'_>) -> Result<Draft, SpecError
         Some(Value::Bool(accepted)) => accepted,
         Some(_) => return Err(at("accept_volatile", "write true or false")),
     };
-    let remove = match top.remove("remove") {
-        None => Default::default(),
-        Some(Value::Array(names)) => names
-            .iter()
-            .map(|name| label("remove", name))
-            .collect::<Result<_, _>>()?,
-        Some(_) => return Err(at("remove", "write a list of names, such as [db]")),
-    };
+    let (remove, destroy) = (names(&mut top, "remove")?, names(&mut top, "destroy")?);
     let workloads = match top.remove("workloads") {
         Some(workloads) => object("workloads", workloads)?,
         None if top.contains_key("image") => Map::from_iter([(
@@ -82,9 +77,14 @@ pub(crate) fn parse(yaml: &str, resolve: Resolve<'_>) -> Result<Draft, SpecError
         accept_volatile,
         workloads: Default::default(),
         remove,
+        destroy,
     };
     for (key, value) in workloads {
         let name = label(&format!("workloads.{key}"), &Value::String(key.clone()))?;
+        if let Some(volume) = mounts::volume(&format!("workloads.{key}"), &value) {
+            deployment.workloads.insert(name, Workload::Volume(volume?));
+            continue;
+        }
         let machine = machine(&format!("workloads.{key}"), value, resolve)?;
         deployment
             .workloads
@@ -92,6 +92,14 @@ pub(crate) fn parse(yaml: &str, resolve: Resolve<'_>) -> Result<Draft, SpecError
     }
     deployment.check()?;
     Ok(Draft { name, deployment })
+}
+
+fn names(top: &mut Map<String, Value>, field: &str) -> Result<BTreeSet<Name>, SpecError> {
+    match top.remove(field) {
+        None => Ok(BTreeSet::new()),
+        Some(Value::Array(names)) => names.iter().map(|name| label(field, name)).collect(),
+        Some(_) => Err(at(field, "write a list of names, such as [db]")),
+    }
 }
 
 fn machine(place: &str, value: Value, resolve: Resolve<'_>) -> Result<Machine, SpecError> {
@@ -112,6 +120,9 @@ fn machine(place: &str, value: Value, resolve: Resolve<'_>) -> Result<Machine, S
         image(&inside("image"), given, store, resolve)?,
     );
     desugar(&mut fields, "ports", |value| ports(&inside("ports"), value))?;
+    desugar(&mut fields, "mounts", |value| {
+        mounts::mounts(&inside("mounts"), value)
+    })?;
     desugar(&mut fields, "env", |value| env(&inside("env"), value))?;
     desugar(&mut fields, "restart", |value| {
         restart(&inside("restart"), &value)
@@ -275,7 +286,7 @@ fn scalar(value: &Value) -> Option<String> {
     }
 }
 
-fn object(place: &str, value: Value) -> Result<Map<String, Value>, SpecError> {
+pub(crate) fn object(place: &str, value: Value) -> Result<Map<String, Value>, SpecError> {
     match value {
         Value::Object(fields) => Ok(fields),
         _ => Err(at(place, "should have fields (name: value)")),
@@ -288,7 +299,7 @@ fn label(place: &str, value: &Value) -> Result<Name, SpecError> {
         .map_err(|error: types::id::IdError| at(place, &error.to_string()))
 }
 
-fn at(place: &str, problem: &str) -> SpecError {
+pub(crate) fn at(place: &str, problem: &str) -> SpecError {
     SpecError::At {
         place: place.to_owned(),
         problem: problem.to_owned(),

@@ -129,6 +129,7 @@ mod tests {
                 desired: *desired,
                 durable: true,
                 workloads: workloads.collect(),
+                volumes: Default::default(),
             })
         }
 
@@ -159,12 +160,16 @@ mod tests {
                 accept_volatile: true,
                 workloads: [].into(),
                 remove: [].into(),
+                destroy: [].into(),
             });
             let (desired, deployment) = match statement.action {
                 Action::Deploy(deployment) => (Desired::Running, deployment),
                 Action::Stop => (Desired::Stopped, previous),
                 Action::Start | Action::Restart => (Desired::Running, previous),
-                Action::Delete => (Desired::Deleted, previous),
+                Action::Delete | Action::Destroy { .. } => (Desired::Deleted, previous),
+                Action::Snapshot { .. } | Action::DropSnapshot { .. } | Action::Restore { .. } => {
+                    (Desired::Running, previous)
+                }
             };
             if !self.durable && !deployment.accept_volatile {
                 return Err(refusal(RefusalCode::Volatile, "this node runs from RAM"));

@@ -111,6 +111,13 @@ fn json() -> Vec<Vec<u8>> {
     let texts = [
         deploy,
         format!(r#"{{"node":"{key}","name":"shop","version":2,"action":"stop"}}"#),
+        format!(
+            r#"{{"node":"{key}","name":"shop","version":1,"action":{{"deploy":{{"remove":["a"],"destroy":["a"],
+            "workloads":{{"data":{{"volume":{{"size":"1Gi","limits":{{"operations_per_second":99}},
+            "from":{{"volume":"b","snapshot":"c"}}}}}}}}}}}}}}"#
+        ),
+        format!(r#"{{"node":"{key}","name":"shop","version":2,"action":{{"destroy":{{"volumes":["data"]}}}}}}"#),
+        format!(r#"{{"node":"{key}","name":"shop","version":2,"action":{{"restore":{{"volume":"data","snapshot":"c"}}}}}}"#),
         r#"{"Entrypoint":["/a"],"Cmd":["b"],"Env":["A=b"],"User":"u","WorkingDir":"/","StopSignal":"SIGINT"}"#
             .to_owned(),
         r#"{"hostname":"web","image_serial":"image","upper_serial":null,"argv":["a"],"env":[],"user":"","workdir":"/",
@@ -120,6 +127,10 @@ fn json() -> Vec<Vec<u8>> {
         r#"{"exited":{"code":3,"signal":null,"oom_kills":0}}"#.to_owned(),
         r#"{"setup_failed":{"stage":"root","message":"m"}}"#.to_owned(),
         r#"{"signal":{"number":15}}"#.to_owned(),
+        r#"{"grow":{"serial":"vol0","bytes":7}}"#.to_owned(),
+        r#"{"grown":{"serial":"vol0","bytes":7,"refused":null}}"#.to_owned(),
+        r#"{"held":{"serial":"vol0","refused":"m"}}"#.to_owned(),
+        r#"{"resize":{"disk":"vol0","bytes":7}}"#.to_owned(),
         r#"{"guest":{"exited":{"code":3,"signal":9,"oom_kills":0}}}"#.to_owned(),
         r#"{"running":{"setup_us":7}}"#.to_owned(),
         r#"{"id":"web","cpus":1,"memory_mib":64,"kvm":4,"kernel":5,"initramfs":[6],"cmdline":"","disks":[{"serial":"i",

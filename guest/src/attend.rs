@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags};
 use sys::program::{Failure, Target};
-use types::guest::{FromGuest, Identity, RunSpec, ToGuest};
+use types::guest::{FromGuest, HOLD_MAX_MS, Identity, RunSpec, ToGuest};
 
 use crate::console;
 use crate::control::{self, Lines, Streams, now_ms};
@@ -31,6 +31,12 @@ pub(crate) trait Machine {
     /// Has the program and all it has started stand still; returns when they do. An error: they go on.
     fn freeze(&mut self) -> Result<()>;
     fn thaw(&mut self) -> Result<()>;
+    /// Has a volume's file system span its disk, once that has so many bytes. Returns what it spans.
+    fn grow(&mut self, serial: &str, bytes: u64) -> Result<u64>;
+    /// Writes a volume out and has it stand still.
+    fn hold(&mut self, serial: &str) -> Result<()>;
+    /// Has one go on, or all. What goes on already does.
+    fn release(&mut self, serial: Option<&str>);
     /// New streams to the host: those that there were are gone.
     fn reconnect(&mut self) -> Result<Streams>;
     /// Makes the machine differ from all others that go on from the same snapshot.
@@ -53,6 +59,8 @@ pub(crate) struct Attendant<'a, M> {
     lines: Option<Lines>,
     /// The machine was restored and does not know who it is; until when it waits for that.
     nameless_until_ms: Option<u64>,
+    /// A volume stands still; until when at the latest.
+    held_until_ms: Option<u64>,
     stdout: Pump,
     stderr: Pump,
 }
@@ -80,6 +88,7 @@ impl<'a, M: Machine> Attendant<'a, M> {
             control: streams.control,
             lines: Some(Lines::default()),
             nameless_until_ms: None,
+            held_until_ms: None,
             stdout: Pump::new(started.stdout, streams.stdout),
             stderr: Pump::new(started.stderr, streams.stderr),
         }
@@ -116,6 +125,10 @@ impl<'a, M: Machine> Attendant<'a, M> {
                 self.step(Event::OutputsClosed);
             }
             self.step(Event::Tick);
+            if self.held_until_ms.is_some_and(|at| at <= now_ms()) {
+                console::warn("the host does not say that a volume may go on: it does");
+                self.release(None);
+            }
             if self.nameless_until_ms.is_some_and(|at| at <= now_ms()) {
                 self.fail("the host does not say who this machine is".to_owned());
             }
@@ -129,7 +142,11 @@ impl<'a, M: Machine> Attendant<'a, M> {
         fds.extend(self.lines.as_ref().map(|_| readable(self.control.as_fd())));
         fds.extend(self.stdout.interest());
         fds.extend(self.stderr.interest());
-        let deadlines = [self.life.deadline_ms(), self.nameless_until_ms];
+        let deadlines = [
+            self.life.deadline_ms(),
+            self.nameless_until_ms,
+            self.held_until_ms,
+        ];
         let timeout = control::timeout(now_ms(), deadlines.into_iter().flatten().min());
         match nix::poll::poll(&mut fds, timeout) {
             Ok(_) | Err(Errno::EINTR) => {}
@@ -226,6 +243,26 @@ impl<'a, M: Machine> Attendant<'a, M> {
                 self.say(&FromGuest::Frozen { refused });
             }
             ToGuest::Thaw => self.thaw(),
+            ToGuest::Grow { serial, bytes } => {
+                let grown = self.machine.grow(&serial, bytes);
+                let (bytes, refused) = match grown {
+                    Ok(bytes) => (bytes, None),
+                    Err(error) => (0, Some(sys::chain(&error))),
+                };
+                self.say(&FromGuest::Grown {
+                    serial,
+                    bytes,
+                    refused,
+                });
+            }
+            ToGuest::Hold { serial } => {
+                let refused = self.machine.hold(&serial).err().map(|e| sys::chain(&e));
+                if refused.is_none() {
+                    self.held_until_ms = Some(now_ms().saturating_add(HOLD_MAX_MS));
+                }
+                self.say(&FromGuest::Held { serial, refused });
+            }
+            ToGuest::Release { serial } => self.release(Some(&serial)),
             ToGuest::Restored(identity) => match self.machine.take_on(&identity) {
                 Ok(()) => {
                     self.nameless_until_ms = None;
@@ -265,6 +302,11 @@ impl<'a, M: Machine> Attendant<'a, M> {
             message,
         });
         self.machine.kill_all();
+    }
+
+    fn release(&mut self, serial: Option<&str>) {
+        self.machine.release(serial);
+        self.held_until_ms = None;
     }
 
     /// Who does not know who it is stays as it is.

@@ -90,6 +90,20 @@ impl Machine for Fake {
         Ok(())
     }
 
+    fn grow(&mut self, serial: &str, bytes: u64) -> Result<u64> {
+        self.note(&format!("grow {serial}"));
+        Ok(bytes)
+    }
+
+    fn hold(&mut self, serial: &str) -> Result<()> {
+        self.note(&format!("hold {serial}"));
+        Ok(())
+    }
+
+    fn release(&mut self, serial: Option<&str>) {
+        self.note(&format!("release {}", serial.unwrap_or("all")));
+    }
+
     fn reconnect(&mut self) -> Result<Streams> {
         self.note("reconnect");
         // Nobody listens.

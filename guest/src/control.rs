@@ -124,6 +124,12 @@ pub(crate) fn now_ms() -> u64 {
     u64::try_from(sys::clock::since_boot().as_millis()).unwrap_or(u64::MAX)
 }
 
+/// Short enough for a line.
+fn short(why: &Option<String>) -> Option<String> {
+    let cut = |why: &String| why.chars().take(MESSAGE_CHARS_MAX).collect();
+    why.as_ref().map(cut)
+}
+
 fn line(message: &FromGuest) -> Vec<u8> {
     let message = match message {
         FromGuest::SetupFailed { stage, message } => {
@@ -134,9 +140,20 @@ fn line(message: &FromGuest) -> Vec<u8> {
             }
         }
         FromGuest::Frozen { refused } => FromGuest::Frozen {
-            refused: refused
-                .as_ref()
-                .map(|why| why.chars().take(MESSAGE_CHARS_MAX).collect()),
+            refused: short(refused),
+        },
+        FromGuest::Grown {
+            serial,
+            bytes,
+            refused,
+        } => FromGuest::Grown {
+            serial: serial.clone(),
+            bytes: *bytes,
+            refused: short(refused),
+        },
+        FromGuest::Held { serial, refused } => FromGuest::Held {
+            serial: serial.clone(),
+            refused: short(refused),
         },
         FromGuest::Started { .. }
         | FromGuest::Settling

@@ -22,6 +22,8 @@ use crate::error::{Result, SetupError};
 const WAIT_SECONDS: u64 = 10;
 /// Longest sysfs attribute: a page.
 const ATTRIBUTE_BYTES_MAX: u64 = 4096;
+/// What sysfs counts a disk in, whatever its own sectors are.
+const SECTOR: u64 = 512;
 
 /// The device node of the virtio disk with this serial.
 pub(crate) fn disk(serial: &str) -> Result<PathBuf> {
@@ -50,6 +52,17 @@ fn numbered(disk: &Path) -> Result<Vec<PathBuf>> {
         .collect();
     found.sort_unstable();
     Ok(found.into_iter().map(|(_, path)| path).collect())
+}
+
+/// Waits until a disk has so many bytes; returns how many it has.
+pub(crate) fn size(disk: &Path, bytes: u64) -> Result<u64> {
+    let name = disk.file_name().unwrap_or_default();
+    let path = Path::new("/sys/block").join(name).join("size");
+    find(&format!("{bytes} bytes of {}", disk.display()), || {
+        let sectors: Option<u64> = attribute(&path).parse().ok();
+        let has = sectors.map(|sectors| sectors.saturating_mul(SECTOR));
+        Ok(has.filter(|has| *has >= bytes))
+    })
 }
 
 /// The name and index of the network card with this address.

@@ -60,6 +60,13 @@ pub(crate) enum SetupError {
         "the program does not stand still within {seconds} seconds: one of its threads waits for a device"
     )]
     Moving { seconds: u64 },
+    #[error(
+        "mount the volume {volume} on {path}: the program that wrote to it last did not end in order, and what it wrote is \
+         still in the journal: mount the volume once without read_only"
+    )]
+    Unsettled { volume: String, path: String },
+    #[error("this machine has no volume on a disk with the serial {0:?} that it writes to")]
+    NoVolume(String),
     #[error("{what} contains a NUL byte")]
     Nul { what: &'static str },
 }

@@ -29,6 +29,7 @@ mod restored;
 mod root;
 mod rtnetlink;
 mod user;
+mod volumes;
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -45,6 +46,7 @@ use crate::error::{CODE_SETUP, Result, SetupError};
 use crate::life::Ending;
 use crate::program::{Program, Started};
 use crate::restored::Standing;
+use crate::volumes::Volumes;
 
 /// Longest run specification: its arguments are at most `deployment::ARGS_MAX_BYTES`, the image's
 /// environment is of that order, and escaping can make six bytes of one.
@@ -54,8 +56,15 @@ const SPEC_BYTES_MAX: usize = 2 << 20;
 #[derive(Debug)]
 struct Setup {
     spec: RunSpec,
+    disks: Disks,
+}
+
+/// What is written to, and has to be settled at the end.
+#[derive(Debug, Default)]
+struct Disks {
     /// The mount of the writable layer, where that is a disk.
     layer: Option<OwnedFd>,
+    volumes: Volumes,
 }
 
 /// One step of the set-up. The host is told its name where it fails.
@@ -65,17 +74,21 @@ struct Phase {
 }
 
 /// Set-up once the specification is known, in order.
-const PHASES: [Phase; 6] = [
+const PHASES: [Phase; 7] = [
     Phase {
         name: "root",
         run: |setup| {
-            setup.layer = root::enter(&setup.spec)?;
+            setup.disks.layer = root::enter(&setup.spec)?;
             Ok(())
         },
     },
     Phase {
         name: "mounts",
         run: |_| mounts::container(),
+    },
+    Phase {
+        name: "volumes",
+        run: |setup| setup.disks.volumes.mount(&setup.spec.volumes),
     },
     Phase {
         name: "names",
@@ -126,12 +139,16 @@ pub fn main() -> std::process::ExitCode {
 
 /// Everything between the first word to the host and the last.
 fn live(streams: Streams) {
-    let mut layer = None;
-    let (ending, streams) = match set_up(&mut layer) {
+    let mut disks = Disks::default();
+    let (ending, streams) = match set_up(&mut disks) {
         Ok((spec, program, signals, started)) => {
             let standing = Standing::new(&spec);
             Attendant::new(
-                Guest { signals, standing },
+                Guest {
+                    signals,
+                    standing,
+                    volumes: &mut disks.volumes,
+                },
                 &spec,
                 &program,
                 started,
@@ -161,7 +178,7 @@ fn live(streams: Streams) {
     control::half_close(streams.stdout.as_fd());
     control::half_close(streams.stderr.as_fd());
     // Before the last word: the host may take that for leave to pull the disk.
-    end::settle(layer);
+    end::settle(disks);
     let Ending { code, signal } = ending;
     tell(
         &streams,
@@ -182,21 +199,27 @@ fn tell(streams: &Streams, message: &FromGuest) {
 
 type Ready = (RunSpec, Program, Signals, Started);
 
-/// `layer` is left behind even where a later phase fails: it has to be settled all the same.
-fn set_up(layer: &mut Option<OwnedFd>) -> std::result::Result<Ready, Failed> {
+/// `disks` are left behind even where a later phase fails: they have to be settled all the same.
+fn set_up(disks: &mut Disks) -> std::result::Result<Ready, Failed> {
     let at = |stage| move |error| Failed { stage, error };
     let spec = read_spec().map_err(at("specification"))?;
-    let mut setup = Setup { spec, layer: None };
+    let mut setup = Setup {
+        spec,
+        disks: Disks::default(),
+    };
     for (number, Phase { name, run }) in (1..).zip(PHASES) {
         let result = run(&mut setup);
-        *layer = setup.layer.take().or(layer.take());
-        result.map_err(at(name))?;
+        if let Err(error) = result {
+            *disks = setup.disks;
+            return Err(at(name)(error));
+        }
         console::note(&format!(
             "{number}/{} {name} at {} ms",
             PHASES.len(),
             control::now_ms()
         ));
     }
+    *disks = setup.disks;
     let start = || {
         let program = program::prepare(&setup.spec)?;
         // Before the fork: no end of a child may go unseen.
@@ -228,12 +251,13 @@ fn read_spec() -> Result<RunSpec> {
 
 /// The real machine: init is everybody's last parent.
 #[derive(Debug)]
-struct Guest {
+struct Guest<'a> {
     signals: Signals,
     standing: Standing,
+    volumes: &'a mut Volumes,
 }
 
-impl Machine for Guest {
+impl Machine for Guest<'_> {
     fn children(&self) -> BorrowedFd<'_> {
         self.signals.as_fd()
     }
@@ -269,6 +293,18 @@ impl Machine for Guest {
 
     fn thaw(&mut self) -> Result<()> {
         restored::thaw()
+    }
+
+    fn grow(&mut self, serial: &str, bytes: u64) -> Result<u64> {
+        self.volumes.grow(serial, bytes)
+    }
+
+    fn hold(&mut self, serial: &str) -> Result<()> {
+        self.volumes.hold(serial)
+    }
+
+    fn release(&mut self, serial: Option<&str>) {
+        self.volumes.release(serial);
     }
 
     fn reconnect(&mut self) -> Result<Streams> {

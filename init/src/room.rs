@@ -14,7 +14,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use types::{Bytes, Digest, VmId};
+use types::{Bytes, Digest, VmId, VolumeId};
 
 /// Left free beside all promises: the ledger, records and the clock go on. Both copies of the ledger with
 /// their reserves fit eight times.
@@ -32,6 +32,9 @@ const READABLE: u32 = 0o644;
 pub(crate) struct Promises {
     /// Everything below `machines/<vm id>/`.
     pub(crate) machines: BTreeMap<VmId, Bytes>,
+    /// Everything below `volumes/<volume id>/`.
+    #[serde(default)]
+    pub(crate) volumes: BTreeMap<VolumeId, Bytes>,
     /// `images/<hex>.img`, where its size is known.
     pub(crate) images: BTreeMap<Digest, Bytes>,
 }
@@ -103,7 +106,9 @@ impl Room {
             images.remove(image);
         }
         let machines = untaken(&promises.machines, &self.machines());
-        Ok(machines.saturating_add(untaken(&promises.images, &images)))
+        let volumes = untaken(&promises.volumes, &self.volumes());
+        let images = untaken(&promises.images, &images);
+        Ok(machines.saturating_add(volumes).saturating_add(images))
     }
 
     fn free(&self) -> Result<u64, RoomError> {
@@ -148,14 +153,21 @@ impl Room {
     }
 
     fn machines(&self) -> BTreeMap<VmId, Taken> {
-        let taken = |machine: &DirEntry| {
-            let files = list(&machine.path());
-            files
-                .iter()
-                .filter_map(Taken::by)
-                .fold(Taken::default(), Taken::and)
+        self.below("machines", Taken::and)
+    }
+
+    /// Files of a volume share blocks, and each is said to take them: what the largest takes is taken for sure.
+    fn volumes(&self) -> BTreeMap<VolumeId, Taken> {
+        self.below("volumes", Taken::shared_with)
+    }
+
+    fn below(&self, name: &str, add: fn(Taken, Taken) -> Taken) -> BTreeMap<VmId, Taken> {
+        let taken = |owner: &DirEntry| {
+            let files = list(&owner.path());
+            let files = files.iter().filter_map(Taken::by);
+            files.fold(Taken::default(), add)
         };
-        list(&self.pool.join("machines"))
+        list(&self.pool.join(name))
             .iter()
             .filter_map(|m| Some((m.file_name().to_str()?.parse().ok()?, taken(m))))
             .collect()
@@ -204,6 +216,13 @@ impl Taken {
             bytes: metadata.blocks().saturating_mul(512),
             length: metadata.len(),
         })
+    }
+
+    fn shared_with(self, other: Self) -> Self {
+        Self {
+            bytes: self.bytes.max(other.bytes),
+            ..self.and(other)
+        }
     }
 
     fn and(self, other: Self) -> Self {
@@ -257,6 +276,7 @@ mod tests {
         let image = Digest([1; 32]);
         let promises = Promises {
             machines: [(vm("web-shop-01010101"), Bytes(8 * MIB))].into(),
+            volumes: BTreeMap::new(),
             images: [(image, Bytes(16 * MIB))].into(),
         };
         let promised = |image| room.promised(image).expect("readable");

@@ -16,7 +16,7 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use crate::boot::{BootError, Entry, Kernel, cmdline, initramfs, mptable};
 use crate::bus::{Mmio, MmioDevice, Pio};
 use crate::confine::{self, ConfineError, Kind};
-use crate::control::{Inbox, Lines, Outbox, Requests, SharedBalloon};
+use crate::control::{Inbox, Lines, Outbox, Requests, SharedBalloon, SharedDisks};
 use crate::cpu::topology::{Topology, TopologyError};
 use crate::cpu::vcpu::Shared;
 use crate::cpu::{cpuid, start};
@@ -223,6 +223,7 @@ type Added = (Option<SharedBalloon>, Vec<Arc<dyn Served>>);
 struct Slots {
     mmio: Vec<Arc<dyn MmioDevice>>,
     wired: Vec<Arc<dyn Wired>>,
+    disks: SharedDisks,
 }
 
 impl Slots {
@@ -249,6 +250,7 @@ impl Slots {
         for (disk, file, lazy) in disks {
             let device = Blk::new(&disk, file, lazy, confine::seal_ring, outbox)?;
             let served = self.add(device, ram)?;
+            self.disks.push(served.clone());
             workers.push(Worker {
                 name: format!("blk {}", disk.serial),
                 filter: confine::filter(Kind::Blk)?,
@@ -377,8 +379,8 @@ pub(crate) fn assemble() -> Result<Machine, SetupError> {
         shape,
         tracking: Mutex::default(),
     };
-    let rest = (end, balloon, recorder);
-    finish(inbox, outbox, log, workers, subject, rest)
+    let asked = (balloon, slots.disks, recorder);
+    finish(inbox, outbox, log, workers, subject, end, asked)
 }
 
 /// The state that there is, guest memory, and which of it has come if that is a question.
@@ -489,7 +491,8 @@ fn finish(
     log: Option<SharedLog>,
     workers: Vec<Worker>,
     subject: Subject,
-    (end, balloon, recorder): (Arc<End>, Option<SharedBalloon>, Option<Recorder>),
+    end: Arc<End>,
+    (balloon, disks, recorder): (Option<SharedBalloon>, SharedDisks, Option<Recorder>),
 ) -> Result<Machine, SetupError> {
     let mut machine = Machine {
         vm: subject.vm.clone(),
@@ -515,7 +518,8 @@ fn finish(
         subject.shape.memory_mib,
         recorder.as_ref().map(|r| r.missing.clone()),
     );
-    let requests = Requests::new(inbox, &outbox, registry, balloon, subject, recorder);
+    let asked = (balloon, disks);
+    let requests = Requests::new(inbox, &outbox, registry, asked, subject, recorder);
     machine.main.push(Arc::new(requests));
     machine.main.extend(own);
     Ok(machine)

@@ -10,7 +10,9 @@ use std::time::Duration;
 
 use hyper::Method;
 use serde::{Deserialize, Serialize};
-use types::status::{DeploymentStatus, Desired, Refusal, RefusalCode, State};
+use types::status::{
+    DeploymentStatus, Desired, Refusal, RefusalCode, State, VolumeState, VolumeStatus,
+};
 use types::{Digest, Name};
 
 use crate::envelope::ENVELOPE_MAX;
@@ -98,19 +100,23 @@ impl Until {
     /// Judges a status. Node and client use the same words.
     pub fn judge(self, status: &DeploymentStatus) -> Verdict {
         let all = |fits: fn(State) -> bool| status.workloads.values().all(|w| fits(w.state));
+        let gone = status.workloads.is_empty() && status.volumes.is_empty();
+        // A volume that goes holds nobody up.
+        let kept = |state| matches!(state, VolumeState::Ready | VolumeState::Removing);
+        let volumes = status.volumes.values().all(|v| kept(v.state));
+        // One that cannot be changed does not run.
+        let failed = |state| matches!(state, VolumeState::Failed);
+        let quiet = |v: &VolumeStatus| kept(v.state) || failed(v.state);
+        let quiet = status.volumes.values().all(quiet);
         let rest = |state| matches!(state, State::Stopped | State::Exited);
         let exited = |state| matches!(state, State::Exited);
         let met_or = |met, otherwise| if met { Verdict::Met } else { otherwise };
         match (self, status.desired) {
-            (Self::Deleted, Desired::Deleted) => {
-                met_or(status.workloads.is_empty(), Verdict::NotYet)
-            }
+            (Self::Deleted, Desired::Deleted) => met_or(gone, Verdict::NotYet),
             (Self::Deleted, Desired::Running | Desired::Stopped) => Verdict::Never,
             (Self::Running | Self::Exited, Desired::Deleted | Desired::Stopped) => Verdict::Never,
-            (Self::Stopped, Desired::Deleted) => {
-                met_or(status.workloads.is_empty(), Verdict::NotYet)
-            }
-            (Self::Stopped, Desired::Stopped) => met_or(all(rest), Verdict::NotYet),
+            (Self::Stopped, Desired::Deleted) => met_or(gone, Verdict::NotYet),
+            (Self::Stopped, Desired::Stopped) => met_or(all(rest) && quiet, Verdict::NotYet),
             // Programs that have all ended by themselves count as stopped; running ones may still end.
             (Self::Stopped, Desired::Running) => met_or(all(exited), Verdict::NotYet),
             (Self::Exited, Desired::Running) => met_or(all(exited), Verdict::NotYet),
@@ -121,7 +127,8 @@ impl Until {
                 } else {
                     Verdict::NotYet
                 };
-                met_or(all(|state| matches!(state, State::Running)), otherwise)
+                let running = all(|state| matches!(state, State::Running));
+                met_or(running && volumes, otherwise)
             }
         }
     }
@@ -585,6 +592,7 @@ mod tests {
             workloads: workloads
                 .map(|(i, s)| (name(&format!("w{i}")), workload(*s)))
                 .collect(),
+            volumes: Default::default(),
         }
     }
 

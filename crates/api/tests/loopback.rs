@@ -107,6 +107,7 @@ mod tests {
                         desired,
                         durable: true,
                         workloads,
+                        volumes: Default::default(),
                     }))
                 }
                 Route::Drill => {

@@ -8,6 +8,7 @@ pub mod block;
 pub mod clock;
 pub mod confine;
 pub mod error;
+pub mod filesystem;
 mod filter;
 pub mod fs;
 pub mod klog;

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::limits::Limits;
 use crate::stores::{Stores, StoresError};
+use crate::volume::{self, Mount, Volume, VolumeError};
 use crate::{Bytes, Digest, Name, PublicKey};
 
 /// DSSE payload type of a [`Statement`].
@@ -62,8 +63,17 @@ pub enum Action {
     Start,
     /// Stop, then start.
     Restart,
-    /// Stop and remove, disks too. The name's version count lives on as a tombstone.
+    /// Stop and remove, disks too. The name's version count lives on as a tombstone. Refused while the
+    /// deployment has volumes.
     Delete,
+    /// The same of a deployment with volumes, each of which is named: they go with their content.
+    Destroy { volumes: BTreeSet<Name> },
+    /// Keep what the volume holds now under a name.
+    Snapshot { volume: Name, snapshot: Name },
+    /// Give that up.
+    DropSnapshot { volume: Name, snapshot: Name },
+    /// Have the volume hold what it held then. What it holds now goes. Its machines are stopped before.
+    Restore { volume: Name, snapshot: Name },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,13 +88,21 @@ pub struct Deployment {
     /// gone already is no error, so that a file can stay as it is.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub remove: BTreeSet<Name>,
+    /// Volumes among those in `remove`: without their names here too, none goes.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub destroy: BTreeSet<Name>,
 }
 
-/// The closed set of workload kinds. `volume` and `network` join when they are built.
+/// The closed set of workload kinds. `network` joins when it is built.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "most are machines, and a deployment has few"
+)]
 pub enum Workload {
     Machine(Machine),
+    Volume(Volume),
 }
 
 /// A micro VM that runs one container image.
@@ -119,6 +137,9 @@ pub struct Machine {
     /// How fast it may use its disks and its card.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limits: Option<Limits>,
+    /// Volumes of the same deployment, and where its program finds them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mounts: Vec<Mount>,
 }
 
 /// A content-addressed image, and where its chunks can be fetched if the client has not pushed them.
@@ -189,6 +210,8 @@ pub enum SpecError {
     PortReserved { name: Name, port: u16 },
     #[error("workload {name}: {problem}")]
     Store { name: Name, problem: StoresError },
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
     #[error("version 0 does not exist: the first version of a deployment is 1")]
     Version,
 }
@@ -204,7 +227,17 @@ impl Statement {
         }
         match &self.action {
             Action::Deploy(deployment) => deployment.check(),
-            Action::Stop | Action::Start | Action::Restart | Action::Delete => Ok(()),
+            Action::Destroy { volumes } if volumes.len() > WORKLOADS_MAX => {
+                Err(SpecError::Removals(volumes.len()))
+            }
+            Action::Stop
+            | Action::Start
+            | Action::Restart
+            | Action::Delete
+            | Action::Destroy { .. }
+            | Action::Snapshot { .. }
+            | Action::DropSnapshot { .. }
+            | Action::Restore { .. } => Ok(()),
         }
     }
 }
@@ -215,14 +248,15 @@ impl Deployment {
         if !(1..=WORKLOADS_MAX).contains(&count) {
             return Err(SpecError::Workloads(count));
         }
-        if self.remove.len() > WORKLOADS_MAX {
-            return Err(SpecError::Removals(self.remove.len()));
+        let removed = self.remove.len().max(self.destroy.len());
+        if removed > WORKLOADS_MAX {
+            return Err(SpecError::Removals(removed));
         }
         if let Some(name) = self.remove.iter().find(|n| self.workloads.contains_key(n)) {
             return Err(SpecError::Contradiction(name.clone()));
         }
         let mut published = BTreeSet::new();
-        for (name, Workload::Machine(machine)) in &self.workloads {
+        for (name, machine) in self.machines() {
             machine.check(name)?;
             for port in &machine.ports {
                 if !published.insert(port.node) {
@@ -230,13 +264,26 @@ impl Deployment {
                 }
             }
         }
+        volume::check(self)?;
         Ok(())
     }
 
     pub fn machines(&self) -> impl Iterator<Item = (&Name, &Machine)> {
         self.workloads
             .iter()
-            .map(|(name, Workload::Machine(machine))| (name, machine))
+            .filter_map(|(name, workload)| match workload {
+                Workload::Machine(machine) => Some((name, machine)),
+                Workload::Volume(_) => None,
+            })
+    }
+
+    pub fn volumes(&self) -> impl Iterator<Item = (&Name, &Volume)> {
+        self.workloads
+            .iter()
+            .filter_map(|(name, workload)| match workload {
+                Workload::Volume(volume) => Some((name, volume)),
+                Workload::Machine(_) => None,
+            })
     }
 }
 

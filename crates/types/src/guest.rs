@@ -25,6 +25,8 @@ pub const STDERR_PORT: u32 = 1026;
 pub const HOST_CID: u64 = 2;
 /// The guest's vsock address: each VM has its own vsock, so all may use the same.
 pub const GUEST_CID: u64 = 3;
+/// Longest that a guest keeps a volume still: a copy takes milliseconds, and who asked for it may have died.
+pub const HOLD_MAX_MS: u64 = 10_000;
 /// Longest control line in either direction, newline included.
 pub const CONTROL_LINE_MAX: usize = 4096;
 
@@ -50,6 +52,22 @@ pub struct RunSpec {
     /// How long after it everything is killed.
     pub stop_grace_ms: u64,
     pub link: Option<Link>,
+    /// In the order in which they are mounted: parents first.
+    #[serde(default)]
+    pub volumes: Vec<VolumeMount>,
+}
+
+/// A disk with an ext4 of the program's own data.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VolumeMount {
+    /// Its name, for messages.
+    pub volume: Name,
+    /// virtio-blk serial of its disk.
+    pub serial: String,
+    /// Absolute, in the program's root; made if missing.
+    pub path: String,
+    pub read_only: bool,
 }
 
 /// The guest's one network card.
@@ -94,6 +112,17 @@ pub enum FromGuest {
     Restored { generation: String },
     /// The answer to `Freeze`. With `refused`, the program goes on, and this is why.
     Frozen { refused: Option<String> },
+    /// The answer to `Grow`: what the volume's file system spans now, or why it does not span its disk.
+    Grown {
+        serial: String,
+        bytes: u64,
+        refused: Option<String>,
+    },
+    /// The answer to `Hold`: the volume's file system is written out and takes nothing, or why not.
+    Held {
+        serial: String,
+        refused: Option<String>,
+    },
     /// The program ended. `code` is 128 + signal where a signal ended it.
     Exited {
         code: i32,
@@ -109,12 +138,27 @@ pub enum ToGuest {
     /// Send the stop signal, wait for the grace period, kill, report, power off.
     Stop,
     /// Send one signal to the program.
-    Signal { number: i32 },
+    Signal {
+        number: i32,
+    },
     /// Have the program and all that it has started stand still: what is restored from a snapshot of now runs
     /// nothing of theirs before it has a new identity.
     Freeze,
     /// Have them go on.
     Thaw,
+    /// The volume's disk has become larger, to so many bytes: its file system is to span them.
+    Grow {
+        serial: String,
+        bytes: u64,
+    },
+    /// Write the volume's file system out and let nothing be written to it until `Release`, or until
+    /// [`HOLD_MAX_MS`] are over: it is about to be copied.
+    Hold {
+        serial: String,
+    },
+    Release {
+        serial: String,
+    },
     /// The first line after the machine was restored from a snapshot: others may have been, too.
     Restored(Box<Identity>),
 }

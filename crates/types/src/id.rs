@@ -88,6 +88,9 @@ impl FromStr for VmId {
     }
 }
 
+/// One volume on one node: named as a machine of that name would be, and no two workloads of a deployment share one.
+pub type VolumeId = VmId;
+
 /// A BLAKE3 content address, 32 bytes. Text: `blake3:` and 64 hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Digest(pub [u8; 32]);

@@ -18,7 +18,8 @@ pub mod status;
 pub mod stores;
 pub mod unit;
 pub mod vm;
+pub mod volume;
 
-pub use id::{Digest, Name, PublicKey, VmId};
+pub use id::{Digest, Name, PublicKey, VmId, VolumeId};
 pub use stores::Stores;
 pub use unit::{Bytes, Cidr, Mac};

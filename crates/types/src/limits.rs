@@ -52,6 +52,22 @@ pub struct NetRates {
 /// A field that is out of range: its name, what was found, what is allowed.
 pub(crate) type Misfit = (&'static str, String, String);
 
+impl DiskRates {
+    /// Of a volume, whose `limits` these are.
+    pub(crate) fn check_volume(&self) -> Result<(), Misfit> {
+        let names = [
+            "limits",
+            "limits.operations_per_second",
+            "limits.bytes_per_second",
+        ];
+        check(names, self.operations_per_second, self.bytes_per_second)
+    }
+
+    pub fn limit(&self) -> Limit {
+        limit(self.operations_per_second, self.bytes_per_second)
+    }
+}
+
 impl Limits {
     pub(crate) fn check(&self) -> Result<(), Misfit> {
         let Self {
@@ -88,8 +104,7 @@ impl Limits {
 
     /// The limit of each disk.
     pub fn of_disk(&self) -> Option<Limit> {
-        let rates = self.disk?;
-        Some(limit(rates.operations_per_second, rates.bytes_per_second))
+        self.disk.map(|rates| rates.limit())
     }
 
     /// The limit of the card.

@@ -8,7 +8,7 @@ use std::net::Ipv4Addr;
 use serde::{Deserialize, Serialize};
 
 use crate::deployment::Port;
-use crate::{Digest, Name};
+use crate::{Bytes, Digest, Name};
 
 /// The answer to an accepted statement.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,7 +28,10 @@ pub struct DeploymentStatus {
     pub version: u64,
     pub desired: Desired,
     pub durable: bool,
+    /// Its machines.
     pub workloads: BTreeMap<Name, WorkloadStatus>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub volumes: BTreeMap<Name, VolumeStatus>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -77,6 +80,47 @@ pub struct WorkloadStatus {
     /// The newest start, step by step.
     #[serde(default)]
     pub timeline: Option<Timeline>,
+}
+
+/// Where a volume is on its way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VolumeState {
+    /// Acknowledged; not on the pool yet.
+    Pending,
+    Ready,
+    /// It is being made, grown, copied or restored.
+    Changing,
+    Removing,
+    /// What was last tried failed, and is tried again after a pause.
+    Failed,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeStatus {
+    pub state: VolumeState,
+    /// What it has on the pool; before it is there, what it will have.
+    pub size: Bytes,
+    /// What of the pool its content takes, shared with snapshots or not.
+    #[serde(default)]
+    pub used: Option<Bytes>,
+    /// Machines that have it just now.
+    pub attached: Vec<Name>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub snapshots: BTreeMap<Name, SnapshotStatus>,
+    pub message: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotStatus {
+    /// Of the statement that asked for it.
+    pub version: u64,
+    /// It is on the pool. Before, it will be of some moment to come.
+    pub taken: bool,
+    /// The machine's file system stood still for it: what the program had written is in it, as after a sync. Otherwise
+    /// it is as after a power cut.
+    #[serde(default)]
+    pub settled: bool,
 }
 
 /// When a start reached each of its milestones, in milliseconds since it began: with the acknowledgement of the

@@ -599,6 +599,12 @@ pub enum ToVmm {
     Balloon {
         target_mib: u64,
     },
+    /// The file of the disk with this serial has so many bytes now, more than before: the guest is told. Answered
+    /// with `Done` once it has been.
+    Resize {
+        disk: String,
+        bytes: u64,
+    },
 }
 
 /// How much memory a snapshot holds.

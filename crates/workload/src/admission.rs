@@ -13,6 +13,8 @@ use types::{Bytes, Digest, Name, PublicKey, VmId};
 use crate::address;
 use crate::desired::{Desired, Key, Phase, Target, Verified};
 
+mod volumes;
+
 /// vCPUs promised per CPU of the node. Tenants' vCPUs mostly wait; four to one is where general
 /// purpose clouds stand, and a busy neighbour is held to its `cpu.weight`.
 pub const CPU_OVERCOMMIT: u64 = 4;
@@ -56,14 +58,26 @@ impl Storage {
     }
 }
 
-/// Memory that one machine's VMM may come to hold. In a pool in memory, what it writes is among that: the
-/// kernel charges a page to who touches it first, and could give none back.
-pub fn memory_limit(machine: &types::deployment::Machine, storage: Storage) -> Bytes {
+/// Space of the pool that a volume may come to use: each of its snapshots may come to differ from it in every block.
+pub fn volume_of(size: Bytes, snapshots: usize) -> Bytes {
+    let copies = u64::try_from(snapshots)
+        .unwrap_or(u64::MAX)
+        .saturating_add(1);
+    Bytes(size.0.saturating_mul(copies))
+}
+
+/// Memory that one machine's VMM may come to hold. In a pool in memory, what it writes is among that, to its
+/// `volumes` too: the kernel charges a page to who touches it first, and could give none back.
+pub fn memory_limit(
+    machine: &types::deployment::Machine,
+    volumes: Bytes,
+    storage: Storage,
+) -> Bytes {
     let own = memory_of(machine.memory);
     match storage {
         Storage::Disk => own,
         Storage::Memory => {
-            let files = disk_of(machine.disk).0;
+            let files = disk_of(machine.disk).0.saturating_add(volumes.0);
             Bytes(own.0 + files + files / PAGE_TABLES_DIVISOR)
         }
     }
@@ -156,20 +170,31 @@ pub fn admit(
             check_volatile(deployment, node)?;
             check_left_out(&key, deployment, before)?;
             check_disks(&key, deployment, before)?;
+            volumes::check(&key, deployment, before, node)?;
             check_addresses(&key, deployment, desired)?;
             check_ids(&key, deployment, desired)?;
             check_ports(&key, deployment, desired)?;
             check_capacity(&key, deployment, node, desired, &|flist| image(flist).size)?;
             check_images(deployment, &image)?;
         }
-        Action::Stop | Action::Start | Action::Restart | Action::Delete => {
-            if before.is_none_or(|target| target.phase == Phase::Deleted) {
+        Action::Stop
+        | Action::Start
+        | Action::Restart
+        | Action::Delete
+        | Action::Destroy { .. }
+        | Action::Snapshot { .. }
+        | Action::DropSnapshot { .. }
+        | Action::Restore { .. } => {
+            let Some(before) = before.filter(|target| target.phase != Phase::Deleted) else {
                 let name = &statement.name;
                 return refuse(
                     RefusalCode::NotFound,
                     format!("there is no deployment {name}: `sifr get` lists what is deployed"),
                 );
-            }
+            };
+            volumes::check_action(statement, &key, before, node, desired, &|flist| {
+                image(flist).size
+            })?;
         }
     }
     Ok(Admitted(verified))
@@ -250,7 +275,7 @@ fn check_left_out(
         Some(name) => refuse(
             RefusalCode::Conflict,
             format!(
-                "{} has a workload {name} that this version leaves out: name it under `remove` (or with --remove {name}) to delete it with its disk, or add it again",
+                "{} has a workload {name} that this version leaves out: name it under `remove` (or with --remove {name}) to delete it with its disk (of a volume, under `destroy` too), or add it again",
                 key.name
             ),
         ),
@@ -299,10 +324,12 @@ fn check_disks(key: &Key, deployment: &Deployment, before: Option<&Target>) -> R
 fn check_ids(key: &Key, deployment: &Deployment, desired: &Desired) -> Result<(), Refusal> {
     let mut taken: BTreeSet<VmId> = desired
         .machines()
-        .filter(|(_, other, ..)| *other != key)
-        .map(|(id, ..)| id)
+        .map(|(id, other, ..)| (id, other))
+        .chain(desired.volumes().map(|(id, of)| (id, of.key)))
+        .filter(|(_, other)| *other != key)
+        .map(|(id, _)| id)
         .collect();
-    for (name, _) in deployment.machines() {
+    for name in deployment.workloads.keys() {
         if !taken.insert(VmId::new(&key.signer, &key.name, name)) {
             return refuse(
                 RefusalCode::Conflict,
@@ -362,11 +389,23 @@ impl Sum {
         {
             sum.add(machine);
         }
+        for (_, of) in desired.volumes().filter(|(_, of)| Some(of.key) != except) {
+            sum.add_volume(
+                of.volume.size,
+                of.target.history(of.workload).snapshots.len(),
+            );
+        }
         sum
     }
 
-    fn of(deployment: Option<&Deployment>) -> Self {
+    /// `before`: what has snapshots keeps them.
+    fn of(deployment: Option<&Deployment>, before: Option<&Target>) -> Self {
         let mut sum = Self::default();
+        let volumes = deployment.into_iter().flat_map(Deployment::volumes);
+        for (name, volume) in volumes {
+            let snapshots = before.map_or(0, |target| target.history(name).snapshots.len());
+            sum.add_volume(volume.size, snapshots);
+        }
         let machines = deployment.into_iter().flat_map(Deployment::machines);
         machines.for_each(|(_, machine)| sum.add(machine));
         sum
@@ -377,6 +416,11 @@ impl Sum {
         self.used.memory_used.0 += memory_of(machine.memory).0;
         self.used.disk_used.0 += disk_of(machine.disk).0;
         self.images.insert(machine.image.flist);
+    }
+
+    fn add_volume(&mut self, size: Bytes, snapshots: usize) {
+        let disk = &mut self.used.disk_used.0;
+        *disk = disk.saturating_add(volume_of(size, snapshots).0);
     }
 
     /// The space of its machines, and of those of its images that `others` does not count already.
@@ -417,7 +461,8 @@ fn check_capacity(
     size: &dyn Fn(&Digest) -> ImageSize,
 ) -> Result<(), Refusal> {
     let others = Sum::promised(desired, Some(key));
-    let wanted = Sum::of(Some(deployment));
+    let before = desired.get(key);
+    let wanted = Sum::of(Some(deployment), before);
     let total = &node.capacity;
     let over = |what: &str, wanted: String, free: String| {
         refuse(
@@ -444,7 +489,7 @@ fn check_capacity(
     if wanted_disk > disk {
         return over("disk (images included)", mib(wanted_disk), mib(disk));
     }
-    check_room(&wanted, &others, desired.get(key), node, size)
+    check_room(&wanted, &others, before, node, size)
 }
 
 /// Capacity is what the pool has for deployments; room is what of that nothing else lies in.
@@ -460,7 +505,8 @@ fn check_room(
         let size = size(flist);
         Bytes(size.missing.0.saturating_add(size.disk.0))
     };
-    let promised = Sum::of(before.and_then(Target::deployment)).disk(others, |f| size(f).disk);
+    let promised = Sum::of(before.and_then(Target::deployment), before);
+    let promised = promised.disk(others, |f| size(f).disk);
     let needed = wanted.disk(others, more).saturating_sub(promised);
     if needed <= node.room.0 {
         return Ok(());
@@ -611,8 +657,9 @@ mod tests {
     fn deploy(change: impl Fn(&mut types::deployment::Machine)) -> Action {
         let mut deployment = deployment(1);
         for workload in deployment.workloads.values_mut() {
-            let types::deployment::Workload::Machine(machine) = workload;
-            change(machine);
+            if let types::deployment::Workload::Machine(machine) = workload {
+                change(machine);
+            }
         }
         Action::Deploy(deployment)
     }
@@ -866,10 +913,12 @@ mod tests {
             unreachable!("as made")
         };
         let (_, machine) = deployment.machines().next().expect("a machine");
-        let on_disk = memory_limit(machine, Storage::Disk);
+        let on_disk = memory_limit(machine, Bytes(0), Storage::Disk);
         assert_eq!(on_disk, memory_of(machine.memory));
-        let in_memory = memory_limit(machine, Storage::Memory);
+        let in_memory = memory_limit(machine, Bytes(0), Storage::Memory);
         assert!(in_memory.0 > on_disk.0 + disk_of(machine.disk).0);
+        let with_volume = memory_limit(machine, Bytes::gib(1), Storage::Memory);
+        assert!(with_volume.0 > in_memory.0 + (1 << 30));
     }
 
     #[test]

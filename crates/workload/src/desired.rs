@@ -3,11 +3,12 @@
 //! Owns: the meaning of a sequence of statements, and which of them that meaning needs.
 //! Refuses: judging a statement (`admission` does) and doing anything about it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use types::deployment::{Action, Deployment, Machine, Statement};
 use types::status;
-use types::{Digest, Name, PublicKey, VmId};
+use types::volume::Volume;
+use types::{Digest, Name, PublicKey, VmId, VolumeId};
 
 /// A deployment belongs to its signer: two tenants may use the same name.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -46,6 +47,50 @@ pub struct Target {
     pub restart: u64,
     /// Version of the newest `Restart` or `Start`: programs that ended before it run again.
     pub start: u64,
+    /// What was said of its volumes beside the document.
+    pub volumes: BTreeMap<Name, History>,
+}
+
+/// What is to become of one volume beside its size. Versions are those of the statements.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct History {
+    /// Which are to be kept, by name.
+    pub snapshots: BTreeMap<Name, u64>,
+    pub restored: Option<Restored>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Restored {
+    pub version: u64,
+    /// Of the snapshot.
+    pub from: u64,
+}
+
+impl History {
+    fn drop_snapshot(&mut self, snapshot: &Name) {
+        let Some(version) = self.snapshots.remove(snapshot) else {
+            return;
+        };
+        // Admission has seen that it was done.
+        if self
+            .restored
+            .is_some_and(|restored| restored.from == version)
+        {
+            self.restored = None;
+        }
+    }
+
+    fn restore(&mut self, snapshot: &Name, version: u64) {
+        if let Some(from) = self.snapshots.get(snapshot) {
+            let from = *from;
+            self.restored = Some(Restored { version, from });
+        }
+    }
+
+    fn versions(&self) -> impl Iterator<Item = u64> {
+        let restored = self.restored.map(|restored| restored.version);
+        self.snapshots.values().copied().chain(restored)
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,6 +117,17 @@ impl Target {
             .map(|(_, machine)| machine)
     }
 
+    pub fn volume(&self, workload: &Name) -> Option<&Volume> {
+        self.deployment()?
+            .volumes()
+            .find(|(name, _)| *name == workload)
+            .map(|(_, volume)| volume)
+    }
+
+    pub fn history(&self, volume: &Name) -> History {
+        self.volumes.get(volume).cloned().unwrap_or_default()
+    }
+
     pub fn desired(&self) -> status::Desired {
         match self.phase {
             Phase::Running(_) => status::Desired::Running,
@@ -90,10 +146,15 @@ impl Target {
             incarnation: 0,
             restart: 0,
             start: 0,
+            volumes: BTreeMap::new(),
         });
         target.version = version;
         match &statement.action {
-            Action::Deploy(deployment) => target.phase = Phase::Running(deployment.clone()),
+            Action::Deploy(deployment) => {
+                let stays = |name: &Name| deployment.volumes().any(|(volume, _)| volume == name);
+                target.volumes.retain(|name, _| stays(name));
+                target.phase = Phase::Running(deployment.clone());
+            }
             Action::Stop => {
                 target.phase = match target.phase {
                     Phase::Running(d) | Phase::Stopped(d) => Phase::Stopped(d),
@@ -110,11 +171,30 @@ impl Target {
                     Phase::Deleted => Phase::Deleted,
                 }
             }
-            Action::Delete => {
+            Action::Delete | Action::Destroy { .. } => {
                 target.phase = Phase::Deleted;
                 (target.incarnation, target.restart, target.start) = (version, 0, 0);
+                target.volumes.clear();
+            }
+            Action::Snapshot { volume, snapshot } => {
+                let history = target.volumes.entry(volume.clone()).or_default();
+                let snapshot = history.snapshots.entry(snapshot.clone());
+                snapshot.or_insert(version);
+            }
+            Action::DropSnapshot { volume, snapshot } => {
+                if let Some(history) = target.volumes.get_mut(volume) {
+                    history.drop_snapshot(snapshot);
+                }
+            }
+            Action::Restore { volume, snapshot } => {
+                if let Some(history) = target.volumes.get_mut(volume) {
+                    history.restore(snapshot, version);
+                }
             }
         }
+        target
+            .volumes
+            .retain(|_, history| *history != History::default());
         target
     }
 }
@@ -175,25 +255,68 @@ impl Desired {
     }
 }
 
+/// A volume that should exist, as the ledger has it.
+#[derive(Debug, Clone, Copy)]
+pub struct Wanted<'a> {
+    pub key: &'a Key,
+    pub target: &'a Target,
+    pub workload: &'a Name,
+    pub volume: &'a Volume,
+}
+
+impl Desired {
+    /// Every volume that should exist.
+    pub fn volumes(&self) -> impl Iterator<Item = (VolumeId, Wanted<'_>)> {
+        self.targets.iter().flat_map(|(key, target)| {
+            let deployment = target.deployment().into_iter();
+            let volumes = deployment.flat_map(Deployment::volumes);
+            volumes.map(move |(workload, volume)| {
+                let wanted = Wanted {
+                    key,
+                    target,
+                    workload,
+                    volume,
+                };
+                (VmId::new(&key.signer, &key.name, workload), wanted)
+            })
+        })
+    }
+}
+
 /// Which of these statements of one deployment, oldest first, its state needs: folding them alone
 /// gives the same state as folding all.
 pub(crate) fn needed(statements: &[&Statement]) -> Vec<usize> {
     let last = |wanted: fn(&Action) -> bool| statements.iter().rposition(|s| wanted(&s.action));
-    let deleted = last(|a| matches!(a, Action::Delete));
+    let deleted = last(|a| matches!(a, Action::Delete | Action::Destroy { .. }));
+    let of_volumes = of_volumes(statements);
     let mut keep: Vec<usize> = [
         last(|a| matches!(a, Action::Deploy(_))),
         last(|a| matches!(a, Action::Restart)),
         last(|a| matches!(a, Action::Start)),
+        last(|a| matches!(a, Action::Stop)),
         statements.len().checked_sub(1),
     ]
     .into_iter()
     .flatten()
+    .chain(of_volumes)
     .filter(|at| deleted.is_none_or(|deleted| *at > deleted))
     .chain(deleted)
     .collect();
     keep.sort_unstable();
     keep.dedup();
     keep
+}
+
+/// Those by which snapshots are there, and by which volumes were restored.
+fn of_volumes(statements: &[&Statement]) -> Vec<usize> {
+    let fold = |before, statement: &&Statement| Some(Target::after(before, statement));
+    let Some(target) = statements.iter().fold(None, fold) else {
+        return Vec::new();
+    };
+    let histories = target.volumes.values();
+    let alive: BTreeSet<u64> = histories.flat_map(History::versions).collect();
+    let is_alive = |at: &usize| alive.contains(&statements[*at].version);
+    (0..statements.len()).filter(is_alive).collect()
 }
 
 #[cfg(test)]
@@ -233,6 +356,26 @@ pub(crate) mod tests {
         ]
     }
 
+    /// Two volumes with names for three states each; whether they exist, is not asked.
+    fn any_of_volumes() -> impl Strategy<Value = Action> {
+        let name = |n: u8| -> Name { format!("n{n}").parse().expect("a valid name") };
+        (0u8..4, 0u8..2, 0u8..3).prop_map(move |(kind, volume, snapshot)| {
+            let (volume, snapshot) = (name(volume), name(snapshot));
+            match kind {
+                0 => Action::Snapshot { volume, snapshot },
+                1 => Action::DropSnapshot { volume, snapshot },
+                2 => Action::Restore { volume, snapshot },
+                _ => {
+                    let mut deployment = deployment(1);
+                    let made = r#"{"volume":{"size":"64Mi"}}"#;
+                    let made = serde_json::from_str(made).expect("a valid volume");
+                    deployment.workloads.insert(volume, made);
+                    Action::Deploy(deployment)
+                }
+            }
+        })
+    }
+
     fn fold<'a>(statements: impl IntoIterator<Item = &'a Verified>) -> Desired {
         let mut desired = Desired::default();
         statements.into_iter().for_each(|s| desired.apply(s));
@@ -241,10 +384,11 @@ pub(crate) mod tests {
 
     proptest! {
         #[test]
-        fn the_needed_statements_alone_mean_the_same_as_all(actions in prop::collection::vec(any_action(), 1..12)) {
+        fn the_needed_statements_alone_mean_the_same_as_all(actions in prop::collection::vec(prop_oneof![any_action(), any_of_volumes()], 1..24)) {
             let all: Vec<_> = actions.into_iter().zip(1..).map(|(a, v)| verified(v, a)).collect();
             let keep = needed(&all.iter().map(|v| &v.statement).collect::<Vec<_>>());
-            prop_assert!(keep.len() <= 5);
+            // Three snapshots of either volume, and the restoration of each.
+            prop_assert!(keep.len() <= 6 + 2 * (3 + 1));
             prop_assert_eq!(fold(&all), fold(keep.iter().map(|at| &all[*at])));
         }
     }

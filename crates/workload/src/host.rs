@@ -9,7 +9,8 @@ use std::net::Ipv4Addr;
 use serde::{Deserialize, Serialize};
 use types::deployment::{Machine, Port};
 use types::status::Exit;
-use types::{Bytes, Digest, Name, PublicKey, VmId};
+use types::vm::Limit;
+use types::{Bytes, Digest, Name, PublicKey, VmId, VolumeId};
 
 use crate::desired::Key;
 
@@ -23,8 +24,9 @@ pub struct Launch {
     pub version: u64,
 }
 
-/// The digest of what a VM is made from. Published ports, the restart policy and the store are not in
-/// it: they change without a restart.
+/// The digest of what a VM is made from. Published ports, the restart policy, the store and the size of volumes are
+/// not in it: they change without a restart. A machine without mounts has the digest that it had before there were
+/// any: what has ended for good stays so.
 pub fn launch_digest(machine: &Machine, incarnation: u64) -> Digest {
     let made_from = (
         &machine.image.flist,
@@ -33,7 +35,12 @@ pub fn launch_digest(machine: &Machine, incarnation: u64) -> Digest {
         (&machine.user, &machine.workdir),
         incarnation,
     );
-    let json = serde_json::to_vec(&made_from).expect("text keys and numbers always serialise");
+    let json = if machine.mounts.is_empty() {
+        serde_json::to_vec(&made_from)
+    } else {
+        serde_json::to_vec(&(made_from, &machine.mounts))
+    };
+    let json = json.expect("text keys and numbers always serialise");
     Digest(*blake3::hash(&json).as_bytes())
 }
 
@@ -99,8 +106,134 @@ pub struct Start {
     /// To be on the pool before the VM runs.
     pub record: Record,
     pub machine: Machine,
+    /// In the order of their disks.
+    pub volumes: Vec<Attachment>,
     /// How often it was started again before this, since the node's boot.
     pub restarts: u64,
+}
+
+/// A volume of a machine that is to start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attachment {
+    pub attached: Attached,
+    /// Its name in the deployment.
+    pub name: Name,
+    /// Where the program finds it.
+    pub path: String,
+    pub limit: Option<Limit>,
+    /// What the pool has of it.
+    pub record: VolumeRecord,
+}
+
+/// A volume that a VM has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Attached {
+    pub volume: VolumeId,
+    /// Of its disk.
+    pub serial: String,
+    pub read_only: bool,
+}
+
+/// What the pool remembers of a volume, beside its content.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VolumeRecord {
+    pub signer: PublicKey,
+    pub deployment: Name,
+    pub workload: Name,
+    /// The deletion before which everything of this name is void.
+    pub incarnation: u64,
+    pub size: Bytes,
+    /// Version of the newest restoration that was done, 0 before the first.
+    pub restored: u64,
+    /// By the version of the statement that asked for each.
+    #[serde(default)]
+    pub snapshots: BTreeMap<u64, SnapshotRecord>,
+    /// The deployment's version when it was made: of two under one name, on two disks, the newer counts.
+    #[serde(default)]
+    pub made: u64,
+    /// What its content shared with another volume when it was made.
+    #[serde(default)]
+    pub shared: Bytes,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SnapshotRecord {
+    pub name: Name,
+    pub size: Bytes,
+    /// The guest's file system stood still.
+    pub settled: bool,
+}
+
+impl VolumeRecord {
+    pub fn key(&self) -> Key {
+        Key {
+            signer: self.signer,
+            name: self.deployment.clone(),
+        }
+    }
+}
+
+/// What is found on the pool of one volume.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum VolumeOnPool {
+    Record(VolumeRecord),
+    /// There is content and no telling whose: it is neither used nor removed by guess.
+    Unreadable(String),
+}
+
+/// A VM whose program runs, and the volume as it has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct User {
+    pub vm: VmId,
+    pub attached: Attached,
+}
+
+/// What a copy is made of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Source {
+    pub volume: VolumeId,
+    pub record: VolumeRecord,
+    /// Its version; `None`: the volume as it is.
+    pub snapshot: Option<u64>,
+    /// Who writes to the volume just now, where it is the volume that is copied.
+    pub writer: Option<User>,
+}
+
+/// One change of a volume.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// There is nothing of it yet, or what a crash has left.
+    Make {
+        from: Option<Source>,
+    },
+    /// To the record's size. Who has it is told.
+    Grow {
+        users: Vec<User>,
+    },
+    /// The record has the snapshot of this version.
+    Snapshot {
+        version: u64,
+        writer: Option<User>,
+    },
+    DropSnapshot {
+        version: u64,
+    },
+    /// No VM has it. The record says which restoration it is.
+    Restore {
+        from: u64,
+        before: u64,
+    },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VolumeStep {
+    pub volume: VolumeId,
+    /// As it is to be on the pool when the change is done.
+    pub record: VolumeRecord,
+    pub change: Change,
 }
 
 /// A VM from before the agent's own restart.
@@ -110,6 +243,7 @@ pub struct Survivor {
     pub key: Key,
     pub workload: Name,
     pub launch: Launch,
+    pub volumes: Vec<Attached>,
     /// As in its [`Start`].
     pub restarts: u64,
     /// `None`: its program has not said that it runs.
@@ -142,6 +276,10 @@ pub enum Step {
     Settle { vm: VmId, record: Option<Record> },
     /// Remove disk, record and logs. Answered by `Removed` or `RemoveFailed`.
     Remove { vm: VmId },
+    /// Change a volume. Answered by `VolumeChanged` or `VolumeFailed`.
+    Change(Box<VolumeStep>),
+    /// Remove a volume with its snapshots. Answered by `VolumeErased` or `VolumeFailed`.
+    Erase { volume: VolumeId },
     /// Make the network so. Answered by `Published` or `PublishFailed`.
     Publish(Places),
 }
@@ -177,6 +315,19 @@ pub enum Event {
     },
     RemoveFailed {
         vm: VmId,
+        message: String,
+    },
+    /// The record is what the pool has. `trouble`: it is done, and a part of it only later.
+    VolumeChanged {
+        volume: VolumeId,
+        record: Box<VolumeRecord>,
+        trouble: Option<String>,
+    },
+    VolumeErased {
+        volume: VolumeId,
+    },
+    VolumeFailed {
+        volume: VolumeId,
         message: String,
     },
     Published,

@@ -48,8 +48,8 @@ const FILE_MAX: u64 = 128 << 20;
 /// What leads to more running may fill this part. A stop or deletion is shorter than the deployment that
 /// it ends: whatever stands in one half can be ended in the other.
 const ORDINARY_MAX: u64 = FILE_MAX / 2;
-/// Room on the disk that each copy keeps behind its end: a stop or deletion takes less than 1 KiB, and so
-/// every machine that a node has a slot for (4096) can be ended on a full pool.
+/// Room on the disk that each copy keeps behind its end: a stop or deletion takes less than 1 KiB (one that names
+/// volumes, 4 KiB at most), and so every machine that a node has a slot for (4096) can be ended on a full pool.
 const RESERVE_BYTES: u64 = 4 << 20;
 
 const FILE: &str = "ledger";
@@ -144,8 +144,15 @@ pub enum Claim {
 impl Claim {
     pub fn of(action: &Action) -> Self {
         match action {
-            Action::Deploy(_) | Action::Start | Action::Restart => Self::Ordinary,
-            Action::Stop | Action::Delete => Self::Reserve,
+            Action::Deploy(_)
+            | Action::Start
+            | Action::Restart
+            | Action::Snapshot { .. }
+            | Action::Restore { .. } => Self::Ordinary,
+            Action::Stop
+            | Action::Delete
+            | Action::Destroy { .. }
+            | Action::DropSnapshot { .. } => Self::Reserve,
         }
     }
 

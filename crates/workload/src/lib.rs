@@ -12,5 +12,6 @@ pub mod host;
 pub mod ledger;
 mod machine;
 pub mod reconcile;
+mod volume;
 
 pub use machine::{STOP_GRACE_MS, STOP_MAX_MS};

@@ -10,7 +10,9 @@ use types::deployment::{Machine as Spec, RestartPolicy};
 use types::status::{Exit, State, WorkloadStatus};
 
 use crate::desired::{Key, Phase, Target};
-use crate::host::{End, Finished, Launch, Layer, OnPool, Record, Survivor, launch_digest};
+use crate::host::{
+    Attached, End, Finished, Launch, Layer, OnPool, Record, Survivor, launch_digest,
+};
 
 /// First pause after a failure, doubled with each further one. No jitter: one node's machines do not
 /// press on anything together.
@@ -137,6 +139,8 @@ pub(crate) struct Machine {
     /// What the record becomes once the layer is there.
     pending: Option<Record>,
     activity: Activity,
+    /// Of the VM, while there is one.
+    attached: Vec<Attached>,
     /// What failed last, how many times in a row, and when it may be tried again.
     failed: Option<Launch>,
     failures: u32,
@@ -147,7 +151,7 @@ pub(crate) struct Machine {
     start_ms: Option<u64>,
 }
 
-fn backoff(failures: u32) -> u64 {
+pub(crate) fn backoff(failures: u32) -> u64 {
     let doubled = 1u64
         .checked_shl(failures.saturating_sub(1))
         .unwrap_or(u64::MAX);
@@ -169,6 +173,7 @@ impl Machine {
             touched: false,
             pending: None,
             activity: Activity::Idle,
+            attached: Vec::new(),
             failed: None,
             failures: 0,
             not_before: 0,
@@ -183,6 +188,7 @@ impl Machine {
         let launch = survivor.launch;
         self.starts = survivor.restarts.saturating_add(1);
         self.start_ms = survivor.start_ms;
+        self.attached = survivor.volumes.clone();
         self.activity = match survivor.start_ms {
             Some(_) => Activity::Running { launch, since: now },
             None => Activity::Starting { launch, since: now },
@@ -202,6 +208,16 @@ impl Machine {
             | Activity::Stopping { .. } => true,
             Activity::Idle | Activity::Removing => false,
         }
+    }
+
+    /// The volumes that its VM has.
+    pub(crate) fn attached(&self) -> &[Attached] {
+        if self.has_vm() { &self.attached } else { &[] }
+    }
+
+    /// Its guest can be spoken to.
+    pub(crate) fn is_running(&self) -> bool {
+        matches!(self.activity, Activity::Running { .. })
     }
 
     fn record(&self) -> Option<&Record> {
@@ -292,7 +308,13 @@ impl Machine {
     }
 
     /// A start begins. Its record counts from `layered` on; until then the old one does.
-    pub(crate) fn starting(&mut self, launch: Launch, record: Record, now: u64) {
+    pub(crate) fn starting(
+        &mut self,
+        launch: Launch,
+        record: Record,
+        attached: Vec<Attached>,
+        now: u64,
+    ) {
         if self
             .failed
             .is_some_and(|failed| failed.digest != launch.digest)
@@ -301,6 +323,7 @@ impl Machine {
         }
         self.address = Some(record.address);
         self.touched = true;
+        self.attached = attached;
         self.pending = Some(record);
         self.activity = Activity::Starting { launch, since: now };
         self.start_ms = None;

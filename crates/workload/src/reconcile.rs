@@ -10,7 +10,7 @@ use std::net::Ipv4Addr;
 
 use types::deployment::RestartPolicy;
 use types::status::DeploymentStatus;
-use types::{Cidr, Name, PublicKey, VmId};
+use types::{Cidr, Name, PublicKey, VmId, VolumeId};
 
 use crate::address;
 use crate::admission::Admitted;
@@ -19,6 +19,9 @@ use crate::host::{
     Event, Host, Launch, Layer, OnPool, Placed, Places, Record, Start, Step, Survivor,
 };
 use crate::machine::{Action, BACKOFF_MAX_MS, Intent, Machine};
+use crate::volume::Volume;
+
+mod volumes;
 
 /// Gives a signer who has no machines yet a subnet that touches none of these.
 pub type ChooseSubnet = Box<dyn Fn(&PublicKey, &[Cidr]) -> Option<Cidr> + Send>;
@@ -47,6 +50,7 @@ struct Network {
 pub struct Reconciler {
     desired: Desired,
     machines: BTreeMap<VmId, Machine>,
+    volumes: BTreeMap<VolumeId, Volume>,
     network: Network,
     choose_subnet: ChooseSubnet,
     /// The node goes down: nothing is to run, whatever the ledger says.
@@ -57,6 +61,7 @@ impl std::fmt::Debug for Reconciler {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Reconciler")
             .field("machines", &self.machines)
+            .field("volumes", &self.volumes)
             .field("draining", &self.draining)
             .finish_non_exhaustive()
     }
@@ -88,6 +93,7 @@ impl Reconciler {
         let mut reconciler = Self {
             desired,
             machines,
+            volumes: BTreeMap::new(),
             network,
             choose_subnet,
             draining: false,
@@ -96,8 +102,9 @@ impl Reconciler {
         reconciler
     }
 
-    /// Whether one was missing.
+    /// Whether a machine was missing.
     fn add_wanted(&mut self) -> bool {
+        self.add_wanted_volumes();
         let before = self.machines.len();
         for (vm, key, _, workload, _) in self.desired.machines() {
             self.machines
@@ -177,6 +184,15 @@ impl Reconciler {
             Event::Running { vm, start_ms } => self.with(&vm, |m| m.running(start_ms, now)),
             Event::Settling { vm } => self.with(&vm, |m| m.settling(now)),
             Event::Trouble { vm, message } => self.with(&vm, |m| m.trouble(message)),
+            Event::VolumeChanged {
+                volume,
+                record,
+                trouble,
+            } => self.with_volume(&volume, |v| v.changed(*record, trouble)),
+            Event::VolumeErased { volume } => self.with_volume(&volume, Volume::erased),
+            Event::VolumeFailed { volume, message } => {
+                self.with_volume(&volume, |v| v.failed(&message, now));
+            }
             Event::Removed { vm } => self.with(&vm, Machine::removed),
             Event::RemoveFailed { vm, message } => {
                 self.with(&vm, |m| m.remove_failed(message, now));
@@ -202,7 +218,7 @@ impl Reconciler {
     /// Everything that can be begun now. What is returned counts as begun.
     pub fn plan(&mut self, now: u64) -> Plan {
         let mut plan = Plan::default();
-        let mut rest = Vec::new();
+        let mut rest = self.plan_volumes(now, &mut plan.deadline);
         let ids: Vec<VmId> = self.machines.keys().cloned().collect();
         for vm in ids {
             let step = self.plan_machine(&vm, now, &mut plan.deadline);
@@ -237,10 +253,15 @@ impl Reconciler {
         match action {
             Action::Start { launch, .. } => match start? {
                 Ok(start) => {
-                    machine.starting(launch, start.record.clone(), now);
+                    let volumes = start.volumes.iter().map(|v| v.attached.clone());
+                    machine.starting(launch, start.record.clone(), volumes.collect(), now);
                     Some(Step::Start(Box::new(start)))
                 }
-                Err(message) => {
+                Err(Obstacle::Wait(message)) => {
+                    machine.trouble(message);
+                    None
+                }
+                Err(Obstacle::Failure(message)) => {
                     earlier(deadline, machine.cannot_start(launch, message, now));
                     None
                 }
@@ -271,7 +292,7 @@ impl Reconciler {
         }
     }
 
-    fn start(&self, vm: &VmId, launch: Launch, layer: Layer) -> Result<Start, &'static str> {
+    fn start(&self, vm: &VmId, launch: Launch, layer: Layer) -> Result<Start, Obstacle> {
         let machine = &self.machines[vm];
         let target = self
             .desired
@@ -280,9 +301,13 @@ impl Reconciler {
         let spec = target
             .machine(&machine.workload)
             .expect("and its target has a machine");
+        let volumes = self.attachments(vm, machine, target, spec);
+        let volumes = volumes.map_err(Obstacle::Wait)?;
         let address = match machine.address {
             Some(address) => address,
-            None => self.choose_address(vm, &machine.key.signer)?,
+            None => self
+                .choose_address(vm, &machine.key.signer)
+                .map_err(Obstacle::Failure)?,
         };
         let record = Record {
             signer: machine.key.signer,
@@ -300,6 +325,7 @@ impl Reconciler {
             layer,
             record,
             machine: spec.clone(),
+            volumes,
             restarts: machine.starts(),
         })
     }
@@ -372,8 +398,8 @@ impl Reconciler {
         let waiting = target
             .deployment()
             .into_iter()
-            .flat_map(|deployment| deployment.workloads.keys())
-            .map(|name| Machine::new(key.clone(), name.clone(), None));
+            .flat_map(|deployment| deployment.machines())
+            .map(|(name, _)| Machine::new(key.clone(), name.clone(), None));
         let waiting = waiting.map(|machine| {
             let intent = Intent::of(Some(target), &machine.workload, self.draining);
             let status = machine.status(&intent, target.machine(&machine.workload));
@@ -394,8 +420,17 @@ impl Reconciler {
             desired: target.desired(),
             durable,
             workloads: waiting.chain(known).collect(),
+            volumes: self.volume_statuses(key),
         })
     }
+}
+
+/// Why a machine does not start now.
+enum Obstacle {
+    /// Something that is on its way.
+    Wait(String),
+    /// To be tried again after a pause.
+    Failure(&'static str),
 }
 
 fn earlier(deadline: &mut Option<u64>, at: u64) {

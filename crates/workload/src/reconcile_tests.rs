@@ -13,13 +13,21 @@ use crate::admission::{self, ImagePresence, ImageSize};
 use crate::desired::Phase;
 use crate::desired::Verified;
 use crate::desired::tests::{any_action, deployment, verified};
-use crate::host::{End, launch_digest};
+use crate::host::{Attached, Change, End, VolumeOnPool, VolumeRecord, VolumeStep, launch_digest};
+
+#[path = "volumes_tests.rs"]
+mod volumes;
 
 /// A node in memory. What it holds survives the agent.
 #[derive(Default)]
 struct Fake {
     pool: BTreeMap<VmId, Record>,
     vms: BTreeMap<VmId, Launch>,
+    volumes: BTreeMap<VolumeId, Held>,
+    /// Volumes ever made.
+    made: u64,
+    /// What each VM has.
+    attached: BTreeMap<VmId, Vec<Attached>>,
     /// What pid1 keeps with each VM: its count of restarts.
     restarts: BTreeMap<VmId, u64>,
     /// Whether the program in each VM runs.
@@ -33,13 +41,107 @@ struct Fake {
     layers: BTreeMap<VmId, u32>,
 }
 
+/// A volume: its record, and what it and its snapshots hold: which of all that were made it is, and by how many
+/// machines it has been written.
+#[derive(Clone, Debug)]
+struct Held {
+    record: VolumeRecord,
+    content: (u64, u64),
+    snapshots: BTreeMap<u64, (u64, u64)>,
+}
+
 impl Fake {
+    /// Who has it.
+    fn users(&self, volume: &VolumeId) -> Vec<&Attached> {
+        let attached = self.attached.values().flatten();
+        attached.filter(|a| a.volume == *volume).collect()
+    }
+
+    fn change(&mut self, step: VolumeStep) {
+        let VolumeStep {
+            volume,
+            record,
+            change,
+        } = step;
+        if self.fails() {
+            let message = "no".to_owned();
+            self.events
+                .push_back(Event::VolumeFailed { volume, message });
+            return;
+        }
+        let unused = self.users(&volume).is_empty();
+        match change {
+            Change::Make { from } => {
+                assert!(unused && !self.volumes.contains_key(&volume), "made twice");
+                self.made += 1;
+                let content = match from {
+                    None => (self.made, 0),
+                    Some(from) => {
+                        let source = &self.volumes[&from.volume];
+                        let snapshot = from.snapshot.map(|version| source.snapshots[&version]);
+                        snapshot.unwrap_or(source.content)
+                    }
+                };
+                let held = Held {
+                    record: record.clone(),
+                    content,
+                    snapshots: BTreeMap::new(),
+                };
+                self.volumes.insert(volume.clone(), held);
+            }
+            Change::Grow { users } => {
+                assert_eq!(users.len(), self.users(&volume).len());
+                assert!(record.size > self.volumes[&volume].record.size);
+            }
+            Change::Snapshot { version, .. } => {
+                let held = self.volumes.get_mut(&volume).expect("it is there");
+                let twice = held.snapshots.insert(version, held.content);
+                assert_eq!(twice, None);
+            }
+            Change::DropSnapshot { version } => {
+                let held = self.volumes.get_mut(&volume).expect("it is there");
+                held.snapshots.remove(&version).expect("it is there");
+            }
+            Change::Restore { from, .. } => {
+                assert!(unused, "{volume} is restored under a machine");
+                let held = self.volumes.get_mut(&volume).expect("it is there");
+                held.content = held.snapshots[&from];
+            }
+        }
+        let held = self.volumes.get_mut(&volume).expect("it is there");
+        held.record = record.clone();
+        self.events.push_back(Event::VolumeChanged {
+            volume,
+            record: Box::new(record),
+            trouble: None,
+        });
+    }
+
+    /// A machine takes its volumes, and writes to those it may write to.
+    fn attach(&mut self, start: &Start) {
+        for attachment in &start.volumes {
+            let Attached {
+                volume, read_only, ..
+            } = &attachment.attached;
+            let alone = self.users(volume).iter().all(|a| a.read_only && *read_only);
+            assert!(alone, "{volume} is written by one and had by another");
+            let held = self.volumes.get_mut(volume).expect("it is there before");
+            assert_eq!(held.record, attachment.record);
+            if !read_only {
+                held.content.1 += 1;
+            }
+        }
+        let attached = start.volumes.iter().map(|v| v.attached.clone());
+        self.attached.insert(start.vm.clone(), attached.collect());
+    }
+
     fn fails(&mut self) -> bool {
         self.failures.pop_front().unwrap_or(false)
     }
 
     fn end(&mut self, vm: &VmId, exit: Option<i32>) {
         if self.vms.remove(vm).is_some() {
+            self.attached.remove(vm);
             self.running.remove(vm);
             let exit = exit.map(|code| Exit {
                 code,
@@ -81,6 +183,7 @@ impl Host for Fake {
                 }
                 self.pool.insert(vm.clone(), start.record.clone());
                 self.events.push_back(Event::Layered { vm: vm.clone() });
+                self.attach(&start);
                 self.vms.insert(vm.clone(), start.launch);
                 self.restarts.insert(vm.clone(), start.restarts);
                 if self.fails() {
@@ -114,6 +217,21 @@ impl Host for Fake {
                 } else {
                     self.pool.remove(&vm);
                     self.events.push_back(Event::Removed { vm });
+                }
+            }
+            Step::Change(step) => self.change(*step),
+            Step::Erase { volume } => {
+                assert!(
+                    self.users(&volume).is_empty(),
+                    "{volume} is removed under a machine"
+                );
+                if self.fails() {
+                    let message = "busy".to_owned();
+                    self.events
+                        .push_back(Event::VolumeFailed { volume, message });
+                } else {
+                    self.volumes.remove(&volume);
+                    self.events.push_back(Event::VolumeErased { volume });
                 }
             }
             Step::Publish(places) => {
@@ -182,6 +300,9 @@ impl World {
             presence: ImagePresence::Complete,
             size: ImageSize::default(),
         };
+        if self.reconciler.in_the_way(&v).is_some() {
+            return;
+        }
         if let Ok(admitted) = admission::admit(v, &node, self.reconciler.desired(), present) {
             self.reconciler.apply(&admitted);
             self.ledger.push(admitted);
@@ -222,6 +343,9 @@ impl World {
             .map(|(vm, r)| (vm.clone(), OnPool::Record(r.clone())))
             .collect();
         self.reconciler = Reconciler::new(desired, found, choose());
+        let volumes = self.host.volumes.iter();
+        let volumes = volumes.map(|(id, v)| (id.clone(), VolumeOnPool::Record(v.record.clone())));
+        self.reconciler.find_volumes(volumes.collect::<Vec<_>>());
         let ended = self
             .host
             .events
@@ -236,6 +360,7 @@ impl World {
                 key: record.key(),
                 workload: record.workload.clone(),
                 launch: *launch,
+                volumes: self.host.attached[vm].clone(),
                 restarts: self.host.restarts[vm],
                 start_ms,
             };
@@ -267,8 +392,10 @@ impl World {
 
 fn changed(change: impl Fn(&mut types::deployment::Machine)) -> Action {
     let mut deployment = deployment(1);
-    for Workload::Machine(machine) in deployment.workloads.values_mut() {
-        change(machine);
+    for workload in deployment.workloads.values_mut() {
+        if let Workload::Machine(machine) = workload {
+            change(machine);
+        }
     }
     Action::Deploy(deployment)
 }
@@ -348,8 +475,9 @@ fn an_update_restarts_only_what_differs() {
         let mut deployment = deployment(1);
         let web: Name = "web".parse().expect("a name");
         let mut machine = deployment.workloads[&web].clone();
-        let Workload::Machine(m) = &mut machine;
-        m.env.insert("A".to_owned(), second.to_owned());
+        if let Workload::Machine(m) = &mut machine {
+            m.env.insert("A".to_owned(), second.to_owned());
+        }
         deployment
             .workloads
             .insert("db".parse().expect("a name"), machine);

@@ -392,7 +392,11 @@ impl World {
         let all = ("m".parse().expect("an id"), Bytes(u64::MAX));
         let machines = full.then_some(all).into_iter().collect();
         let images = Default::default();
-        let promised = self.room().promise(&Promises { machines, images });
+        let promised = self.room().promise(&Promises {
+            machines,
+            images,
+            ..Promises::default()
+        });
         promised.expect("promised");
     }
 

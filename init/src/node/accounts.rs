@@ -8,25 +8,28 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use flist::cache::Cache;
 use flist::format::Flist;
-use types::{Bytes, Digest};
-use workload::admission::{Image, ImagePresence, ImageSize, disk_of};
-use workload::desired::Desired;
+use types::{Bytes, Digest, VolumeId};
+use workload::admission::{Image, ImagePresence, ImageSize, disk_of, volume_of};
+use workload::desired::{Desired, Wanted};
 
+use super::volumes::Volumes;
 use crate::room::{Promises, Room};
 
 pub(crate) struct Accounts {
     cache: Cache,
     room: Room,
+    volumes: Volumes,
     /// Of the images that deployments name; one whose flist is not here yet has none.
     sizes: BTreeMap<Digest, ImageSize>,
     promised: Option<Promises>,
 }
 
 impl Accounts {
-    pub(crate) fn new(cache: Cache, room: Room) -> Self {
+    pub(crate) fn new(cache: Cache, room: Room, volumes: Volumes) -> Self {
         Self {
             cache,
             room,
+            volumes,
             sizes: BTreeMap::new(),
             promised: None,
         }
@@ -51,6 +54,10 @@ impl Accounts {
             machines: machines
                 .map(|(vm, .., machine)| (vm, disk_of(machine.disk)))
                 .collect(),
+            volumes: desired
+                .volumes()
+                .map(|(id, of)| self.promise(id, &of))
+                .collect(),
             images: self.sizes.iter().map(|(f, size)| (*f, size.disk)).collect(),
         };
         if self.promised.as_ref() == Some(&promises) {
@@ -61,6 +68,17 @@ impl Accounts {
             // Said again with the next change.
             Err(error) => log::error!("{}", sys::error::chain(&error)),
         }
+    }
+
+    /// What a copy shares with its source is counted as taken by both: that much more is promised.
+    fn promise(&self, id: VolumeId, of: &Wanted<'_>) -> (VolumeId, Bytes) {
+        let snapshots = of.target.history(of.workload).snapshots.len();
+        let own = volume_of(of.volume.size, snapshots).0;
+        let shared = match of.volume.from {
+            Some(_) => self.volumes.shared(&id).0,
+            None => 0,
+        };
+        (id, Bytes(own.saturating_add(shared)))
     }
 
     /// Whether an image that a deployment names could not be measured yet.

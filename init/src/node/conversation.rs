@@ -54,6 +54,15 @@ enum Verdict {
     Over,
 }
 
+/// Questions without an answer.
+#[derive(Debug, Default)]
+pub(crate) struct Open {
+    /// For its numbers.
+    pub(crate) questions: Rc<Cell<u32>>,
+    /// For the sake of its volumes.
+    pub(crate) errands: Rc<Cell<u32>>,
+}
+
 /// The life of one VMM as far as it was heard, pure.
 #[derive(Debug, Default)]
 struct Conversation {
@@ -61,8 +70,7 @@ struct Conversation {
     chunks: u32,
     refusals: u32,
     breaches: u32,
-    /// Questions without an answer.
-    open: Rc<Cell<u32>>,
+    open: Open,
     /// Answers that an earlier agent may have asked for.
     owed: u32,
 }
@@ -93,7 +101,10 @@ impl Conversation {
             }
             FromVmm::Refused { .. } => return Verdict::Drop,
             FromVmm::Metrics(_) => return self.judge_answer(),
-            FromVmm::Done { .. } => return self.breach(),
+            FromVmm::Done { .. }
+            | FromVmm::Guest(FromGuest::Grown { .. } | FromGuest::Held { .. }) => {
+                return self.judge_errand();
+            }
         };
         if self.said.insert(once) {
             Verdict::Pass
@@ -104,14 +115,26 @@ impl Conversation {
 
     /// An answer comes for a question.
     fn judge_answer(&mut self) -> Verdict {
-        if let Some(open) = self.open.get().checked_sub(1) {
-            self.open.set(open);
+        if let Some(open) = self.open.questions.get().checked_sub(1) {
+            self.open.questions.set(open);
             return Verdict::Pass;
         }
         match self.owed.checked_sub(1) {
             Some(owed) => {
                 self.owed = owed;
                 Verdict::Drop
+            }
+            None => self.breach(),
+        }
+    }
+
+    /// An errand's answer comes for an errand; whose, `errands` knows.
+    fn judge_errand(&mut self) -> Verdict {
+        let open = &self.open.errands;
+        match open.get().checked_sub(1) {
+            Some(left) => {
+                open.set(left);
+                Verdict::Pass
             }
             None => self.breach(),
         }
@@ -136,7 +159,7 @@ pub(crate) async fn listen(
     attempt: u64,
     control: Rc<Packets>,
     messages: mpsc::Sender<Message>,
-    open: Rc<Cell<u32>>,
+    open: Open,
     owed: u32,
 ) {
     let mut conversation = Conversation {
@@ -224,7 +247,10 @@ mod tests {
         let answer = FromVmm::Metrics(Box::default());
         let open = Rc::new(Cell::new(1));
         let mut conversation = Conversation {
-            open: open.clone(),
+            open: Open {
+                questions: open.clone(),
+                ..Open::default()
+            },
             owed: 1,
             ..Conversation::default()
         };

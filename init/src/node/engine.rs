@@ -41,6 +41,7 @@ use super::prepare::Means;
 use super::pulse;
 use super::server::Server;
 use super::sweep;
+use super::volumes::Volumes;
 use crate::wire::{CHUNKS_ID, FromPid1, Mode, PACKET_MAX, ToPid1, Victim};
 
 /// Requests that wait for the loop: one of each connection that the server admits.
@@ -113,6 +114,7 @@ pub(crate) struct Engine {
     reconciler: Reconciler,
     host: NodeHost,
     accounts: Accounts,
+    volumes: Volumes,
     images: Images,
     pid1: Rc<Packets>,
     messages: mpsc::Receiver<Message>,
@@ -215,17 +217,19 @@ impl Engine {
         let owner = context.owner;
         let (ledger, desired) = read_ledger(&context);
         let machines = Machines::open_in(&context.pools)?;
+        let volumes = Volumes::open_in(&context.pools)?;
         let cache = Cache::open(&context.pool).and_then(|cache| cache.given_to(CHUNKS_ID));
         let cache = cache.context("open the chunk cache")?;
         let uplink = context.uplink.clone();
         let choose = Box::new(move |signer: &PublicKey, taken: &[types::Cidr]| {
             network::choose_subnet(signer, taken, &uplink.borrow())
         });
-        let mut accounts = Accounts::new(cache.clone(), context.room.clone());
+        let mut accounts = Accounts::new(cache.clone(), context.room.clone(), volumes.clone());
         accounts.renew(&desired);
         let (news_tx, news) = mpsc::unbounded_channel();
         gather(&context, &cache, &desired, news_tx.clone());
-        let reconciler = Reconciler::new(desired, machines.scan()?, choose);
+        let mut reconciler = Reconciler::new(desired, machines.scan()?, choose);
+        reconciler.find_volumes(volumes.scan()?);
         let (requests_tx, requests) = mpsc::channel(REQUESTS_MAX);
         let (changes, _) = watch::channel(0);
         let server = Server::new(
@@ -242,6 +246,7 @@ impl Engine {
         let means = Means {
             images: images.clone(),
             machines,
+            volumes: volumes.clone(),
             networks,
             kvm_problem: context.kvm_problem,
             kernel: OnceCell::new(),
@@ -261,6 +266,7 @@ impl Engine {
             reconciler,
             host,
             accounts,
+            volumes,
             images,
             pid1,
             messages,
@@ -301,16 +307,19 @@ impl Engine {
                 FromPid1::Kept {
                     vm,
                     slot,
+                    pid,
                     tag,
                     status,
-                    ..
                 } => {
                     let desired = self.reconciler.desired();
                     let store = |key: &Key, workload: &types::Name| {
                         desired.get(key)?.machine(workload)?.image.store.clone()
                     };
                     match self.host.adopt(vm.clone(), slot, &tag, status, fds, store) {
-                        Ok(survivor) => self.reconciler.adopt(survivor, now()),
+                        Ok(survivor) => {
+                            self.host.is_process(&vm, pid);
+                            self.reconciler.adopt(survivor, now());
+                        }
                         // Not one of this version: it runs on, and nobody can speak to it.
                         Err(error) => log::error!("take over {vm}: {error:#}"),
                     }
@@ -379,8 +388,12 @@ impl Engine {
             let mut heard = false;
             while let Some(event) = self.host.event() {
                 (heard, self.dirty) = (true, true);
+                let of_volume = matches!(event, Event::VolumeChanged { .. });
                 for step in self.reconciler.event(event, now()) {
                     self.host.begin(step);
+                }
+                if of_volume {
+                    self.accounts.renew(self.reconciler.desired());
                 }
             }
             if !heard {
@@ -525,6 +538,9 @@ impl Engine {
     /// The acknowledgement is given only after the ledger has synced both copies.
     fn accept(&mut self, envelope: &[u8]) -> Result<Ack, Refused> {
         let verified = verify(envelope, self.owner)?;
+        if let Some(refusal) = self.reconciler.in_the_way(&verified) {
+            return Err(refusal.into());
+        }
         let admitted = self.admit(verified)?;
         let ledger = self.ledger.as_mut().map_err(|why| Refusal {
             code: RefusalCode::Internal,
@@ -576,17 +592,29 @@ impl Engine {
                 .machines()
                 .map(|(_, machine)| machine.image.flist)
                 .collect(),
-            Action::Stop | Action::Start | Action::Restart | Action::Delete => BTreeSet::new(),
+            Action::Stop
+            | Action::Start
+            | Action::Restart
+            | Action::Delete
+            | Action::Destroy { .. }
+            | Action::Snapshot { .. }
+            | Action::DropSnapshot { .. }
+            | Action::Restore { .. } => BTreeSet::new(),
         };
         let node = admission::Node {
             key: self.key,
             owner: self.owner,
             durable: self.durable,
             capacity: self.total,
-            room: if new.is_empty() {
-                Bytes(0)
-            } else {
-                self.accounts.left()
+            room: match &verified.statement.action {
+                Action::Deploy(_) | Action::Snapshot { .. } => self.accounts.left(),
+                Action::Stop
+                | Action::Start
+                | Action::Restart
+                | Action::Delete
+                | Action::Destroy { .. }
+                | Action::DropSnapshot { .. }
+                | Action::Restore { .. } => Bytes(0),
             },
         };
         let images = self.accounts.images(new);
@@ -643,6 +671,10 @@ impl Engine {
             workload.chunks = target
                 .machine(name)
                 .and_then(|machine| self.host.progress(&machine.image.flist));
+        }
+        for (name, volume) in &mut status.volumes {
+            let id = VmId::new(&key.signer, &key.name, name);
+            volume.used = self.volumes.used(&id);
         }
         Some(status)
     }

@@ -12,24 +12,27 @@ use std::time::Instant;
 use anyhow::Context;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
-use types::deployment::Machine;
 use types::guest::{FromGuest, ToGuest};
 use types::metrics;
 use types::status::{Exit, Timeline};
 use types::vm::{CONTROL_PACKET_MAX, FromVmm, StopReason, ToVmm};
 use types::{Digest, VmId};
-use workload::admission::{LOG_FILE_MAX, Storage, memory_limit};
 use workload::desired::Key;
 use workload::host::{End, Event, Host, Places, Start, Step, Survivor};
 
 use super::context::Uplink;
 use super::conversation;
+use super::errands::Errands;
 use super::network::{self, Forwarders};
 use super::packets::Packets;
 use super::prepare::{self, Means, Prepared};
 use super::questions::Questions;
 use super::remains::{Began, Remains, Tag};
-use crate::wire::{FromPid1, Limits, SLOTS_MAX, Status, ToPid1};
+use crate::wire::{FromPid1, SLOTS_MAX, Status, ToPid1};
+
+mod volumes;
+
+use volumes::limits;
 
 /// Messages of tasks to the loop. A full queue holds up the tasks, and with them VMMs that talk too
 /// much.
@@ -37,6 +40,8 @@ const MESSAGES_MAX: usize = 256;
 /// Threads of a VMM beside its vCPUs: the main loop, one for each disk and card, and room for what the kernel
 /// starts for it: five workers of a disk's ring, one of vhost-net for each queue pair, and KVM's.
 const VMM_THREADS: u64 = 32;
+/// Answers about volumes that an agent of before may have asked for: a copy and a growth of each of a few volumes.
+const ERRANDS_OWED: u32 = 8;
 /// Processors for the devices of a VM beside its vCPUs: an honest guest is never slowed down by it, and one that has
 /// taken its VMM over, or floods its disks, takes no more.
 const DEVICE_CPUS: u64 = 1;
@@ -84,6 +89,7 @@ pub(crate) enum Message {
         vm: VmId,
         result: Result<(), String>,
     },
+    Volume(Event),
     Published {
         plan: Box<network::Plan>,
         made: BTreeSet<String>,
@@ -108,6 +114,9 @@ struct Vm {
     spawned: Option<Instant>,
     remains: Remains,
     questions: Questions,
+    errands: Rc<Errands>,
+    /// Of its VMM, once that is known.
+    pid: Option<i32>,
     status: Option<Status>,
     control_closed: bool,
 }
@@ -236,6 +245,7 @@ impl NodeHost {
             key: tag.key(),
             workload: tag.workload,
             launch: tag.launch,
+            volumes: tag.volumes,
             restarts: tag.restarts,
             start_ms,
         })
@@ -253,12 +263,17 @@ impl NodeHost {
         self.attempts += 1;
         let (attempt, control) = (self.attempts, Rc::new(control));
         let questions = Questions::default();
+        let owed = if spawned.is_none() { ERRANDS_OWED } else { 0 };
+        let errands = Rc::new(Errands::new(owed));
         let reader = conversation::listen(
             vm.clone(),
             attempt,
             control.clone(),
             self.messages.clone(),
-            questions.open(),
+            conversation::Open {
+                questions: questions.open(),
+                errands: errands.open(),
+            },
             u32::from(spawned.is_none()),
         );
         let held = Vm {
@@ -270,10 +285,19 @@ impl NodeHost {
             spawned,
             remains,
             questions,
+            errands,
+            pid: None,
             status: None,
             control_closed: false,
         };
         self.vms.insert(vm, held);
+    }
+
+    /// The VMM's process.
+    pub(crate) fn is_process(&mut self, vm: &VmId, pid: i32) {
+        if let Some(held) = self.vms.get_mut(vm) {
+            held.pid = Some(pid);
+        }
     }
 
     /// A message of pid1 after its `Welcome`.
@@ -292,7 +316,10 @@ impl NodeHost {
                 }
             }
             // The guest's word is waited for, not the process's.
-            FromPid1::Spawned { vm, .. } => self.reach(&vm, |t| &mut t.vmm_ms),
+            FromPid1::Spawned { vm, pid } => {
+                self.is_process(&vm, pid);
+                self.reach(&vm, |t| &mut t.vmm_ms);
+            }
             // The engine's.
             FromPid1::Kept { .. }
             | FromPid1::Welcome
@@ -352,6 +379,7 @@ impl NodeHost {
             Message::ControlClosed { vm, attempt } => {
                 if let Some(held) = self.vms.get_mut(&vm).filter(|held| held.attempt == attempt) {
                     held.control_closed = true;
+                    held.errands.clear();
                     self.end_if_over(&vm);
                 }
             }
@@ -359,6 +387,7 @@ impl NodeHost {
                 Ok(()) => Event::Removed { vm },
                 Err(message) => Event::RemoveFailed { vm, message },
             }),
+            Message::Volume(event) => self.events.push_back(event),
             Message::Published { plan, made, result } => {
                 self.forwarders
                     .converge(&plan, &made, &self.uplink.borrow().clone());
@@ -401,6 +430,9 @@ impl NodeHost {
             FromVmm::Guest(FromGuest::Frozen { .. }) => {
                 log::warn!("{vm} says that it stands still, and nobody has asked for that");
             }
+            FromVmm::Guest(said @ (FromGuest::Grown { .. } | FromGuest::Held { .. })) => {
+                held.errands.hear(said);
+            }
             FromVmm::Guest(FromGuest::Exited {
                 code,
                 signal,
@@ -425,11 +457,10 @@ impl NodeHost {
                 held.remains.trouble = Some(printable(&reason));
                 held.remains.save(&vm);
             }
+            FromVmm::Refused { message } if held.errands.refused(&message) => {}
             FromVmm::Refused { message } => log::warn!("{vm} refused: {}", printable(&message)),
             FromVmm::Metrics(machine) => held.questions.answer(&machine),
-            FromVmm::Done { .. } => {
-                log::warn!("{vm} answers what was not asked: {message:?}");
-            }
+            FromVmm::Done { .. } => held.errands.done(),
             FromVmm::Stopped { reason, exits } => {
                 log::info!("{vm} has stopped: {reason:?} after {exits:?}");
                 if let Some(trouble) = trouble_of(&reason) {
@@ -516,7 +547,7 @@ impl NodeHost {
             .find(|slot| !used(slot))
             .with_context(|| format!("all {SLOTS_MAX} VM slots are taken"))?;
         let tag = Tag::new(&start);
-        let limits = limits(&start.machine, self.means.storage);
+        let limits = limits(&start, self.means.storage);
         let message = ToPid1::Spawn {
             vm: start.vm.clone(),
             slot,
@@ -627,6 +658,8 @@ impl Host for NodeHost {
             Step::Kill { vm } => self.kill(&vm),
             Step::Settle { vm, record } => self.settle(&vm, record.as_ref()),
             Step::Remove { vm } => self.remove(vm),
+            Step::Change(step) => self.alter(*step),
+            Step::Erase { volume } => self.erase(volume),
             Step::Publish(places) => self.publish(&places),
         }
     }
@@ -641,6 +674,7 @@ impl Tag {
             launch: start.launch,
             flist: start.record.image,
             restarts: start.restarts,
+            volumes: start.volumes.iter().map(|v| v.attached.clone()).collect(),
         }
     }
 }
@@ -698,19 +732,6 @@ fn trouble_of(reason: &StopReason) -> Option<String> {
 fn out_of_memory(kills: u64) -> String {
     let processes = if kills == 1 { "process" } else { "processes" };
     format!("the guest killed {kills} {processes} of it for lack of memory: deploy it with more")
-}
-
-/// What a machine's VMM may take of the node.
-fn limits(machine: &Machine, storage: Storage) -> Limits {
-    let cpus = u64::from(machine.cpus);
-    Limits {
-        memory_bytes: memory_limit(machine, storage).0,
-        pids: cpus + VMM_THREADS,
-        cpus: cpus + DEVICE_CPUS,
-        cpu_weight: cpus * WEIGHT_PER_CPU,
-        // It writes the layer, which has its length from the beginning, and the log.
-        file_bytes: machine.disk.max(LOG_FILE_MAX).0,
-    }
 }
 
 /// Takes networks that a plan does without from those that are ready. Before the plan is applied: a start

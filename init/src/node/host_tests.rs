@@ -5,11 +5,12 @@ use std::os::fd::AsFd;
 use tokio::task::LocalSet;
 use types::PublicKey;
 use types::vm::Exits;
-use workload::admission::{Storage, memory_limit};
+use workload::admission::{LOG_FILE_MAX, Storage, memory_limit};
 use workload::host::{Launch, Layer, Record};
 
 use super::super::images::Images;
 use super::super::machines::Machines;
+use super::super::volumes::Volumes;
 use super::*;
 
 struct Stage {
@@ -28,6 +29,7 @@ impl Stage {
         let means = Means {
             images: Images::new(news),
             machines: Machines::open(pool.path()).expect("machines"),
+            volumes: Volumes::open(pool.path()).expect("volumes"),
             networks,
             kvm_problem: kvm_problem.map(str::to_owned),
             kernel: std::cell::OnceCell::new(),
@@ -109,6 +111,7 @@ fn start() -> Start {
             finished: None,
         },
         machine: machine.expect("a machine"),
+        volumes: Vec::new(),
         restarts: 4,
     }
 }
@@ -379,14 +382,15 @@ async fn a_start_that_waits_for_its_image_can_be_stopped() {
 
 #[test]
 fn a_vmm_may_take_its_machine_and_no_file_longer_than_what_it_writes() {
-    let mut machine = start().machine;
-    machine.disk = types::Bytes::mib(64);
-    let on = |storage| limits(&machine, storage);
+    let mut start = start();
+    start.machine.disk = types::Bytes::mib(64);
+    let on = |storage| limits(&start, storage);
     assert_eq!(on(Storage::Disk).file_bytes, 64 << 20);
     let memory = on(Storage::Memory).memory_bytes;
-    assert_eq!(memory, memory_limit(&machine, Storage::Memory).0);
-    machine.disk = types::Bytes(0);
-    let least = limits(&machine, Storage::Disk).file_bytes;
+    let expected = memory_limit(&start.machine, types::Bytes(0), Storage::Memory);
+    assert_eq!(memory, expected.0);
+    start.machine.disk = types::Bytes(0);
+    let least = limits(&start, Storage::Disk).file_bytes;
     assert_eq!(least, LOG_FILE_MAX.0, "its log is written, too");
 }
 
@@ -409,7 +413,7 @@ async fn a_vm_that_pid1_cannot_start_gives_its_slot_back() {
             panic!("{said:?}")
         };
         assert_eq!((slot, fds.len()), (1, 2), "slot 0 is taken, two descriptors are kept");
-        assert_eq!(limits, super::limits(&start().machine, Storage::Memory));
+        assert_eq!(limits, super::limits(&start(), Storage::Memory));
         let error = "no memory".to_owned();
         stage.host.hear_pid1(FromPid1::SpawnFailed { vm: start().vm, error });
         assert!(matches!(stage.event().await, Event::StartFailed { message, .. } if message.contains("no memory")));

@@ -394,6 +394,7 @@ mod tests {
                 finished: None,
             },
             machine: machine.expect("a machine"),
+            volumes: Vec::new(),
             restarts: 0,
         }
     }

@@ -3,6 +3,7 @@
 //! Owns: the runtime and the end of the role. Refuses: what the phases do.
 
 mod accounts;
+mod alter;
 mod clock;
 mod content;
 mod context;
@@ -11,6 +12,7 @@ mod disks;
 mod drills;
 mod ending;
 mod engine;
+mod errands;
 mod exposition;
 #[cfg(any(test, feature = "fuzz"))]
 pub(crate) mod fuzz;
@@ -36,6 +38,7 @@ mod server;
 mod sweep;
 mod tail;
 mod uplink;
+mod volumes;
 
 use std::process::ExitCode;
 

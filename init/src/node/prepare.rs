@@ -14,19 +14,20 @@ use std::path::Path;
 use std::rc::Rc;
 
 use tokio::sync::watch;
-use types::guest::{Link, RUN_SPEC_PATH};
+use types::guest::{Link, RUN_SPEC_PATH, VolumeMount};
 use types::vm::{
     DISK_QUEUES_MAX, Disk, Fd, Lazy, Log, NET_QUEUES_MAX, Net, NetLimit, NetQueue, SPEC_FD, VmSpec,
 };
 use types::{Cidr, cpio};
 use workload::address::PREFIX;
 use workload::admission::{LOG_FILE_MAX, Storage};
-use workload::host::Start;
+use workload::host::{Attachment, Start};
 
 use super::images::{Image, Images};
 use super::machines::Machines;
 use super::network::{self, MTU};
 use super::runspec::{self, IMAGE_SERIAL, UPPER_SERIAL};
+use super::volumes::Volumes;
 
 const KERNEL: &str = "/lib/sifr/guest/vmlinux.zst";
 const INITRAMFS: &str = "/lib/sifr/guest/initramfs.cpio";
@@ -39,6 +40,7 @@ const RUN_SPEC_MODE: u32 = 0o400;
 pub(crate) struct Means {
     pub(crate) images: Images,
     pub(crate) machines: Machines,
+    pub(crate) volumes: Volumes,
     /// Tenant networks that are as they should be.
     pub(crate) networks: watch::Receiver<BTreeSet<String>>,
     pub(crate) kvm_problem: Option<String>,
@@ -83,7 +85,7 @@ pub(crate) async fn prepare(
     let network = network::network_of(start.record.address)
         .ok_or_else(|| format!("{} is in no tenant network", start.record.address))?;
     let link = link(&start, network.gateway.address)?;
-    let run = runspec::merge(
+    let mut run = runspec::merge(
         runspec::hostname(&start.record.deployment, &start.record.workload),
         &image.config,
         &start.machine,
@@ -91,6 +93,7 @@ pub(crate) async fn prepare(
         workload::STOP_GRACE_MS,
     )
     .map_err(text)?;
+    run.volumes = mounts(&start.volumes);
     let run = serde_json::to_vec(&run).map_err(text)?;
     let mut networks = means.networks.clone();
     let made = networks.wait_for(|made| made.contains(&network.name)).await;
@@ -119,6 +122,19 @@ pub(crate) async fn prepare(
         control,
         chunks,
     })
+}
+
+/// What the guest mounts: parents first.
+fn mounts(volumes: &[Attachment]) -> Vec<VolumeMount> {
+    let mount = |volume: &Attachment| VolumeMount {
+        volume: volume.name.clone(),
+        serial: volume.attached.serial.clone(),
+        path: volume.path.clone(),
+        read_only: volume.attached.read_only,
+    };
+    let mut mounts: Vec<VolumeMount> = volumes.iter().map(mount).collect();
+    mounts.sort_by(|a, b| a.path.cmp(&b.path));
+    mounts
 }
 
 fn link(start: &Start, gateway: std::net::Ipv4Addr) -> Result<Link, String> {
@@ -225,6 +241,21 @@ fn assemble(
         limit,
         ..Disk::new(UPPER_SERIAL, table.add(parts.upper), false)
     };
+    let mut disks = vec![image, upper];
+    for volume in &start.volumes {
+        let Attachment {
+            attached, record, ..
+        } = volume;
+        let file = means
+            .volumes
+            .open_content(&attached.volume, record, attached.read_only)
+            .map_err(|e| format!("{e:#}"))?;
+        disks.push(Disk {
+            queues,
+            limit: volume.limit.or(limit),
+            ..Disk::new(&attached.serial, table.add(file.into()), attached.read_only)
+        });
+    }
     let net = card(&mut table, parts.taps, link, limits.of_net())?;
     let [a, b] = means
         .machines
@@ -237,7 +268,7 @@ fn assemble(
     let (cpus, memory_mib) = (start.machine.cpus, start.machine.memory.as_mib());
     let spec = VmSpec {
         initramfs,
-        disks: vec![image, upper],
+        disks,
         nets: vec![net],
         control: Some(table.add(parts.control)),
         log: Some(log),

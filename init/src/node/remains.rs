@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use types::status::{Exit, Timeline};
 use types::{Digest, Name, PublicKey, VmId};
 use workload::desired::Key;
-use workload::host::Launch;
+use workload::host::{Attached, Launch};
 
 const DIRECTORY: &str = "/run/sifr/vms";
 
@@ -23,6 +23,8 @@ pub(crate) struct Tag {
     pub(crate) launch: Launch,
     pub(crate) flist: Digest,
     pub(crate) restarts: u64,
+    #[serde(default)]
+    pub(crate) volumes: Vec<Attached>,
 }
 
 impl Tag {

@@ -199,15 +199,21 @@ impl Server {
             chunks,
         };
         let node = is_owner.then_some(&node);
-        Ok(Answer::metrics(metrics::render(node, &figures)))
+        let signer = peer;
+        let own = self.ask(|reply| Request::List { signer, reply }).await?;
+        let mut text = metrics::render(node, &figures);
+        text.push_str(&metrics::volumes::render(&own));
+        Ok(Answer::metrics(text))
     }
 
     async fn deployment_metrics(&self, peer: PublicKey, name: Name) -> Result<Answer, Refusal> {
         let key = Key { signer: peer, name };
         // Says so where there is none.
-        self.status(&key).await?;
+        let status = self.status(&key).await?;
         let figures = self.figures(Some(peer), Some(key.name)).await?;
-        Ok(Answer::metrics(metrics::render(None, &figures)))
+        let mut text = metrics::render(None, &figures);
+        text.push_str(&metrics::volumes::render(&[status]));
+        Ok(Answer::metrics(text))
     }
 
     async fn figures(

@@ -117,6 +117,7 @@ fn status(state: State) -> DeploymentStatus {
         desired: Desired::Running,
         durable: true,
         workloads: [("web".parse().expect("a name"), workload)].into(),
+        volumes: Default::default(),
     }
 }
 
@@ -252,6 +253,7 @@ async fn pushed_content_is_checked_and_kept() {
 fn promise_all(pool: &Path) {
     let vm: VmId = "web-shop-01010101".parse().expect("an id");
     let promises = crate::room::Promises {
+        volumes: BTreeMap::new(),
         machines: [(vm, Bytes(u64::MAX))].into(),
         images: Default::default(),
     };
@@ -378,6 +380,7 @@ fn flist() -> (Digest, Vec<u8>) {
 fn fill(pool: &Path) {
     let all = ("m".parse().expect("an id"), Bytes(u64::MAX));
     let promises = crate::room::Promises {
+        volumes: BTreeMap::new(),
         machines: [all].into(),
         images: Default::default(),
     };
@@ -754,6 +757,10 @@ async fn the_owner_reads_all_metrics_a_stranger_none_and_nobody_waits_for_a_sile
                     wanted: 7,
                     ..Counts::default()
                 })),
+                other => panic!("{other:?}"),
+            }
+            match stage.requests.recv().await {
+                Some(Request::List { reply, .. }) => drop(reply.send(Vec::new())),
                 other => panic!("{other:?}"),
             }
             match stage.requests.recv().await {

@@ -12,4 +12,4 @@ mod requests;
 pub(crate) use inbox::Inbox;
 pub(crate) use lines::Lines;
 pub(crate) use outbox::Outbox;
-pub(crate) use requests::{Requests, SharedBalloon};
+pub(crate) use requests::{Requests, SharedBalloon, SharedDisks};

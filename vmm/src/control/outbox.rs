@@ -100,7 +100,9 @@ impl Outbox {
                 FromGuest::SetupFailed { .. }
                 | FromGuest::Settling
                 | FromGuest::Restored { .. }
-                | FromGuest::Frozen { .. },
+                | FromGuest::Frozen { .. }
+                | FromGuest::Grown { .. }
+                | FromGuest::Held { .. },
             )
             | FromVmm::Running { .. }
             | FromVmm::GuestInit { .. }

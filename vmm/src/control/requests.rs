@@ -15,7 +15,9 @@ use crate::metrics::Registry;
 use crate::snapshot::load::Recorder;
 use crate::snapshot::machine::Subject;
 use crate::snapshot::{self, SnapshotError};
+use crate::virtio::Device;
 use crate::virtio::balloon::Balloon;
+use crate::virtio::blk::Blk;
 use crate::virtio::worker::Slot;
 
 /// Requests of one turn, so that devices come in between.
@@ -24,11 +26,15 @@ const REQUESTS_PER_TURN: usize = 8;
 /// The machine's balloon, if it has one.
 pub(crate) type SharedBalloon = Arc<Slot<Balloon>>;
 
+/// Its disks, each by its serial.
+pub(crate) type SharedDisks = Vec<Arc<Slot<Blk>>>;
+
 pub(crate) struct Requests {
     inbox: Inbox,
     outbox: Arc<Outbox>,
     registry: Registry,
     balloon: Option<SharedBalloon>,
+    disks: SharedDisks,
     subject: Subject,
     recorder: Option<Recorder>,
 }
@@ -38,7 +44,7 @@ impl Requests {
         inbox: Inbox,
         outbox: &Arc<Outbox>,
         registry: Registry,
-        balloon: Option<SharedBalloon>,
+        (balloon, disks): (Option<SharedBalloon>, SharedDisks),
         subject: Subject,
         recorder: Option<Recorder>,
     ) -> Self {
@@ -47,6 +53,7 @@ impl Requests {
             outbox: Arc::clone(outbox),
             registry,
             balloon,
+            disks,
             subject,
             recorder,
         }
@@ -85,6 +92,7 @@ impl Requests {
                 None => Err(SnapshotError::Unrecorded),
             }),
             ToVmm::Balloon { target_mib } => self.inflate(target_mib),
+            ToVmm::Resize { disk, bytes } => self.resize(&disk, bytes),
             ToVmm::Metrics => FromVmm::Metrics(Box::new(self.registry.read())),
         }
     }
@@ -97,6 +105,25 @@ impl Requests {
         };
         let started = Instant::now();
         match balloon.reconfigure(|balloon| balloon.keep(target_mib)) {
+            Ok(()) => FromVmm::Done {
+                took_us: u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX),
+                bytes: 0,
+            },
+            Err(error) => FromVmm::Refused {
+                message: error.to_string(),
+            },
+        }
+    }
+
+    /// Done is that the guest has been told.
+    fn resize(&self, serial: &str, bytes: u64) -> FromVmm {
+        let started = Instant::now();
+        let named = |disk: &&Arc<Slot<Blk>>| disk.ask(|blk| blk.name() == serial);
+        let Some(disk) = self.disks.iter().find(named) else {
+            let message = format!("the machine has no disk {serial:?}");
+            return FromVmm::Refused { message };
+        };
+        match disk.reconfigure(|blk| blk.grow(bytes)) {
             Ok(()) => FromVmm::Done {
                 took_us: u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX),
                 bytes: 0,

@@ -126,6 +126,7 @@ mod tests {
     fn since(workload: &Workload) -> u32 {
         match workload {
             Workload::Machine(_) => 1,
+            Workload::Volume(_) => 2,
         }
     }
 

@@ -77,6 +77,16 @@ pub(crate) enum BlkError {
     LazyWritable(String),
     #[error("chunk map of disk {0:?}")]
     Map(String, #[source] SharedMapError),
+    #[error("disk {0:?} is lazy and has the size of its image")]
+    LazyGrowth(String),
+    #[error(
+        "disk {serial:?} has {has} bytes and cannot become {wanted}: it grows, by whole sectors"
+    )]
+    Growth {
+        serial: String,
+        has: u64,
+        wanted: u64,
+    },
     #[error("disk {serial:?} has {file} bytes, its chunk map says {map}")]
     Short { serial: String, file: u64, map: u64 },
 }
@@ -208,6 +218,24 @@ impl Blk {
             first: 0,
             outbox: Arc::clone(outbox),
         })
+    }
+
+    /// Its file is longer now. The driver reads the configuration again.
+    pub(crate) fn grow(&mut self, bytes: u64) -> Result<(), BlkError> {
+        let (serial, has) = (self.serial.clone(), self.limits.bytes);
+        if self.chunks.is_some() {
+            return Err(BlkError::LazyGrowth(serial));
+        }
+        if bytes < has || !bytes.is_multiple_of(SECTOR) {
+            return Err(BlkError::Growth {
+                serial,
+                has,
+                wanted: bytes,
+            });
+        }
+        self.limits.bytes = bytes;
+        self.config[..8].copy_from_slice(&(bytes / SECTOR).to_le_bytes());
+        Ok(())
     }
 
     /// Does a request whose content is there.

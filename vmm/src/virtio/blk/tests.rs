@@ -176,6 +176,32 @@ fn a_file_that_shrank_gives_an_io_error() {
 }
 
 #[test]
+fn a_disk_that_grows_is_written_beyond_its_old_end_and_not_before_and_never_shrinks() {
+    let (file, mut driver) = (file(4096), Driver::new(&[16]));
+    let mut disk = disk(&file, false);
+    driver.write(DATA, &[0x5a; 512]);
+    request(&mut driver, 0, VIRTIO_BLK_T_OUT, 8, &[(DATA, 512)]);
+    let _ = driver.turn(&mut disk).expect("rules kept");
+    assert_eq!(status(&driver, 0), Outcome::IoError.byte());
+    file.set_len(8192).expect("grows");
+    for wrong in [0, 512, 8191] {
+        assert!(matches!(disk.grow(wrong), Err(BlkError::Growth { .. })));
+    }
+    disk.grow(8192).expect("grows");
+    assert_eq!(disk.config()[..8], 16u64.to_le_bytes());
+    request(&mut driver, 1, VIRTIO_BLK_T_OUT, 8, &[(DATA, 512)]);
+    request(&mut driver, 2, VIRTIO_BLK_T_OUT, 16, &[(DATA, 512)]);
+    let _ = driver.turn(&mut disk).expect("rules kept");
+    assert_eq!(
+        [1, 2].map(|p| status(&driver, p)),
+        [0, Outcome::IoError.byte()]
+    );
+    let mut content = [0; 512];
+    file.read_exact_at(&mut content, 4096).expect("reads");
+    assert_eq!(content, [0x5a; 512]);
+}
+
+#[test]
 fn names_and_sizes_that_do_not_fit_are_refused() {
     for serial in ["", "a b", "äöü", "123456789012345678901"] {
         assert!(matches!(
