@@ -131,6 +131,15 @@ mod tests {
         held.deploy("web");
         held.deploy("gone");
         held.wait_for_starts("web", 1);
+        // Another agent takes both pools over as they are, with what runs from them.
+        let drill = held.lab.sifr(&["node", "drill", "node"]);
+        drill.expect("sifr runs").must().expect("killed");
+        held.runs("web");
+        assert_eq!(
+            held.pools(),
+            said(&[("LAB0", "in_use"), ("LAB1", "in_use")])
+        );
+        held.wait_for_starts("web", 1);
 
         // The disk with the machines is away: they wait for it, and others run.
         held.boot_with(&[1]);
