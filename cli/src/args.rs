@@ -104,6 +104,8 @@ pub(crate) enum Command {
     /// Volumes and their snapshots
     #[command(subcommand)]
     Volume(VolumeCommand),
+    /// What a code means, and what to do
+    Explain { code: String },
     /// Which sifr this is
     Version,
 }

@@ -113,6 +113,7 @@ fn advice(code: RefusalCode) -> Option<&'static str> {
         | RefusalCode::TooLarge
         | RefusalCode::TooSlow
         | RefusalCode::NoOwner
+        | RefusalCode::LedgerUnread
         | RefusalCode::Restarting
         | RefusalCode::Internal => None,
     }

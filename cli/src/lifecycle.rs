@@ -551,6 +551,7 @@ mod tests {
             start_ms: None,
             chunks: None,
             timeline: None,
+            code: None,
         };
         DeploymentStatus {
             name: "shop".parse().expect("a name"),

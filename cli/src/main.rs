@@ -9,6 +9,7 @@ mod deploy;
 mod depot;
 mod disks;
 mod drill;
+mod explain;
 mod failure;
 mod flists;
 mod home;
@@ -120,6 +121,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
             lifecycle::act(&context, name, verb).await
         }
         Command::Volume(command) => volumes::volume(&context, command).await,
+        Command::Explain { code } => explain::explain(&context.screen, &code),
         Command::Version => context.screen.identity(),
     }
 }

@@ -254,6 +254,11 @@ fn report(name: &Name, pin: &Pin, info: &NodeInfo) -> String {
         ("last boot ended", last_end.unwrap_or_default()),
         ("last error", info.last_error.clone().unwrap_or_default()),
     ]);
+    for trouble in &info.troubles {
+        let line = format!("trouble {trouble} ({})", trouble.code.remedy());
+        text.push_str(&crate::screen::clean(&line));
+        text.push('\n');
+    }
     for part in tables(info) {
         text.push('\n');
         text.push_str(&part);

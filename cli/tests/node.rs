@@ -115,6 +115,7 @@ mod tests {
                     message: exited.then(|| "the program ended\x1b[2J".to_owned()),
                     start_ms: Some(12),
                     chunks: None,
+                    code: None,
                     timeline: Some(types::status::Timeline {
                         image_ms: Some(3),
                         program_ms: Some(12),
@@ -225,6 +226,9 @@ mod tests {
                 boot: vec![],
                 last_error: None,
                 last_end: None,
+                troubles: Vec::new(),
+                workloads: BTreeMap::new(),
+                tpm: None,
             }
         }
 

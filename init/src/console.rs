@@ -6,20 +6,35 @@
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use nix::sys::termios::{self, ControlFlags, InputFlags, LocalFlags, SetArg};
 
+/// The first virtual terminal: the one that can be drawn on.
+const SCREEN: &str = "/dev/tty1";
 /// Consoles written to: a screen and a few serial lines.
 const CONSOLES_MAX: usize = 4;
 /// Longest line: what the kernel log takes in one piece, less its own prefix.
 const LINE_MAX: usize = 900;
 
+/// Lines of a block that a screen shows: 25, less what scrolls below them.
+const BLOCK_MAX: usize = 18;
+
+/// One console.
+#[derive(Debug)]
+struct Tty {
+    file: File,
+    /// It can be drawn on; the others are logs.
+    screen: bool,
+    /// A block stands at its top.
+    drawn: bool,
+}
+
 /// The open consoles. Where none can be opened, lines still reach the kernel log.
 #[derive(Debug)]
 pub(crate) struct Console {
-    ttys: Vec<File>,
+    ttys: Vec<Tty>,
     kernel_log: Option<File>,
 }
 
@@ -33,8 +48,15 @@ impl Console {
             options.append(true).custom_flags(nix::libc::O_NOCTTY);
             options.open(path).ok()
         };
-        let ttys: Vec<File> = devices(&active).iter().filter_map(write).collect();
-        ttys.iter().for_each(deafen);
+        let open = |path: &PathBuf| {
+            Some(Tty {
+                file: write(path)?,
+                screen: path == Path::new(SCREEN),
+                drawn: false,
+            })
+        };
+        let ttys: Vec<Tty> = devices(&active).iter().filter_map(open).collect();
+        ttys.iter().for_each(|tty| deafen(&tty.file));
         Self {
             ttys,
             kernel_log: write(&PathBuf::from("/dev/kmsg")),
@@ -46,13 +68,50 @@ impl Console {
         let text = printable(text);
         // A console that cannot be written to must not stop the node: there is nobody to tell.
         for tty in &mut self.ttys {
-            let _ = tty.write_all(format!("{text}\r\n").as_bytes());
+            let _ = tty.file.write_all(format!("{text}\r\n").as_bytes());
         }
+        self.keep(&text);
+    }
+
+    /// A block of lines that is shown again and again. Screens have all of it at their top; where lines can only follow each
+    /// other, and in the kernel log, there are those that are new.
+    pub(crate) fn block(&mut self, all: &[String], new: &[String]) {
+        let clean = |lines: &[String]| lines.iter().map(|l| printable(l)).collect::<Vec<_>>();
+        let (all, new) = (clean(all), clean(new));
+        for tty in &mut self.ttys {
+            let text = match tty.screen {
+                true => drawing(&all, !std::mem::replace(&mut tty.drawn, true)),
+                false => new.iter().map(|line| format!("{line}\r\n")).collect(),
+            };
+            let _ = tty.file.write_all(text.as_bytes());
+        }
+        new.iter().for_each(|line| self.keep(line));
+    }
+
+    fn keep(&mut self, text: &str) {
         if let Some(log) = &mut self.kernel_log {
             // Level 7 keeps the kernel from printing the same line on the same consoles once more.
             let _ = log.write_all(format!("<7>{text}\n").as_bytes());
         }
     }
+}
+
+/// What draws a block at the top of a screen. What else is written there scrolls below it: the region that scrolls begins
+/// after the block, and the cursor is where it was. A block that has become longer has taken lines of that region.
+fn drawing(lines: &[String], first: bool) -> String {
+    let shown = &lines[lines.len().saturating_sub(BLOCK_MAX)..];
+    let below = shown.len() + 2;
+    // Setting the region moves the cursor, so that it is kept around that.
+    let mut out = match first {
+        true => format!("\x1b[2J\x1b[{below}r\x1b[{below};1H\x1b7"),
+        false => format!("\x1b7\x1b[{below}r"),
+    };
+    for (at, line) in shown.iter().enumerate() {
+        // A line that is too long ends at the edge: the terminal does not go on in the next one.
+        out.push_str(&format!("\x1b[{};1H\x1b[?7l{line}\x1b[K\x1b[?7h", at + 1));
+    }
+    out.push_str(&format!("\x1b[{};1H\x1b[K\x1b8", shown.len() + 1));
+    out
 }
 
 /// Whoever types must not be able to paint lines of the node's on its console: the kernel echoes unless
@@ -137,6 +196,42 @@ mod tests {
         assert_eq!(paths("tty0 ttyS0\n"), ["/dev/tty1", "/dev/ttyS0"]);
         assert_eq!(paths(""), ["/dev/console"]);
         assert_eq!(paths("a b c d e f").len(), CONSOLES_MAX);
+    }
+
+    #[test]
+    fn a_screen_has_the_newest_end_of_a_block_at_its_top_and_a_log_below_it() {
+        let lines: Vec<String> = (0..30).map(|n| format!("line {n}")).collect();
+        let first = drawing(&lines, true);
+        assert!(first.starts_with("\x1b[2J\x1b[20r\x1b[20;1H"), "{first:?}");
+        assert!(
+            first.contains("\x1b[1;1H\x1b[?7lline 12\x1b[K"),
+            "{first:?}"
+        );
+        assert!(
+            first.contains("\x1b[18;1H\x1b[?7lline 29\x1b[K"),
+            "{first:?}"
+        );
+        let again = drawing(&lines[..2], false);
+        assert!(!again.contains("\x1b[2J") && again.ends_with("\x1b8"));
+        assert!(again.contains("\x1b[4r"), "{again:?}");
+    }
+
+    #[test]
+    fn a_line_that_can_only_follow_others_is_not_drawn_on() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        let tty = |screen| Tty {
+            file: file.reopen().expect("the file"),
+            screen,
+            drawn: false,
+        };
+        let mut console = Console {
+            ttys: vec![tty(false)],
+            kernel_log: None,
+        };
+        let all = ["a".to_owned(), "b\x1b[2J".to_owned()];
+        console.block(&all, &all[1..]);
+        let text = std::fs::read_to_string(file.path()).expect("text");
+        assert_eq!(text, "b?[2J\r\n");
     }
 
     #[test]

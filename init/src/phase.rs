@@ -6,6 +6,8 @@
 use std::fmt;
 use std::time::Duration;
 
+use types::trouble::Code;
+
 /// Rows done by pid1, in order.
 pub(crate) const PID1: [&str; 5] = ["mounts", "harden", "cgroups", "watchdog", "children"];
 /// Rows done by the node agent, in order.
@@ -53,7 +55,14 @@ impl fmt::Display for Row<'_> {
             f,
             "sifr: [{number:2}/{total}] {name:<10} {word:<6} {ms:5} ms"
         )?;
-        text.map_or(Ok(()), |text| write!(f, "  {text}"))
+        text.map_or(Ok(()), |text| write!(f, "  {text}"))?;
+        match self.outcome {
+            Outcome::Fine(_) => Ok(()),
+            Outcome::Failed(_) => {
+                let code = Code::of_phase(name);
+                write!(f, " ({code}: {})", code.remedy())
+            }
+        }
     }
 }
 
@@ -79,7 +88,22 @@ mod tests {
         let failed = Outcome::Failed("no disk".to_owned());
         assert_eq!(
             row("pool", &failed),
-            "sifr: [ 7/15] pool       FAILED   132 ms  no disk"
+            format!(
+                "sifr: [ 7/15] pool       FAILED   132 ms  no disk (phase_pool: {})",
+                Code::PhasePool.remedy()
+            )
         );
+    }
+
+    #[test]
+    fn each_phase_has_a_code_and_each_code_of_a_phase_is_one() {
+        let rows = PID1.iter().chain(&NODE);
+        let mut codes: Vec<Code> = rows.map(|row| Code::of_phase(row)).collect();
+        assert!(!codes.contains(&Code::Unknown), "{codes:?}");
+        codes.sort_unstable();
+        let all = Code::ALL.iter().copied();
+        let mut phases: Vec<Code> = all.filter(|c| c.word().starts_with("phase_")).collect();
+        phases.sort_unstable();
+        assert_eq!(codes, phases);
     }
 }

@@ -148,11 +148,7 @@ pub(crate) fn refusals(status: &str, page: &Text) -> Vec<String> {
     let codes: Vec<String> = lines
         .filter_map(|line| Some(snake(line.strip_suffix(',')?)))
         .collect();
-    let rows: Vec<&str> = page
-        .text
-        .lines()
-        .filter_map(|line| line.strip_prefix("| `")?.split('`').next())
-        .collect();
+    let rows: Vec<&str> = page.text.lines().filter_map(refusal_row).collect();
     let missing = codes.iter().filter(|code| !rows.contains(&code.as_str()));
     let extra = rows
         .iter()
@@ -161,6 +157,13 @@ pub(crate) fn refusals(status: &str, page: &Text) -> Vec<String> {
     missing
         .chain(extra.map(|row| format!("{}: {row} is no code", page.path)))
         .collect()
+}
+
+/// Of a row whose second cell is an HTTP status: those of troubles have none, and `cli` compares them.
+fn refusal_row(line: &str) -> Option<&str> {
+    let (code, rest) = line.strip_prefix("| `")?.split_once("` | ")?;
+    let status = rest.split(' ').next()?;
+    status.parse::<u16>().ok().map(|_| code)
 }
 
 /// `UnknownKey` as serde writes it: `unknown_key`.

@@ -118,6 +118,7 @@ impl Answer {
             | RefusalCode::DiskChanged
             | RefusalCode::MissingChunks
             | RefusalCode::Volatile
+            | RefusalCode::LedgerUnread
             | RefusalCode::Restarting
             | RefusalCode::Internal => false,
         };
@@ -193,7 +194,7 @@ pub fn http_status(code: RefusalCode) -> StatusCode {
         RefusalCode::OverCapacity => StatusCode::INSUFFICIENT_STORAGE,
         RefusalCode::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
         RefusalCode::TooSlow => StatusCode::REQUEST_TIMEOUT,
-        RefusalCode::Restarting => StatusCode::SERVICE_UNAVAILABLE,
+        RefusalCode::Restarting | RefusalCode::LedgerUnread => StatusCode::SERVICE_UNAVAILABLE,
         RefusalCode::Internal => StatusCode::INTERNAL_SERVER_ERROR,
     }
 }

@@ -111,6 +111,7 @@ mod tests {
                 start_ms: None,
                 chunks: None,
                 timeline: None,
+                code: None,
             };
             let [shop, web, db] = ["shop", "web", "db"].map(|n| n.parse::<Name>().expect("a name"));
             let status = DeploymentStatus {

@@ -582,6 +582,7 @@ mod tests {
             start_ms: None,
             chunks: None,
             timeline: None,
+            code: None,
         };
         let workloads = states.iter().enumerate();
         DeploymentStatus {

@@ -16,6 +16,7 @@ pub mod metrics;
 pub mod node;
 pub mod status;
 pub mod stores;
+pub mod trouble;
 pub mod unit;
 pub mod vm;
 pub mod volume;

@@ -2,11 +2,14 @@
 //!
 //! Owns: the node report, its disks, and the drill. Refuses: measuring or killing anything (`init` does).
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::status::State;
+use crate::trouble::Trouble;
 use crate::{Bytes, Cidr, Digest, Mac, Name, PublicKey};
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,6 +39,15 @@ pub struct NodeInfo {
     /// How the boot before this one ended; `None` where nothing is known of it.
     #[serde(default)]
     pub last_end: Option<LastEnd>,
+    /// What is wrong, newest last: at most one of each code and workload.
+    #[serde(default)]
+    pub troubles: Vec<Trouble>,
+    /// How many workloads are in which state.
+    #[serde(default)]
+    pub workloads: BTreeMap<State, u64>,
+    /// What the kernel found of a TPM; `None`: none.
+    #[serde(default)]
+    pub tpm: Option<String>,
 }
 
 /// How a boot ended. Braces, as serde would read over unknown fields of a bare variant.
@@ -51,6 +63,8 @@ pub enum LastEnd {
     },
     /// The node made no progress, and the hardware ended it.
     Watchdog {},
+    /// pid1 ended it, as the node agent did not stop its machines in time.
+    Forced {},
     /// Nothing was said before it: power was lost, or the machine was reset from outside.
     Unannounced {},
 }
@@ -62,6 +76,10 @@ impl fmt::Display for LastEnd {
             Self::Rebooted {} => write!(f, "rebooted, in order"),
             Self::Panicked { headline } => write!(f, "{headline}"),
             Self::Watchdog {} => write!(f, "by the watchdog: the node made no progress"),
+            Self::Forced {} => write!(
+                f,
+                "by force: the node agent did not stop its machines in time"
+            ),
             Self::Unannounced {} => write!(f, "without a word: power was lost, or it was reset"),
         }
     }

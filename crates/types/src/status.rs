@@ -8,6 +8,7 @@ use std::net::Ipv4Addr;
 use serde::{Deserialize, Serialize};
 
 use crate::deployment::Port;
+use crate::trouble::Code;
 use crate::{Bytes, Digest, Name};
 
 /// The answer to an accepted statement.
@@ -43,7 +44,7 @@ pub enum Desired {
 }
 
 /// Where a machine is on its way.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum State {
     /// Acknowledged; nothing has been done yet.
@@ -73,6 +74,9 @@ pub struct WorkloadStatus {
     pub exit: Option<Exit>,
     /// One sentence: the last thing that went wrong and what is done about it.
     pub message: Option<String>,
+    /// What that was, in a word that never changes.
+    #[serde(default)]
+    pub code: Option<Code>,
     /// Milliseconds from spawning the VMM to the program's start, last time.
     pub start_ms: Option<u64>,
     /// Share of the image that is on the node, in chunks: (present, all).
@@ -189,6 +193,8 @@ pub enum RefusalCode {
     TooSlow,
     /// The node has no owner key: it accepts nothing.
     NoOwner,
+    /// The node's ledger needs a newer image, or cannot be read: nothing is taken and nothing told.
+    LedgerUnread,
     /// The node agent is about to be started again: the new one knows whether it was done.
     Restarting,
     /// The node failed; the message says where.

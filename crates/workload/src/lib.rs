@@ -14,4 +14,4 @@ mod machine;
 pub mod reconcile;
 mod volume;
 
-pub use machine::{STOP_GRACE_MS, STOP_MAX_MS};
+pub use machine::{Pause, STOP_GRACE_MS, STOP_MAX_MS};

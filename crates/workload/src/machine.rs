@@ -5,9 +5,11 @@
 
 use std::net::Ipv4Addr;
 
+use serde::{Deserialize, Serialize};
 use types::Name;
 use types::deployment::{Machine as Spec, RestartPolicy};
 use types::status::{Exit, State, WorkloadStatus};
+use types::trouble::Code;
 
 use crate::desired::{Key, Phase, Target};
 use crate::host::{
@@ -148,7 +150,21 @@ pub(crate) struct Machine {
     starts: u64,
     exit: Option<Exit>,
     message: Option<String>,
+    /// What the message is of.
+    code: Option<Code>,
     start_ms: Option<u64>,
+}
+
+/// How a machine waits for its next try, in the time of [`crate::reconcile::Reconciler::plan`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pause {
+    failed: Option<Launch>,
+    failures: u32,
+    not_before: u64,
+    starts: u64,
+    message: Option<String>,
+    code: Option<Code>,
 }
 
 pub(crate) fn backoff(failures: u32) -> u64 {
@@ -180,6 +196,7 @@ impl Machine {
             starts: 0,
             exit: None,
             message: None,
+            code: None,
             start_ms: None,
         }
     }
@@ -379,7 +396,7 @@ impl Machine {
         self.activity = match self.activity {
             Activity::Starting { launch, .. } => {
                 let message = format!("it did not start within {} s", START_MAX_MS / 1000);
-                self.message = Some(message);
+                (self.message, self.code) = (Some(message), Some(Code::StartSlow));
                 Activity::Stopping {
                     reason: Reason::TooSlow(launch),
                     kill_at: 0,
@@ -417,30 +434,33 @@ impl Machine {
 
     pub(crate) fn remove_failed(&mut self, message: String, now: u64) {
         self.activity = Activity::Idle;
-        self.fail(None, &format!("its disk cannot be removed: {message}"), now);
+        let message = format!("its disk cannot be removed: {message}");
+        self.fail(None, (Code::DiskNotRemoved, &message), now);
     }
 
     pub(crate) fn running(&mut self, start_ms: u64, now: u64) {
         if let Activity::Starting { launch, .. } = self.activity {
             self.activity = Activity::Running { launch, since: now };
-            (self.start_ms, self.message) = (Some(start_ms), None);
+            (self.start_ms, self.message, self.code) = (Some(start_ms), None, None);
         }
     }
 
     pub(crate) fn trouble(&mut self, message: String) {
-        self.message = Some(message);
+        (self.message, self.code) = (Some(message), Some(Code::ImageUnavailable));
     }
 
     /// No VM came to be.
     pub(crate) fn start_failed(&mut self, message: &str, now: u64) {
         self.pending = None;
         match std::mem::replace(&mut self.activity, Activity::Idle) {
-            Activity::Starting { launch, .. } => self.fail(Some(launch), message, now),
+            Activity::Starting { launch, .. } => {
+                self.fail(Some(launch), (Code::StartFailed, message), now);
+            }
             Activity::Stopping {
                 reason: Reason::TooSlow(launch) | Reason::Stuck(launch),
                 ..
             } => {
-                self.fail(Some(launch), message, now);
+                self.fail(Some(launch), (Code::StartFailed, message), now);
             }
             Activity::Stopping {
                 reason: Reason::Told,
@@ -476,7 +496,7 @@ impl Machine {
                 let message = format!(
                     "its program has ended, but the guest did not write out its disk within {seconds} s and was killed"
                 );
-                self.fail(Some(launch), &message, now);
+                self.fail(Some(launch), (Code::GuestStuck, &message), now);
                 return None;
             }
             Activity::Stopping {
@@ -484,7 +504,7 @@ impl Machine {
                 ..
             } => {
                 let message = self.message.clone().unwrap_or_default();
-                self.fail(Some(launch), &message, now);
+                self.fail(Some(launch), (Code::StartSlow, &message), now);
                 return None;
             }
             Activity::Stopping {
@@ -500,36 +520,60 @@ impl Machine {
                 return None;
             }
         };
-        let what = describe(&end);
+        let (code, what) = (code_of(&end), describe(&end));
         if let Some(exit) = end.exit.filter(|exit| is_final(*exit, policy))
             && let Some(OnPool::Record(record)) = &mut self.pool
         {
             record.finished = Some(Finished { launch, exit });
             self.message = end.message;
+            self.code = (exit.code != 0).then_some(code);
             return Some(record.clone());
         }
         if ran >= LONG_RUN_MS {
             self.failures = 0;
         }
-        self.fail(Some(launch), &what, now);
+        self.fail(Some(launch), (code, &what), now);
         None
     }
 
     fn at_rest(&mut self, message: Option<String>) {
+        self.code = message.as_ref().map(|_| Code::StopSlow);
         (self.failed, self.failures, self.message) = (None, 0, message);
     }
 
-    fn fail(&mut self, launch: Option<Launch>, what: &str, now: u64) {
+    /// What an agent of the same boot that comes after this one has to know to go on waiting.
+    pub(crate) fn pause(&self) -> Option<Pause> {
+        let waits = self.failures > 0 && !self.has_vm();
+        waits.then(|| Pause {
+            failed: self.failed,
+            failures: self.failures,
+            not_before: self.not_before,
+            starts: self.starts,
+            message: self.message.clone(),
+            code: self.code,
+        })
+    }
+
+    /// Goes on where an agent before this one was.
+    pub(crate) fn resume(&mut self, pause: Pause, now: u64) {
+        (self.failed, self.failures, self.starts) = (pause.failed, pause.failures, pause.starts);
+        // Whatever the note says, nobody waits longer than the longest pause.
+        self.not_before = pause.not_before.min(now.saturating_add(BACKOFF_MAX_MS));
+        (self.message, self.code) = (pause.message, pause.code);
+    }
+
+    fn fail(&mut self, launch: Option<Launch>, (code, what): (Code, &str), now: u64) {
         self.failures = self.failures.saturating_add(1);
         let pause = backoff(self.failures);
         self.failed = launch;
         self.not_before = now.saturating_add(pause);
+        self.code = Some(code);
         self.message = Some(format!("{what}; the next try is after {} s", pause / 1000));
     }
 
     /// It could not even be begun. Returns when it is tried again.
     pub(crate) fn cannot_start(&mut self, launch: Launch, what: &str, now: u64) -> u64 {
-        self.fail(Some(launch), what, now);
+        self.fail(Some(launch), (Code::NoAddress, what), now);
         self.not_before
     }
 
@@ -570,6 +614,10 @@ impl Machine {
         let state = self.state(intent);
         // Stopped while it was to be tried again: that promise is void.
         let void = state == State::Stopped && self.failures > 0;
+        let code = match &unreadable {
+            Some(_) => Some(Code::DiskUnreadable),
+            None => self.code.filter(|_| !void),
+        };
         WorkloadStatus {
             state,
             address: self.address,
@@ -577,6 +625,7 @@ impl Machine {
             restarts: self.starts.saturating_sub(1),
             exit: self.exit.or(finished),
             message: unreadable.or_else(|| self.message.clone().filter(|_| !void)),
+            code,
             start_ms: self.start_ms,
             chunks: None,
             timeline: None,
@@ -589,6 +638,17 @@ fn is_final(exit: Exit, policy: RestartPolicy) -> bool {
         RestartPolicy::Always => false,
         RestartPolicy::OnFailure => exit.code == 0,
         RestartPolicy::Never => true,
+    }
+}
+
+fn code_of(end: &End) -> Code {
+    match end.exit {
+        Some(Exit { oom: true, .. }) => Code::GuestMemory,
+        Some(Exit {
+            signal: Some(_), ..
+        }) => Code::ProgramKilled,
+        Some(_) => Code::ProgramFailed,
+        None => Code::MachineLost,
     }
 }
 

@@ -18,7 +18,7 @@ use crate::desired::{Desired, Key};
 use crate::host::{
     Event, Host, Launch, Layer, OnPool, Placed, Places, Record, Start, Step, Survivor,
 };
-use crate::machine::{Action, BACKOFF_MAX_MS, Intent, Machine};
+use crate::machine::{Action, BACKOFF_MAX_MS, Intent, Machine, Pause};
 use crate::volume::Volume;
 
 mod volumes;
@@ -148,6 +148,23 @@ impl Reconciler {
         self.network.published = None;
         self.network.stale = self.network.publishing.is_some();
         self.network.not_before = 0;
+    }
+
+    /// How each machine that failed waits, for an agent that comes after this one.
+    pub fn pauses(&self) -> BTreeMap<VmId, Pause> {
+        let pauses = self.machines.iter();
+        pauses
+            .filter_map(|(vm, machine)| Some((vm.clone(), machine.pause()?)))
+            .collect()
+    }
+
+    /// Goes on with the pauses of the agent before this one, in the same boot.
+    pub fn resume(&mut self, pauses: BTreeMap<VmId, Pause>, now: u64) {
+        for (vm, pause) in pauses {
+            if let Some(machine) = self.machines.get_mut(&vm).filter(|m| !m.has_vm()) {
+                machine.resume(pause, now);
+            }
+        }
     }
 
     /// Why the network is not what it should be.

@@ -594,6 +594,90 @@ fn a_failing_start_is_tried_for_ever_with_growing_pauses() {
 }
 
 #[test]
+fn an_agent_that_comes_back_goes_on_counting_where_the_last_one_was() {
+    let mut world = World::new();
+    world.host.failures = [false]
+        .into_iter()
+        .chain(std::iter::repeat_n(true, 50))
+        .collect();
+    world.say(Action::Deploy(deployment(1)));
+    world.settle();
+    for _ in 0..3 {
+        let at = world.deadline.expect("a deadline");
+        world.pass(at - world.now);
+    }
+    let (before, starts) = (world.status(), world.host.begun.len());
+    let pauses = serde_json::to_vec(&world.reconciler.pauses()).expect("JSON");
+    world.restart_agent();
+    // What it has to publish anew does well.
+    world.host.failures.push_front(false);
+    let pauses = serde_json::from_slice(&pauses).expect("as it was kept");
+    world.reconciler.resume(pauses, world.now);
+    world.settle();
+    let tried = |step: &Step| matches!(step, Step::Start(_));
+    assert!(!world.host.begun[starts..].iter().any(tried), "it waits on");
+    assert_eq!(world.state(), State::Backoff);
+    assert_eq!(world.deadline.expect("a deadline") - world.now, 8000);
+    let (was, is) = (before.workloads.values().next(), world.status());
+    let (was, is) = (
+        was.expect("it"),
+        is.workloads.values().next().expect("it").clone(),
+    );
+    assert_eq!(
+        (is.restarts, &is.message, is.code),
+        (was.restarts, &was.message, was.code)
+    );
+    // Its place in the network was lost with its start.
+    world.host.failures.push_front(false);
+    world.pass(8000);
+    assert_eq!(world.deadline.expect("a deadline") - world.now, 16_000);
+}
+
+#[test]
+fn a_note_of_pauses_that_lies_makes_nobody_wait_longer_than_a_minute() {
+    let mut world = World::new();
+    world.host.failures = [false, true].into();
+    world.say(Action::Deploy(deployment(1)));
+    world.settle();
+    let mut kept = serde_json::to_value(world.reconciler.pauses()).expect("JSON");
+    for pause in kept.as_object_mut().expect("a map").values_mut() {
+        pause["not_before"] = u64::MAX.into();
+        pause["failures"] = u32::MAX.into();
+    }
+    world.restart_agent();
+    let kept = serde_json::from_value(kept).expect("pauses");
+    world.reconciler.resume(kept, world.now);
+    world.settle();
+    let wait = world.deadline.expect("a deadline") - world.now;
+    assert_eq!(wait, crate::machine::BACKOFF_MAX_MS);
+    world.pass(wait);
+    assert_eq!(world.state(), State::Running);
+}
+
+#[test]
+fn every_failure_has_a_code() {
+    let mut world = World::new();
+    world.host.failures = [false, true].into();
+    world.say(Action::Deploy(deployment(1)));
+    world.settle();
+    let code = |world: &World| {
+        let status = world.status();
+        status.workloads.values().next().expect("it").code
+    };
+    assert_eq!(code(&world), Some(types::trouble::Code::StartFailed));
+    world.pass(1000);
+    assert_eq!((world.state(), code(&world)), (State::Running, None));
+    let vm = world.vm();
+    world.host.end(&vm, None);
+    world.settle();
+    assert_eq!(code(&world), Some(types::trouble::Code::MachineLost));
+    world.pass(2000);
+    world.host.end(&vm, Some(3));
+    world.settle();
+    assert_eq!(code(&world), Some(types::trouble::Code::ProgramFailed));
+}
+
+#[test]
 fn a_correction_does_not_wait_for_the_pause_of_its_predecessor() {
     let mut world = World::new();
     world.host.failures = [false, true].into();

@@ -1,14 +1,20 @@
 //! Time: a floor that survives reboots, and a server's word when there is one.
 //!
 //! Owns: the file `clock` in each pool, and the loop that asks time servers.
-//! Refuses: going below the floor, whatever the machine's clock or a server says; and keeping as a floor
-//! what only one server says: a liar sets the clock until an honest server answers, never for good.
+//! Refuses: going below the floor or above the ceiling, whatever the machine's clock or a server says; and keeping as a floor
+//! what only one server says: a liar sets the clock until an honest server answers, never for good. Whom to believe
+//! is decided in `witness`.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tokio::sync::watch;
+use types::node::NodeInfo;
+use types::trouble::Code;
+
+use super::troubles;
+use super::witness::{Bounds, Heard, Judgement, judge, moved};
 
 /// The kernel configuration's own date: no clock of a running node is right before it.
 const BUILD_FLOOR: Duration = Duration::from_secs(1_767_225_600);
@@ -18,9 +24,11 @@ const ANSWER: Duration = Duration::from_secs(3);
 const PAUSE: Duration = Duration::from_secs(1024);
 /// First pause after no answer; it doubles up to [`PAUSE`].
 const RETRY: Duration = Duration::from_secs(2);
-/// Two witnesses this near to each other agree: servers differ by milliseconds, a machine's own clock
-/// drifts by a day in a year or two.
-const AGREEMENT: Duration = Duration::from_secs(24 * 3600);
+/// No clock of a node that runs this build is right this long after it: thirty years. A clock whose battery has run out may
+/// come up anywhere.
+const CEILING: Duration = Duration::from_secs(BUILD_FLOOR.as_secs() + 30 * 31_556_952);
+/// Servers that are asked: an odd number with room for a liar or two, and a lease may name dozens.
+const SERVERS_MAX: usize = 7;
 /// What the machine's own clock said in this boot, less the time since: kept over restarts of the agent.
 const OWN_CLOCK: &str = "/run/sifr/own-clock";
 /// Offsets below this are left alone: certificates and logs need no better.
@@ -32,18 +40,53 @@ pub(crate) struct Start {
     floor: Duration,
     /// What the machine's own clock said when the kernel started, before any server was asked.
     own_at_boot: Duration,
+    /// It said what cannot be.
+    impossible: bool,
 }
 
-/// Raises the clock to the highest floor of the node's pools, if it is below.
+impl Start {
+    fn own_now(self) -> Duration {
+        self.own_at_boot.saturating_add(sys::clock::since_boot())
+    }
+
+    /// Says aloud that nobody knows the time.
+    pub(crate) fn say(self, info: &watch::Sender<NodeInfo>) {
+        if self.impossible {
+            let (own, floor) = (self.own_at_boot, self.floor);
+            let days = own.abs_diff(floor).as_secs() / (24 * 3600);
+            let side = if own < floor { "before" } else { "after" };
+            let said = format!(
+                "the machine's own clock is {days} days {side} the last time that this node knew, where it starts now"
+            );
+            log::warn!("{said}");
+            troubles::say(info, Code::ClockAtFloor, said);
+        }
+    }
+}
+
+fn bounds(floor: Duration) -> Bounds {
+    Bounds {
+        floor,
+        ceiling: CEILING,
+    }
+}
+
+/// Sets the clock to the highest floor of the node's pools, if it is below, or where no clock can be.
 pub(crate) fn start(pools: &[PathBuf]) -> Result<Start, sys::error::Error> {
     let stored = |pool: &PathBuf| std::fs::read_to_string(file(pool)).ok();
     let floors = pools.iter().map(|pool| floor(stored(pool).as_deref()));
     let floor = floors.fold(BUILD_FLOOR, Duration::max);
     let own_at_boot = own_at_boot(Path::new(OWN_CLOCK))?;
-    if sys::clock::realtime() < floor {
+    let possible = floor..=CEILING.max(floor);
+    if !possible.contains(&sys::clock::realtime()) {
         sys::clock::set_realtime(floor)?;
     }
-    Ok(Start { floor, own_at_boot })
+    let own = own_at_boot.saturating_add(sys::clock::since_boot());
+    Ok(Start {
+        floor,
+        own_at_boot,
+        impossible: !possible.contains(&own),
+    })
 }
 
 /// Only the first agent of a boot sees the clock as no server has set it.
@@ -66,21 +109,19 @@ fn floor(stored: Option<&str>) -> Duration {
     let seconds = stored
         .and_then(|text| text.trim().parse().ok())
         .unwrap_or(0);
-    Duration::from_secs(seconds).max(BUILD_FLOOR)
+    // A floor that cannot be is damage, too: no server could ever be believed again.
+    match Duration::from_secs(seconds) {
+        stored if (BUILD_FLOOR..=CEILING).contains(&stored) => stored,
+        _ => BUILD_FLOOR,
+    }
 }
 
-/// The time that a sample implies; `None` where the clock is near enough or the sample is below the floor.
-fn corrected(now: Duration, offset_us: i64, floor: Duration) -> Option<Duration> {
+/// The time that an offset implies; `None` where the clock is near enough.
+fn corrected(now: Duration, offset_us: i64) -> Option<Duration> {
     if offset_us.unsigned_abs() < TOLERANCE_US {
         return None;
     }
-    let step = Duration::from_micros(offset_us.unsigned_abs());
-    let then = if offset_us < 0 {
-        now.checked_sub(step)?
-    } else {
-        now.checked_add(step)?
-    };
-    (then >= floor).then_some(then)
+    moved(now, offset_us)
 }
 
 /// The floor after a server has been believed. What a second witness confirms is the floor; without one
@@ -92,24 +133,28 @@ fn raised(floor: Duration, elapsed: Duration, now: Duration, confirmed: bool) ->
     now.min(floor.saturating_add(elapsed)).max(floor)
 }
 
-/// Asks the servers in turn for ever, and says in `synchronised` once one has been believed.
+/// Asks the servers for ever, and says what is known of the time.
 pub(crate) async fn keep(
     pools: Vec<PathBuf>,
     start: Start,
     mut servers: watch::Receiver<Vec<SocketAddr>>,
-    synchronised: impl Fn(),
+    info: watch::Sender<NodeInfo>,
 ) {
     let mut floor = start.floor;
     let mut floor_from = sys::clock::since_boot();
     let mut retry = RETRY;
     loop {
         let known = servers.borrow_and_update().clone();
-        let pause = match ask(&known, floor, start.own_at_boot).await {
-            Some(word) => {
-                synchronised();
+        let heard = ask(&known).await;
+        let (now, own) = (sys::clock::realtime(), start.own_now());
+        let judged = judge(now, own, bounds(floor), &heard);
+        tell(&info, &judged);
+        let pause = match judged.offset_us.filter(|offset| set(*offset)) {
+            Some(_) => {
+                synchronised(&info);
                 let (now, uptime) = (sys::clock::realtime(), sys::clock::since_boot());
                 let elapsed = uptime.saturating_sub(floor_from);
-                floor = raised(floor, elapsed, now, word == Word::Confirmed);
+                floor = raised(floor, elapsed, now, judged.confirmed);
                 floor_from = uptime;
                 pools.iter().for_each(|pool| remember(pool, floor));
                 retry = RETRY;
@@ -132,52 +177,53 @@ pub(crate) async fn keep(
     }
 }
 
-/// What a round of questions came to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Word {
-    /// One server was believed, and a second one or the machine's own clock agrees.
-    Confirmed,
-    OneServer,
+fn synchronised(info: &watch::Sender<NodeInfo>) {
+    info.send_if_modified(|i| !std::mem::replace(&mut i.clock.synchronised, true));
+    troubles::over(info, Code::ClockAtFloor);
 }
 
-async fn ask(servers: &[SocketAddr], floor: Duration, own_at_boot: Duration) -> Option<Word> {
-    let mut believed = false;
-    for server in servers {
-        let offset_us = match net::time::query(*server, ANSWER).await {
-            Ok(sample) => sample.offset_us,
-            Err(error) => {
-                log::warn!("{}", sys::error::chain(&error));
-                continue;
+/// What is wrong with the servers, until a round in which it is not.
+fn tell(info: &watch::Sender<NodeInfo>, judged: &Judgement) {
+    let told = [
+        (Code::ClockRefused, &judged.refused),
+        (Code::ClockContradicted, &judged.contradicted),
+    ];
+    for (code, said) in told {
+        match said {
+            Some(said) => {
+                log::warn!("{said}");
+                troubles::say(info, code, said);
             }
-        };
-        if believed {
-            if Duration::from_micros(offset_us.unsigned_abs()) < AGREEMENT {
-                return Some(Word::Confirmed);
-            }
-            log::warn!("time server {server} contradicts another: neither is kept as a floor");
-            continue;
-        }
-        if !set(*server, offset_us, floor) {
-            continue;
-        }
-        believed = true;
-        let own = own_at_boot.saturating_add(sys::clock::since_boot());
-        if own.abs_diff(sys::clock::realtime()) < AGREEMENT {
-            return Some(Word::Confirmed);
+            None => troubles::over(info, code),
         }
     }
-    believed.then_some(Word::OneServer)
 }
 
-/// Sets the clock as a server says, unless that is below the floor. Whether it was believed.
-fn set(server: SocketAddr, offset_us: i64, floor: Duration) -> bool {
-    let now = sys::clock::realtime();
-    let Some(then) = corrected(now, offset_us, floor) else {
-        let near = offset_us.unsigned_abs() < TOLERANCE_US;
-        if !near {
-            log::warn!("time server {server} names a time before this node's last: not believed");
+/// What each server says, in the order in which they are named. All at once: a server that is not there holds up none.
+async fn ask(servers: &[SocketAddr]) -> Vec<Heard> {
+    let mut asked = tokio::task::JoinSet::new();
+    for (at, server) in servers.iter().copied().enumerate().take(SERVERS_MAX) {
+        asked.spawn_local(async move { (at, server, net::time::query(server, ANSWER).await) });
+    }
+    let mut heard = Vec::new();
+    while let Some(answer) = asked.join_next().await {
+        match answer {
+            Ok((at, server, Ok(sample))) => {
+                let offset_us = sample.offset_us;
+                heard.push((at, Heard { server, offset_us }));
+            }
+            Ok((_, _, Err(error))) => log::warn!("{}", sys::error::chain(&error)),
+            Err(error) => log::error!("ask a time server: {error}"),
         }
-        return near;
+    }
+    heard.sort_by_key(|(at, _)| *at);
+    heard.into_iter().map(|(_, heard)| heard).collect()
+}
+
+/// Sets the clock where it is not near enough. Whether it is right then.
+fn set(offset_us: i64) -> bool {
+    let Some(then) = corrected(sys::clock::realtime(), offset_us) else {
+        return true;
     };
     match sys::clock::set_realtime(then) {
         Ok(()) => true,
@@ -216,13 +262,13 @@ mod tests {
     #[test]
     fn a_clock_that_is_years_off_is_set_and_one_that_is_near_is_left() {
         let (now, year) = (Duration::from_secs(1_800_000_000), 31_536_000_000_000);
-        assert_eq!(corrected(now, 50_000, BUILD_FLOOR), None);
+        assert_eq!(corrected(now, 50_000), None);
         assert_eq!(
-            corrected(now, year, BUILD_FLOOR),
+            corrected(now, year),
             Some(Duration::from_secs(1_831_536_000))
         );
         assert_eq!(
-            corrected(now, -year, BUILD_FLOOR),
+            corrected(now, -year),
             Some(Duration::from_secs(1_768_464_000))
         );
     }
@@ -249,9 +295,9 @@ mod tests {
     }
 
     #[test]
-    fn no_server_moves_the_clock_below_the_floor() {
-        let now = Duration::from_secs(1_800_000_000);
-        assert_eq!(corrected(now, -10_000_000, now), None);
-        assert_eq!(corrected(now, i64::MIN, now), None);
+    fn a_stored_floor_that_cannot_be_is_no_floor() {
+        let far = (CEILING.as_secs() + 1).to_string();
+        assert_eq!(floor(Some(&far)), BUILD_FLOOR);
+        assert_eq!(floor(Some(&u64::MAX.to_string())), BUILD_FLOOR);
     }
 }

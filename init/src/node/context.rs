@@ -26,10 +26,15 @@ pub(crate) const MEMORY_RESERVED_MIN: Bytes = Bytes::mib(160);
 /// what the file system takes for itself. At least [`HEADROOM`]. In percent of the pool.
 pub(crate) const DISK_RESERVED_PERCENT: u64 = 10;
 
+/// What stays with the node of so many bytes.
+pub(crate) fn reserved_memory(all: u64) -> u64 {
+    (all / MEMORY_RESERVED_DIVISOR).max(MEMORY_RESERVED_MIN.0)
+}
+
 /// What tenants may use in all of a machine with these totals. Nothing is promised twice: a pool in memory
 /// may fill up with images, and what is in it is lost to machines.
 pub(crate) fn tenant_capacity(cpus: u64, memory: Bytes, storage: Storage, pool: Bytes) -> Capacity {
-    let reserved = (memory.0 / MEMORY_RESERVED_DIVISOR).max(MEMORY_RESERVED_MIN.0);
+    let reserved = reserved_memory(memory.0);
     let kept = (pool.0 / 100 * DISK_RESERVED_PERCENT).max(HEADROOM.0);
     let taken = match storage {
         Storage::Disk => 0,

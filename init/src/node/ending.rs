@@ -23,6 +23,9 @@ const FILE_BYTES_MAX: u64 = 16 << 10;
 struct Noted {
     boot: String,
     ended: Option<Mode>,
+    /// Written by pid1, in the place of a node agent that did not come to it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    forced: bool,
 }
 
 /// What tells of the last boot.
@@ -30,6 +33,7 @@ struct Noted {
 struct Traces {
     /// The pool's, of another boot than this. `None`: there was none, or it cannot be read.
     ended: Option<Option<Mode>>,
+    forced: bool,
     panic: Option<String>,
     watchdog: bool,
 }
@@ -41,6 +45,9 @@ fn judge(traces: Traces) -> Option<LastEnd> {
     }
     if traces.watchdog {
         return Some(LastEnd::Watchdog {});
+    }
+    if traces.forced {
+        return Some(LastEnd::Forced {});
     }
     traces.ended.map(|ended| match ended {
         Some(Mode::PowerOff) => LastEnd::SwitchedOff {},
@@ -61,6 +68,7 @@ pub(crate) fn begin(pool: &Path) -> Option<LastEnd> {
         return read(Path::new(FOUND))?;
     }
     let found = judge(Traces {
+        forced: noted.as_ref().is_some_and(|noted| noted.forced),
         ended: noted.map(|noted| noted.ended),
         panic: crate::pid1::last_panic_headline(),
         watchdog: crate::pid1::watchdog_bit(),
@@ -78,7 +86,25 @@ pub(crate) fn end(pool: &Path, mode: Mode) {
 
 fn note(pool: &Path, boot: &str, ended: Option<Mode>) {
     let boot = boot.to_owned();
-    write(&file(pool), &Noted { boot, ended });
+    let forced = false;
+    let noted = Noted {
+        boot,
+        ended,
+        forced,
+    };
+    write(&file(pool), &noted);
+}
+
+/// For pid1, on its way down without the node agent: how it ends. Not in its own loop, as the disk may hang. Where the pool
+/// is not mounted, or has another form, the file is of no use to anybody, and nothing reads it.
+pub(crate) fn force(pool: &Path, mode: Mode) {
+    let boot = std::fs::read_to_string(BOOT_ID).unwrap_or_default();
+    let noted = Noted {
+        boot: boot.trim().to_owned(),
+        ended: Some(mode),
+        forced: true,
+    };
+    write(&file(pool), &noted);
 }
 
 fn file(pool: &Path) -> PathBuf {
@@ -141,6 +167,7 @@ mod tests {
     fn a_panic_and_the_watchdog_are_believed_before_a_farewell() {
         let traces = Traces {
             ended: Some(Some(Mode::Reboot)),
+            forced: true,
             panic: None,
             watchdog: true,
         };
@@ -151,6 +178,24 @@ mod tests {
             judge(Traces { panic, ..traces }),
             Some(LastEnd::Panicked { headline })
         );
+    }
+
+    #[test]
+    fn a_boot_that_pid1_ended_by_force_is_told_from_one_that_lost_its_power() {
+        let pool = pool();
+        note(pool.path(), "this", None);
+        force(pool.path(), Mode::Reboot);
+        let noted: Noted = read(&file(pool.path())).expect("a note");
+        assert!(noted.forced);
+        let traces = Traces {
+            ended: Some(noted.ended),
+            forced: noted.forced,
+            ..Traces::default()
+        };
+        assert_eq!(judge(traces), Some(LastEnd::Forced {}));
+        note(pool.path(), "next", None);
+        let text = std::fs::read_to_string(file(pool.path())).expect("text");
+        assert!(!text.contains("forced"), "as older images know it: {text}");
     }
 
     #[test]

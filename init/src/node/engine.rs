@@ -19,6 +19,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use types::deployment::Action;
 use types::node::{Capacity, NodeInfo, PoolState};
 use types::status::{Ack, DeploymentStatus, Refusal, RefusalCode};
+use types::trouble::Code;
 use types::{Bytes, Digest, PublicKey, VmId};
 use workload::admission::{self, Admitted, admit};
 use workload::desired::{Desired, Key, Verified};
@@ -37,11 +38,12 @@ use super::machines::Machines;
 use super::metrics::Asked;
 use super::network;
 use super::packets::Packets;
+use super::pauses::Pauses;
 use super::prepare::Means;
 use super::pulse;
 use super::server::Server;
-use super::sweep;
 use super::volumes::Volumes;
+use super::{sweep, troubles};
 use crate::wire::{CHUNKS_ID, FromPid1, Mode, PACKET_MAX, ToPid1, Victim};
 
 /// Requests that wait for the loop: one of each connection that the server admits.
@@ -121,6 +123,7 @@ pub(crate) struct Engine {
     news: mpsc::UnboundedReceiver<News>,
     requests: mpsc::Receiver<Request>,
     drills: Drills,
+    pauses: Pauses,
     /// Counts up with every change of a status.
     changes: watch::Sender<u64>,
     /// Something may have changed since that was last counted up. Questions change nothing: who waits
@@ -161,16 +164,18 @@ fn read_ledger(context: &NodeContext) -> (Result<Ledger, String>, Desired) {
     let opened = Ledger::open_in(&pools, sys::fs::reserve, |envelope| {
         verify(envelope, owner).map_err(|refusal| refusal.message)
     });
-    let show = |error: &String| {
+    let show = |code: Code, error: &String| {
         log::error!("{error}");
         context
             .info
             .send_modify(|info| info.last_error = Some(error.clone()));
+        troubles::say(&context.info, code, error);
     };
     let mut desired = Desired::default();
     match opened {
         Ok(opened) => {
-            opened.problems.iter().for_each(show);
+            let healed = |problem| show(Code::LedgerHealed, problem);
+            opened.problems.iter().for_each(healed);
             opened
                 .statements
                 .iter()
@@ -179,9 +184,14 @@ fn read_ledger(context: &NodeContext) -> (Result<Ledger, String>, Desired) {
         }
         Err(error) => {
             let why = sys::error::chain(&error);
-            show(&format!(
-                "the ledger is not read, nothing is accepted: {why}"
-            ));
+            let code = match error {
+                LedgerError::Newer { .. } => Code::LedgerNewer,
+                _ => Code::LedgerUnread,
+            };
+            show(
+                code,
+                &format!("the ledger is not read, nothing is accepted: {why}"),
+            );
             (Err(why), desired)
         }
     }
@@ -230,6 +240,8 @@ impl Engine {
         gather(&context, &cache, &desired, news_tx.clone());
         let mut reconciler = Reconciler::new(desired, machines.scan()?, choose);
         reconciler.find_volumes(volumes.scan()?);
+        let pauses = Pauses::open();
+        reconciler.resume(pauses.kept(), now());
         let (requests_tx, requests) = mpsc::channel(REQUESTS_MAX);
         let (changes, _) = watch::channel(0);
         let server = Server::new(
@@ -273,6 +285,7 @@ impl Engine {
             news,
             requests,
             drills: Drills::default(),
+            pauses,
             changes,
             dirty: true,
             server: Some(server),
@@ -419,12 +432,16 @@ impl Engine {
 
     /// What the API shows of all this.
     fn show(&mut self) {
-        if std::mem::take(&mut self.dirty) {
+        let dirty = std::mem::take(&mut self.dirty);
+        if dirty {
             self.changes
                 .send_modify(|changes| *changes = changes.wrapping_add(1));
         }
         let size = |flist: &Digest| self.accounts.size(flist);
         let capacity = admission::capacity(self.reconciler.desired(), self.total, size);
+        if dirty {
+            self.tell_of_workloads();
+        }
         let network_error = self.reconciler.network_error();
         self.info.send_if_modified(|info| {
             let mut new = info.capacity != capacity;
@@ -437,6 +454,22 @@ impl Engine {
             }
             new
         });
+        match network_error {
+            Some(error) => troubles::say(&self.info, Code::NetworkFailed, error),
+            None => troubles::over(&self.info, Code::NetworkFailed),
+        }
+    }
+
+    /// For the console and the node report, and for the agent that comes after this one.
+    fn tell_of_workloads(&mut self) {
+        let desired = self.reconciler.desired();
+        let all: Vec<DeploymentStatus> = desired
+            .iter()
+            .filter_map(|(key, _)| self.reconciler.status(key, self.durable))
+            .collect();
+        self.info
+            .send_if_modified(|info| troubles::of_workloads(&all, info));
+        self.pauses.keep(self.reconciler.pauses());
     }
 
     fn wanted_images(&self) -> BTreeSet<Digest> {
@@ -543,7 +576,7 @@ impl Engine {
         }
         let admitted = self.admit(verified)?;
         let ledger = self.ledger.as_mut().map_err(|why| Refusal {
-            code: RefusalCode::Internal,
+            code: RefusalCode::LedgerUnread,
             message: format!("the node's ledger is not readable, so nothing is accepted: {why}"),
         })?;
         let claim = Claim::of(&admitted.verified().statement.action);

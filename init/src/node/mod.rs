@@ -8,6 +8,7 @@ mod clock;
 mod content;
 mod context;
 mod conversation;
+mod dashboard;
 mod disks;
 mod drills;
 mod ending;
@@ -16,6 +17,7 @@ mod errands;
 mod exposition;
 #[cfg(any(test, feature = "fuzz"))]
 pub(crate) mod fuzz;
+mod health;
 mod host;
 mod identity;
 mod images;
@@ -25,6 +27,7 @@ mod machines;
 mod metrics;
 mod network;
 mod packets;
+mod pauses;
 mod phases;
 mod places;
 mod pools;
@@ -37,10 +40,16 @@ mod runspec;
 mod server;
 mod sweep;
 mod tail;
+mod troubles;
 mod uplink;
 mod volumes;
+mod witness;
 
 use std::process::ExitCode;
+
+#[cfg(test)]
+pub(crate) use context::reserved_memory;
+pub(crate) use ending::force;
 
 /// Runs until the node goes down or cannot go on; pid1 then starts it again.
 pub(crate) fn run() -> ExitCode {

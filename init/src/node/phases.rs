@@ -6,6 +6,7 @@
 //! All phases may run again: after a restart of the agent each finds what the first run made.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -18,14 +19,15 @@ use storage::pool::{Pool, PoolError};
 use storage::pools::{Places, Pools};
 use tokio::sync::watch;
 use types::PublicKey;
-use types::node::{Capacity, Clock, NodeInfo, Phase};
+use types::node::{Capacity, Clock, LastEnd, NodeInfo, Phase};
+use types::trouble::Code;
 use workload::admission::Storage;
 
 use super::context::{NodeContext, Uplink, tenant_capacity};
 use super::disks::Found;
 use super::engine::Engine;
 use super::pulse::Pulse;
-use super::{clock, disks, ending, machine, pools, resolv, uplink};
+use super::{clock, dashboard, disks, ending, health, machine, pools, resolv, troubles, uplink};
 use crate::cmdline::{self, Options};
 use crate::console::Console;
 use crate::phase::{Outcome, Row};
@@ -46,6 +48,13 @@ struct Boot {
 }
 
 impl Boot {
+    fn begin() -> Self {
+        Self {
+            console: Rc::new(RefCell::new(Console::open())),
+            rows: Vec::new(),
+        }
+    }
+
     fn say(&self, line: &str) {
         self.console.borrow_mut().line(line);
     }
@@ -70,6 +79,15 @@ impl Boot {
             ms,
             error,
         });
+    }
+
+    /// All phases are done: from here on the node looks after itself, and shows what it sees.
+    fn over(self, pool: PathBuf, info: &watch::Sender<NodeInfo>, uplink: watch::Receiver<Uplink>) {
+        let rows = self.rows;
+        info.send_modify(|i| i.boot = rows);
+        tokio::task::spawn_local(health::watch(pool, info.clone()));
+        let shown = dashboard::show(self.console, info.subscribe(), uplink);
+        tokio::task::spawn_local(shown);
     }
 
     /// A phase that the boot cannot do without.
@@ -112,11 +130,7 @@ pub(crate) async fn run() -> anyhow::Error {
 }
 
 async fn provision() -> anyhow::Result<Engine> {
-    let console = Rc::new(RefCell::new(Console::open()));
-    let mut boot = Boot {
-        console,
-        rows: Vec::new(),
-    };
+    let mut boot = Boot::begin();
     let pid1: OwnedFd =
         sys::socket::inherited(crate::wire::PID1_FD).context("take the socket to pid1")?;
     // Until the engine speaks for itself.
@@ -157,7 +171,12 @@ async fn provision() -> anyhow::Result<Engine> {
         boot: Vec::new(),
         last_error: last_error(&options, &problems),
         last_end: ending::begin(&pool.mountpoint),
+        troubles: Vec::new(),
+        workloads: BTreeMap::new(),
+        tpm: machine::tpm(),
     });
+    say_what_stands(&info, &options, &problems);
+    start.say(&info);
     let uplink = network(&mut boot, &options, floors, start, &info).await?;
     let context = NodeContext {
         seed,
@@ -174,9 +193,9 @@ async fn provision() -> anyhow::Result<Engine> {
         uplink: uplink.clone(),
         pid1,
     };
+    let place = context.pool.clone();
     let engine = engine(&mut boot, context).await?;
-    info.send_modify(|i| i.boot.clone_from(&boot.rows));
-    tokio::task::spawn_local(show_status(boot.console.clone(), info.subscribe(), uplink));
+    boot.over(place, &info, uplink);
     Ok(engine)
 }
 
@@ -235,6 +254,42 @@ fn last_error(options: &Options, problems: &[String]) -> Option<String> {
     problem
         .or_else(crate::pid1::last_panic_headline)
         .or_else(|| options.errors.first().cloned())
+}
+
+/// What is wrong from the start of this agent on.
+fn say_what_stands(info: &watch::Sender<NodeInfo>, options: &Options, problems: &[String]) {
+    let now = info.borrow().clone();
+    if now.owner.is_none() {
+        troubles::say(
+            info,
+            Code::NoOwner,
+            "the image and the kernel command line name no owner",
+        );
+    }
+    if let Some(why) = &now.virtualisation_problem {
+        troubles::say(info, Code::NoVirtualisation, why);
+    }
+    if let Some(why) = &now.volatile_because {
+        troubles::say(info, Code::RunsFromMemory, why);
+    }
+    if let Some(error) = options.errors.first() {
+        troubles::say(info, Code::OptionUnreadable, error);
+    }
+    if let Some(problem) = problems.first() {
+        troubles::say(info, Code::PoolProblem, problem);
+    }
+    match &now.last_end {
+        Some(LastEnd::Panicked { headline }) => {
+            troubles::say(info, Code::LastBootPanicked, headline);
+        }
+        Some(end @ LastEnd::Watchdog {}) => {
+            troubles::say(info, Code::LastBootWatchdog, end.to_string());
+        }
+        Some(end @ LastEnd::Forced {}) => {
+            troubles::say(info, Code::LastBootForced, end.to_string());
+        }
+        Some(LastEnd::SwitchedOff {} | LastEnd::Rebooted {} | LastEnd::Unannounced {}) | None => {}
+    }
 }
 
 /// What a phase brings, and what its row says.
@@ -356,16 +411,13 @@ async fn network(
     });
     let uplinks = uplinks.await?;
     tokio::task::spawn_local(uplinks.run());
-    let synchronised = info.clone();
-    tokio::task::spawn_local(clock::keep(floors, start, servers, move || {
-        synchronised.send_if_modified(|i| !std::mem::replace(&mut i.clock.synchronised, true));
-    }));
+    tokio::task::spawn_local(clock::keep(floors, start, servers, info.clone()));
     tokio::task::spawn_local(resolv::keep(uplink.clone()));
     let mut first = uplink.clone();
     boot.must_async("address", async {
         let address = first.wait_for(|u| u.address.is_some());
         let text = match tokio::time::timeout(ADDRESS_WAIT, address).await {
-            Ok(Ok(now)) => describe(&now),
+            Ok(Ok(now)) => dashboard::address(&now),
             Ok(Err(_)) => return Err(anyhow!("the network loop has ended")),
             Err(_) => "none yet: no DHCP server has answered, asking on".to_owned(),
         };
@@ -373,148 +425,4 @@ async fn network(
     })
     .await?;
     Ok(uplink)
-}
-
-fn describe(uplink: &Uplink) -> String {
-    match (&uplink.link, uplink.address) {
-        (Some(link), Some(address)) => format!("{address} {link}"),
-        (None, _) | (_, None) => "none".to_owned(),
-    }
-}
-
-/// Prints the status block now and at each change of what it shows.
-async fn show_status(
-    console: Rc<RefCell<Console>>,
-    mut info: watch::Receiver<NodeInfo>,
-    mut uplink: watch::Receiver<Uplink>,
-) {
-    let mut shown = Vec::new();
-    loop {
-        let lines = status(&info.borrow_and_update(), &uplink.borrow_and_update());
-        if lines != shown {
-            lines
-                .iter()
-                .for_each(|line| console.borrow_mut().line(line));
-            let ms = sys::clock::since_boot().as_millis();
-            console.borrow_mut().line(&format!(
-                "sifr: status as of {ms} ms since the kernel started"
-            ));
-            shown = lines;
-        }
-        // Both are safe to drop: a watch loses nothing.
-        let ended = tokio::select! {
-            changed = info.changed() => changed.is_err(),
-            changed = uplink.changed() => changed.is_err(),
-        };
-        if ended {
-            return;
-        }
-    }
-}
-
-/// The status block. Programs read it too: the words before the values never change.
-fn status(info: &NodeInfo, uplink: &Uplink) -> Vec<String> {
-    let mut lines = vec![
-        format!("sifr: build {}", info.build),
-        format!("sifr: key {}", info.key),
-    ];
-    lines.push(match info.owner {
-        Some(owner) => format!("sifr: owner {owner}"),
-        None => "sifr: owner none: nothing is accepted; boot with sifr.owner=ed25519:…".to_owned(),
-    });
-    let disk = |d: &types::node::Disk| {
-        let (name, mib, content) = (&d.name, d.size.as_mib(), &d.content);
-        let because = d.because.iter().map(|why| format!(" ({why})"));
-        format!(
-            "sifr: disk {name} {mib} MiB {content}{}",
-            because.collect::<String>()
-        )
-    };
-    lines.extend(info.disks.iter().map(disk));
-    lines.push(match (info.durable, &info.volatile_because) {
-        (true, _) => "sifr: durable yes".to_owned(),
-        (false, None) => "sifr: durable no: this node runs from memory".to_owned(),
-        (false, Some(why)) => format!("sifr: durable no: this node runs from memory: {why}"),
-    });
-    let virtualisation = info
-        .virtualisation_problem
-        .as_deref()
-        .map_or("yes", |problem| problem);
-    lines.push(format!("sifr: virtualisation {virtualisation}"));
-    lines.push(format!(
-        "sifr: time {}",
-        if info.clock.synchronised {
-            "synchronised"
-        } else {
-            "of this machine's own clock: no time server has answered"
-        }
-    ));
-    lines.push(format!("sifr: address {}", describe(uplink)));
-    if let Some(end) = &info.last_end {
-        lines.push(format!("sifr: last boot ended {end}"));
-    }
-    if let Some(error) = &info.last_error {
-        lines.push(format!("sifr: last error {error}"));
-    }
-    let port = types::deployment::API_PORT;
-    lines.push(match uplink.address {
-        Some(address) => format!("sifr: ready https://{}:{port}", address.address),
-        None => "sifr: ready, waiting for an address".to_owned(),
-    });
-    lines
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn info() -> NodeInfo {
-        NodeInfo {
-            key: PublicKey([7; 32]),
-            owner: None,
-            build: "sifr 0.0.0".to_owned(),
-            uptime_ms: 0,
-            agent_pid: 7,
-            durable: false,
-            volatile_because: None,
-            virtualisation_problem: None,
-            clock: Clock {
-                realtime_ms: 0,
-                synchronised: false,
-            },
-            capacity: types::node::Capacity::default(),
-            links: Vec::new(),
-            disks: Vec::new(),
-            pools: Vec::new(),
-            boot: Vec::new(),
-            last_error: None,
-            last_end: None,
-        }
-    }
-
-    #[test]
-    fn the_status_block_shows_the_whole_key_and_what_is_missing() {
-        let text = status(&info(), &Uplink::default()).join("\n");
-        assert!(text.contains(&format!("sifr: key {}", PublicKey([7; 32]))));
-        for says in [
-            "nothing is accepted",
-            "runs from memory",
-            "waiting for an address",
-        ] {
-            assert!(text.contains(says), "{says}: {text}");
-        }
-    }
-
-    #[test]
-    fn a_node_with_an_address_says_where_its_api_is() {
-        let address = "10.0.2.15/24".parse().ok();
-        let uplink = Uplink {
-            link: Some("eth0".to_owned()),
-            address,
-            ..Uplink::default()
-        };
-        let lines = status(&info(), &uplink);
-        assert!(lines.contains(&"sifr: address 10.0.2.15/24 eth0".to_owned()));
-        assert!(lines.contains(&"sifr: ready https://10.0.2.15:7443".to_owned()));
-    }
 }

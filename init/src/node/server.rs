@@ -132,7 +132,35 @@ impl Server {
         ask(&self.requests, request).await
     }
 
+    /// While nobody knows what the node has promised, nothing is told of deployments, and nothing taken: pushes make room by
+    /// removing what no deployment names.
+    fn needs_the_ledger(&self, route: &Route) -> Result<(), Refusal> {
+        match route {
+            Route::Node
+            | Route::Dmesg
+            | Route::Disks
+            | Route::ClaimDisks
+            | Route::Drill
+            | Route::NodeMetrics
+            | Route::Trace(_) => return Ok(()),
+            Route::Metrics(_)
+            | Route::PutFlist(_)
+            | Route::PutChunk(_)
+            | Route::PostStatement
+            | Route::Deployments
+            | Route::Deployment { .. }
+            | Route::Logs { .. } => {}
+        }
+        let info = self.info.borrow();
+        let mut all = info.troubles.iter();
+        match all.find(|trouble| trouble.code.is_of_an_unread_ledger()) {
+            None => Ok(()),
+            Some(trouble) => Err(refusal(RefusalCode::LedgerUnread, trouble.message.clone())),
+        }
+    }
+
     async fn answer(&self, peer: PublicKey, route: Route, body: Body) -> Result<Answer, Refusal> {
+        self.needs_the_ledger(&route)?;
         match route {
             Route::Node => Ok(Answer::json(&self.node_info())),
             Route::Dmesg => sys::klog::read()

@@ -48,6 +48,9 @@ fn context(pool: &Path, owner: Option<PublicKey>, seed: [u8; 32]) -> NodeContext
         boot: Vec::new(),
         last_error: None,
         last_end: None,
+        troubles: Vec::new(),
+        workloads: BTreeMap::new(),
+        tpm: None,
     };
     let (pid1, _) = sys::socket::pair().expect("a pair");
     NodeContext {
@@ -110,6 +113,7 @@ fn status(state: State) -> DeploymentStatus {
         start_ms: None,
         chunks: None,
         timeline: None,
+        code: None,
     };
     DeploymentStatus {
         name: shop(),

@@ -3,6 +3,7 @@
 //! Owns: its order and its deadlines, and the last acts: sync, unmount, reboot.
 //! Refuses: hanging. Every wait has an end, whatever a guest, the node or a disk does.
 
+use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
@@ -118,14 +119,19 @@ pub(super) struct Feeding<'a> {
     pub(super) feed: &'a dyn Fn(),
 }
 
-/// Writes everything to disk and unmounts every pool within [`SYNC_TIMEOUT`]. Says what went wrong.
-pub(super) fn settle_disks(feeding: Option<&Feeding<'_>>) -> Result<(), String> {
+/// Writes everything to disk and unmounts every pool within [`SYNC_TIMEOUT`]. Says what went wrong. `last` is done before, with the
+/// places of the pools: it may hang in a disk as well.
+pub(super) fn settle_disks(
+    last: impl FnOnce(&[PathBuf]) + Send + 'static,
+    feeding: Option<&Feeding<'_>>,
+) -> Result<(), String> {
     let (done, wait) = std::sync::mpsc::channel();
     // A thread, as a dead disk blocks these calls for ever. It is the first one of pid1, and nothing
     // is forked after it.
     let worker = std::thread::Builder::new().spawn(move || {
-        nix::unistd::sync();
         let pools = sys::mount::places_of("xfs");
+        last(pools.as_deref().unwrap_or_default());
+        nix::unistd::sync();
         let result = pools.and_then(|pools| {
             let ended = pools.iter().map(|place| sys::mount::unmount(place));
             ended.fold(Ok(()), sys::Result::and)

@@ -28,14 +28,46 @@ const FILES_MAX: u64 = 1024;
 /// What `cpu.max` counts in: the kernel's own default, long enough that a burst of a device is not cut.
 const CPU_PERIOD_US: u64 = 100_000;
 
-/// Makes the groups and hands the controllers down.
+/// Share of the processors for the node agent where all are busy: of eleven parts ten, the chunk daemon beside it and all
+/// machines together have as many as the kernel's default gives them. It needs little, and at once.
+const NODE_WEIGHT: &str = "1000";
+/// Memory that nothing else can take from the node agent: what it uses with a thousand deployments.
+const NODE_MEMORY_MIN: u64 = 48 << 20;
+/// The same of the chunk daemon with its buffers. It can do with less, slowly.
+const CHUNKS_MEMORY_LOW: u64 = 24 << 20;
+/// Of all memory, what machines together may never take: half of what is promised to none of them
+/// (`node::context::MEMORY_RESERVED_MIN` and its share). The other half is for what the kernel counts as theirs beside
+/// their guests: VMMs, page tables, and files that they read.
+const KEPT_DIVISOR: u64 = 32;
+const KEPT_MIN: u64 = 80 << 20;
+
+/// Makes the groups, hands the controllers down, and keeps the node's own share before any machine runs.
 pub(super) fn prepare() -> sys::Result<()> {
     let root = Path::new(CGROUPS);
     delegate(root)?;
     for name in ["node", "chunks", "vms"] {
         make(&root.join(name))?;
     }
-    delegate(&root.join("vms"))
+    delegate(&root.join("vms"))?;
+    write(&root.join("node"), "cpu.weight", NODE_WEIGHT)?;
+    let bytes = NODE_MEMORY_MIN.to_string();
+    write(&root.join("node"), "memory.min", &bytes)?;
+    let bytes = CHUNKS_MEMORY_LOW.to_string();
+    write(&root.join("chunks"), "memory.low", &bytes)?;
+    let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    match machines_max(&meminfo) {
+        Some(bytes) => write(&root.join("vms"), "memory.max", &bytes.to_string()),
+        None => Ok(()),
+    }
+}
+
+/// The most that all machines together may take.
+fn machines_max(meminfo: &str) -> Option<u64> {
+    let mut lines = meminfo.lines();
+    let total = lines.find_map(|line| line.strip_prefix("MemTotal:"))?;
+    let kib: u64 = total.split_whitespace().next()?.parse().ok()?;
+    let bytes = kib.checked_mul(1024)?;
+    Some(bytes.saturating_sub((bytes / KEPT_DIVISOR).max(KEPT_MIN)))
 }
 
 fn delegate(group: &Path) -> sys::Result<()> {
@@ -129,5 +161,26 @@ pub(super) fn remove(vm: &VmId) {
         && error.kind() != std::io::ErrorKind::NotFound
     {
         log::warn!("remove the cgroup of {vm}: {error}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::node::reserved_memory;
+
+    #[test]
+    fn machines_together_get_all_that_is_promised_to_them_and_never_what_the_node_needs() {
+        for mib in [256u64, 512, 1024, 16 << 10, 512 << 10] {
+            let all = mib << 20;
+            let most = machines_max(&format!("MemTotal: {} kB\n", mib << 10)).expect("a number");
+            let promised = all.saturating_sub(reserved_memory(all));
+            assert!(promised < most, "{mib} MiB: {promised} of {most}");
+            assert!(
+                all - most >= NODE_MEMORY_MIN + CHUNKS_MEMORY_LOW,
+                "{mib} MiB"
+            );
+        }
+        assert_eq!(machines_max("MemTotal: much\n"), None);
     }
 }

@@ -7,6 +7,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -43,6 +44,8 @@ pub(super) struct Supervisor {
     machines: Machines,
     drills: Drills,
     down: Down,
+    /// It goes down without the node agent, which did not stop its machines in time.
+    forced: bool,
     patience: Patience,
     /// Where agents write what their logger does not catch.
     output: Option<File>,
@@ -82,6 +85,7 @@ impl Supervisor {
             machines: Machines::default(),
             drills: Drills::default(),
             down: Down::No,
+            forced: false,
             patience: Patience::default(),
             output,
             buffer: Box::new([0; PACKET_MAX]),
@@ -112,6 +116,8 @@ impl Supervisor {
         }
         self.end_hung_node();
         let act = self.down.tick(now(), self.children());
+        // Only time does this: the node's own word comes another way.
+        self.forced |= act == Some(Act::TerminateAll);
         self.act(act);
         self.feed();
     }
@@ -514,7 +520,13 @@ impl Supervisor {
             every: dog.timeout() / 3,
             feed: &feed,
         });
-        if let Err(error) = down::settle_disks(feeding.as_ref()) {
+        let forced = self.forced;
+        let note = move |pools: &[PathBuf]| {
+            if forced {
+                pools.iter().for_each(|pool| crate::node::force(pool, mode));
+            }
+        };
+        if let Err(error) = down::settle_disks(note, feeding.as_ref()) {
             self.console.line(&format!("sifr: going down: {error}"));
         }
         // On a reboot it stays armed: a machine that hangs in its reset is reset all the same.
