@@ -149,7 +149,7 @@ impl Lab {
     }
 
     /// Switches the power on.
-    pub(crate) fn switch_on(&mut self) -> Result<()> {
+    pub fn switch_on(&mut self) -> Result<()> {
         self.node = Some(Node::spawn(&self.machine)?);
         Ok(())
     }
