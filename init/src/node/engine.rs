@@ -25,7 +25,7 @@ use workload::admission::{self, Admitted, admit};
 use workload::desired::{Desired, Key, Verified};
 use workload::host::{Event, Host};
 use workload::ledger::{self, Claim, Ledger, LedgerError};
-use workload::reconcile::{Reconciler, reconcile};
+use workload::reconcile::{ChooseSubnet, Reconciler, reconcile};
 
 use super::accounts::Accounts;
 use super::content;
@@ -221,6 +221,11 @@ fn gather(
     });
 }
 
+/// Gives signers subnets that touch none of the uplink's.
+fn subnets(uplink: watch::Receiver<super::context::Uplink>) -> ChooseSubnet {
+    Box::new(move |signer, taken| network::choose_subnet(signer, taken, &uplink.borrow()))
+}
+
 impl Engine {
     /// Phase "ledger": reads both copies, heals them, and knows what should run.
     pub(crate) async fn open(context: NodeContext) -> anyhow::Result<Self> {
@@ -230,10 +235,7 @@ impl Engine {
         let volumes = Volumes::open_in(&context.pools)?;
         let cache = Cache::open(&context.pool).and_then(|cache| cache.given_to(CHUNKS_ID));
         let cache = cache.context("open the chunk cache")?;
-        let uplink = context.uplink.clone();
-        let choose = Box::new(move |signer: &PublicKey, taken: &[types::Cidr]| {
-            network::choose_subnet(signer, taken, &uplink.borrow())
-        });
+        let choose = subnets(context.uplink.clone());
         let mut accounts = Accounts::new(cache.clone(), context.room.clone(), volumes.clone());
         accounts.renew(&desired);
         let (news_tx, news) = mpsc::unbounded_channel();
