@@ -115,7 +115,8 @@ async fn an_interrupted_copy_leaves_no_flist_and_goes_on_where_it_was() {
     let moved = copy(&image(0..20), &from, &to, &|_| ())
         .await
         .expect("goes on");
-    assert_eq!(moved.kept_chunks, there.len() as u64);
+    // What was being written when the copy ended may have come after the list: of the eight that passed.
+    assert!((there.len() as u64..=8).contains(&moved.kept_chunks));
     assert_eq!(verify(&image(0..20), &to, &|_| ()).await, []);
 }
 
