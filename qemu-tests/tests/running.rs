@@ -273,7 +273,7 @@ mod tests {
         );
         let (url, _served) = store::serve_counted(&store, Default::default()).expect("serves");
         let script = "cat /www/index.html; ls /; echo run $(cat /count)x; \
-                      echo x$(cat /count) >/count; echo mine >>/www/index.html; sync; sleep 1000";
+                      echo x$(cat /count) >/count; echo mine >>/www/index.html; sync; echo kept; sleep 1000";
         let deploy = |name: &str| {
             let yaml = format!(
                 "name: {name}\nimage: {digest}\nstore: {url}\nmemory: 96Mi\ndisk: 64Mi\ncommand: [sh, -c, {script:?}]\n"
@@ -286,7 +286,7 @@ mod tests {
         let before = count("sifr_chunks_wanted_total");
         deploy("disk");
         let log = lab.follow("disk").expect("its log");
-        log.wait_for("run x").expect("it runs");
+        log.wait_for("kept").expect("it runs and has written");
         let wanted = count("sifr_chunks_wanted_total") - before;
         println!("{wanted} of {chunks} chunks were waited for");
         assert!((1..chunks / 2).contains(&wanted), "{wanted} of {chunks}");
