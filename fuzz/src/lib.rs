@@ -17,6 +17,7 @@ mod peer;
 mod storage;
 mod stores;
 mod types;
+mod vault;
 mod vmm;
 mod workload;
 
@@ -38,7 +39,7 @@ pub struct Target {
 
 /// All targets, sorted by name.
 pub fn targets() -> Vec<Target> {
-    let areas: [&[Target]; 10] = [
+    let areas: [&[Target]; 11] = [
         &api::TARGETS,
         &flist::TARGETS,
         &guest::TARGETS,
@@ -47,6 +48,7 @@ pub fn targets() -> Vec<Target> {
         &storage::TARGETS,
         &stores::TARGETS,
         &types::TARGETS,
+        &vault::TARGETS,
         &vmm::TARGETS,
         &workload::TARGETS,
     ];
