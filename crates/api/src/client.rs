@@ -26,6 +26,7 @@ use tokio_rustls::TlsConnector;
 use types::claim::Claimed;
 use types::deployment::API_PORT;
 use types::node::{Drill, Drilled, NodeDisks, NodeInfo};
+use types::retire::{Unlock, Unlocked};
 use types::status::{Ack, DeploymentStatus, Refusal, RefusalCode};
 use types::{Digest, Name, PublicKey};
 
@@ -251,6 +252,23 @@ impl Client {
         let answer = self
             .send(connection, &route, envelope.to_json().into())
             .await?;
+        self.parse(&route, &self.whole(&route, answer).await?)
+    }
+
+    /// Asked once and on a fresh connection, as [`Self::claim_disks`]: a passphrase is not sent twice.
+    pub async fn unlock_disk(&self, unlock: &Unlock) -> Result<Unlocked, ClientError> {
+        let route = Route::UnlockDisk;
+        let body = serde_json::to_vec(unlock).expect("it has only text keys");
+        let connection = self.open().await?;
+        let answer = self.send(connection, &route, body.into()).await?;
+        self.parse(&route, &self.whole(&route, answer).await?)
+    }
+
+    /// The receipt, as the node has signed it. Asked once: after a lost answer there is nothing left to destroy.
+    pub async fn decommission(&self, wish: &Envelope) -> Result<Envelope, ClientError> {
+        let route = Route::Decommission;
+        let connection = self.open().await?;
+        let answer = self.send(connection, &route, wish.to_json().into()).await?;
         self.parse(&route, &self.whole(&route, answer).await?)
     }
 

@@ -10,6 +10,9 @@ use serde::{Deserialize, Serialize};
 use types::PublicKey;
 use types::claim::{CLAIM_PAYLOAD_TYPE, Claim, ClaimError};
 use types::deployment::{PAYLOAD_TYPE, SpecError, Statement};
+use types::retire::{
+    RECEIPT_PAYLOAD_TYPE, RETIREMENT_PAYLOAD_TYPE, Receipt, Retirement, RetirementError,
+};
 use types::status::{Refusal, RefusalCode};
 
 use crate::sign::{self, SecretKey};
@@ -75,6 +78,8 @@ pub enum EnvelopeError {
     Spec(SpecError),
     #[error("the signed claim asks for what no node can do: {0}")]
     Claim(ClaimError),
+    #[error("the signed wish asks for what no node can do: {0}")]
+    Retirement(RetirementError),
 }
 
 impl EnvelopeError {
@@ -91,7 +96,8 @@ impl EnvelopeError {
             | Self::PayloadType { .. }
             | Self::Statement(_)
             | Self::Spec(_)
-            | Self::Claim(_) => RefusalCode::Malformed,
+            | Self::Claim(_)
+            | Self::Retirement(_) => RefusalCode::Malformed,
         }
     }
 }
@@ -131,6 +137,19 @@ impl Envelope {
         claim.check().map_err(EnvelopeError::Claim)?;
         let payload = serde_json::to_vec(claim).expect("a claim has only text keys");
         Self::seal(key, CLAIM_PAYLOAD_TYPE, &payload).bounded()
+    }
+
+    /// The same of a wish to decommission.
+    pub fn seal_retirement(key: &SecretKey, wish: &Retirement) -> Result<Self, EnvelopeError> {
+        wish.check().map_err(EnvelopeError::Retirement)?;
+        let payload = serde_json::to_vec(wish).expect("a wish has only text keys");
+        Self::seal(key, RETIREMENT_PAYLOAD_TYPE, &payload).bounded()
+    }
+
+    /// The same of a receipt.
+    pub fn seal_receipt(key: &SecretKey, receipt: &Receipt) -> Result<Self, EnvelopeError> {
+        let payload = serde_json::to_vec(receipt).expect("a receipt has only text keys");
+        Self::seal(key, RECEIPT_PAYLOAD_TYPE, &payload).bounded()
     }
 
     fn bounded(self) -> Result<Self, EnvelopeError> {
@@ -203,6 +222,30 @@ impl Envelope {
             .map_err(|error| EnvelopeError::Statement(error.to_string()))?;
         claim.check().map_err(EnvelopeError::Claim)?;
         Ok(claim)
+    }
+
+    /// Verifies, then reads the payload as a [`Retirement`] that passes its own check.
+    pub fn open_retirement(
+        &self,
+        trusted: impl FnOnce(&PublicKey) -> bool,
+    ) -> Result<Retirement, EnvelopeError> {
+        let (_, payload) = self.verify(trusted)?;
+        self.is_of(RETIREMENT_PAYLOAD_TYPE)?;
+        let wish: Retirement = serde_json::from_slice(&payload)
+            .map_err(|error| EnvelopeError::Statement(error.to_string()))?;
+        wish.check().map_err(EnvelopeError::Retirement)?;
+        Ok(wish)
+    }
+
+    /// Verifies, then reads the payload as a [`Receipt`].
+    pub fn open_receipt(
+        &self,
+        trusted: impl FnOnce(&PublicKey) -> bool,
+    ) -> Result<Receipt, EnvelopeError> {
+        let (_, payload) = self.verify(trusted)?;
+        self.is_of(RECEIPT_PAYLOAD_TYPE)?;
+        serde_json::from_slice(&payload)
+            .map_err(|error| EnvelopeError::Statement(error.to_string()))
     }
 
     /// What is signed as one thing is never read as another.
@@ -304,6 +347,38 @@ mod tests {
         ));
         let none = Claim { nodes: Vec::new() };
         assert!(Envelope::seal_claim(&key(), &none).is_err());
+    }
+
+    #[test]
+    fn a_wish_to_destroy_is_never_read_as_a_claim_nor_a_receipt_as_a_wish() {
+        let (node, challenge) = (PublicKey([1; 32]), types::Digest([2; 32]));
+        let wish = Retirement {
+            node,
+            challenge,
+            disks: vec!["A".to_owned()],
+        };
+        let sealed = Envelope::seal_retirement(&key(), &wish).expect("sealed");
+        assert_eq!(sealed.open_retirement(|_| true).expect("a wish"), wish);
+        assert!(sealed.open_claim(|_| true).is_err() && sealed.open_receipt(|_| true).is_err());
+        assert!(matches!(
+            sealed.open_retirement(|_| false),
+            Err(EnvelopeError::UnknownKey(_))
+        ));
+        let receipt = Receipt {
+            node,
+            challenge,
+            time_ms: 1,
+            synchronised: false,
+            disks: Vec::new(),
+        };
+        let sealed = Envelope::seal_receipt(&key(), &receipt).expect("sealed");
+        assert_eq!(sealed.open_receipt(|_| true).expect("a receipt"), receipt);
+        assert!(sealed.open_retirement(|_| true).is_err());
+        let none = Retirement {
+            disks: Vec::new(),
+            ..wish
+        };
+        assert!(Envelope::seal_retirement(&key(), &none).is_err());
     }
 
     proptest! {

@@ -26,6 +26,8 @@ pub const CHUNK_MAX: u64 = (1 << 20) + (64 << 10);
 pub const WAIT_MAX: Duration = Duration::from_secs(60);
 /// Longest path with query: the longest route with the longest names is under 300 bytes.
 pub const TARGET_MAX: usize = 1024;
+/// Largest body of an unlocking: a serial and a passphrase, each letter of which JSON may write as six.
+pub const UNLOCK_MAX: u64 = 8 << 10;
 /// Largest body of a drill: three short fields, the two names of at most 63 bytes.
 pub const DRILL_MAX: u64 = 512;
 
@@ -39,6 +41,10 @@ pub enum Route {
     Disks,
     /// `POST /v1/node/disks/claim`
     ClaimDisks,
+    /// `POST /v1/node/disks/unlock`: with the passphrase that the recovery key has opened
+    UnlockDisk,
+    /// `POST /v1/node/decommission`: the keys of disks are destroyed
+    Decommission,
     /// `PUT /v1/flists/{hex}`
     PutFlist(Digest),
     /// `GET /v1/flists/{hex}/trace`: what its first run on the node touched, as `flist::trace` has it
@@ -186,6 +192,8 @@ impl Route {
             ("GET", ["node", "dmesg"]) => Self::Dmesg,
             ("GET", ["node", "disks"]) => Self::Disks,
             ("POST", ["node", "disks", "claim"]) => Self::ClaimDisks,
+            ("POST", ["node", "disks", "unlock"]) => Self::UnlockDisk,
+            ("POST", ["node", "decommission"]) => Self::Decommission,
             ("PUT", ["flists", hex]) => Self::PutFlist(digest(hex)?),
             ("GET", ["flists", hex, "trace"]) => Self::Trace(digest(hex)?),
             ("PUT", ["chunks", hex]) => Self::PutChunk(digest(hex)?),
@@ -213,7 +221,11 @@ impl Route {
     pub fn method(&self) -> Method {
         match self {
             Self::PutFlist(_) | Self::PutChunk(_) => Method::PUT,
-            Self::PostStatement | Self::Drill | Self::ClaimDisks => Method::POST,
+            Self::PostStatement
+            | Self::Drill
+            | Self::ClaimDisks
+            | Self::UnlockDisk
+            | Self::Decommission => Method::POST,
             Self::Node
             | Self::Dmesg
             | Self::Disks
@@ -233,6 +245,8 @@ impl Route {
             Self::Dmesg => "/v1/node/dmesg".to_owned(),
             Self::Disks => "/v1/node/disks".to_owned(),
             Self::ClaimDisks => "/v1/node/disks/claim".to_owned(),
+            Self::UnlockDisk => "/v1/node/disks/unlock".to_owned(),
+            Self::Decommission => "/v1/node/decommission".to_owned(),
             Self::PutFlist(digest) => format!("/v1/flists/{}", digest.hex()),
             Self::Trace(digest) => format!("/v1/flists/{}/trace", digest.hex()),
             Self::PutChunk(digest) => format!("/v1/chunks/{}", digest.hex()),
@@ -275,7 +289,8 @@ impl Route {
         match self {
             Self::PutFlist(_) => FLIST_MAX,
             Self::PutChunk(_) => CHUNK_MAX,
-            Self::PostStatement | Self::ClaimDisks => ENVELOPE_MAX as u64,
+            Self::PostStatement | Self::ClaimDisks | Self::Decommission => ENVELOPE_MAX as u64,
+            Self::UnlockDisk => UNLOCK_MAX,
             Self::Drill => DRILL_MAX,
             Self::Node
             | Self::Dmesg
@@ -405,6 +420,8 @@ mod tests {
         prop_oneof![
             Just(Route::Disks),
             Just(Route::ClaimDisks),
+            Just(Route::UnlockDisk),
+            Just(Route::Decommission),
             digest().prop_map(Route::PutFlist),
             digest().prop_map(Route::PutChunk),
             digest().prop_map(Route::Trace),

@@ -64,7 +64,7 @@ mod tests {
                     "no node report in this test",
                 )),
                 Route::Dmesg => Ok(Answer::text("line one\nline two\n")),
-                Route::Disks | Route::ClaimDisks => {
+                Route::Disks | Route::ClaimDisks | Route::UnlockDisk | Route::Decommission => {
                     Err(refusal(RefusalCode::NotFound, "no disk in this test"))
                 }
                 Route::NodeMetrics | Route::Metrics(_) => Ok(Answer::metrics(String::new())),

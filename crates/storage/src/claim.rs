@@ -154,6 +154,29 @@ impl Taken {
     }
 }
 
+/// Marks a disk so that the next boot wipes it, while it is still in use: by the owner's signature that is given here and by
+/// nothing less.
+pub fn begin(disk: &Disk, consent: &[u8]) -> Result<(), ClaimError> {
+    if consent.len() > CONSENT_MAX {
+        return Err(ClaimError::Consent(consent.len()));
+    }
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(disk.device());
+    let file = file.map_err(|source| ClaimError::Open {
+        disk: disk.name.clone(),
+        source,
+    })?;
+    let written = mark(consent)
+        .iter()
+        .try_for_each(|step| step.carry_out(&file));
+    written.map_err(|source| ClaimError::Write {
+        disk: disk.name.clone(),
+        source,
+    })
+}
+
 /// The consent that lies on a disk with the mark of a wipe under way. It is an allegation.
 pub fn unfinished(disk: &File, size: u64) -> io::Result<Option<Vec<u8>>> {
     if size < PLACE_END {

@@ -71,6 +71,16 @@ impl Disk {
         }
     }
 
+    /// Bytes that the disk writes in one: at least a block. It is asked for where a new pool is encrypted, and only there.
+    pub(crate) fn physical_bytes(&self) -> u32 {
+        let file = Path::new("/sys/block")
+            .join(&self.name)
+            .join("queue/physical_block_size");
+        let said = fs::read_to_string(file).ok();
+        let said = said.and_then(|text| text.trim().parse().ok());
+        said.unwrap_or(512)
+    }
+
     pub fn device(&self) -> PathBuf {
         Path::new("/dev").join(&self.name)
     }

@@ -7,6 +7,7 @@
 
 pub mod assemble;
 pub mod claim;
+pub mod crypt;
 pub mod disk;
 #[cfg(any(test, feature = "fuzz"))]
 pub mod fuzz;

@@ -11,6 +11,7 @@ use std::process::{Command, Output};
 use types::PublicKey;
 use types::node::DiskClass;
 
+use crate::crypt::Without;
 use crate::disk::{Disk, Sharing};
 use crate::plan::{Choice, choose};
 use crate::pool;
@@ -113,7 +114,7 @@ impl Image {
             first: mountpoint.path(),
             beside: mountpoint.path(),
         };
-        let opened = pools::open(&found, Some(&OWNER), places, &|_, _| {
+        let opened = pools::open(&found, Some(&OWNER), &Without, places, &|_, _| {
             panic!("a pool was found")
         });
         if let Ok(pools) = opened {

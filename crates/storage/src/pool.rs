@@ -21,6 +21,7 @@ use gpt::disk::LogicalBlockSize;
 use types::PublicKey;
 
 use crate::claim;
+use crate::crypt::{self, CryptError, Keys, Wish};
 use crate::disk::Disk;
 use crate::marker;
 use crate::plan::Place;
@@ -81,6 +82,11 @@ pub enum PoolError {
     },
     #[error("the disk {disk} is read-only: the pool on it cannot be used")]
     ReadOnly { disk: String },
+    #[error("the pool on {disk} cannot be used")]
+    Crypt {
+        disk: String,
+        source: Box<CryptError>,
+    },
     #[error("make the place {path} for a pool")]
     Place { path: PathBuf, source: io::Error },
     #[error("put the pool of {disk} in its place {path}")]
@@ -139,16 +145,30 @@ pub struct Pool {
     pub problems: Vec<String>,
 }
 
-/// The block device on which the file system of a pool lies: the partition itself. Whoever puts a layer between the two
-/// (encryption, a mirror) does it here: for a pool that is being made before `mkfs` asks, for one that is there before it is
-/// mounted. What stands in `/proc/mounts` for it is led back to its disk by [`disk_of`].
-pub(crate) fn backing(disk: &Disk, partition: u32) -> Result<PathBuf, PoolError> {
-    Ok(disk.partition_device(partition))
+/// The block device on which the file system of a pool lies: the partition itself, or what decrypts it. Whoever puts another
+/// layer between the two (a mirror) does it here: for a pool that is being made before `mkfs` asks, for one that is there
+/// before it is mounted. What stands in `/proc/mounts` for it is led back to its disk by [`disk_of`].
+fn backing(
+    disk: &Disk,
+    partition: u32,
+    making: Making,
+    keys: &dyn Keys,
+) -> Result<PathBuf, PoolError> {
+    let partition = disk.partition_device(partition);
+    let device = match making {
+        Making::Yes => crypt::make(&partition, disk.physical_bytes(), keys),
+        Making::No => crypt::enter(&partition, keys),
+    };
+    device.map_err(|source| PoolError::Crypt {
+        disk: disk.name.clone(),
+        source: Box::new(source),
+    })
 }
 
 /// The disk below a mounted device.
 pub(crate) fn disk_of<'a>(source: &str, disks: &'a [Disk]) -> Option<&'a Disk> {
-    disks.iter().find(|d| d.has_partition(Path::new(source)))
+    let partition = crypt::partition_of(Path::new(source));
+    disks.iter().find(|d| d.has_partition(&partition))
 }
 
 /// Mounts a pool that is there.
@@ -156,6 +176,7 @@ pub(crate) fn enter(
     place: Place,
     disks: &[Disk],
     owner: &PublicKey,
+    keys: &dyn Keys,
     mountpoint: &Path,
 ) -> Result<Pool, PoolError> {
     let disk = &disks[place.disk];
@@ -164,7 +185,10 @@ pub(crate) fn enter(
             disk: disk.name.clone(),
         });
     }
-    let remark = mount(&backing(disk, place.partition)?, mountpoint)?;
+    let remark = mount(
+        &backing(disk, place.partition, Making::No, keys)?,
+        mountpoint,
+    )?;
     let (id, problems) = mark(disk, owner, mountpoint)?;
     Ok(on_disk(disk, id, mountpoint, remark, problems))
 }
@@ -174,17 +198,31 @@ pub(crate) fn go_on(
     place: Place,
     disks: &[Disk],
     owner: &PublicKey,
+    keys: &dyn Keys,
     mountpoint: &Path,
 ) -> Result<Pool, PoolError> {
     let disk = &disks[place.disk];
-    let (id, problems) = finish(disk, place.partition, owner, mountpoint)?;
+    let (id, problems) = finish(disk, place.partition, owner, keys, mountpoint)?;
     let remark = "its making had been cut short and was done again".to_owned();
     Ok(on_disk(disk, id, mountpoint, Some(remark), problems))
 }
 
 /// Makes a pool on a disk that was found blank. After an error it is not mounted.
-pub fn make(disk: &Disk, owner: &PublicKey, mountpoint: &Path) -> Result<Pool, PoolError> {
-    let made = partition(disk, owner).and_then(|number| finish(disk, number, owner, mountpoint));
+pub fn make(
+    disk: &Disk,
+    owner: &PublicKey,
+    keys: &dyn Keys,
+    mountpoint: &Path,
+) -> Result<Pool, PoolError> {
+    // Before anything is written.
+    if let Wish::Required { but } = keys.wish() {
+        return Err(PoolError::Crypt {
+            disk: disk.name.clone(),
+            source: Box::new(CryptError::Required(but)),
+        });
+    }
+    let made = partition(disk, owner);
+    let made = made.and_then(|number| finish(disk, number, owner, keys, mountpoint));
     if made.is_err() {
         let _ = sys::mount::detach(mountpoint);
     }
@@ -333,10 +371,11 @@ fn finish(
     disk: &Disk,
     number: u32,
     owner: &PublicKey,
+    keys: &dyn Keys,
     mountpoint: &Path,
 ) -> Result<(PoolId, Vec<String>), PoolError> {
     set_making(disk, Making::Yes)?;
-    let device = backing(disk, number)?;
+    let device = backing(disk, number, Making::Yes, keys)?;
     // One that was finished and only lacks its description is not made again.
     if !is_finished(&device) || try_mount(&device, mountpoint).is_err() {
         run(MKFS, &["-q", "-f", "-m", "reflink=1"], &device)?;

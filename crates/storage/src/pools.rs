@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use types::PublicKey;
 
 use crate::assemble::{Assembly, History, Outline, Role, Seen, Trace, assemble};
+use crate::crypt::{self, Keys};
 use crate::disk::Disk;
 use crate::marker;
 use crate::plan::{Addition, Choice, LeftAlone, Place, Standing, additions, choose};
@@ -95,6 +96,7 @@ impl Pools {
 pub fn open(
     found: &[(Disk, Content)],
     owner: Option<&PublicKey>,
+    keys: &dyn Keys,
     places: Places<'_>,
     inspect: Inspect<'_>,
 ) -> Result<Pools, PoolError> {
@@ -116,6 +118,7 @@ pub fn open(
     let node = Opening {
         disks: &disks,
         owner,
+        keys,
         places,
         mounted: Vec::new(),
         left: Vec::new(),
@@ -134,6 +137,7 @@ type Mounted = (usize, Pool);
 struct Opening<'a> {
     disks: &'a [Disk],
     owner: &'a PublicKey,
+    keys: &'a dyn Keys,
     places: Places<'a>,
     mounted: Vec<Mounted>,
     left: Vec<LeftAlone>,
@@ -203,6 +207,7 @@ impl Opening<'_> {
                 let name = self.disks[disk].name.clone();
                 // What failed may be mounted: nothing of this boot goes there. It fails where nothing is.
                 let _ = sys::mount::detach(&self.beside(disk));
+                crypt::close(&self.disks[disk]);
                 self.left.push(LeftAlone {
                     why: format!("its pool cannot be used: {}", sys::error::chain(&error)),
                     disk: name,
@@ -228,15 +233,18 @@ impl Opening<'_> {
     }
 
     fn enter(&self, place: Place) -> Result<Pool, PoolError> {
-        pool::enter(place, self.disks, self.owner, &self.room(place.disk)?)
+        let room = self.room(place.disk)?;
+        pool::enter(place, self.disks, self.owner, self.keys, &room)
     }
 
     fn go_on(&self, place: Place) -> Result<Pool, PoolError> {
-        pool::go_on(place, self.disks, self.owner, &self.room(place.disk)?)
+        let room = self.room(place.disk)?;
+        pool::go_on(place, self.disks, self.owner, self.keys, &room)
     }
 
     fn make(&self, disk: usize) -> Result<Pool, PoolError> {
-        pool::make(&self.disks[disk], self.owner, &self.room(disk)?)
+        let room = self.room(disk)?;
+        pool::make(&self.disks[disk], self.owner, self.keys, &room)
     }
 
     /// Every pool to the place that is decided for it.
@@ -269,6 +277,7 @@ impl Opening<'_> {
                 }
                 Role::Left(left) => {
                     let _ = sys::mount::unmount(&pool.mountpoint);
+                    crypt::close(&self.disks[disk]);
                     let why = left.because().to_owned();
                     self.left.push(LeftAlone { disk: name, why });
                 }

@@ -8,6 +8,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 
 use types::PublicKey;
+use vault::luks::{self, HEADERS_BYTES};
 
 use crate::claim;
 use crate::recognise::{Foreign, recognise};
@@ -181,8 +182,8 @@ pub(crate) const ALIGN_BYTES: u64 = 1 << 20;
 pub(crate) const MAKING: &[u8; 32] = b"sifr: this pool is being made...";
 /// Bytes that the mark takes: a block of any disk, so that it is written whole.
 pub(crate) const MAKING_BYTES: u64 = 4096;
-/// Bytes at the start of the partition that are looked at: larger than any sector.
-const BEGINNING: u64 = 4096;
+/// Bytes at the start of the partition that are looked at: larger than any sector, with both headers of an encrypted one.
+const BEGINNING: u64 = HEADERS_BYTES as u64;
 /// Offset of `sb_inprogress` in an XFS superblock (fs/xfs/libxfs/xfs_format.h): `mkfs` clears it last.
 const SB_INPROGRESS: usize = 126;
 
@@ -194,7 +195,7 @@ fn stage(disk: &File, partition: &Partition) -> io::Result<Option<Stage>> {
         return Ok(Some(Stage::Made));
     }
     let beginning = read(disk, partition.start, BEGINNING.min(partition.bytes))?;
-    if is_finished(&beginning) {
+    if is_finished(&beginning) || luks::is_luks(&beginning) {
         return Ok(Some(Stage::Live));
     }
     Ok(is_untouched(disk, partition)?.then_some(Stage::Made))

@@ -12,6 +12,7 @@ pub mod filesystem;
 mod filter;
 pub mod fs;
 pub mod klog;
+pub mod mapper;
 pub mod mount;
 pub mod packet;
 pub mod process;

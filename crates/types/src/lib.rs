@@ -14,6 +14,7 @@ pub mod id;
 pub mod limits;
 pub mod metrics;
 pub mod node;
+pub mod retire;
 pub mod status;
 pub mod stores;
 pub mod trouble;

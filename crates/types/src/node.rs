@@ -27,6 +27,9 @@ pub struct NodeInfo {
     pub volatile_because: Option<String>,
     /// `None` where KVM works; else why not and what to do.
     pub virtualisation_problem: Option<String>,
+    /// `None` where pools that are made are encrypted, with a key that the TPM keeps; else why they are not.
+    #[serde(default)]
+    pub encryption_problem: Option<String>,
     pub clock: Clock,
     pub capacity: Capacity,
     pub links: Vec<Link>,
@@ -129,6 +132,9 @@ pub struct Disk {
     pub used: DiskUse,
     /// Why it is used so, and what to do where that is not what is wanted; `None` of the pool.
     pub because: Option<String>,
+    /// `None` where there is no pool on it.
+    #[serde(default)]
+    pub encryption: Option<Encryption>,
     /// Of what is on the disk now: a claim names it ([`crate::claim`]). `None` where nothing can be claimed, and in
     /// [`NodeInfo`], which is as the disks were found at the start.
     pub fingerprint: Option<Digest>,
@@ -160,6 +166,22 @@ pub enum PoolState {
     Failed,
     /// Its disk is not there. What lies on it waits.
     Missing,
+}
+
+/// How a pool of Sifr lies on its disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Encryption {
+    /// Whoever has the disk can read it.
+    Clear {},
+    /// As LUKS2.
+    Encrypted {
+        uuid: String,
+        /// Whose key opens `sealed`: `x25519:…`. `None` where the header does not say.
+        recovery: Option<String>,
+        /// A passphrase of the disk, sealed to that key, in base64. No secret without the key.
+        sealed: Option<String>,
+    },
 }
 
 /// How a disk stores, as it reports.
