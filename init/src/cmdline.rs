@@ -5,6 +5,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use types::PublicKey;
+use vault::sealed::{Recipient, SealError};
 
 /// Longest command line that is read: the kernel's own limit on x86 is 2048.
 pub(crate) const CMDLINE_MAX: usize = 4096;
@@ -19,16 +20,30 @@ pub(crate) enum OnPanic {
     Halt,
 }
 
+/// Whether pools that are made are encrypted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum Encrypt {
+    /// Where there is a TPM 2.0 to keep the key.
+    #[default]
+    Auto,
+    Off,
+    /// Rather no pool than one in the clear.
+    Required,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Options {
     pub(crate) owner: Option<PublicKey>,
     pub(crate) ntp: Option<SocketAddr>,
     pub(crate) on_panic: OnPanic,
+    pub(crate) encrypt: Encrypt,
+    /// Whose key opens encrypted pools without this machine; else the owner's.
+    pub(crate) recovery: Option<Recipient>,
     /// Options of ours that could not be read: shown, never guessed.
     pub(crate) errors: Vec<String>,
 }
 
-/// Reads `sifr.owner=`, `sifr.ntp=` and `sifr.panic=`; an unknown `sifr.` option is an error.
+/// Reads `sifr.owner=`, `sifr.ntp=`, `sifr.panic=`, `sifr.encrypt=` and `sifr.recovery=`; an unknown `sifr.` option is an error.
 pub(crate) fn parse(cmdline: &str) -> Options {
     let mut options = Options::default();
     for word in cmdline.split_ascii_whitespace() {
@@ -64,9 +79,19 @@ fn set(options: &mut Options, name: &str, value: &str) -> Result<(), String> {
                 _ => return Err("use reboot or halt".to_owned()),
             }
         }
+        "encrypt" => {
+            options.encrypt = match value {
+                "auto" => Encrypt::Auto,
+                "off" => Encrypt::Off,
+                "required" => Encrypt::Required,
+                _ => return Err("use auto, off or required".to_owned()),
+            }
+        }
+        "recovery" => options.recovery = Some(value.parse().map_err(|e: SealError| e.to_string())?),
         _ => {
             return Err(
-                "there is no such option: sifr.owner, sifr.ntp and sifr.panic exist".to_owned(),
+                "there is no such option: sifr.owner, sifr.ntp, sifr.panic, sifr.encrypt and sifr.recovery exist"
+                    .to_owned(),
             );
         }
     }
@@ -88,9 +113,9 @@ mod tests {
 
     #[test]
     fn our_options_are_read_and_others_are_skipped() {
-        let key = PublicKey([7; 32]);
+        let (key, recovery) = (PublicKey([7; 32]), Recipient([8; 32]));
         let options = parse(&format!(
-            "console=ttyS0 sifr.owner={key} quiet sifr.ntp=10.0.2.2 sifr.panic=halt\n"
+            "console=ttyS0 sifr.owner={key} quiet sifr.ntp=10.0.2.2 sifr.panic=halt sifr.encrypt=required sifr.recovery={recovery}\n"
         ));
         let ntp = Some("10.0.2.2:123".parse().expect("an address"));
         assert_eq!(
@@ -99,6 +124,8 @@ mod tests {
                 owner: Some(key),
                 ntp,
                 on_panic: OnPanic::Halt,
+                encrypt: Encrypt::Required,
+                recovery: Some(recovery),
                 errors: Vec::new()
             }
         );
@@ -106,8 +133,10 @@ mod tests {
 
     #[test]
     fn what_cannot_be_read_is_shown_and_not_guessed() {
-        let options = parse("sifr.owner=me sifr.colour=red sifr.panic=perhaps");
-        assert_eq!((options.owner, options.errors.len()), (None, 3));
+        let options = parse(
+            "sifr.owner=me sifr.colour=red sifr.panic=perhaps sifr.encrypt=yes sifr.recovery=me",
+        );
+        assert_eq!((options.owner, options.errors.len()), (None, 5));
         assert!(options.errors[1].contains("sifr.colour=red: there is no such option"));
     }
 }

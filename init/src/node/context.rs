@@ -14,6 +14,7 @@ use types::node::{Capacity, NodeInfo};
 use types::{Bytes, Cidr, PublicKey};
 use workload::admission::Storage;
 
+use super::custody::Custody;
 use super::machines::Site;
 use crate::room::{HEADROOM, Room};
 
@@ -77,6 +78,8 @@ pub(crate) struct NodeContext {
     pub(crate) pools: Vec<Site>,
     /// Which disks they are on, and which disks of this owner are left alone.
     pub(crate) standing: Standing,
+    /// The keys of disks.
+    pub(crate) custody: Custody,
     /// How much of the pool may be taken.
     pub(crate) room: Room,
     /// Why no VM can run; `None` where KVM works.

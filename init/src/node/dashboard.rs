@@ -104,6 +104,10 @@ pub(crate) fn block(info: &NodeInfo, uplink: &Uplink) -> Vec<String> {
         "sifr: tpm {}",
         info.tpm.as_deref().unwrap_or("none in this machine")
     ));
+    lines.push(match &info.encryption_problem {
+        None => "sifr: encryption yes: the TPM keeps the keys of pools that are made".to_owned(),
+        Some(why) => format!("sifr: encryption no: {why}"),
+    });
     lines.push(format!(
         "sifr: time {}",
         if info.clock.synchronised {
@@ -200,6 +204,7 @@ pub(crate) mod tests {
             durable: false,
             volatile_because: None,
             virtualisation_problem: None,
+            encryption_problem: None,
             clock: Clock {
                 realtime_ms: 0,
                 synchronised: false,

@@ -12,6 +12,8 @@ use std::path::Path;
 
 use anyhow::{Context, anyhow};
 use api::Envelope;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use storage::claim::{self, Taken};
 use storage::disk::Disk;
 use storage::plan::{POOL_MIN_BYTES, Standing, standing, unclaimable};
@@ -19,10 +21,11 @@ use storage::probe::{Content, probe};
 use storage::recognise::Foreign;
 use tokio::sync::{Mutex, watch};
 use types::claim::{Claimed, DiskClaim, NodeClaim};
-use types::node::{DiskUse, NodeDisks, NodeInfo, Partition};
+use types::node::{DiskUse, Encryption, NodeDisks, NodeInfo, Partition};
 use types::status::{Refusal, RefusalCode};
 use types::{Bytes, Digest, PublicKey};
 
+use super::custody::Custody;
 use super::identity;
 
 /// Where a pool is mounted while it is being made beside the one in use.
@@ -48,7 +51,7 @@ pub(crate) fn boot(owner: Option<&PublicKey>) -> anyhow::Result<(Vec<Found>, Vec
     Ok((disks.into_iter().map(content).collect(), said))
 }
 
-fn content(disk: Disk) -> Found {
+pub(super) fn content(disk: Disk) -> Found {
     let opened = File::open(disk.device());
     let content = opened.and_then(|file| probe(&file, disk.size_bytes, disk.block_bytes));
     // A disk that cannot be read is somebody's until proven otherwise.
@@ -71,10 +74,26 @@ fn resume(disk: &Disk, owner: Option<&PublicKey>) -> anyhow::Result<bool> {
     Ok(true)
 }
 
-/// Whether a claim of this owner names the disk. Which node it named does not matter: one in RAM has another key now.
+/// Whether a claim or a decommission of this owner names the disk. Which node it named does not matter: one in RAM has another key now.
 fn is_consent(envelope: &[u8], owner: Option<&PublicKey>, serial: &str) -> bool {
-    let claim = Envelope::parse(envelope).and_then(|e| e.open_claim(|key| Some(key) == owner));
-    claim.is_ok_and(|claim| claim.names(serial))
+    let Ok(envelope) = Envelope::parse(envelope) else {
+        return false;
+    };
+    let is_owner = |key: &PublicKey| Some(key) == owner;
+    let claimed = envelope.open_claim(is_owner);
+    let retired = envelope.open_retirement(is_owner);
+    claimed.is_ok_and(|claim| claim.names(serial))
+        || retired.is_ok_and(|wish| wish.disks.iter().any(|named| named == serial))
+}
+
+/// [`report`] of each.
+pub(crate) fn reports(
+    found: &[Found],
+    owner: Option<&PublicKey>,
+    pools: &Standing,
+) -> Vec<types::node::Disk> {
+    let report = |found| report(found, owner, pools);
+    found.iter().map(report).collect()
 }
 
 /// What the API says of a disk, but for its fingerprint.
@@ -108,26 +127,44 @@ pub(crate) fn report(
         partitions: partitions.iter().map(partition).collect(),
         used,
         because,
+        encryption: encryption(disk, content),
         fingerprint: None,
     }
 }
 
+fn encryption(disk: &Disk, content: &Content) -> Option<Encryption> {
+    match content {
+        Content::Pool { .. } => {}
+        Content::Blank | Content::Foreign(_) => return None,
+    }
+    let Some(outside) = storage::crypt::outside(disk) else {
+        return Some(Encryption::Clear {});
+    };
+    let recovery = outside.recovery;
+    Some(Encryption::Encrypted {
+        uuid: outside.uuid,
+        recovery: recovery.as_ref().map(|r| r.recipient.to_string()),
+        sealed: recovery.map(|r| STANDARD.encode(r.sealed)),
+    })
+}
+
 /// What a request needs to know of the node.
 #[derive(Clone)]
-struct Node {
-    key: PublicKey,
-    owner: Option<PublicKey>,
-    seed: [u8; 32],
+pub(super) struct Node {
+    pub(super) key: PublicKey,
+    pub(super) owner: Option<PublicKey>,
+    pub(super) seed: [u8; 32],
+    pub(super) custody: Custody,
     /// Without any in use the node runs from RAM.
-    pools: Standing,
+    pub(super) pools: Standing,
 }
 
 pub(crate) struct Disks {
-    node: Node,
-    info: watch::Sender<NodeInfo>,
-    challenge: Cell<Digest>,
+    pub(super) node: Node,
+    pub(super) info: watch::Sender<NodeInfo>,
+    pub(super) challenge: Cell<Digest>,
     /// Disks are read and wiped by one request at a time: who waits learns what is there then.
-    turn: Mutex<()>,
+    pub(super) turn: Mutex<()>,
 }
 
 impl Disks {
@@ -137,6 +174,7 @@ impl Disks {
             owner: context.owner,
             seed: context.seed,
             pools: context.standing.clone(),
+            custody: context.custody.clone(),
         };
         Ok(Self {
             node,
@@ -198,27 +236,27 @@ impl Disks {
     }
 }
 
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Refusal> + Send + 'static,
 ) -> Result<T, Refusal> {
     let done = tokio::task::spawn_blocking(work).await;
     done.map_err(|error| internal(error.into()))?
 }
 
-fn draw() -> Result<Digest, sys::error::Error> {
+pub(super) fn draw() -> Result<Digest, sys::error::Error> {
     let mut bytes = [0; 32];
     sys::random::fill(&mut bytes)?;
     Ok(Digest(bytes))
 }
 
-fn internal(error: anyhow::Error) -> Refusal {
+pub(super) fn internal(error: anyhow::Error) -> Refusal {
     Refusal {
         code: RefusalCode::Internal,
         message: format!("{error:#}"),
     }
 }
 
-fn changed(message: String) -> Refusal {
+pub(super) fn changed(message: String) -> Refusal {
     Refusal {
         code: RefusalCode::DiskChanged,
         message: format!("{message}. Nothing was touched on any disk"),
@@ -324,10 +362,11 @@ impl Node {
         let mountpoint = Path::new(NEW_POOL);
         fs::create_dir_all(mountpoint)?;
         let owner = self.owner.as_ref().ok_or_else(|| anyhow!("no owner key"))?;
-        storage::pool::make(disk, owner, mountpoint)?;
+        storage::pool::make(disk, owner, &self.custody, mountpoint)?;
         // Whoever has pinned this node's key finds the same node after the reboot.
         let kept = identity::keep(mountpoint, &self.seed);
         sys::mount::unmount(mountpoint)?;
+        storage::crypt::close(disk);
         Ok(kept?)
     }
 }

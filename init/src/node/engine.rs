@@ -71,6 +71,8 @@ pub(crate) enum Request {
     End,
     /// Stop all machines in order, then start the node again.
     Reboot,
+    /// The same, then switch it off.
+    PowerOff,
     /// Ask the VMMs what they have counted: those of one signer, or of all; of one deployment, or of all.
     Metrics {
         signer: Option<PublicKey>,
@@ -482,12 +484,15 @@ impl Engine {
             .collect()
     }
 
+    /// The first wish counts.
+    fn go_down(&mut self, mode: Mode) {
+        self.down.get_or_insert(mode);
+        self.reconciler.drain();
+    }
+
     fn hear_pid1(&mut self, message: FromPid1) {
         match message {
-            FromPid1::Stop { mode } => {
-                self.down.get_or_insert(mode);
-                self.reconciler.drain();
-            }
+            FromPid1::Stop { mode } => self.go_down(mode),
             FromPid1::Drilled { victim, pid } => self.drills.over(&victim, pid),
             other @ (FromPid1::Exited { .. }
             | FromPid1::SpawnFailed { .. }
@@ -519,10 +524,8 @@ impl Engine {
     fn answer(&mut self, request: Request) -> anyhow::Result<()> {
         match request {
             Request::End => bail!("the ledger has to be read again"),
-            Request::Reboot => {
-                self.down.get_or_insert(Mode::Reboot);
-                self.reconciler.drain();
-            }
+            Request::Reboot => self.go_down(Mode::Reboot),
+            Request::PowerOff => self.go_down(Mode::PowerOff),
             Request::Statement { envelope, reply } => {
                 let _ = reply.send(self.accept(&envelope));
             }

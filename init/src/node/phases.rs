@@ -24,6 +24,7 @@ use types::trouble::Code;
 use workload::admission::Storage;
 
 use super::context::{NodeContext, Uplink, tenant_capacity};
+use super::custody::Custody;
 use super::disks::Found;
 use super::engine::Engine;
 use super::pulse::Pulse;
@@ -137,7 +138,8 @@ async fn provision() -> anyhow::Result<Engine> {
     let _pulse = Pulse::start(&pid1).context("give signs of life")?;
     let options = options(&boot);
     let owner = owner(&boot, options.owner);
-    let (found, all) = disks_and_pools(&mut boot, owner.as_ref())?;
+    let custody = Custody::new(&options, owner.as_ref());
+    let (found, all) = disks_and_pools(&mut boot, owner.as_ref(), &custody)?;
     let pool = &all.first;
     let mut problems = pool.problems.clone();
     let (seed, key) = boot.must("identity", || identity(&all, &mut problems))?;
@@ -157,16 +159,14 @@ async fn provision() -> anyhow::Result<Engine> {
         durable: pool.durable,
         volatile_because: pool.remark.clone().filter(|_| !pool.durable),
         virtualisation_problem: kvm_problem.clone(),
+        encryption_problem: custody.problem(),
         clock: Clock {
             realtime_ms: 0,
             synchronised: false,
         },
         capacity,
         links: Vec::new(),
-        disks: found
-            .iter()
-            .map(|found| disks::report(found, owner.as_ref(), &standing))
-            .collect(),
+        disks: disks::reports(&found, owner.as_ref(), &standing),
         pools: pools::report(&all, &found),
         boot: Vec::new(),
         last_error: last_error(&options, &problems),
@@ -187,6 +187,7 @@ async fn provision() -> anyhow::Result<Engine> {
         pool: pool.mountpoint.clone(),
         pools: sites,
         standing,
+        custody,
         kvm_problem,
         capacity,
         info: info.clone(),
@@ -213,9 +214,10 @@ async fn engine(boot: &mut Boot, context: NodeContext) -> anyhow::Result<Engine>
 fn disks_and_pools(
     boot: &mut Boot,
     owner: Option<&PublicKey>,
+    custody: &Custody,
 ) -> anyhow::Result<(Vec<Found>, Pools)> {
     let mut found = boot.must("disks", || look(owner))?;
-    let pools = boot.must("pool", || pool(&found, owner))?;
+    let pools = boot.must("pool", || pool(&found, owner, custody))?;
     pools::remember_classes(&pools, &mut found);
     Ok((found, pools))
 }
@@ -313,13 +315,13 @@ fn look(owner: Option<&PublicKey>) -> Done<Vec<Found>> {
     ))
 }
 
-fn pool(found: &[Found], owner: Option<&PublicKey>) -> Done<Pools> {
+fn pool(found: &[Found], owner: Option<&PublicKey>, custody: &Custody) -> Done<Pools> {
     let places = Places {
         first: Path::new(POOL),
         beside: Path::new(FURTHER),
     };
     let inspect = |pool: &Path, depth| pools::inspect(pool, depth, owner.copied());
-    let mut pools = match storage::pools::open(found, owner, places, &inspect) {
+    let mut pools = match storage::pools::open(found, owner, custody, places, &inspect) {
         Ok(pools) => pools,
         // VMs run from it. pid1 starts another agent, which looks again.
         Err(error @ PoolError::InUse { .. }) => return Err(error.into()),

@@ -140,6 +140,8 @@ impl Server {
             | Route::Dmesg
             | Route::Disks
             | Route::ClaimDisks
+            | Route::UnlockDisk
+            | Route::Decommission
             | Route::Drill
             | Route::NodeMetrics
             | Route::Trace(_) => return Ok(()),
@@ -168,6 +170,8 @@ impl Server {
                 .map_err(|e| refusal(RefusalCode::Internal, sys::error::chain(&e))),
             Route::Disks => Ok(Answer::json(&self.disks.list().await?)),
             Route::ClaimDisks => self.claim_disks(body).await,
+            Route::UnlockDisk => self.unlock_disk(body).await,
+            Route::Decommission => self.decommission(body).await,
             Route::Drill => self.drill(peer, body).await,
             Route::NodeMetrics => self.node_metrics(peer).await,
             Route::Metrics(name) => self.deployment_metrics(peer, name).await,
@@ -310,6 +314,22 @@ impl Server {
             true => self.say_after(answer, |_| Request::Reboot),
             false => answer,
         })
+    }
+
+    async fn unlock_disk(&self, body: Body) -> Result<Answer, Refusal> {
+        let body = zeroize::Zeroizing::new(body.collect().await?);
+        let unlock = serde_json::from_slice(&body).map_err(|error| {
+            // Not what was said: it has a passphrase in it.
+            let message = format!("no serial and passphrase: {:?}", error.classify());
+            refusal(RefusalCode::Malformed, message)
+        })?;
+        let answer = Answer::json(&self.disks.unlock(unlock).await?);
+        Ok(self.say_after(answer, |_| Request::Reboot))
+    }
+
+    async fn decommission(&self, body: Body) -> Result<Answer, Refusal> {
+        let receipt = self.disks.decommission(body.collect().await?).await?;
+        Ok(self.say_after(Answer::json(&receipt), |_| Request::PowerOff))
     }
 
     /// Ends a process as a crash would, to show what that does.

@@ -37,6 +37,7 @@ fn context(pool: &Path, owner: Option<PublicKey>, seed: [u8; 32]) -> NodeContext
         durable: true,
         volatile_because: None,
         virtualisation_problem: None,
+        encryption_problem: None,
         clock: Clock {
             realtime_ms: 0,
             synchronised: false,
@@ -64,6 +65,7 @@ fn context(pool: &Path, owner: Option<PublicKey>, seed: [u8; 32]) -> NodeContext
             used: vec!["vda".to_owned()],
             left: Vec::new(),
         },
+        custody: crate::node::custody::Custody::new(&crate::cmdline::Options::default(), None),
         room: room(pool),
         kvm_problem: None,
         capacity: Capacity::default(),
@@ -150,7 +152,7 @@ async fn play<S: Into<Option<State>>>(
                 Victim::Chunks => None,
                 Victim::Machine { .. } => Some(99),
             })),
-            Request::Reboot | Request::End => return,
+            Request::Reboot | Request::PowerOff | Request::End => return,
             Request::Statement { reply, .. } => {
                 let no = refusal(RefusalCode::Malformed, "no");
                 drop(reply.send(Err(Refused::Final(no))));
