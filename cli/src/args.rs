@@ -120,6 +120,8 @@ pub(crate) enum KeyCommand {
         #[arg(long)]
         pem: bool,
     },
+    /// Make a recovery key for encrypted disks, in shares: instead of yours, for a fleet
+    Recovery(NewRecovery),
 }
 
 #[derive(Debug, Subcommand)]
@@ -148,6 +150,8 @@ pub(crate) enum NodeCommand {
     Dmesg,
     /// The node and all machines in numbers, as Prometheus reads them
     Metrics,
+    /// Destroy the keys of its disks for ever, keep the signed receipt, and switch it off
+    Decommission(Decommission),
     /// Kill a part of the node as a crash would, and see it come back
     Drill {
         /// node (the agent), chunks, or deployment[/workload] (its VMM)
@@ -164,6 +168,60 @@ pub(crate) enum DiskCommand {
     },
     /// Take disks, with the loss of all that is on them
     Claim(ClaimDisks),
+    /// Show the passphrase of an encrypted pool, which the recovery key opens
+    Recover(Recover),
+    /// Have a node open an encrypted pool that its TPM does not open, from now on
+    Unlock(UnlockDisk),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct NewRecovery {
+    /// How many shares there are
+    #[arg(long, default_value_t = 3)]
+    pub(crate) shares: u8,
+    /// How many of them make the key
+    #[arg(long, default_value_t = 2)]
+    pub(crate) need: u8,
+    /// Directory that gets a file for each share
+    #[arg(short = 'o', long, value_name = "DIR")]
+    pub(crate) directory: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Recover {
+    /// Serial of the disk, as `sifr disk list` shows it
+    pub(crate) serial: Option<String>,
+    /// The pool's partition, on this machine, without asking a node
+    #[arg(long, value_name = "FILE", conflicts_with = "serial")]
+    pub(crate) device: Option<PathBuf>,
+    /// File with a share of the recovery key; repeat it [default: your own key]
+    #[arg(long = "share", value_name = "FILE")]
+    pub(crate) shares: Vec<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct UnlockDisk {
+    /// Serial of the disk, as `sifr disk list` shows it
+    pub(crate) serial: String,
+    /// File with a share of the recovery key; repeat it [default: your own key]
+    #[arg(long = "share", value_name = "FILE")]
+    pub(crate) shares: Vec<PathBuf>,
+    /// File with the passphrase, as `sifr disk recover` has shown it
+    #[arg(long, value_name = "FILE", conflicts_with = "shares")]
+    pub(crate) passphrase_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Decommission {
+    /// Serial of a disk; repeat it [default: every disk with a pool of yours]
+    #[arg(long = "serial", value_name = "SERIAL")]
+    pub(crate) serials: Vec<String>,
+    /// New file that gets the receipt, signed by the node's key
+    #[arg(long, value_name = "FILE")]
+    pub(crate) receipt: PathBuf,
+    /// Do not ask
+    #[arg(long)]
+    pub(crate) yes: bool,
 }
 
 #[derive(Debug, Args)]

@@ -10,7 +10,7 @@ use api::{Client, Envelope};
 use serde_json::json;
 use types::Name;
 use types::claim::{Claim, Claimed, DiskClaim, NodeClaim};
-use types::node::{Disk, DiskClass, DiskUse, NodeDisks};
+use types::node::{Disk, DiskClass, DiskUse, Encryption, NodeDisks};
 
 use crate::Context;
 use crate::args::{ClaimDisks, DiskCommand};
@@ -21,6 +21,8 @@ pub(crate) async fn disk(context: &Context, command: DiskCommand) -> anyhow::Res
     match command {
         DiskCommand::List { nodes } => list(context, &nodes).await,
         DiskCommand::Claim(options) => claim(context, &options).await,
+        DiskCommand::Recover(options) => crate::recovery::recover(context, &options).await,
+        DiskCommand::Unlock(options) => crate::recovery::unlock(context, &options).await,
     }
 }
 
@@ -65,6 +67,15 @@ pub(crate) fn used(disk: &Disk) -> &'static str {
     }
 }
 
+/// Whether whoever takes the disk away can read the pool on it.
+fn at_rest(disk: &Disk) -> &'static str {
+    match disk.encryption {
+        Some(Encryption::Encrypted { .. }) => "encrypted",
+        Some(Encryption::Clear {}) => "in the clear",
+        None => "",
+    }
+}
+
 pub(crate) fn class(class: DiskClass) -> &'static str {
     match class {
         DiskClass::Ssd => "SSD",
@@ -80,7 +91,7 @@ async fn list(context: &Context, nodes: &[Name]) -> anyhow::Result<()> {
         .collect();
     context.screen.show(&value, || {
         let headings = [
-            "NODE", "DISK", "SERIAL", "MODEL", "CLASS", "SIZE", "USED", "CONTENT",
+            "NODE", "DISK", "SERIAL", "MODEL", "CLASS", "SIZE", "USED", "AT REST", "CONTENT",
         ];
         let all = asked
             .iter()
@@ -95,6 +106,7 @@ async fn list(context: &Context, nodes: &[Name]) -> anyhow::Result<()> {
                 class(disk.class).to_owned(),
                 mebibytes(disk.size.0),
                 used(disk).to_owned(),
+                at_rest(disk).to_owned(),
                 format!("{}{}", disk.content, why.collect::<String>()),
             ]
         };
@@ -211,7 +223,7 @@ fn show_loss(context: &Context, asked: &[Asked], selected: &[Vec<&Disk>]) {
 }
 
 /// Only a whole word is an answer.
-fn confirm(context: &Context, disks: usize) -> anyhow::Result<()> {
+pub(crate) fn confirm(context: &Context, disks: usize) -> anyhow::Result<()> {
     let number = match disks {
         1 => "this disk".to_owned(),
         n => format!("these {n} disks"),

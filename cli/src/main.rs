@@ -19,6 +19,7 @@ mod nodes;
 mod pack;
 mod patience;
 mod push;
+mod recovery;
 mod salt;
 mod screen;
 mod source;

@@ -36,6 +36,7 @@ pub(crate) fn key(context: &Context, command: KeyCommand) -> anyhow::Result<()> 
                 || key.public().to_string(),
             )
         }
+        KeyCommand::Recovery(options) => crate::recovery::new(context, &options),
         KeyCommand::Show { pem: false } => {
             let public = home.key()?.public();
             screen.show(&json!({ "key": public, "file": home.key_file() }), || {
@@ -93,6 +94,9 @@ pub(crate) async fn node(context: &Context, command: NodeCommand) -> anyhow::Res
                 .await
                 .with_context(|| format!("cannot ask node {name}"))?;
             screen.show(&info, || report(&name, &pin, &info))
+        }
+        NodeCommand::Decommission(options) => {
+            crate::recovery::decommission(context, &options).await
         }
         NodeCommand::Drill { target } => crate::drill::drill(context, target).await,
         NodeCommand::Metrics => metrics(context, None).await,
@@ -246,6 +250,13 @@ fn report(name: &Name, pin: &Pin, info: &NodeInfo) -> String {
             info.virtualisation_problem
                 .clone()
                 .unwrap_or("works".to_owned()),
+        ),
+        (
+            "encryption",
+            match &info.encryption_problem {
+                None => "the TPM keeps the keys of pools that are made".to_owned(),
+                Some(why) => format!("no: {why}"),
+            },
         ),
         ("clock heard", yes_no(info.clock.synchronised)),
         ("cpus used", cpus),

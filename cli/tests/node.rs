@@ -17,6 +17,8 @@ mod tests {
 
     use api::client::Missing;
     use api::{Answer, Begin, Body, Envelope, Handler, Limits, LogLine, Route, SecretKey, Verdict};
+    use base64::Engine;
+    use base64::engine::general_purpose::STANDARD;
     use flist::format::Flist;
     use serde_json::Value;
     use tempfile::TempDir;
@@ -24,13 +26,16 @@ mod tests {
     use types::claim::Claimed;
     use types::deployment::{Action, Deployment};
     use types::node::{
-        Capacity, Clock, Disk, DiskClass, DiskUse, Drill, Drilled, NodeDisks, NodeInfo,
+        Capacity, Clock, Disk, DiskClass, DiskUse, Drill, Drilled, Encryption, NodeDisks, NodeInfo,
     };
+    use types::retire::{Destroyed, Method, Receipt, Unlock, Unlocked};
     use types::status::{
         Ack, DeploymentStatus, Desired, Exit, Refusal, RefusalCode, State, WorkloadStatus,
     };
     use types::vm::Stream;
     use types::{Bytes, Digest, Name, PublicKey};
+    use vault::recovery::PURPOSE;
+    use vault::sealed::{Recipient, seal};
 
     fn refusal(code: RefusalCode, message: &str) -> Refusal {
         Refusal {
@@ -210,6 +215,7 @@ mod tests {
                 durable: self.durable,
                 volatile_because: None,
                 virtualisation_problem: None,
+                encryption_problem: None,
                 clock: Clock {
                     realtime_ms: 0,
                     synchronised: true,
@@ -233,7 +239,14 @@ mod tests {
         }
 
         /// Two disks: its pool, and one of somebody.
-        fn disks() -> NodeDisks {
+        fn disks(&self) -> NodeDisks {
+            let recovery = Recipient::of_ed25519(&self.owner.0).expect("a key");
+            let sealed = seal(recovery, PURPOSE, b"open sesame").expect("sealed");
+            let encrypted = Encryption::Encrypted {
+                uuid: "0".to_owned(),
+                recovery: Some(recovery.to_string()),
+                sealed: Some(STANDARD.encode(sealed)),
+            };
             let disk = |name: &str, used, content: &str, fingerprint| Disk {
                 name: name.to_owned(),
                 serial: format!("S-{name}"),
@@ -244,6 +257,7 @@ mod tests {
                 partitions: Vec::new(),
                 used,
                 because: Some("so it is".to_owned()).filter(|_| used != DiskUse::Pool),
+                encryption: (used == DiskUse::Pool).then(|| encrypted.clone()),
                 fingerprint,
             };
             NodeDisks {
@@ -260,10 +274,36 @@ mod tests {
             }
         }
 
+        /// The receipt is signed by somebody else where the node is not durable.
+        fn end(&self, envelope: &[u8]) -> Result<Answer, Refusal> {
+            let wish = Envelope::parse(envelope)?.open_retirement(|key| *key == self.owner)?;
+            assert_eq!(wish.challenge, self.disks().challenge);
+            let serial = wish.disks[0].clone();
+            let destroyed = Destroyed {
+                serial,
+                model: "Flash 9000".to_owned(),
+                size: Bytes::gib(40),
+                method: Method::CryptoErase,
+                uuid: None,
+                overwritten: Bytes::mib(16),
+                discarded: true,
+            };
+            let receipt = Receipt {
+                node: wish.node,
+                challenge: wish.challenge,
+                time_ms: 1,
+                synchronised: true,
+                disks: vec![destroyed],
+            };
+            let liar = SecretKey::from_seed([77; 32]);
+            let signer = if self.durable { &self.key } else { &liar };
+            Ok(Answer::json(&Envelope::seal_receipt(signer, &receipt)?))
+        }
+
         fn claim(&self, envelope: &[u8]) -> Result<Claimed, Refusal> {
             let claim = Envelope::parse(envelope)?.open_claim(|key| *key == self.owner)?;
             let part = claim.of(&self.key.public()).expect("this node");
-            assert_eq!(part.challenge, Self::disks().challenge);
+            assert_eq!(part.challenge, self.disks().challenge);
             let [disk] = part.disks.as_slice() else {
                 panic!("one disk was shown: {part:?}");
             };
@@ -286,11 +326,20 @@ mod tests {
                 Route::NodeMetrics => Ok(Answer::metrics("# HELP up Up.\n".to_owned())),
                 Route::Metrics(name) => Self::status(&state(), &name)
                     .map(|_| Answer::metrics("sifr_machine_up 1\n".to_owned())),
-                Route::Disks => Ok(Answer::json(&Self::disks())),
+                Route::Disks => Ok(Answer::json(&self.disks())),
                 Route::ClaimDisks => {
                     let claimed = self.claim(&body.collect().await?)?;
                     Ok(Answer::json(&claimed))
                 }
+                Route::UnlockDisk => {
+                    let unlock: Unlock =
+                        serde_json::from_slice(&body.collect().await?).expect("JSON");
+                    assert_eq!(unlock.passphrase, "open sesame");
+                    Ok(Answer::json(&Unlocked {
+                        serial: unlock.serial,
+                    }))
+                }
+                Route::Decommission => self.end(&body.collect().await?),
                 Route::Dmesg => Ok(Answer::text("[0.0] Linux\x1b[2J\n")),
                 Route::PutFlist(digest) => {
                     let bytes = body.collect().await?;
@@ -1182,6 +1231,59 @@ mod tests {
             .ends(2)
             .says("no disk has");
         claim(&["--yes"]).ends(2);
+    }
+
+    #[test]
+    fn the_owners_key_opens_an_encrypted_disk_and_shares_of_another_key_do_not() {
+        let bench = Bench::with_node(true);
+        let recovered = bench.run(&["disk", "recover", "S-vda"]).ends(0);
+        assert_eq!(recovered.out.trim_end(), "open sesame");
+        let unlocked = bench.run(&["disk", "unlock", "S-vda"]).ends(0);
+        unlocked.says("this machine opens it from now on");
+        bench
+            .run(&["disk", "recover", "S-vdb"])
+            .ends(1)
+            .says("has no pool");
+        let papers = bench.directory.path().join("papers");
+        let papers = papers.to_str().expect("text");
+        let made = bench.run(&[
+            "key", "recovery", "--shares", "2", "--need", "2", "-o", papers,
+        ]);
+        made.ends(0).says("sifr.recovery=x25519:");
+        let share = |n: u8| format!("{papers}/share-{n}-of-2");
+        let (one, two) = (share(1), share(2));
+        let recover =
+            |shares: &[&str]| bench.run(&[&["disk", "recover", "S-vda"], shares].concat());
+        recover(&["--share", &one]).ends(2).says("2 are needed");
+        recover(&["--share", &one, "--share", &two])
+            .ends(2)
+            .says("another key");
+        bench
+            .run(&["key", "recovery", "-o", papers, "--need", "9"])
+            .ends(2);
+    }
+
+    #[test]
+    fn a_decommission_is_confirmed_and_its_receipt_checked_and_kept() {
+        for (honest, code) in [(true, 0), (false, 1)] {
+            let bench = Bench::with_node(honest);
+            let file = bench.directory.path().join("receipt.json");
+            let path = file.to_str().expect("text");
+            let end = ["node", "decommission", "--receipt", path];
+            let asked = bench.run(&end).ends(1);
+            asked
+                .says("ALL OF THIS WILL BE LOST")
+                .says("nothing was touched");
+            let unknown = [&end[..], &["--serial", "S-vdb", "--yes"]].concat();
+            bench.run(&unknown).ends(2).says("no pool");
+            assert!(!file.exists());
+            let done = bench.run(&[&end[..], &["--yes"]].concat()).ends(code);
+            match honest {
+                true => done.says("crypto-erased").says("switches itself off"),
+                false => done.says("not signed by the node"),
+            };
+            assert!(file.exists());
+        }
     }
 
     #[test]
