@@ -69,6 +69,10 @@ const PACKAGES: &[(&str, &str)] = &[
     ("qemu-utils", "tests make disk images with it, and compare"),
     ("skopeo", "puts test images into a registry"),
     ("squashfs-tools", "tests make disks of others with it"),
+    (
+        "swtpm",
+        "the TPM of machines in tests, and of tests without machines",
+    ),
     ("uidmap", "lets mmdebstrap work without root"),
     ("umoci", "makes test images as others make them"),
     ("uuid-dev", "xfsprogs: identifiers"),

@@ -209,6 +209,14 @@ impl Lab {
         Ok(())
     }
 
+    /// Waits until the machine has switched itself off.
+    pub fn ended(&mut self) -> Result<()> {
+        let mut node = self.node.take().context("the node has no power")?;
+        let status = node.wait_for_end(PATIENCE)?;
+        ensure!(status.success(), "QEMU ended with {status}");
+        Ok(())
+    }
+
     pub fn node(&self) -> &Node {
         self.node
             .as_ref()

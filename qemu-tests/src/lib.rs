@@ -23,6 +23,7 @@ pub mod scan;
 pub mod store;
 pub mod tls;
 pub mod torture;
+pub mod tpm;
 mod userland;
 pub mod watch;
 pub mod wire;

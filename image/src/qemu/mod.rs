@@ -46,6 +46,8 @@ pub struct Machine {
     pub monitor: Option<PathBuf>,
     /// A second serial port, whose other end listens at this socket.
     pub serial: Option<PathBuf>,
+    /// A TPM 2.0: the socket at which its emulator (`swtpm`) listens.
+    pub tpm: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -220,6 +222,7 @@ impl Machine {
             resets: None,
             monitor: None,
             serial: None,
+            tpm: None,
         }
     }
 
@@ -311,6 +314,14 @@ impl Machine {
         line.pair("-chardev", format!("socket,id=serial,fd=0{log}"));
         line.pair("-serial", "chardev:serial");
         self.socket_arguments(&mut line);
+        if let Some(socket) = &self.tpm {
+            line.pair(
+                "-chardev",
+                format!("socket,id=tpm,path={}", escaped(socket)),
+            )
+            .pair("-tpmdev", "emulator,id=tpm0,chardev=tpm")
+            .pair("-device", "tpm-crb,tpmdev=tpm0");
+        }
         self.boot_arguments(accelerator, &mut line);
         (0..)
             .zip(&self.disks)
