@@ -6,7 +6,7 @@
 use serde_json::{Map, Value, json};
 use types::volume::Volume;
 
-use crate::spec::{SpecError, at, object};
+use crate::spec::{SpecError, at, list, object};
 
 /// The fields of a volume, if this is one.
 pub(crate) fn volume(place: &str, value: &Value) -> Option<Result<Volume, SpecError>> {
@@ -32,24 +32,10 @@ fn read(place: &str, value: Value) -> Result<Volume, SpecError> {
 }
 
 pub(crate) fn mounts(place: &str, value: Value) -> Result<Value, SpecError> {
-    let Value::Array(entries) = value else {
-        return Err(at(place, "write a list, such as [\"data:/var/lib/data\"]"));
-    };
-    let entry = |(index, entry): (usize, Value)| match entry {
-        Value::String(text) => mount(&text)
-            .ok_or_else(|| {
-                let problem = format!("{text:?} is not VOLUME:/path or VOLUME:/path:ro");
-                at(&format!("{place}[{index}]"), &problem)
-            })
-            .map(Value::Object),
-        other => Ok(other),
-    };
-    entries
-        .into_iter()
-        .enumerate()
-        .map(entry)
-        .collect::<Result<_, _>>()
-        .map(Value::Array)
+    list(place, value, "data:/var/lib/data", |text| {
+        let problem = || format!("{text:?} is not VOLUME:/path or VOLUME:/path:ro");
+        mount(text).map(Value::Object).ok_or_else(problem)
+    })
 }
 
 fn mount(text: &str) -> Option<Map<String, Value>> {

@@ -202,13 +202,23 @@ pub(crate) fn image_digest(text: &str, resolve: Resolve<'_>) -> Result<Digest, S
 }
 
 fn ports(place: &str, value: Value) -> Result<Value, SpecError> {
+    list(place, value, "80:8080", |text| {
+        args::port(text).map(|port| json!(port))
+    })
+}
+
+/// A list whose entries may be written in short, as text; those that are not are left as they stand.
+pub(crate) fn list(
+    place: &str,
+    value: Value,
+    example: &str,
+    read: impl Fn(&str) -> Result<Value, String>,
+) -> Result<Value, SpecError> {
     let Value::Array(entries) = value else {
-        return Err(at(place, "write a list, such as [\"80:8080\"]"));
+        return Err(at(place, &format!("write a list, such as [{example:?}]")));
     };
     let entry = |(index, entry): (usize, Value)| match scalar(&entry) {
-        Some(text) => args::port(&text)
-            .map(|port| json!(port))
-            .map_err(|problem| at(&format!("{place}[{index}]"), &problem)),
+        Some(text) => read(&text).map_err(|problem| at(&format!("{place}[{index}]"), &problem)),
         None => Ok(entry),
     };
     entries

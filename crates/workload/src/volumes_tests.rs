@@ -278,16 +278,6 @@ fn one_machine_lets_go_before_the_next_takes_over() {
     assert_eq!(held(&world).content, (1, 2));
 }
 
-#[derive(Debug, Clone)]
-enum Happening {
-    Say(Action),
-    Fail(Vec<bool>),
-    Lose,
-    RestartAgent,
-    Interrupt,
-    Pass(u64),
-}
-
 fn any_said() -> impl Strategy<Value = Action> {
     let names = prop_oneof![Just("a"), Just("b")];
     prop_oneof![
@@ -298,17 +288,6 @@ fn any_said() -> impl Strategy<Value = Action> {
         1 => names.prop_map(|n| Action::DropSnapshot { volume: name("data"), snapshot: name(n) }),
         1 => Just(destroy()),
         1 => Just(Action::Stop),
-    ]
-}
-
-fn happening() -> impl Strategy<Value = Happening> {
-    prop_oneof![
-        6 => any_said().prop_map(Happening::Say),
-        2 => prop::collection::vec(any::<bool>(), 0..6).prop_map(Happening::Fail),
-        1 => Just(Happening::Lose),
-        1 => Just(Happening::RestartAgent),
-        1 => Just(Happening::Interrupt),
-        2 => (0u64..100_000).prop_map(Happening::Pass),
     ]
 }
 
@@ -342,33 +321,10 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 512, ..ProptestConfig::default() })]
     #[test]
     fn whatever_happens_volumes_come_to_be_what_was_signed(
-        happenings in prop::collection::vec(happening(), 1..32),
+        happenings in prop::collection::vec(happening(6, any_said()), 1..32),
     ) {
-        let mut world = World::new();
-        for happening in happenings {
-            match happening {
-                Happening::Say(action) => world.say(action),
-                Happening::Fail(failures) => world.host.failures = failures.into(),
-                Happening::Lose => {
-                    if let Some(vm) = world.host.vms.keys().next().cloned() {
-                        world.host.end(&vm, None);
-                    }
-                }
-                Happening::RestartAgent => world.restart_agent(),
-                Happening::Interrupt => {
-                    world.deadline = reconcile(&mut world.reconciler, &mut world.host, world.now);
-                    world.restart_agent();
-                }
-                Happening::Pass(ms) => world.now += ms,
-            }
-            world.settle();
-        }
-        world.host.failures.clear();
-        for _ in 0..4 {
-            world.pass(120_000);
-        }
+        let world = after(happenings);
         check(&world);
         check_converged(&world);
-        prop_assert_eq!(world.deadline, None);
     }
 }

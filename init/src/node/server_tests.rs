@@ -7,11 +7,12 @@ use std::path::Path;
 use api::{Client, ClientError, Until};
 use flist::cache::Keep;
 use tokio::task::LocalSet;
-use types::node::{Capacity, Clock};
+use types::node::Capacity;
 use types::status::{Ack, Desired, State, WorkloadStatus};
 
 use super::*;
 use crate::node::context::Uplink;
+use crate::node::dashboard;
 
 struct Stage {
     client: Client,
@@ -31,27 +32,8 @@ fn context(pool: &Path, owner: Option<PublicKey>, seed: [u8; 32]) -> NodeContext
     let info = NodeInfo {
         key,
         owner,
-        build: "test".to_owned(),
-        uptime_ms: 0,
-        agent_pid: std::process::id(),
         durable: true,
-        volatile_because: None,
-        virtualisation_problem: None,
-        encryption_problem: None,
-        clock: Clock {
-            realtime_ms: 0,
-            synchronised: false,
-        },
-        capacity: Capacity::default(),
-        links: Vec::new(),
-        disks: Vec::new(),
-        pools: Vec::new(),
-        boot: Vec::new(),
-        last_error: None,
-        last_end: None,
-        troubles: Vec::new(),
-        workloads: BTreeMap::new(),
-        tpm: None,
+        ..dashboard::tests::info()
     };
     let (pid1, _) = sys::socket::pair().expect("a pair");
     NodeContext {
