@@ -11,7 +11,9 @@ use anyhow::Context as _;
 use flist::format::{FLIST_BYTES_MAX, Flist, digest_of};
 use flist::trace::{self, Trace};
 use registry::Access;
-use stores::{Image, Keys, Location, Logins, Patience, Piece, Pool, Route, Set};
+use stores::{
+    Image, Keys, Location, Logins, Object, Patience, Piece, Pool, Route, Set, StoreError,
+};
 use types::Digest;
 use types::deployment::{Deployment, Workload};
 use types::stores::AUTHORITY_BYTES_MAX;
@@ -100,38 +102,54 @@ pub(crate) fn spell_out(deployment: &mut Deployment) -> Result<(), Usage> {
     Ok(())
 }
 
-/// An flist out of stores, whole and right.
+/// An image out of stores: by its flist, or by the list of its chunks where that is all that they have.
 pub(crate) async fn read(set: &Set, digest: &Digest) -> anyhow::Result<Image> {
     let right = |mut bytes: &[u8]| digest_of(&mut bytes).is_ok_and(|found| found == *digest);
     let file = set
         .flist(digest, FLIST_BYTES_MAX, &right, Patience::SOME)
-        .await?;
-    image(*digest, file)
+        .await;
+    match file {
+        Ok(file) => image(*digest, file),
+        Err(absent @ StoreError::NotFound { .. }) => match set.roll(digest, Patience::SOME).await {
+            Ok(chunks) => Ok(Image::encrypted(*digest, chunks)),
+            Err(StoreError::NotFound { .. }) => Err(absent.into()),
+            Err(error) => Err(error.into()),
+        },
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// The same with its trace, where a store has one that is of this flist: without it a start waits longer, and nothing else.
 pub(crate) async fn read_with_trace(set: &Set, digest: &Digest) -> anyhow::Result<Image> {
     let mut image = read(set, digest).await?;
     if let Ok(bytes) = set.trace(digest, trace::BYTES_MAX as u64).await {
-        image.trace = right_trace(bytes, &flist(digest, &image.file)?, digest);
+        // How many rows an encrypted image's flist has only its owner knows.
+        let rows = match image.entry {
+            Object::Flist(_) => flist(digest, &image.file)?.chunks().len(),
+            _ => flist::CHUNKS_MAX,
+        };
+        image.trace = right_trace(bytes, digest, rows);
     }
     Ok(image)
 }
 
-/// The bytes, if they are a trace of this flist.
-pub(crate) fn right_trace(bytes: Vec<u8>, flist: &Flist, digest: &Digest) -> Option<Vec<u8>> {
-    let right = Trace::decode(&bytes, digest, flist.chunks().len()).is_ok();
+/// The bytes, if they are a trace of this flist, which has so many rows of chunks.
+pub(crate) fn right_trace(bytes: Vec<u8>, digest: &Digest, rows: usize) -> Option<Vec<u8>> {
+    let right = Trace::decode(&bytes, digest, rows).is_ok();
     right.then_some(bytes)
+}
+
+/// What stores are to have of an image: of an encrypted one everything but its flist, which has the keys.
+pub(crate) fn of(digest: Digest, flist: &Flist, file: Vec<u8>) -> Image {
+    match flist.is_encrypted() {
+        true => Image::encrypted(digest, pieces(flist)),
+        false => Image::open(digest, file, pieces(flist)),
+    }
 }
 
 /// What there is to move of an flist.
 pub(crate) fn image(digest: Digest, file: Vec<u8>) -> anyhow::Result<Image> {
-    Ok(Image {
-        digest,
-        chunks: pieces(&flist(&digest, &file)?),
-        file,
-        trace: None,
-    })
+    Ok(of(digest, &flist(&digest, &file)?, file))
 }
 
 pub(crate) fn flist(digest: &Digest, file: &[u8]) -> anyhow::Result<Flist> {

@@ -228,12 +228,10 @@ impl LocalImage {
         };
         // Without one a start waits longer, and nothing else.
         let trace = read().ok();
-        stores::Image {
-            digest: self.digest,
-            file: self.file.clone(),
-            chunks: depot::pieces(&self.flist),
-            trace: trace.and_then(|bytes| depot::right_trace(bytes, &self.flist, &self.digest)),
-        }
+        let mut image = depot::of(self.digest, &self.flist, self.file.clone());
+        image.trace = trace
+            .and_then(|bytes| depot::right_trace(bytes, &self.digest, self.flist.chunks().len()));
+        image
     }
 
     /// The directory that the file lies in.

@@ -35,6 +35,7 @@ pub(crate) async fn push(context: &Context, options: &Push) -> anyhow::Result<()
     let from = depot::directory(local.directory())?;
     let image = local.image();
     let moved = carry(screen, "pushing", &image, &from, &to).await?;
+    keep_the_key(screen, &image);
     told(screen, "pushed", &[(digest, moved)])
 }
 
@@ -44,7 +45,8 @@ pub(crate) async fn pull(screen: &Screen, options: &Pull) -> anyhow::Result<()> 
     let image = depot::read_with_trace(&from, &options.flist).await?;
     let moved = carry(screen, "pulling", &image, &from, &to).await?;
     screen.note(&summary("pulled", &image.digest, &moved));
-    let file = options.store.join(Object::Flist(image.digest).path());
+    let file = options.store.join(image.entry.path());
+    keep_the_key(screen, &image);
     let value = json!({
         "digest": image.digest,
         "file": file,
@@ -63,7 +65,7 @@ pub(crate) async fn mirror(screen: &Screen, options: &Mirror) -> anyhow::Result<
     let mut flists = options.flists.clone();
     if flists.is_empty() {
         let store = from.stores().next().context("one store was named")?;
-        let listed = store.flists().await;
+        let listed = store.images().await;
         flists = listed.context("name the flists to mirror with --flist")?;
         flists.sort_unstable();
     }
@@ -85,14 +87,6 @@ async fn carry(
     from: &Set,
     to: &Set,
 ) -> anyhow::Result<Moved> {
-    if depot::flist(&image.digest, &image.file)?.is_encrypted() {
-        return Err(Usage(format!(
-            "{} is encrypted, and its .flist file is the key: a store would give it to all who ask. `sifr deploy` \
-             pushes it to a node",
-            image.digest
-        ))
-        .into());
-    }
     let meter = screen.meter(doing, image.stored_bytes());
     let moved = transfer::copy(image, from, to, &|done| meter.set(done)).await;
     meter.done();
@@ -102,6 +96,15 @@ async fn carry(
             image.digest
         )
     })
+}
+
+/// Said of an encrypted image: what is in the store is no use without its file.
+fn keep_the_key(screen: &Screen, image: &Image) {
+    if matches!(image.entry, Object::Roll(_)) {
+        screen.note(
+            "the image is encrypted: its .flist file has the keys, is in no store, and is what you deploy",
+        );
+    }
 }
 
 fn summary(verb: &str, digest: &Digest, moved: &Moved) -> String {
@@ -211,11 +214,12 @@ pub(crate) async fn gc(screen: &Screen, options: &Gc) -> anyhow::Result<()> {
     let entries = store.list().await?;
     let mut named = BTreeSet::new();
     let (mut kept, mut forgotten) = (0, 0);
-    for digest in store.flists().await? {
+    for digest in store.images().await? {
         if options.forget.contains(&digest) {
             if !options.dry_run {
-                store.remove(&Object::Flist(digest)).await?;
-                store.remove(&Object::Trace(digest)).await?;
+                for object in [Object::Flist, Object::Roll, Object::Trace] {
+                    store.remove(&object(digest)).await?;
+                }
             }
             forgotten += 1;
             continue;

@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use ::stores::{Object, Patience, Piece, Pool, StoreError};
+use ::stores::{Object, Patience, Piece, Pool, StoreError, roll};
 use ::types::stores::Shard;
 use ::types::{Digest, Stores};
 use sha2::{Digest as _, Sha256};
@@ -18,12 +18,20 @@ use crate::Target;
 use crate::choices::{Choices, Made};
 use crate::peer;
 
-pub(crate) const TARGETS: [Target; 1] = [Target {
-    name: "stores-set",
-    bytes_max: 4096,
-    run: set,
-    seeds,
-}];
+pub(crate) const TARGETS: [Target; 2] = [
+    Target {
+        name: "stores-set",
+        bytes_max: 4096,
+        run: set,
+        seeds,
+    },
+    Target {
+        name: "stores-roll",
+        bytes_max: 4096,
+        run: list,
+        seeds: || vec![of_three()],
+    },
+];
 
 const CHUNK: &[u8] = b"the stored bytes of a chunk";
 const FLIST: &[u8] = b"an flist, as far as a store knows";
@@ -252,6 +260,21 @@ fn set(input: &[u8]) {
         (Err(StoreError::NoShard(_)), _) => assert!(!is_held),
         (Err(error), _) => assert!(!is_well, "a copy is well: {error}"),
     }
+}
+
+/// What a store gives as the list of an encrypted image's chunks.
+fn list(input: &[u8]) {
+    if let Ok(pieces) = roll::decode(input, &DIGEST) {
+        assert_eq!(roll::encode(&DIGEST, &pieces), input);
+    }
+}
+
+fn of_three() -> Vec<u8> {
+    let piece = |byte: u8| Piece {
+        name: Digest([byte; 32]),
+        bytes: u32::from(byte),
+    };
+    roll::encode(&DIGEST, &[piece(1), piece(2), piece(255)])
 }
 
 fn seeds() -> Vec<Vec<u8>> {

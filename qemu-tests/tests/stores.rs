@@ -154,22 +154,43 @@ mod tests {
     }
 
     #[test]
-    fn an_encrypted_image_runs_out_of_a_bucket_that_has_only_its_chunks() {
+    fn an_encrypted_image_runs_out_of_a_bucket_and_a_repository_that_have_no_key_to_it() {
         let (work, s3) = (
             TempDir::new().expect("temp"),
             S3::start().expect("a server"),
         );
-        let sifr = qemu_tests::command().expect("sifr is built");
-        let (flist, public) = sealed(&sifr, work.path(), "sealed", 108).expect("an image");
-        // What a person does with `aws s3 sync`.
-        for chunk in store::chunks(&public).expect("listed") {
-            let to = s3.bucket().join("sealed");
-            let to = to.join(chunk.strip_prefix(&public).expect("below it"));
-            fs::create_dir_all(to.parent().expect("a shard")).expect("a directory");
-            fs::rename(chunk, to).expect("moved");
+        let registry = Registry::open().expect("a registry");
+        let program = qemu_tests::command().expect("sifr is built");
+        let repository = format!("oci+http://{}/team/sealed", registry.host);
+        for (name, seed, to, from) in [
+            (
+                "bucket",
+                108,
+                s3.url("sealed", s3.private),
+                s3.url_for_the_node("sealed"),
+            ),
+            (
+                "repository",
+                109,
+                repository.clone(),
+                repository.replace("localhost", "10.0.2.2"),
+            ),
+        ] {
+            let (file, chunks) = sealed(&program, work.path(), name, seed).expect("an image");
+            let beside = file.with_file_name("chunks");
+            fs::rename(chunks.join("chunks"), &beside).expect("moved");
+            let file = file.display().to_string();
+            must(&sifr(work.path(), &["flist", "push", &file, &to], &KEYS));
+            fs::remove_dir_all(beside).expect("removed");
+            runs_from(&format!("from-sealed-{name}"), &file, &from);
         }
-        let url = s3.url_for_the_node("sealed");
-        runs_from("from-sealed-s3", &flist.display().to_string(), &url);
+        let names = fs::read_dir(s3.bucket().join("sealed")).expect("a bucket");
+        let names = names.map(|name| name.expect("reads").path());
+        assert!(
+            names
+                .into_iter()
+                .all(|name| name.extension() != Some("flist".as_ref()))
+        );
     }
 
     /// How long the first push lives that is killed; each next one half as long again. Any moment will do: whatever the

@@ -240,13 +240,24 @@ fn an_image_is_encrypted_on_the_way_to_a_node_and_one_that_is_not_is_refused() {
 /// As every other: its chunks are found, brought and removed by the same commands.
 #[test]
 fn a_disk_image_goes_through_stores() {
-    let bench = Bench::with_node(true);
+    goes_through_stores(&[], "flist");
+}
+
+/// Its flist, which has the keys, is in none of them: they keep, carry and remove its chunks by their list.
+#[test]
+fn an_encrypted_image_goes_through_stores_without_its_keys() {
+    goes_through_stores(&["--encrypt"], "chunks");
+}
+
+/// What makes the image known in the stores is the file of this kind.
+fn goes_through_stores(options: &[&str], kind: &str) {
+    let bench = Bench::new(true);
     let mut disk = vec![0; 3 << 20];
     disk[510..512].copy_from_slice(&[0x55, 0xaa]);
     disk[2 << 20..][..4096].fill(7);
     fs::write(bench.path("disk.raw"), disk).expect("a file");
     let pack = ["flist", "pack", "disk.raw", "-o", "a", "--output", "json"];
-    let packed = bench.run(&pack).ends(0).json();
+    let packed = bench.run(&[&pack, options].concat()).ends(0).json();
     assert_eq!(packed["chunks"], 2, "{packed}");
     let (file, digest) = (packed["file"].as_str(), packed["digest"].as_str());
     let (file, digest) = (file.expect("a file"), digest.expect("a digest"));
@@ -255,6 +266,16 @@ fn a_disk_image_goes_through_stores() {
     run(&["pull", digest, "c", "-o", "d"]);
     run(&["mirror", "d", "e"]);
     run(&["verify", digest, "b", "c", "d", "e"]);
+    let hex = digest.strip_prefix("blake3:").expect("a digest");
+    for store in ["b", "c", "d", "e"] {
+        let files = fs::read_dir(bench.path(store)).expect("a store");
+        let names = files.map(|file| file.expect("reads").file_name());
+        let known = names.filter(|name| name != "chunks");
+        assert_eq!(
+            known.collect::<Vec<_>>(),
+            [format!("{hex}.{kind}").as_str()]
+        );
+    }
     let chunks = |store: &str| {
         let shards = fs::read_dir(bench.path(store).join("chunks")).expect("a store");
         let shards = shards.map(|shard| fs::read_dir(shard.expect("reads").path()));
@@ -272,7 +293,7 @@ fn a_disk_image_goes_through_stores() {
         }
     }
     run(&["gc", "e", "--grace", "2h"]);
-    assert_eq!(chunks("e"), 2, "its flist names them");
+    assert_eq!(chunks("e"), 2, "they are named");
     run(&["gc", "e", "--grace", "2h", "--forget", digest]);
     assert_eq!(chunks("e"), 0);
 }

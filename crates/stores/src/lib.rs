@@ -15,6 +15,7 @@ mod location;
 mod object;
 mod oci;
 mod pool;
+pub mod roll;
 mod s3;
 mod set;
 mod sink;

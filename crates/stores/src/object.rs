@@ -1,6 +1,6 @@
 //! What a store holds, and under which name.
 //!
-//! Owns: `<64 hex>.flist` and `chunks/<2 hex>/<62 hex>`, below the root of every store that has paths.
+//! Owns: `<64 hex>.flist`, `.chunks`, `.trace` and `chunks/<2 hex>/<62 hex>`, below the root of every store that has paths.
 //! Refuses: other names; what else lies in a store is not ours.
 
 use types::Digest;
@@ -9,6 +9,8 @@ use types::Digest;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Object {
     Flist(Digest),
+    /// The chunks of an encrypted image, whose flist is not in the store.
+    Roll(Digest),
     /// What a first run of an flist touched, beside it. Its name says nothing of its content.
     Trace(Digest),
     /// By the hash of its stored bytes.
@@ -19,6 +21,7 @@ impl Object {
     pub fn path(&self) -> String {
         match self {
             Self::Flist(digest) => format!("{}.flist", digest.hex()),
+            Self::Roll(digest) => format!("{}.chunks", digest.hex()),
             Self::Trace(digest) => format!("{}.trace", digest.hex()),
             Self::Chunk(stored) => {
                 let hex = stored.hex();
@@ -32,9 +35,11 @@ impl Object {
         let digest = |hex: &str| Digest::from_hex(hex).ok();
         let object = match path.strip_prefix("chunks/") {
             Some(rest) => Self::Chunk(digest(&rest.replacen('/', "", 1))?),
-            None => match path.strip_suffix(".trace") {
-                Some(hex) => Self::Trace(digest(hex)?),
-                None => Self::Flist(digest(path.strip_suffix(".flist")?)?),
+            None => match path.rsplit_once('.')? {
+                (hex, "flist") => Self::Flist(digest(hex)?),
+                (hex, "chunks") => Self::Roll(digest(hex)?),
+                (hex, "trace") => Self::Trace(digest(hex)?),
+                _ => return None,
             },
         };
         (object.path() == path).then_some(object)
@@ -45,6 +50,7 @@ impl std::fmt::Display for Object {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Flist(digest) => write!(f, "flist {digest}"),
+            Self::Roll(digest) => write!(f, "list of chunks of {digest}"),
             Self::Trace(digest) => write!(f, "trace of {digest}"),
             Self::Chunk(stored) => write!(f, "chunk {stored}"),
         }
@@ -60,6 +66,7 @@ mod tests {
         let digest = Digest([0xab; 32]);
         for object in [
             Object::Flist(digest),
+            Object::Roll(digest),
             Object::Trace(digest),
             Object::Chunk(digest),
         ] {

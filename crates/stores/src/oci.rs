@@ -1,7 +1,8 @@
 //! A repository of a registry: chunks are blobs, and an flist is an artifact that names them.
 //!
 //! The tag `blake3-<64 hex>` is an OCI image manifest of our own kind. Its layers are the flist and its chunks, each with
-//! its path as title, so that a client of artifacts which knows nothing of us makes a directory store of it.
+//! its path as title, so that a client of artifacts which knows nothing of us makes a directory store of it. Of an
+//! encrypted image the first is the list of its chunks.
 //!
 //! Owns: that manifest, the requests of the distribution specification that it takes, and tokens.
 //! Refuses: images (`registry` has them); to collect garbage: what no manifest names, the registry removes.
@@ -36,6 +37,7 @@ const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG: &str = "application/vnd.sifr.flist.config.v1+json";
 const FLIST: &str = "application/vnd.sifr.flist.v1";
 const CHUNK: &str = "application/vnd.sifr.flist.chunk.v1";
+const ROLL: &str = "application/vnd.sifr.flist.chunks.v1";
 const TRACE: &str = "application/vnd.sifr.flist.trace.v1";
 const TITLE: &str = "org.opencontainers.image.title";
 /// The configuration of an artifact that has none.
@@ -313,6 +315,7 @@ impl Oci {
     ) -> Result<(bool, Descriptor), StoreError> {
         let media_type = match object {
             Object::Flist(_) => FLIST,
+            Object::Roll(_) => ROLL,
             Object::Trace(_) => TRACE,
             Object::Chunk(_) => CHUNK,
         };
@@ -355,10 +358,11 @@ impl Oci {
         Ok(true)
     }
 
-    /// Makes the flist known: from then on all its blobs have a name.
+    /// Makes the image known: from then on all its blobs have a name.
     pub(crate) async fn publish(
         &self,
         flist: &Digest,
+        entry: &Object,
         file: Vec<u8>,
         chunks: Vec<Descriptor>,
     ) -> Result<(), StoreError> {
@@ -368,7 +372,7 @@ impl Oci {
                 why: "the image has more than 13000 chunks, which no manifest holds: use another kind of store",
             });
         }
-        let (_, first) = self.put(&Object::Flist(*flist), file).await?;
+        let (_, first) = self.put(entry, file).await?;
         let config = describe(CONFIG, EMPTY);
         self.upload(&config.digest, EMPTY.to_vec()).await?;
         let manifest = Manifest {

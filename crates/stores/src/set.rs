@@ -12,7 +12,7 @@ use types::Digest;
 use types::stores::{STORES_MAX, Shard};
 
 use crate::transfer::Piece;
-use crate::{Object, Store, StoreError};
+use crate::{Object, Store, StoreError, roll};
 
 /// How often all stores are asked, where time may help.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,7 +68,7 @@ impl Set {
     pub fn holders(&self, object: &Object) -> impl Iterator<Item = &Arc<Store>> + use<'_> {
         let object = *object;
         let holds = move |shard: &Shard| match object {
-            Object::Flist(_) | Object::Trace(_) => true,
+            Object::Flist(_) | Object::Roll(_) | Object::Trace(_) => true,
             Object::Chunk(stored) => shard.holds(stored.0[0]),
         };
         let holding = self.routes.iter().filter(move |(shard, _)| holds(shard));
@@ -78,7 +78,10 @@ impl Set {
     /// The same in the order in which they are asked.
     pub fn order(&self, object: &Object) -> Vec<Arc<Store>> {
         let mut stores: Vec<_> = self.holders(object).cloned().collect();
-        let (Object::Flist(digest) | Object::Trace(digest) | Object::Chunk(digest)) = object;
+        let (Object::Flist(digest)
+        | Object::Roll(digest)
+        | Object::Trace(digest)
+        | Object::Chunk(digest)) = object;
         if !stores.is_empty() {
             // Not the first byte: that decides about ranges.
             let first = usize::from(digest.0[31]) % stores.len();
@@ -118,6 +121,16 @@ impl Set {
     ) -> Result<Vec<u8>, StoreError> {
         self.read(flist, &Object::Flist(*flist), limit, right, patience)
             .await
+    }
+
+    /// The chunks of an encrypted image, from whoever has their list; nothing vouches for it.
+    pub async fn roll(&self, flist: &Digest, patience: Patience) -> Result<Vec<Piece>, StoreError> {
+        let object = Object::Roll(*flist);
+        let right = |bytes: &[u8]| roll::decode(bytes, flist).is_ok();
+        let bytes = self
+            .read(flist, &object, roll::BYTES_MAX, &right, patience)
+            .await?;
+        Ok(roll::decode(&bytes, flist).expect("it was just read"))
     }
 
     /// A trace of at most `limit` bytes, from whoever has one; nothing vouches for it.

@@ -3,6 +3,7 @@
 //! Owns: the operations that all kinds share, what a kind cannot do, and whether a store is worth asking now.
 //! Refuses: to trust: who reads compares hashes ([`crate::Set`] does).
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -200,17 +201,18 @@ impl Store {
         Ok(Placed { sent, descriptor })
     }
 
-    /// Makes an flist known whose chunks are there.
+    /// Makes an image known whose chunks are there, by its flist or by their list.
     pub(crate) async fn publish(
         &self,
         flist: &Digest,
+        entry: &Object,
         file: Vec<u8>,
         chunks: Vec<Descriptor>,
     ) -> Result<(), StoreError> {
         match &self.kind {
-            Kind::Oci(oci) => oci.publish(flist, file, chunks).await,
+            Kind::Oci(oci) => oci.publish(flist, entry, file, chunks).await,
             Kind::Directory(_) | Kind::Web(_) | Kind::S3(_) => {
-                self.put(&Object::Flist(*flist), file).await.map(drop)
+                self.put(entry, file).await.map(drop)
             }
         }
     }
@@ -228,16 +230,17 @@ impl Store {
         }
     }
 
-    /// All flists that are there.
-    pub async fn flists(&self) -> Result<Vec<Digest>, StoreError> {
+    /// All images that are there, by the digests of their flists.
+    pub async fn images(&self) -> Result<Vec<Digest>, StoreError> {
         if let Kind::Oci(oci) = &self.kind {
             return oci.list().await;
         }
-        let flist = |entry: Entry| match entry.object {
-            Object::Flist(digest) => Some(digest),
+        let image = |entry: Entry| match entry.object {
+            Object::Flist(digest) | Object::Roll(digest) => Some(digest),
             Object::Trace(_) | Object::Chunk(_) => None,
         };
-        Ok(self.list().await?.into_iter().filter_map(flist).collect())
+        let images: BTreeSet<_> = self.list().await?.into_iter().filter_map(image).collect();
+        Ok(images.into_iter().collect())
     }
 
     /// No error where it is gone already.

@@ -32,7 +32,7 @@ pub fn plan(entries: Vec<Entry>, named: &BTreeSet<Digest>, before: SystemTime) -
     let mut plan = Plan::default();
     for entry in entries {
         match entry.object {
-            Object::Flist(_) | Object::Trace(_) => {}
+            Object::Flist(_) | Object::Roll(_) | Object::Trace(_) => {}
             Object::Chunk(stored) if named.contains(&stored) => plan.named += 1,
             Object::Chunk(_) if entry.modified >= before => plan.young += 1,
             Object::Chunk(_) => plan.remove.push(entry),

@@ -19,7 +19,7 @@ use types::Digest;
 use crate::oci::Descriptor;
 use crate::set::{Patience, is_named};
 use crate::store::Placed;
-use crate::{Object, Set, Store, StoreError};
+use crate::{Object, Set, Store, StoreError, roll};
 
 /// Chunks on their way at once: each has a MiB at most, and servers far away answer late.
 const AT_ONCE: usize = 8;
@@ -38,8 +38,11 @@ pub struct Piece {
 /// What there is to move.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Image {
+    /// Of its flist.
     pub digest: Digest,
-    /// The whole `.flist` file.
+    /// What makes it known in a store: the flist, or the list of its chunks where that has their keys.
+    pub entry: Object,
+    /// The whole of that.
     pub file: Vec<u8>,
     /// Each once.
     pub chunks: Vec<Piece>,
@@ -48,6 +51,28 @@ pub struct Image {
 }
 
 impl Image {
+    /// One whose flist a store may have.
+    pub fn open(digest: Digest, file: Vec<u8>, chunks: Vec<Piece>) -> Self {
+        Self {
+            digest,
+            entry: Object::Flist(digest),
+            file,
+            chunks,
+            trace: None,
+        }
+    }
+
+    /// One whose flist no store is to have: it holds the keys.
+    pub fn encrypted(digest: Digest, chunks: Vec<Piece>) -> Self {
+        Self {
+            digest,
+            entry: Object::Roll(digest),
+            file: roll::encode(&digest, &chunks),
+            chunks,
+            trace: None,
+        }
+    }
+
     pub fn stored_bytes(&self) -> u64 {
         self.chunks.iter().map(|piece| u64::from(piece.bytes)).sum()
     }
@@ -217,7 +242,7 @@ impl Move<'_> {
             descriptors.extend(self.put_trace(store).await?);
             let publish = || {
                 let (file, chunks) = (self.image.file.clone(), descriptors.clone());
-                store.publish(&self.image.digest, file, chunks)
+                store.publish(&self.image.digest, &self.image.entry, file, chunks)
             };
             patiently(publish).await?;
         }
@@ -316,10 +341,9 @@ pub async fn verify(image: &Image, set: &Set, report: &(dyn Fn(u64) + Sync)) -> 
     let found = stream::iter(work).map(one).buffer_unordered(AT_ONCE);
     let mut faults: Vec<Fault> = found.filter_map(|fault| async { fault }).collect().await;
     for store in set.stores() {
-        let object = Object::Flist(image.digest);
         let limit = image.file.len() as u64;
         let right = |bytes: &[u8]| bytes == image.file;
-        faults.extend(look(store, &image.digest, object, limit, &right).await);
+        faults.extend(look(store, &image.digest, image.entry, limit, &right).await);
     }
     faults.sort_by(|a, b| (&a.store, a.object).cmp(&(&b.store, b.object)));
     faults

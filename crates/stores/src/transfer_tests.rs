@@ -27,12 +27,8 @@ fn image(chunks: std::ops::Range<u8>) -> Image {
         }
     });
     let file = format!("an flist of {chunks:?}").into_bytes();
-    Image {
-        digest: Digest(blake3::hash(&file).into()),
-        file,
-        chunks: pieces.collect(),
-        trace: None,
-    }
+    let digest = Digest(blake3::hash(&file).into());
+    Image::open(digest, file, pieces.collect())
 }
 
 /// A store with these chunks and no flist.

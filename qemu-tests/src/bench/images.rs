@@ -24,7 +24,7 @@ use super::measure::{MIB, PATIENCE, float};
 use super::reading;
 use super::table::Row;
 use crate::store::{self, Served};
-use crate::{Lab, Setup, WEB_PORT};
+use crate::{Lab, Setup, WEB_PORT, exposition};
 
 /// Targets of the design.
 const PACK_OF_ZSTD: f64 = 0.8;
@@ -274,18 +274,15 @@ impl Bench {
             Row::part("image, stored", all / MIB, "MiB"),
             Row::part("before it answers", float(cold.bytes) / MIB, "MiB"),
             Row::part("requests", float(cold.requests), ""),
-            Row::part("chunks it waited for", float(cold.waited), ""),
+            Row::part("chunks it waited for", cold.waited, ""),
+            Row::part("its guest read, unpacked: a floor", cold.read / MIB, "MiB"),
             Row::part(
                 "with the trace: before it answers",
                 float(traced.bytes) / MIB,
                 "MiB",
             ),
             Row::part("with the trace: requests", float(traced.requests), ""),
-            Row::part(
-                "with the trace: chunks it waited for",
-                float(traced.waited),
-                "",
-            ),
+            Row::part("with the trace: chunks it waited for", traced.waited, ""),
             Row::target(
                 format!("{name}: metadata, as a part of its image"),
                 100.0 * metadata / all,
@@ -360,7 +357,9 @@ enum Next {
 struct Start {
     bytes: u64,
     requests: u64,
-    waited: u64,
+    waited: f64,
+    /// What the guest has read of its image's disk.
+    read: f64,
 }
 
 impl Start {
@@ -368,13 +367,17 @@ impl Start {
         let objects = served.objects();
         let bytes: usize = objects.iter().map(|(_, bytes)| bytes).sum();
         let metrics = lab.sifr(&["node", "metrics"])?.must()?.stdout;
-        let waited = metrics
-            .lines()
-            .find_map(|line| line.strip_prefix("sifr_chunks_wanted_total "));
+        let metrics = exposition::read(&metrics)?;
+        let counted = |series: &str, labels: &[(&str, &str)]| {
+            let sum = metrics.sum(series, labels);
+            sum.with_context(|| format!("no {series} is counted"))
+        };
+        let disk = [("device", "blk"), ("name", "image")];
         Ok(Self {
             bytes: u64::try_from(bytes)?,
             requests: u64::try_from(objects.len())?,
-            waited: waited.context("nothing is counted")?.parse()?,
+            waited: counted("sifr_chunks_wanted_total", &[])?,
+            read: counted("sifr_machine_queue_to_guest_bytes_total", &disk)?,
         })
     }
 }
