@@ -214,6 +214,7 @@ fn from_options(
         cpus: options.cpus.unwrap_or(1),
         memory: options.memory.unwrap_or(MEMORY),
         disk: options.disk.unwrap_or(DISK),
+        class: None,
         entrypoint: None,
         command: Some(options.command).filter(|command| !command.is_empty()),
         env: options.env.into_iter().collect(),

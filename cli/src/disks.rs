@@ -78,6 +78,7 @@ fn at_rest(disk: &Disk) -> &'static str {
 
 pub(crate) fn class(class: DiskClass) -> &'static str {
     match class {
+        DiskClass::Nvme => "NVMe",
         DiskClass::Ssd => "SSD",
         DiskClass::Hdd => "HDD",
     }

@@ -55,6 +55,7 @@ fn mount(text: &str) -> Option<Map<String, Value>> {
 
 #[cfg(test)]
 mod tests {
+    use types::node::DiskClass;
     use types::volume::{Mount, Origin};
     use types::{Bytes, Digest, Name};
 
@@ -77,10 +78,11 @@ mod tests {
             remove: [old]
             destroy: [old]
             workloads:
-              data: {volume: {size: 10Gi, limits: {operations_per_second: 500}}}
+              data: {volume: {size: 10Gi, class: hdd, limits: {operations_per_second: 500}}}
               copy: {volume: {size: 10Gi, from: data@monday}}
               db:
                 image: x.flist
+                class: nvme
                 mounts: ["data:/var/lib/data", {volume: copy, path: /copy, read_only: true}]
               web: {image: x.flist, mounts: ["copy:/srv:ro"]}
             "#,
@@ -94,6 +96,10 @@ mod tests {
             snapshot: Some(name("monday")),
         };
         assert_eq!((copy.size, &copy.from), (Bytes::gib(10), &Some(from)));
+        let classes: Vec<_> = deployment.volumes().map(|(_, v)| v.class).collect();
+        assert_eq!(classes, [None, Some(DiskClass::Hdd)]);
+        let (_, db) = deployment.machines().next().expect("a machine");
+        assert_eq!(db.class, Some(DiskClass::Nvme));
         let (_, db) = deployment.machines().next().expect("a machine");
         let mount = |volume: &str, path: &str, read_only| Mount {
             volume: name(volume),

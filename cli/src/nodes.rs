@@ -330,7 +330,7 @@ fn tables(info: &NodeInfo) -> [String; 4] {
     ]
 }
 
-/// The first is where images and new machines go.
+/// The first is where images go.
 fn pools(info: &NodeInfo) -> String {
     let row = |pool: &Pool| {
         let state = match pool.state {
@@ -344,13 +344,13 @@ fn pools(info: &NodeInfo) -> String {
             pool.serial.clone(),
             crate::disks::class(pool.class).to_owned(),
             mebibytes(pool.size.0),
-            mebibytes(pool.free.0),
+            mebibytes(pool.size.0.saturating_sub(pool.free.0)),
             state.to_owned(),
         ]
     };
     let rows: Vec<_> = info.pools.iter().map(row).collect();
     table(
-        ["POOL", "DISK", "SERIAL", "CLASS", "SIZE", "FREE", "STATE"],
+        ["POOL", "DISK", "SERIAL", "CLASS", "SIZE", "USED", "STATE"],
         &rows,
     )
 }

@@ -66,6 +66,12 @@ impl Room {
         Self::new(pool, &Path::new(PROMISES_DIRECTORY).join(PROMISES))
     }
 
+    /// Of a pool beside the first. The chunk daemon has nothing there.
+    pub(crate) fn of_a_further(pool: &Path, id: &str) -> Self {
+        let promises = Path::new(PROMISES_DIRECTORY).join(format!("{id}.json"));
+        Self::new(pool, &promises)
+    }
+
     pub(crate) fn new(pool: &Path, promises: &Path) -> Self {
         Self {
             pool: pool.to_owned(),

@@ -6,7 +6,7 @@
 mod tests {
     use std::path::PathBuf;
 
-    use image::qemu::Disk;
+    use image::qemu::{Bus, Disk};
     use qemu_tests::{Lab, Setup, busybox};
     use serde_json::Value;
 
@@ -24,7 +24,8 @@ mod tests {
             let mut lab = Lab::with(&Setup::default(), |machine| {
                 let directory = machine.disks[0].file.parent().expect("a directory");
                 let file = directory.join("second.raw");
-                image::qemu::blank_disk(&file, types::Bytes::gib(4))?;
+                // Smaller than the first: new machines go to the pool with most room.
+                image::qemu::blank_disk(&file, types::Bytes::gib(2))?;
                 let second = Disk {
                     file,
                     serial: "LAB1".to_owned(),
@@ -54,12 +55,24 @@ mod tests {
 
         /// Each start adds a line to a file on the machine's disk, and says how many there are.
         fn deploy(&self, name: &str) {
-            let yaml = format!(
-                "name: {name}\nimage: {}\nmemory: 64Mi\ndisk: 64Mi\n\
+            self.deploy_with(name, "disk: 64Mi\n");
+        }
+
+        fn yaml(&self, name: &str, more: &str) -> String {
+            let disk = if more.contains("disk:") {
+                ""
+            } else {
+                "disk: 64Mi\n"
+            };
+            format!(
+                "name: {name}\nimage: {}\nmemory: 64Mi\n{disk}{more}\
                  command: [sh, -c, \"echo x >> /n; sync; echo starts $(wc -l < /n); sleep 3600\"]\n",
                 self.flist.display()
-            );
-            let answer = self.lab.deploy(&yaml).expect("sifr runs");
+            )
+        }
+
+        fn deploy_with(&self, name: &str, more: &str) {
+            let answer = self.lab.deploy(&self.yaml(name, more)).expect("sifr runs");
             answer.must().expect("accepted");
             self.runs(name);
         }
@@ -114,6 +127,76 @@ mod tests {
             pools.sort();
             pools
         }
+    }
+
+    /// Three kinds of disks: what each says of itself decides, and a removable one is left alone.
+    fn of_all_kinds() -> Lab {
+        let setup = Setup {
+            disk: false,
+            ..Setup::default()
+        };
+        let lab = Lab::with(&setup, |machine| {
+            let directory = tempfile::TempDir::with_prefix("sifr-kinds-")?.keep();
+            for (bus, serial, mib) in [
+                (Bus::Nvme, "FAST", 1024),
+                (Bus::Ahci, "SLOW", 2048),
+                (Bus::Virtio4Kn, "LARGE", 3072),
+                (Bus::Usb, "STICK", 1024),
+            ] {
+                let (file, serial) = (directory.join(serial), serial.to_owned());
+                image::qemu::blank_disk(&file, types::Bytes::mib(mib))?;
+                machine.disks.push(Disk { file, bus, serial });
+            }
+            Ok(())
+        });
+        lab.expect("a node")
+    }
+
+    #[test]
+    fn the_fastest_disk_is_filled_first_and_a_class_is_kept_to() {
+        let mut lab = of_all_kinds();
+        let flist = busybox(lab.command(), lab.directory()).expect("an image");
+        let (disks, key) = (lab.disks().clone(), lab.key().expect("a key"));
+        let mut held = Held {
+            lab,
+            flist,
+            disks,
+            key,
+        };
+        let in_use = [("FAST", "in_use"), ("LARGE", "in_use"), ("SLOW", "in_use")];
+        assert_eq!(held.pools(), said(&in_use));
+        let metrics = held.lab.sifr(&["node", "metrics"]).expect("sifr runs");
+        let metrics = metrics.must().expect("metrics").stdout;
+        for (serial, class) in [("FAST", "nvme"), ("SLOW", "hdd"), ("LARGE", "hdd")] {
+            let up = format!("serial=\"{serial}\",class=\"{class}\"}} 1\n");
+            assert!(metrics.contains(&up), "{serial}: {metrics}");
+        }
+        held.deploy("quick");
+        held.deploy_with("slow", "class: hdd\n");
+        // More than the fast one has left, and than all have on one disk.
+        held.deploy_with("big", "disk: 1Gi\n");
+        let huge = held.lab.deploy(&held.yaml("huge", "disk: 4Gi\n"));
+        let huge = huge.expect("sifr runs");
+        assert!(
+            huge.code != 0 && huge.stderr.contains("needs 4104Mi on one pool"),
+            "{huge:?}"
+        );
+        let ssd = held.lab.deploy(&held.yaml("ssd", "class: ssd\n"));
+        let ssd = ssd.expect("sifr runs");
+        assert!(
+            ssd.stderr.contains("no pool of this node is of class ssd"),
+            "{ssd:?}"
+        );
+
+        // Each waits for the disk that it lies on, and for no other.
+        held.boot_with(&[0]);
+        held.runs("quick");
+        held.waits("slow");
+        held.waits("big");
+        held.boot_with(&[0, 1, 2, 3]);
+        held.wait_for_starts("slow", 2);
+        held.wait_for_starts("big", 2);
+        held.lab.power_button().expect("off, in order");
     }
 
     fn said(pools: &[(&str, &str)]) -> Vec<(String, String)> {

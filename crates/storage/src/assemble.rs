@@ -240,13 +240,9 @@ fn preference(seen: &[Seen], at: usize, node: Option<PublicKey>) -> impl Ord {
     let known = known.filter_map(|roster| Some((roster.sequence, roster.member(&pool.id)?.class)));
     let class = known.max_by_key(|(sequence, _)| *sequence);
     let class = class.map_or(pool.class, |(_, class)| class);
-    let rotates = match class {
-        DiskClass::Ssd => false,
-        DiskClass::Hdd => true,
-    };
     (
         wholeness(pool),
-        rotates,
+        class,
         pool.made,
         pool.serial.clone(),
         pool.id.clone(),

@@ -36,7 +36,7 @@ pub struct Disk {
     pub serial: String,
     /// The same.
     pub model: String,
-    /// As the disk reports whether it rotates.
+    /// As the disk reports whether it rotates, and by what it is spoken to.
     pub class: DiskClass,
     pub size_bytes: u64,
     /// A removable medium, or a disk on USB: it may be carried away, and it appears seconds after the
@@ -169,13 +169,10 @@ fn read(at: &Path, name: String) -> Option<Identified> {
         Sharing::None
     };
     let disk = Disk {
-        name,
         serial,
         model: printable(&text("device/model").unwrap_or_default()),
-        class: match number("queue/rotational") {
-            Some(1) => DiskClass::Hdd,
-            Some(_) | None => DiskClass::Ssd,
-        },
+        class: class(&name, number("queue/rotational")),
+        name,
         size_bytes,
         removable: number("removable") == Some(1) || passes(at, &["usb"]),
         read_only: number("ro") == Some(1),
@@ -183,6 +180,15 @@ fn read(at: &Path, name: String) -> Option<Identified> {
         sharing,
     };
     Some((disk, identity))
+}
+
+/// As the disk says: whether it rotates, and by what it is spoken to.
+fn class(name: &str, rotational: Option<u64>) -> DiskClass {
+    match rotational {
+        Some(1) => DiskClass::Hdd,
+        Some(_) | None if name.starts_with("nvme") => DiskClass::Nvme,
+        Some(_) | None => DiskClass::Ssd,
+    }
 }
 
 /// `/sys/block/<name>` is a link to the device, along its way through the buses: `usb1`; `rport-0:0-1` of
@@ -239,6 +245,22 @@ mod tests {
             .collect();
         assert_eq!(summary, [("sdb", "naa.5", true), ("vda", "A1", false)]);
         assert_eq!(disks[1].size_bytes, 1 << 20);
+    }
+
+    #[test]
+    fn a_class_is_what_a_disk_says_of_itself() {
+        let sys = tempfile::tempdir().expect("a directory");
+        for (name, rotates) in [("nvme0n1", "0"), ("sda", "0"), ("sdb", "1"), ("sdc", "?")] {
+            fake_disk(
+                sys.path(),
+                name,
+                &[("size", "8"), ("queue/rotational", rotates)],
+            );
+        }
+        let disks = inventory(sys.path()).expect("an inventory");
+        let classes: Vec<_> = disks.iter().map(|disk| disk.class).collect();
+        use DiskClass::{Hdd, Nvme, Ssd};
+        assert_eq!(classes, [Nvme, Ssd, Hdd, Ssd]);
     }
 
     /// A disk at the end of this way through the buses.

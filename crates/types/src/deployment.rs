@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use crate::limits::Limits;
+use crate::node::DiskClass;
 use crate::stores::{Stores, StoresError};
 use crate::volume::{self, Mount, Volume, VolumeError};
 use crate::{Bytes, Digest, Name, PublicKey};
@@ -117,6 +118,9 @@ pub struct Machine {
     /// Size of the writable layer above the image.
     #[serde(default = "default_disk")]
     pub disk: Bytes,
+    /// Which kind of disk the layer lies on; absent: the node chooses. Never changes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub class: Option<DiskClass>,
     /// Replaces the image's entry point; the image's command is then dropped, as OCI runtimes do.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub entrypoint: Option<Vec<String>>,

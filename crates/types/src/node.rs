@@ -34,7 +34,7 @@ pub struct NodeInfo {
     pub capacity: Capacity,
     pub links: Vec<Link>,
     pub disks: Vec<Disk>,
-    /// The first is where images and new machines go. Empty on a node that runs from RAM.
+    /// The first is where images go. Empty on a node that runs from RAM.
     #[serde(default)]
     pub pools: Vec<Pool>,
     pub boot: Vec<Phase>,
@@ -184,14 +184,26 @@ pub enum Encryption {
     },
 }
 
-/// How a disk stores, as it reports.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// How a disk stores, as it reports; the fastest first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DiskClass {
-    /// Flash, or what behaves so.
+    /// Flash on NVMe.
+    Nvme,
+    /// Other flash, or what behaves so.
     Ssd,
     /// It rotates.
     Hdd,
+}
+
+impl fmt::Display for DiskClass {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Nvme => "nvme",
+            Self::Ssd => "ssd",
+            Self::Hdd => "hdd",
+        })
+    }
 }
 
 /// What a node does with a disk.

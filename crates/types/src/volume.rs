@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::deployment::Deployment;
 use crate::limits::DiskRates;
+use crate::node::DiskClass;
 use crate::{Bytes, Name};
 
 /// Smallest volume: an ext4 with a journal.
@@ -34,6 +35,9 @@ const OF_THE_GUEST: [&str; 4] = ["/dev", "/proc", "/sys", "/run/sifr"];
 pub struct Volume {
     /// May grow with a later version, and never shrinks.
     pub size: Bytes,
+    /// Which kind of disk it lies on; absent: the node chooses. Never changes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub class: Option<DiskClass>,
     /// How fast the machine that mounts it may use it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limits: Option<DiskRates>,
@@ -84,6 +88,10 @@ pub enum VolumeError {
         found: String,
         allowed: String,
     },
+    #[error(
+        "volume {0} is a copy, which lies where its source does: leave out its `class`, or `from`"
+    )]
+    ClassOfCopy(Name),
     #[error("workload {machine}: it has {found} mounts, at most {MOUNTS_MAX} are possible")]
     Mounts { machine: Name, found: usize },
     #[error(
@@ -122,6 +130,9 @@ impl Volume {
                 name: name.clone(),
                 found: self.size,
             });
+        }
+        if self.class.is_some() && self.from.is_some() {
+            return Err(VolumeError::ClassOfCopy(name.clone()));
         }
         let rates = self.limits.map_or(Ok(()), |limits| limits.check_volume());
         rates.map_err(|(field, found, allowed)| VolumeError::Rate {
@@ -292,6 +303,11 @@ mod tests {
             (volume(r#""size":"1Mi""#), "size is 1Mi"),
             (volume(r#""size":"66561Ki""#), "whole Mi"),
             (volume(r#""size":"1Gi","limits":{}"#), "limits is empty"),
+            (volume(r#""size":"1Gi","class":"tape""#), "unknown variant"),
+            (
+                volume(r#""size":"1Gi","class":"ssd","from":{"volume":"a"}"#),
+                "lies where its source does",
+            ),
             (
                 volume(r#""size":"1Gi","limits":{"operations_per_second":1}"#),
                 "limits.operations_per_second is 1",

@@ -3,7 +3,7 @@
 //! Owns: every reason to refuse one, and the words in which that is said.
 //! Refuses: signatures (the caller has verified them) and changing anything.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use types::deployment::{Action, Deployment, Statement};
 use types::node::Capacity;
@@ -12,8 +12,12 @@ use types::{Bytes, Digest, Name, PublicKey, VmId};
 
 use crate::address;
 use crate::desired::{Desired, Key, Phase, Target, Verified};
+use crate::placement::{Place, Shelf};
 
+mod disks;
 mod volumes;
+
+pub use disks::{Placement, items, left};
 
 /// vCPUs promised per CPU of the node. Tenants' vCPUs mostly wait; four to one is where general
 /// purpose clouds stand, and a busy neighbour is held to its `cpu.weight`.
@@ -84,16 +88,17 @@ pub fn memory_limit(
 }
 
 /// What is known of the node.
-#[derive(Debug, Clone, Copy)]
-pub struct Node {
+#[derive(Debug, Clone)]
+pub struct Node<'a> {
     pub key: PublicKey,
     pub owner: Option<PublicKey>,
     pub durable: bool,
-    /// The `used` fields are not read: they follow from the ledger.
+    /// Neither the `used` fields are read, which follow from the ledger, nor `disk`, which the pools have.
     pub capacity: Capacity,
-    /// What of the pool is free just now and promised to nobody: content that no deployment names is in
-    /// the way of what capacity would allow.
-    pub room: Bytes,
+    /// The first first. Content that no deployment names is in the way of what their capacity would allow.
+    pub pools: Vec<Shelf>,
+    /// Where layers and volumes lie, or are to lie.
+    pub places: &'a BTreeMap<VmId, Place>,
 }
 
 /// How much of an image is on the node.
@@ -127,11 +132,19 @@ pub struct Image {
 
 /// Proof that a statement has been admitted: only [`admit`] makes one.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Admitted(Verified);
+pub struct Admitted {
+    verified: Verified,
+    placement: Placement,
+}
 
 impl Admitted {
     pub fn verified(&self) -> &Verified {
-        &self.0
+        &self.verified
+    }
+
+    /// Where its layers and volumes are to lie, those that are made already included.
+    pub fn placement(&self) -> &Placement {
+        &self.placement
     }
 }
 
@@ -142,7 +155,7 @@ fn refuse<T>(code: RefusalCode, message: String) -> Result<T, Refusal> {
 /// Checks a statement against the node and everything promised so far.
 pub fn admit(
     verified: Verified,
-    node: &Node,
+    node: &Node<'_>,
     desired: &Desired,
     image: impl Fn(&Digest) -> Image,
 ) -> Result<Admitted, Refusal> {
@@ -157,6 +170,7 @@ pub fn admit(
     let key = verified.key();
     let before = desired.get(&key);
     check_version(statement, before)?;
+    let mut placement = Placement::new();
     match &statement.action {
         Action::Deploy(deployment) => {
             if before.is_none() && desired.len() >= NAMES_MAX {
@@ -170,11 +184,13 @@ pub fn admit(
             check_volatile(deployment, node)?;
             check_left_out(&key, deployment, before)?;
             check_disks(&key, deployment, before)?;
+            disks::check_classes(&key, deployment, before)?;
             volumes::check(&key, deployment, before, node)?;
             check_addresses(&key, deployment, desired)?;
             check_ids(&key, deployment, desired)?;
             check_ports(&key, deployment, desired)?;
-            check_capacity(&key, deployment, node, desired, &|flist| image(flist).size)?;
+            check_capacity(&key, deployment, node, desired)?;
+            placement = disks::check(&key, deployment, node, desired, &|flist| image(flist).size)?;
             check_images(deployment, &image)?;
         }
         Action::Stop
@@ -197,10 +213,13 @@ pub fn admit(
             })?;
         }
     }
-    Ok(Admitted(verified))
+    Ok(Admitted {
+        verified,
+        placement,
+    })
 }
 
-fn check_parties(verified: &Verified, node: &Node) -> Result<(), Refusal> {
+fn check_parties(verified: &Verified, node: &Node<'_>) -> Result<(), Refusal> {
     let Some(owner) = node.owner else {
         return refuse(
             RefusalCode::NoOwner,
@@ -247,7 +266,7 @@ fn check_version(statement: &Statement, before: Option<&Target>) -> Result<(), R
     }
 }
 
-fn check_volatile(deployment: &Deployment, node: &Node) -> Result<(), Refusal> {
+fn check_volatile(deployment: &Deployment, node: &Node<'_>) -> Result<(), Refusal> {
     if node.durable || deployment.accept_volatile {
         return Ok(());
     }
@@ -423,12 +442,16 @@ impl Sum {
         *disk = disk.saturating_add(volume_of(size, snapshots).0);
     }
 
+    /// The space of those of its images that `others` does not count already.
+    fn images_beyond(&self, others: &Self, of: impl Fn(&Digest) -> Bytes) -> u64 {
+        let images = self.images.difference(&others.images);
+        images.fold(0, |sum: u64, flist| sum.saturating_add(of(flist).0))
+    }
+
     /// The space of its machines, and of those of its images that `others` does not count already.
     fn disk(&self, others: &Self, of: impl Fn(&Digest) -> Bytes) -> u64 {
-        let images = self.images.difference(&others.images);
-        images.fold(self.used.disk_used.0, |sum, flist| {
-            sum.saturating_add(of(flist).0)
-        })
+        let images = self.images_beyond(others, of);
+        self.used.disk_used.0.saturating_add(images)
     }
 }
 
@@ -456,13 +479,11 @@ fn whole(size: ImageSize) -> Bytes {
 fn check_capacity(
     key: &Key,
     deployment: &Deployment,
-    node: &Node,
+    node: &Node<'_>,
     desired: &Desired,
-    size: &dyn Fn(&Digest) -> ImageSize,
 ) -> Result<(), Refusal> {
     let others = Sum::promised(desired, Some(key));
-    let before = desired.get(key);
-    let wanted = Sum::of(Some(deployment), before);
+    let wanted = Sum::of(Some(deployment), desired.get(key));
     let total = &node.capacity;
     let over = |what: &str, wanted: String, free: String| {
         refuse(
@@ -480,45 +501,7 @@ fn check_capacity(
     if wanted.used.memory_used.0 > memory {
         return over("memory", mib(wanted.used.memory_used.0), mib(memory));
     }
-    let all = |flist: &Digest| whole(size(flist));
-    let disk = total
-        .disk
-        .0
-        .saturating_sub(others.disk(&Sum::default(), all));
-    let wanted_disk = wanted.disk(&others, all);
-    if wanted_disk > disk {
-        return over("disk (images included)", mib(wanted_disk), mib(disk));
-    }
-    check_room(&wanted, &others, before, node, size)
-}
-
-/// Capacity is what the pool has for deployments; room is what of that nothing else lies in.
-fn check_room(
-    wanted: &Sum,
-    others: &Sum,
-    before: Option<&Target>,
-    node: &Node,
-    size: &dyn Fn(&Digest) -> ImageSize,
-) -> Result<(), Refusal> {
-    // What is stored already takes no more room; what the version before was promised is free for this.
-    let more = |flist: &Digest| {
-        let size = size(flist);
-        Bytes(size.missing.0.saturating_add(size.disk.0))
-    };
-    let promised = Sum::of(before.and_then(Target::deployment), before);
-    let promised = promised.disk(others, |f| size(f).disk);
-    let needed = wanted.disk(others, more).saturating_sub(promised);
-    if needed <= node.room.0 {
-        return Ok(());
-    }
-    refuse(
-        RefusalCode::OverCapacity,
-        format!(
-            "the deployment needs {} more of the pool, where {} are free just now: delete another, or wait until pushed content that nobody deployed has gone",
-            mib(needed),
-            mib(node.room.0)
-        ),
-    )
+    Ok(())
 }
 
 fn mib(bytes: u64) -> String {
@@ -550,7 +533,7 @@ mod tests {
     use super::*;
     use crate::desired::tests::{deployment, verified};
 
-    fn node() -> Node {
+    fn node() -> Node<'static> {
         Node {
             key: PublicKey([9; 32]),
             owner: Some(PublicKey([1; 32])),
@@ -561,7 +544,19 @@ mod tests {
                 disk: Bytes::gib(4),
                 ..Capacity::default()
             },
-            room: Bytes::gib(4),
+            pools: vec![pool(Bytes::gib(4), Bytes::gib(4))],
+            places: &NOTHING,
+        }
+    }
+
+    static NOTHING: BTreeMap<VmId, Place> = BTreeMap::new();
+
+    fn pool(capacity: Bytes, room: Bytes) -> Shelf {
+        Shelf {
+            pool: "a".to_owned(),
+            class: types::node::DiskClass::Ssd,
+            capacity,
+            room,
         }
     }
 
@@ -618,7 +613,7 @@ mod tests {
     #[test]
     fn content_that_nobody_deployed_is_in_the_way_of_a_new_deployment_and_of_no_old_one() {
         let node = Node {
-            room: Bytes::mib(1000),
+            pools: vec![pool(Bytes::gib(4), Bytes::mib(1000))],
             ..node()
         };
         let fits = |v: Verified, desired: &Desired| admit(v, &node, desired, large).is_ok();
@@ -631,8 +626,8 @@ mod tests {
         let refusal = admit(late, &node, &Desired::default(), large).expect_err("no room");
         assert!(refusal.message.contains("free just now"), "{refusal:?}");
         let full = Node {
-            room: Bytes(0),
-            ..node
+            pools: vec![pool(Bytes::gib(4), Bytes(0))],
+            ..node.clone()
         };
         let held = with(&[verified(1, from_image(1, Bytes::mib(400)))]);
         let again = verified(2, from_image(1, Bytes::mib(400)));
@@ -664,17 +659,15 @@ mod tests {
         Action::Deploy(deployment)
     }
 
-    fn code(v: Verified, node: &Node, desired: &Desired) -> Option<RefusalCode> {
+    fn code(v: Verified, node: &Node<'_>, desired: &Desired) -> Option<RefusalCode> {
         admit(v, node, desired, present).err().map(|r| r.code)
     }
 
     #[test]
     fn a_first_deployment_is_admitted() {
         let v = verified(1, Action::Deploy(deployment(1)));
-        assert_eq!(
-            admit(v.clone(), &node(), &Desired::default(), present),
-            Ok(Admitted(v))
-        );
+        let admitted = admit(v.clone(), &node(), &Desired::default(), present);
+        assert_eq!(admitted.expect("admitted").verified(), &v);
     }
 
     fn with_workloads(names: &[&str], remove: &[&str]) -> Action {
@@ -717,9 +710,9 @@ mod tests {
             capacity: Capacity {
                 cpus: 1000,
                 memory: Bytes::gib(1000),
-                disk: Bytes::gib(1000),
                 ..Capacity::default()
             },
+            pools: vec![pool(Bytes::gib(1000), Bytes::gib(1000))],
             ..node()
         };
         let mut desired = Desired::default();

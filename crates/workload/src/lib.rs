@@ -11,6 +11,7 @@ pub mod desired;
 pub mod host;
 pub mod ledger;
 mod machine;
+pub mod placement;
 pub mod reconcile;
 mod volume;
 

@@ -296,7 +296,13 @@ impl World {
                 disk: Bytes::gib(64),
                 ..Capacity::default()
             },
-            room: Bytes::gib(64),
+            pools: vec![crate::placement::Shelf {
+                pool: "a".to_owned(),
+                class: types::node::DiskClass::Ssd,
+                capacity: Bytes::gib(64),
+                room: Bytes::gib(64),
+            }],
+            places: &BTreeMap::new(),
         };
         let present = |_: &Digest| admission::Image {
             presence: ImagePresence::Complete,

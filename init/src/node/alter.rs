@@ -19,6 +19,8 @@ pub(crate) struct Alteration {
     /// Of those who have the volume.
     pub(crate) lines: BTreeMap<VmId, Line>,
     pub(crate) step: VolumeStep,
+    /// The pool of a new volume, or why there is none.
+    pub(crate) at: Result<usize, String>,
 }
 
 /// On a thread that may wait for the disk.
@@ -50,6 +52,7 @@ impl Alteration {
             volumes,
             lines,
             step,
+            at: pool,
         } = self;
         let VolumeStep {
             volume,
@@ -59,13 +62,13 @@ impl Alteration {
         let (id, at) = (volume.clone(), volumes.clone());
         let trouble = match change {
             Change::Make { from: None } => {
-                let made = record.clone();
-                blocking(move || at.make(&id, &made)).await?;
+                let (made, pool) = (record.clone(), pool?);
+                blocking(move || at.make(&id, &made, pool)).await?;
                 None
             }
             Change::Make { from: Some(source) } => {
                 let (begun, place, beside) = (at.clone(), id.clone(), source.volume.clone());
-                blocking(move || begun.begin(&place, Some(&beside))).await?;
+                blocking(move || begun.begin_beside(&place, &beside)).await?;
                 let (copy, settled) = copy(&volumes, &lines, source, &volume).await?;
                 record.shared = Volumes::blocks(&copy);
                 let kept = record.clone();

@@ -32,11 +32,16 @@ pub(crate) fn reserved_memory(all: u64) -> u64 {
     (all / MEMORY_RESERVED_DIVISOR).max(MEMORY_RESERVED_MIN.0)
 }
 
+/// What tenants may use of a pool of this size.
+pub(crate) fn tenant_disk(pool: Bytes) -> Bytes {
+    let kept = (pool.0 / 100 * DISK_RESERVED_PERCENT).max(HEADROOM.0);
+    Bytes(pool.0.saturating_sub(kept))
+}
+
 /// What tenants may use in all of a machine with these totals. Nothing is promised twice: a pool in memory
 /// may fill up with images, and what is in it is lost to machines.
 pub(crate) fn tenant_capacity(cpus: u64, memory: Bytes, storage: Storage, pool: Bytes) -> Capacity {
     let reserved = reserved_memory(memory.0);
-    let kept = (pool.0 / 100 * DISK_RESERVED_PERCENT).max(HEADROOM.0);
     let taken = match storage {
         Storage::Disk => 0,
         Storage::Memory => pool.0,
@@ -44,7 +49,7 @@ pub(crate) fn tenant_capacity(cpus: u64, memory: Bytes, storage: Storage, pool: 
     Capacity {
         cpus,
         memory: Bytes(memory.0.saturating_sub(reserved).saturating_sub(taken)),
-        disk: Bytes(pool.0.saturating_sub(kept)),
+        disk: tenant_disk(pool),
         ..Capacity::default()
     }
 }

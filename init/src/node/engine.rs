@@ -238,7 +238,13 @@ impl Engine {
         let cache = Cache::open(&context.pool).and_then(|cache| cache.given_to(CHUNKS_ID));
         let cache = cache.context("open the chunk cache")?;
         let choose = subnets(context.uplink.clone());
-        let mut accounts = Accounts::new(cache.clone(), context.room.clone(), volumes.clone());
+        let mut accounts = Accounts::new(
+            cache.clone(),
+            &context.room,
+            &context.pools,
+            machines.clone(),
+            volumes.clone(),
+        );
         accounts.renew(&desired);
         let (news_tx, news) = mpsc::unbounded_channel();
         gather(&context, &cache, &desired, news_tx.clone());
@@ -296,6 +302,7 @@ impl Engine {
             down: None,
             down_said: false,
         };
+        engine.host.decide(engine.accounts.decisions());
         engine.show();
         Ok(engine)
     }
@@ -410,7 +417,7 @@ impl Engine {
                     self.host.begin(step);
                 }
                 if of_volume {
-                    self.accounts.renew(self.reconciler.desired());
+                    self.renew();
                 }
             }
             if !heard {
@@ -507,7 +514,7 @@ impl Engine {
             // Shown by the next status. An flist may have come from its store.
             News::Progress => {
                 if self.accounts.lacks(self.reconciler.desired()) {
-                    self.accounts.renew(self.reconciler.desired());
+                    self.renew();
                 }
             }
             News::Fault { flist, message } => {
@@ -573,6 +580,12 @@ impl Engine {
         Ok(())
     }
 
+    /// What is promised, and where it goes.
+    fn renew(&mut self) {
+        self.accounts.renew(self.reconciler.desired());
+        self.host.decide(self.accounts.decisions());
+    }
+
     /// The acknowledgement is given only after the ledger has synced both copies.
     fn accept(&mut self, envelope: &[u8]) -> Result<Ack, Refused> {
         let verified = verify(envelope, self.owner)?;
@@ -594,7 +607,8 @@ impl Engine {
             return Err(not_kept(&error, poisoned));
         }
         self.reconciler.apply(&admitted);
-        self.accounts.renew(self.reconciler.desired());
+        self.accounts.assign(admitted.placement());
+        self.renew();
         self.dirty = true;
         let Verified {
             statement, digest, ..
@@ -644,24 +658,18 @@ impl Engine {
             owner: self.owner,
             durable: self.durable,
             capacity: self.total,
-            room: match &verified.statement.action {
-                Action::Deploy(_) | Action::Snapshot { .. } => self.accounts.left(),
-                Action::Stop
-                | Action::Start
-                | Action::Restart
-                | Action::Delete
-                | Action::Destroy { .. }
-                | Action::DropSnapshot { .. }
-                | Action::Restore { .. } => Bytes(0),
-            },
+            pools: self.accounts.shelves(),
+            places: self.accounts.places(),
         };
         let images = self.accounts.images(new);
         let desired = self.reconciler.desired();
         admit(verified.clone(), &node, desired, &images).map_err(|refusal| {
-            let empty = admission::Node {
-                room: Bytes(u64::MAX),
-                ..node
-            };
+            // What nobody deployed lies on the first.
+            let mut empty = node;
+            let first = empty.pools.first_mut();
+            first
+                .into_iter()
+                .for_each(|first| first.room = Bytes(u64::MAX));
             match admit(verified, &empty, desired, &images) {
                 Ok(_) => Refused::NoRoom(refusal),
                 Err(refusal) => Refused::Final(refusal),

@@ -131,10 +131,15 @@ pub(crate) struct NodeHost {
     vms: BTreeMap<VmId, Vm>,
     /// The newest start of each machine of this boot.
     timelines: BTreeMap<VmId, Began>,
+    /// The pool of each layer and volume, or why there is none.
+    pools: Pools,
     attempts: u64,
     messages: mpsc::Sender<Message>,
     events: VecDeque<Event>,
 }
+
+/// Where new layers and volumes are to be made: a place in the list of pools, or why there is none.
+pub(crate) type Pools = BTreeMap<VmId, Result<usize, String>>;
 
 impl NodeHost {
     pub(crate) fn new(
@@ -153,11 +158,21 @@ impl NodeHost {
             starting: BTreeMap::new(),
             vms: BTreeMap::new(),
             timelines: BTreeMap::new(),
+            pools: Pools::new(),
             attempts: 0,
             messages,
             events: VecDeque::new(),
         };
         (host, heard)
+    }
+
+    /// What has been decided of layers and volumes: to be said before a step for them.
+    pub(crate) fn decide(&mut self, pools: Pools) {
+        self.pools = pools;
+    }
+
+    fn pool_for(&self, id: &VmId) -> Result<usize, String> {
+        self.pools.get(id).cloned().unwrap_or(Ok(0))
     }
 
     /// The next thing that the reconciler should hear.
@@ -528,6 +543,7 @@ impl NodeHost {
         let work = Work {
             means: self.means.clone(),
             attempt,
+            at: self.pool_for(&vm),
             cancel: cancel.clone(),
             messages: self.messages.clone(),
         };
@@ -683,6 +699,8 @@ impl Tag {
 struct Work {
     means: Rc<Means>,
     attempt: u64,
+    /// The pool of a new layer.
+    at: Result<usize, String>,
     cancel: Rc<Notify>,
     messages: mpsc::Sender<Message>,
 }
@@ -707,7 +725,7 @@ impl Work {
 
     async fn prepare(&self, start: Start) -> Result<Prepared, String> {
         // Never dropped half-way: two starts must not change one machine's files at a time.
-        let upper = prepare::layer(&self.means, &start).await?;
+        let upper = prepare::layer(&self.means, &start, self.at.clone()).await?;
         let layered = Message::Layered {
             vm: start.vm.clone(),
             attempt: self.attempt,

@@ -14,7 +14,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use storage::roster::PoolId;
 use types::VmId;
+use types::node::DiskClass;
 use workload::host::{Layer, OnPool, Record, Start};
+use workload::placement;
 
 use super::places::{Holding, Located, Place, locate};
 use crate::room;
@@ -29,6 +31,7 @@ const RECORD_MAX: u64 = 64 << 10;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Site {
     pub(crate) id: PoolId,
+    pub(crate) class: DiskClass,
     pub(crate) mountpoint: PathBuf,
 }
 
@@ -40,7 +43,6 @@ struct Root {
 
 #[derive(Debug, Clone)]
 pub(crate) struct Machines {
-    /// New machines go to the first.
     roots: Vec<Root>,
 }
 
@@ -51,13 +53,14 @@ impl Machines {
         let mountpoint = pool.to_owned();
         Self::open_in(&[Site {
             id: PoolId::new(),
+            class: DiskClass::Ssd,
             mountpoint,
         }])
     }
 
     pub(crate) fn open_in(pools: &[Site]) -> anyhow::Result<Self> {
         let mut roots = Vec::new();
-        for Site { id, mountpoint } in pools {
+        for Site { id, mountpoint, .. } in pools {
             let path = mountpoint.join("machines");
             fs::create_dir_all(&path).with_context(|| format!("make {}", path.display()))?;
             let id = id.clone();
@@ -172,11 +175,27 @@ impl Machines {
         }
     }
 
-    /// Makes layer and record as the start says, durable on return. Gives the layer.
-    pub(crate) fn prepare(&self, start: &Start) -> anyhow::Result<File> {
+    /// Where its data lies. Changes nothing.
+    pub(crate) fn place_of(&self, vm: &VmId) -> placement::Place {
+        let directory = |root: &Root| root.path.join(vm.as_str());
+        let has = |root: &Root| directory(root).join(RECORD).exists();
+        if let Some(at) = self.roots.iter().position(has) {
+            return placement::Place::Here(at);
+        }
+        let there = |pool: &PoolId| self.roots.iter().any(|root| root.id == *pool);
+        let mut said = self.roots.iter().filter_map(|r| Place::read(&directory(r)));
+        match said.any(|place| !there(&place.pool)) {
+            true => placement::Place::Away,
+            false => placement::Place::Nowhere,
+        }
+    }
+
+    /// Makes layer and record as the start says, durable on return; a new layer in the pool at this place of the list.
+    /// Gives the layer.
+    pub(crate) fn prepare(&self, start: &Start, at: usize) -> anyhow::Result<File> {
         match start.layer {
             Layer::Keep => self.make(start, &self.directory(&start.vm)),
-            Layer::Fresh => self.begin(start, 0),
+            Layer::Fresh => self.begin(start, at),
         }
     }
 
@@ -413,20 +432,22 @@ mod tests {
         let pool = tempfile::tempdir().expect("a directory");
         let machines = Machines::open(pool.path()).expect("opens");
         let first = start(1, Layer::Fresh);
-        let layer = machines.prepare(&first).expect("a layer");
+        let layer = machines.prepare(&first, 0).expect("a layer");
         assert_eq!(layer.metadata().expect("stat").len(), 64 << 20);
         layer.write_all_at(b"data", 4096).expect("write");
-        let kept = machines.prepare(&start(1, Layer::Keep)).expect("the layer");
+        let kept = machines
+            .prepare(&start(1, Layer::Keep), 0)
+            .expect("the layer");
         let mut bytes = [0; 4];
         kept.read_exact_at(&mut bytes, 4096).expect("read");
         assert_eq!(&bytes, b"data");
         let renewed = start(2, Layer::Fresh);
-        machines.prepare(&renewed).expect("a layer");
+        machines.prepare(&renewed, 0).expect("a layer");
         assert_eq!(layers(&machines, &first.vm), 1);
         let found = machines.scan().expect("a scan");
         assert_eq!(found, [(first.vm.clone(), OnPool::Record(renewed.record))]);
         // What no record names is made anew, not taken over.
-        let back = machines.prepare(&first).expect("a layer");
+        let back = machines.prepare(&first, 0).expect("a layer");
         back.read_exact_at(&mut bytes, 4096).expect("read");
         assert_ne!(&bytes, b"data");
         machines.remove(&first.vm).expect("a removal");
@@ -439,7 +460,7 @@ mod tests {
         let pool = tempfile::tempdir().expect("a directory");
         let machines = Machines::open(pool.path()).expect("opens");
         let start = start(1, Layer::Fresh);
-        machines.prepare(&start).expect("a layer");
+        machines.prepare(&start, 0).expect("a layer");
         fs::write(machines.directory(&start.vm).join(RECORD), b"{").expect("write");
         let found = machines.scan().expect("a scan");
         assert!(matches!(&found[..], [(_, OnPool::Unreadable(why))] if why.contains(RECORD)));
@@ -451,7 +472,7 @@ mod tests {
         let pool = tempfile::tempdir().expect("a directory");
         let machines = Machines::open(pool.path()).expect("opens");
         let error = machines
-            .prepare(&start(1, Layer::Keep))
+            .prepare(&start(1, Layer::Keep), 0)
             .expect_err("no layer");
         assert!(format!("{error:#}").contains("writable layer"), "{error:#}");
     }

@@ -28,6 +28,7 @@ const LATENCY_SAMPLES: usize = 14;
 /// Longest file of a control group that is read.
 const GROUP_FILE_MAX: u64 = 4096;
 
+pub(crate) mod disks;
 pub(crate) mod volumes;
 
 /// A workload whose VMM has been asked.

@@ -23,10 +23,11 @@ use types::node::{Capacity, Clock, LastEnd, NodeInfo, Phase};
 use types::trouble::Code;
 use workload::admission::Storage;
 
-use super::context::{NodeContext, Uplink, tenant_capacity};
+use super::context::{NodeContext, Uplink, tenant_capacity, tenant_disk};
 use super::custody::Custody;
 use super::disks::Found;
 use super::engine::Engine;
+use super::machines::Site;
 use super::pulse::Pulse;
 use super::{clock, dashboard, disks, ending, health, machine, pools, resolv, troubles, uplink};
 use crate::cmdline::{self, Options};
@@ -83,10 +84,15 @@ impl Boot {
     }
 
     /// All phases are done: from here on the node looks after itself, and shows what it sees.
-    fn over(self, pool: PathBuf, info: &watch::Sender<NodeInfo>, uplink: watch::Receiver<Uplink>) {
+    fn over(
+        self,
+        pools: Vec<Site>,
+        info: &watch::Sender<NodeInfo>,
+        uplink: watch::Receiver<Uplink>,
+    ) {
         let rows = self.rows;
         info.send_modify(|i| i.boot = rows);
-        tokio::task::spawn_local(health::watch(pool, info.clone()));
+        tokio::task::spawn_local(health::watch(pools, info.clone()));
         let shown = dashboard::show(self.console, info.subscribe(), uplink);
         tokio::task::spawn_local(shown);
     }
@@ -143,13 +149,13 @@ async fn provision() -> anyhow::Result<Engine> {
     let pool = &all.first;
     let mut problems = pool.problems.clone();
     let (seed, key) = boot.must("identity", || identity(&all, &mut problems))?;
-    let sites = pools::sites(&all);
+    let sites = pools::sites(&all, &found);
     let floors: Vec<_> = sites.iter().map(|s| s.mountpoint.clone()).collect();
     let start = boot.must("clock", || Ok((clock::start(&floors)?, None)))?;
     let standing = all.standing();
     let kvm_problem = boot.must("kvm", kvm)?;
     let storage = storage_of(pool);
-    let capacity = capacity_of(pool);
+    let capacity = capacity_of(storage, &sites);
     let (info, _) = watch::channel(NodeInfo {
         key,
         owner,
@@ -194,9 +200,9 @@ async fn provision() -> anyhow::Result<Engine> {
         uplink: uplink.clone(),
         pid1,
     };
-    let place = context.pool.clone();
+    let sites = context.pools.clone();
     let engine = engine(&mut boot, context).await?;
-    boot.over(place, &info, uplink);
+    boot.over(sites, &info, uplink);
     Ok(engine)
 }
 
@@ -372,9 +378,15 @@ fn kvm() -> Done<Option<String>> {
     Ok((problem, Some(said)))
 }
 
-fn capacity_of(pool: &Pool) -> Capacity {
-    let size = machine::size_of(&pool.mountpoint);
-    tenant_capacity(machine::cpus(), machine::memory(), storage_of(pool), size)
+fn capacity_of(storage: Storage, sites: &[Site]) -> Capacity {
+    let sizes = sites.iter().map(|site| machine::size_of(&site.mountpoint));
+    let first = sizes.clone().next().unwrap_or_default();
+    let disk = sizes.map(|size| tenant_disk(size).0).sum();
+    let capacity = tenant_capacity(machine::cpus(), machine::memory(), storage, first);
+    Capacity {
+        disk: types::Bytes(disk),
+        ..capacity
+    }
 }
 
 fn identity(pools: &Pools, problems: &mut Vec<String>) -> Done<([u8; 32], PublicKey)> {

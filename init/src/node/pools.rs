@@ -9,10 +9,11 @@
 use std::path::{Path, PathBuf};
 
 use storage::assemble::History;
-use storage::pools::{Depth, Inside, Pools, away};
-use storage::roster::Roster;
+use storage::pool::Pool;
+use storage::pools::{Depth, Further, Inside, Pools, away};
+use storage::roster::{PoolId, Roster};
 use types::PublicKey;
-use types::node::{DiskClass, Pool, PoolState};
+use types::node::{DiskClass, PoolState};
 use workload::ledger;
 
 use super::disks::Found;
@@ -64,17 +65,43 @@ pub(crate) fn identity(pools: &Pools) -> anyhow::Result<([u8; 32], PublicKey, Ve
     Ok((identity.seed, key, identity.problems))
 }
 
-/// All pools, the first first.
-pub(crate) fn sites(pools: &Pools) -> Vec<Site> {
-    let first = Site {
-        id: pools.first.id.clone().unwrap_or_default(),
-        mountpoint: pools.first.mountpoint.clone(),
-    };
-    let further = pools.further.iter().map(|further| Site {
-        id: further.id.clone(),
-        mountpoint: further.mountpoint.clone(),
+/// The first first: its id, its disk, and where it is mounted. The one in memory has no disk.
+fn used(pools: &Pools) -> Vec<(PoolId, Option<&str>, &Path)> {
+    let Pool {
+        id,
+        disk,
+        mountpoint,
+        ..
+    } = &pools.first;
+    let first = (
+        id.clone().unwrap_or_default(),
+        disk.as_deref(),
+        mountpoint.as_path(),
+    );
+    let further = pools.further.iter().map(|further| {
+        let Further {
+            id,
+            disk,
+            mountpoint,
+        } = further;
+        (id.clone(), Some(disk.as_str()), mountpoint.as_path())
     });
     std::iter::once(first).chain(further).collect()
+}
+
+fn class_of(disk: Option<&str>, found: &[Found]) -> DiskClass {
+    let of_it = found.iter().find(|(d, _)| Some(d.name.as_str()) == disk);
+    of_it.map_or(DiskClass::Ssd, |(disk, _)| disk.class)
+}
+
+/// All pools, the first first.
+pub(crate) fn sites(pools: &Pools, found: &[Found]) -> Vec<Site> {
+    let site = |(id, disk, mountpoint): (PoolId, Option<&str>, &Path)| Site {
+        id,
+        class: class_of(disk, found),
+        mountpoint: mountpoint.to_owned(),
+    };
+    used(pools).into_iter().map(site).collect()
 }
 
 /// Disks in use are of the class that they had when they joined.
@@ -82,36 +109,51 @@ pub(crate) fn remember_classes(pools: &Pools, found: &mut [Found]) {
     let Some(roster) = Roster::read(&pools.first.mountpoint) else {
         return;
     };
-    for (site, name) in sites(pools).into_iter().zip(pools.standing().used) {
-        let of_it = found.iter_mut().find(|(disk, _)| disk.name == name);
-        if let (Some((disk, _)), Some(member)) = (of_it, roster.member(&site.id)) {
+    for (id, name, _) in used(pools) {
+        let of_it = found.iter_mut();
+        let mut of_it = of_it.filter(|(disk, _)| Some(disk.name.as_str()) == name);
+        if let (Some((disk, _)), Some(member)) = (of_it.next(), roster.member(&id)) {
             disk.class = member.class;
         }
     }
 }
 
+/// Sizes as they are now; of pools that are not there they stay zero.
+pub(crate) fn refresh(pools: &mut [types::node::Pool], sites: &[Site]) {
+    for site in sites {
+        let of_it = pools
+            .iter_mut()
+            .find(|pool| pool.id == site.id && pool.state != PoolState::Missing);
+        if let Some(pool) = of_it {
+            pool.size = machine::size_of(&site.mountpoint);
+            pool.free = machine::available_in(&site.mountpoint);
+        }
+    }
+}
+
 /// What the API says of them, in the order of [`sites`]; missing ones come last.
-pub(crate) fn report(pools: &Pools, found: &[Found]) -> Vec<Pool> {
+pub(crate) fn report(pools: &Pools, found: &[Found]) -> Vec<types::node::Pool> {
     if !pools.first.durable {
         return Vec::new();
     }
-    let pool = |(site, name): (Site, String)| {
+    let pool = |(id, name, mountpoint): (PoolId, Option<&str>, &Path)| {
         let disk = found.iter().map(|(disk, _)| disk);
-        let disk = disk.into_iter().find(|disk| disk.name == name);
-        Pool {
-            id: site.id,
+        let disk = disk
+            .into_iter()
+            .find(|disk| Some(disk.name.as_str()) == name);
+        types::node::Pool {
+            id,
             serial: disk.map(|disk| disk.serial.clone()).unwrap_or_default(),
-            class: disk.map_or(DiskClass::Ssd, |disk| disk.class),
-            disk: Some(name),
+            class: class_of(name, found),
+            disk: name.map(str::to_owned),
             state: PoolState::InUse,
-            size: machine::size_of(&site.mountpoint),
-            free: machine::available_in(&site.mountpoint),
+            size: machine::size_of(mountpoint),
+            free: machine::available_in(mountpoint),
             because: None,
         }
     };
-    let used = sites(pools).into_iter().zip(pools.standing().used);
-    let mut report: Vec<_> = used.map(pool).collect();
-    report.extend(pools.missing.iter().map(|member| Pool {
+    let mut report: Vec<_> = used(pools).into_iter().map(pool).collect();
+    report.extend(pools.missing.iter().map(|member| types::node::Pool {
         id: member.pool.clone(),
         disk: None,
         serial: member.serial.clone(),

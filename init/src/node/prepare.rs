@@ -21,7 +21,7 @@ use types::vm::{
 use types::{Cidr, cpio};
 use workload::address::PREFIX;
 use workload::admission::{LOG_FILE_MAX, Storage};
-use workload::host::{Attachment, Start};
+use workload::host::{Attachment, Layer, Start};
 
 use super::images::{Image, Images};
 use super::machines::Machines;
@@ -65,12 +65,21 @@ fn text(error: impl std::error::Error) -> String {
 }
 
 /// Layer and record first, so that what is reported as layered is; then what may take long.
-pub(crate) async fn layer(means: &Means, start: &Start) -> Result<File, String> {
+pub(crate) async fn layer(
+    means: &Means,
+    start: &Start,
+    at: Result<usize, String>,
+) -> Result<File, String> {
     if let Some(problem) = &means.kvm_problem {
         return Err(format!("no VM can run on this node: {problem}"));
     }
+    let at = match start.layer {
+        Layer::Fresh => at?,
+        // It stays where it is.
+        Layer::Keep => 0,
+    };
     let (machines, start) = (means.machines.clone(), start.clone());
-    let made = tokio::task::spawn_blocking(move || machines.prepare(&start)).await;
+    let made = tokio::task::spawn_blocking(move || machines.prepare(&start, at)).await;
     made.map_err(text)?.map_err(|e| format!("{e:#}"))
 }
 

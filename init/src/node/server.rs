@@ -25,8 +25,9 @@ use super::drills::DrillReply;
 use super::engine::{Refused, Request};
 use super::logs;
 use super::machine;
-use super::machines::Machines;
+use super::machines::{Machines, Site};
 use super::metrics;
+use super::pools;
 use super::sweep;
 use crate::room::{Room, RoomError};
 use crate::wire::Victim;
@@ -45,6 +46,7 @@ pub(crate) struct Server {
     machines: Machines,
     disks: Disks,
     pool: std::path::PathBuf,
+    pools: Vec<Site>,
     room: Room,
     changes: watch::Receiver<u64>,
     pushes: Rc<Semaphore>,
@@ -105,6 +107,7 @@ impl Server {
             machines,
             disks: Disks::new(context)?,
             pool: context.pool.clone(),
+            pools: context.pools.clone(),
             room: context.room.clone(),
             changes,
             pushes: Rc::new(Semaphore::new(PUSHES_MAX)),
@@ -234,6 +237,9 @@ impl Server {
         let signer = peer;
         let own = self.ask(|reply| Request::List { signer, reply }).await?;
         let mut text = metrics::render(node, &figures);
+        if is_owner {
+            text.push_str(&metrics::disks::render(&self.node_info().pools));
+        }
         text.push_str(&metrics::volumes::render(&own));
         Ok(Answer::metrics(text))
     }
@@ -268,6 +274,7 @@ impl Server {
         let mut info = self.info.borrow().clone();
         info.uptime_ms = ms(sys::clock::since_boot());
         info.clock.realtime_ms = ms(sys::clock::realtime());
+        pools::refresh(&mut info.pools, &self.pools);
         info
     }
 

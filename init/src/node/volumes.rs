@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use types::{Bytes, VolumeId};
 use workload::host::{Source, VolumeOnPool, VolumeRecord};
+use workload::placement::Place;
 
 use super::machines::Site;
 use crate::room;
@@ -32,7 +33,6 @@ const RECORD_MAX: u64 = 64 << 10;
 /// Paths only: cheap to clone, holds nothing open.
 #[derive(Debug, Clone)]
 pub(crate) struct Volumes {
-    /// New volumes go to the first.
     roots: Vec<PathBuf>,
 }
 
@@ -159,14 +159,42 @@ impl Volumes {
         Ok(())
     }
 
-    /// An empty directory for a volume that is to be made, beside the one that it is to be a copy of. All other pools hear of
-    /// it before there is a record.
-    pub(crate) fn begin(&self, volume: &VolumeId, beside: Option<&VolumeId>) -> anyhow::Result<()> {
+    /// Where its data lies. Changes nothing.
+    pub(crate) fn place_of(&self, volume: &VolumeId) -> Place {
+        if !self.places(volume).any(|place| place.exists()) {
+            return Place::Nowhere;
+        }
+        let directory = self.directory(volume);
+        if !directory.join(RECORD).exists() {
+            // Begun is not made: it may still lie elsewhere.
+            let elsewhere = self.places(volume).any(|at| at.join(ELSEWHERE).exists());
+            let begun = directory.exists() && !directory.join(ELSEWHERE).exists();
+            return match elsewhere && !begun {
+                true => Place::Away,
+                false => Place::Nowhere,
+            };
+        }
+        let at = self.places(volume).position(|place| place == directory);
+        at.map_or(Place::Nowhere, Place::Here)
+    }
+
+    /// The same directory's pool, for what is to lie beside it.
+    fn pool_of(&self, volume: &VolumeId) -> usize {
+        let directory = self.directory(volume);
+        let at = self.places(volume).position(|place| place == directory);
+        at.unwrap_or(0)
+    }
+
+    /// An empty directory for a volume that is to be made, in the pool of the one that it is to be a copy of.
+    pub(crate) fn begin_beside(&self, volume: &VolumeId, source: &VolumeId) -> anyhow::Result<()> {
+        self.begin(volume, self.pool_of(source))
+    }
+
+    /// The same in the pool at this place of the list. All other pools hear of it before there is a record.
+    fn begin(&self, volume: &VolumeId, at: usize) -> anyhow::Result<()> {
         // Left by a crash: no record is there, so nobody's data is in it.
         self.erase(volume)?;
-        let source = beside.map(|source| self.directory(source));
-        let root = source.as_deref().and_then(Path::parent);
-        let directory = root.unwrap_or(&self.roots[0]).join(volume.as_str());
+        let directory = self.roots[at].join(volume.as_str());
         for other in self.places(volume).filter(|other| *other != directory) {
             fs::create_dir(&other)
                 .and_then(|()| room::make_listable(&other))
@@ -181,9 +209,14 @@ impl Volumes {
         Ok(())
     }
 
-    /// A new file system, durable on return with its record.
-    pub(crate) fn make(&self, volume: &VolumeId, record: &VolumeRecord) -> anyhow::Result<()> {
-        self.begin(volume, None)?;
+    /// A new file system in the pool at this place of the list, durable on return with its record.
+    pub(crate) fn make(
+        &self,
+        volume: &VolumeId,
+        record: &VolumeRecord,
+        at: usize,
+    ) -> anyhow::Result<()> {
+        self.begin(volume, at)?;
         let mut uuid = [0; 16];
         sys::random::fill(&mut uuid)?;
         storage::volume::make_ext4(&self.content(volume, record), record.size.0, uuid)?;

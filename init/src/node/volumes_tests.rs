@@ -35,7 +35,7 @@ fn pool() -> (tempfile::TempDir, Volumes) {
 #[test]
 fn a_volume_is_a_clean_file_system_that_is_found_again() {
     let (_pool, volumes) = pool();
-    volumes.make(&id(), &record(64)).expect("made");
+    volumes.make(&id(), &record(64), 0).expect("made");
     let path = volumes.content(&id(), &record(64));
     let check = Command::new("/sbin/e2fsck").arg("-fn").arg(&path).output();
     assert!(check.expect("e2fsck").status.success());
@@ -54,7 +54,7 @@ fn a_volume_is_a_clean_file_system_that_is_found_again() {
 #[test]
 fn growth_keeps_what_is_in_it_and_is_said_in_the_record() {
     let (_pool, volumes) = pool();
-    volumes.make(&id(), &record(64)).expect("made");
+    volumes.make(&id(), &record(64), 0).expect("made");
     let file = volumes
         .open_content(&id(), &record(64), false)
         .expect("opens");
@@ -79,7 +79,7 @@ fn growth_keeps_what_is_in_it_and_is_said_in_the_record() {
 fn what_no_record_names_goes_and_what_it_names_stays() {
     let (_pool, volumes) = pool();
     let mut with = record(64);
-    volumes.make(&id(), &with).expect("made");
+    volumes.make(&id(), &with, 0).expect("made");
     for version in [4, 5] {
         fs::write(volumes.snapshot(&id(), version), "x").expect("a snapshot");
     }
@@ -106,7 +106,7 @@ fn what_no_record_names_goes_and_what_it_names_stays() {
 fn a_volume_whose_disk_is_away_is_waited_for_and_not_made_again() {
     let [one, two] = [(); 2].map(|()| tempfile::tempdir().expect("a directory"));
     let both = Volumes::open_below([one.path(), two.path()]).expect("opens");
-    both.make(&id(), &record(64)).expect("made");
+    both.make(&id(), &record(64), 0).expect("made");
     assert!(
         one.path()
             .join("volumes")
@@ -133,7 +133,7 @@ fn a_volume_whose_disk_is_away_is_waited_for_and_not_made_again() {
         made: 2,
         ..record(64)
     };
-    alone.make(&id(), &newer).expect("made");
+    alone.make(&id(), &newer, 0).expect("made");
     assert_eq!(
         turned.scan().expect("a scan"),
         [(id(), VolumeOnPool::Record(newer))]
@@ -147,7 +147,7 @@ fn a_volume_whose_disk_is_away_is_waited_for_and_not_made_again() {
 #[test]
 fn a_record_that_cannot_be_read_is_said_and_nothing_of_it_is_touched() {
     let (_pool, volumes) = pool();
-    volumes.make(&id(), &record(64)).expect("made");
+    volumes.make(&id(), &record(64), 0).expect("made");
     fs::write(volumes.directory(&id()).join(RECORD), "{").expect("damaged");
     let found = volumes.scan().expect("a scan");
     assert!(matches!(&found[..], [(_, VolumeOnPool::Unreadable(why))] if why.contains(RECORD)));

@@ -8,17 +8,18 @@ use std::collections::BTreeSet;
 use types::deployment::{Action, Deployment, Statement, Workload};
 use types::status::{Refusal, RefusalCode};
 use types::volume::{Origin, SNAPSHOTS_MAX, Volume};
-use types::{Bytes, Digest, Name};
+use types::{Bytes, Digest, Name, VmId};
 
-use super::{ImageSize, Node, Sum, mib, refuse, volume_of, whole};
+use super::{ImageSize, Node, mib, refuse, volume_of};
 use crate::desired::{Desired, Key, Phase, Target};
+use crate::placement::Place;
 
 /// A new version against the one before.
 pub(super) fn check(
     key: &Key,
     deployment: &Deployment,
     before: Option<&Target>,
-    node: &Node,
+    node: &Node<'_>,
 ) -> Result<(), Refusal> {
     let old = before.and_then(Target::deployment);
     for (name, was) in old.iter().flat_map(|old| &old.workloads) {
@@ -66,7 +67,7 @@ fn check_origin(
     origin: &Origin,
     deployment: &Deployment,
     before: Option<&Target>,
-    node: &Node,
+    node: &Node<'_>,
 ) -> Result<(), Refusal> {
     if !node.durable {
         return refuse(RefusalCode::Volatile, no_copies());
@@ -119,7 +120,7 @@ pub(super) fn check_action(
     statement: &Statement,
     key: &Key,
     before: &Target,
-    node: &Node,
+    node: &Node<'_>,
     desired: &Desired,
     size: &dyn Fn(&Digest) -> ImageSize,
 ) -> Result<(), Refusal> {
@@ -149,7 +150,7 @@ pub(super) fn check_action(
                     ),
                 );
             }
-            check_room(key, of.size, node, desired, size)
+            check_room(key, (volume, of.size), node, desired, size)
         }
         Action::DropSnapshot { volume, snapshot } => {
             find(before, volume)?;
@@ -224,23 +225,29 @@ fn find_snapshot(before: &Target, volume: &Name, snapshot: &Name) -> Result<(), 
     refuse(RefusalCode::NotFound, no_snapshot(volume, snapshot))
 }
 
-/// A snapshot may come to take as much as its volume.
+/// A snapshot may come to take as much as its volume, and lies on the same pool.
 fn check_room(
     key: &Key,
-    volume: Bytes,
-    node: &Node,
+    (volume, size): (&Name, Bytes),
+    node: &Node<'_>,
     desired: &Desired,
-    size: &dyn Fn(&Digest) -> ImageSize,
+    images: &dyn Fn(&Digest) -> ImageSize,
 ) -> Result<(), Refusal> {
-    let promised = Sum::promised(desired, None);
-    let promised = promised.disk(&Sum::default(), |flist| whole(size(flist)));
-    let free = node
-        .capacity
-        .disk
-        .0
-        .saturating_sub(promised)
-        .min(node.room.0);
-    let wanted = volume_of(volume, 0).0;
+    let free = match node.place_of(&VmId::new(&key.signer, &key.name, volume)) {
+        Place::Here(at) => {
+            let left = node.left(desired, None, images)[at].max(0);
+            let left = u64::try_from(left).unwrap_or(u64::MAX);
+            left.min(node.pools[at].room.0)
+        }
+        // Its pool is looked at when it is there.
+        Place::Away | Place::Nowhere => {
+            return refuse(
+                RefusalCode::Conflict,
+                format!("the disk of {volume} is not there: put it back, then take the snapshot"),
+            );
+        }
+    };
+    let wanted = volume_of(size, 0).0;
     if wanted <= free {
         return Ok(());
     }

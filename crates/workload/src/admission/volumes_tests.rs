@@ -8,7 +8,9 @@ use super::*;
 use crate::admission::{Admitted, Image, ImagePresence, admit};
 use crate::desired::tests::verified;
 
-fn node(disk: Bytes) -> Node {
+static NOTHING: std::collections::BTreeMap<VmId, Place> = std::collections::BTreeMap::new();
+
+fn node(disk: Bytes) -> Node<'static> {
     Node {
         key: PublicKey([9; 32]),
         owner: Some(PublicKey([1; 32])),
@@ -19,7 +21,13 @@ fn node(disk: Bytes) -> Node {
             disk,
             ..Capacity::default()
         },
-        room: disk,
+        pools: vec![crate::placement::Shelf {
+            pool: "a".to_owned(),
+            class: types::node::DiskClass::Ssd,
+            capacity: disk,
+            room: disk,
+        }],
+        places: &NOTHING,
     }
 }
 
@@ -32,7 +40,7 @@ fn present(_: &Digest) -> Image {
 
 /// A ledger on a node of a size.
 struct Ledger {
-    node: Node,
+    node: Node<'static>,
     desired: Desired,
     version: u64,
 }

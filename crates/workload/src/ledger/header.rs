@@ -14,7 +14,11 @@ const MAGIC: [u8; 8] = *b"SIFRLDGR";
 /// released: a build must never meet a statement that it cannot read in a format that it can.
 const FORMATS: [(u32, &str, &str); 2] = [
     (1, "0.0.0", "machines"),
-    (2, "0.0.0", "a header that says what it needs; volumes"),
+    (
+        2,
+        "0.0.0",
+        "a header that says what it needs; volumes; classes of disks",
+    ),
 ];
 /// Written, and the newest that is read.
 pub(super) const FORMAT: u32 = FORMATS[FORMATS.len() - 1].0;

@@ -42,6 +42,7 @@ impl NodeHost {
         let alteration = Alteration {
             volumes,
             lines,
+            at: self.pool_for(&step.volume),
             step,
         };
         tokio::task::spawn_local(async move {
