@@ -4,7 +4,7 @@
 #![cfg(test)]
 
 mod tests {
-    use std::path::PathBuf;
+    use std::path::{Path, PathBuf};
 
     use image::qemu::{Bus, Disk};
     use qemu_tests::{Lab, Setup, busybox};
@@ -120,9 +120,14 @@ mod tests {
             let info = self.info();
             let pools = info["pools"].as_array().expect("a list");
             let text = |pool: &Value, key: &str| pool[key].as_str().unwrap_or_default().to_owned();
+            // A SATA disk says its maker's name before its serial.
+            let serial = |pool: &Value| {
+                let text = text(pool, "serial");
+                text.rsplit(' ').next().unwrap_or_default().to_owned()
+            };
             let mut pools: Vec<_> = pools
                 .iter()
-                .map(|pool| (text(pool, "serial"), text(pool, "state")))
+                .map(|pool| (serial(pool), text(pool, "state")))
                 .collect();
             pools.sort();
             pools
@@ -130,13 +135,12 @@ mod tests {
     }
 
     /// Three kinds of disks: what each says of itself decides, and a removable one is left alone.
-    fn of_all_kinds() -> Lab {
+    fn of_all_kinds(directory: &Path) -> Lab {
         let setup = Setup {
             disk: false,
             ..Setup::default()
         };
         let lab = Lab::with(&setup, |machine| {
-            let directory = tempfile::TempDir::with_prefix("sifr-kinds-")?.keep();
             for (bus, serial, mib) in [
                 (Bus::Nvme, "FAST", 1024),
                 (Bus::Ahci, "SLOW", 2048),
@@ -154,7 +158,8 @@ mod tests {
 
     #[test]
     fn the_fastest_disk_is_filled_first_and_a_class_is_kept_to() {
-        let mut lab = of_all_kinds();
+        let directory = tempfile::TempDir::with_prefix("sifr-kinds-").expect("a directory");
+        let mut lab = of_all_kinds(directory.path());
         let flist = busybox(lab.command(), lab.directory()).expect("an image");
         let (disks, key) = (lab.disks().clone(), lab.key().expect("a key"));
         let mut held = Held {
@@ -168,7 +173,7 @@ mod tests {
         let metrics = held.lab.sifr(&["node", "metrics"]).expect("sifr runs");
         let metrics = metrics.must().expect("metrics").stdout;
         for (serial, class) in [("FAST", "nvme"), ("SLOW", "hdd"), ("LARGE", "hdd")] {
-            let up = format!("serial=\"{serial}\",class=\"{class}\"}} 1\n");
+            let up = format!("{serial}\",class=\"{class}\"}} 1\n");
             assert!(metrics.contains(&up), "{serial}: {metrics}");
         }
         held.deploy("quick");
