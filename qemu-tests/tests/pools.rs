@@ -180,6 +180,9 @@ mod tests {
         held.deploy_with("slow", "class: hdd\n");
         // More than the fast one has left, and than all have on one disk.
         held.deploy_with("big", "disk: 1Gi\n");
+        for name in ["quick", "slow", "big"] {
+            held.wait_for_starts(name, 1);
+        }
         let huge = held.lab.deploy(&held.yaml("huge", "disk: 4Gi\n"));
         let huge = huge.expect("sifr runs");
         assert!(
