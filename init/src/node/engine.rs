@@ -223,6 +223,22 @@ fn gather(
     });
 }
 
+fn accounts_of(
+    context: &NodeContext,
+    cache: &Cache,
+    machines: &Machines,
+    volumes: &Volumes,
+) -> Accounts {
+    let (room, pools) = (&context.room, &context.pools);
+    Accounts::new(
+        cache.clone(),
+        room,
+        pools,
+        machines.clone(),
+        volumes.clone(),
+    )
+}
+
 /// Gives signers subnets that touch none of the uplink's.
 fn subnets(uplink: watch::Receiver<super::context::Uplink>) -> ChooseSubnet {
     Box::new(move |signer, taken| network::choose_subnet(signer, taken, &uplink.borrow()))
@@ -238,13 +254,7 @@ impl Engine {
         let cache = Cache::open(&context.pool).and_then(|cache| cache.given_to(CHUNKS_ID));
         let cache = cache.context("open the chunk cache")?;
         let choose = subnets(context.uplink.clone());
-        let mut accounts = Accounts::new(
-            cache.clone(),
-            &context.room,
-            &context.pools,
-            machines.clone(),
-            volumes.clone(),
-        );
+        let mut accounts = accounts_of(&context, &cache, &machines, &volumes);
         accounts.renew(&desired);
         let (news_tx, news) = mpsc::unbounded_channel();
         gather(&context, &cache, &desired, news_tx.clone());

@@ -156,32 +156,37 @@ pub(super) fn check(
         question.refuse_capacity(needed, free, misfit)
     })?;
 
-    // What is stored already takes no more room; what the version before was promised is free for this.
+    // What is stored already takes no more room.
     let more = |flist: &Digest| {
         let size = size(flist);
         Bytes(size.missing.0.saturating_add(size.disk.0))
     };
     let was = Sum::of(before.and_then(Target::deployment), before);
+    let mut room = room_with(key, before, node);
+    take_images(&mut room, wanted.images_beyond(&others, more));
+    let disk = |flist: &Digest| size(flist).disk;
+    give_images(&mut room, was.images_beyond(&others, disk));
+    let both = capacity.iter().zip(&room).map(|(a, b)| *a.min(b));
+    question.place(&mut both.collect()).map_err(|misfit| {
+        let promised = was.disk(&others, disk);
+        let needed = wanted.disk(&others, more).saturating_sub(promised);
+        question.refuse_room(needed, misfit)
+    })
+}
+
+/// What is free just now, with what the version before was promised: that is free for this.
+fn room_with(key: &Key, before: Option<&Target>, node: &Node<'_>) -> Left {
     let mut room: Left = node.pools.iter().map(|s| i128::from(s.room.0)).collect();
     let old = before.and_then(Target::deployment);
-    for item in old.map_or_else(Vec::new, |old| {
-        self::items(key, old, before, |id| node.place_of(id))
-    }) {
+    let old = old.map_or_else(Vec::new, |old| {
+        items(key, old, before, |id| node.place_of(id))
+    });
+    for item in old {
         if let Place::Here(at) = item.place {
             room[at] += i128::from(item.bytes.0);
         }
     }
-    take_images(&mut room, wanted.images_beyond(&others, more));
-    give_images(
-        &mut room,
-        was.images_beyond(&others, |flist| size(flist).disk),
-    );
-    let mut both: Left = capacity.iter().zip(&room).map(|(a, b)| *a.min(b)).collect();
-    question.place(&mut both).map_err(|misfit| {
-        let promised = was.disk(&others, |flist| size(flist).disk);
-        let needed = wanted.disk(&others, more).saturating_sub(promised);
-        question.refuse_room(needed, misfit)
-    })
+    room
 }
 
 fn take_images(left: &mut Left, bytes: u64) {
