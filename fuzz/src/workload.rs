@@ -52,7 +52,9 @@ fn verify(envelope: &[u8]) -> Result<Verified, String> {
 fn content(choices: &mut Choices<'_>) -> Vec<u8> {
     let mut out = match choices.u8() & 3 {
         0 => choices.take(16).to_vec(),
-        _ => header(1),
+        1 => first_header(),
+        2 => choices.take(64).to_vec(),
+        _ => header(choices),
     };
     for _ in 0..choices.u8() & 15 {
         match choices.u8() & 7 {
@@ -68,10 +70,31 @@ fn content(choices: &mut Choices<'_>) -> Vec<u8> {
     out
 }
 
-fn header(format: u32) -> Vec<u8> {
+/// Of format 1.
+fn first_header() -> Vec<u8> {
+    let format = 1u32.to_le_bytes();
+    [&b"SIFRLDGR"[..], &format, &check_of(&format)].concat()
+}
+
+/// Of any format since, its sums right: what it needs and what it reserves are the input's.
+fn header(choices: &mut Choices<'_>) -> Vec<u8> {
+    let format = match choices.u8() {
+        format @ 0..=3 => u32::from(format),
+        _ => 2,
+    };
     let format = format.to_le_bytes();
-    let check = blake3::hash(&format);
-    [&b"SIFRLDGR"[..], &format, &check.as_bytes()[..4]].concat()
+    let mut out = [&b"SIFRLDGR"[..], &format, &check_of(&format)].concat();
+    let more = usize::from(choices.u8() % 45);
+    out.extend_from_slice(choices.take(more));
+    out.resize(60, 0);
+    let whole = check_of(&out);
+    out.extend(whole);
+    out
+}
+
+fn check_of(bytes: &[u8]) -> [u8; 4] {
+    let [a, b, c, d, ..] = *blake3::hash(bytes).as_bytes();
+    [a, b, c, d]
 }
 
 fn record(envelope: &[u8]) -> Vec<u8> {
@@ -121,24 +144,34 @@ fn check(a: &Path, b: &Path) {
 }
 
 fn ledgers() -> Vec<Vec<u8>> {
-    let honest = |records: &[[u8; 2]]| {
+    // Its first byte says that there is a copy, the next what its header is.
+    let first = || Made::default().u8(1).u8(1);
+    let second = |format| Made::default().u8(1).u8(3).u8(format).u8(5).raw(b"0.1.0");
+    let honest = |head: Made, records: &[[u8; 2]]| {
         let count = u8::try_from(records.len()).expect("a few");
-        let head = Made::default().u8(1).u8(1).u8(count);
-        records
-            .iter()
-            .fold(head, |made, record| made.u8(2).raw(record))
-            .0
+        let records = records.iter();
+        let all = records.fold(head.u8(count), |made, record| made.u8(2).raw(record));
+        all.0
     };
-    let (long, short) = (
-        honest(&[[0, 0], [2, 1], [8, 0], [4, 2]]),
-        honest(&[[0, 0], [2, 1]]),
-    );
-    let torn = Made::default().u8(1).u8(1).u8(2).u8(2).raw(&[0, 0]);
-    let torn = torn.u8(1).u8(20).raw(&[2, 1]).0;
+    let (all, some) = ([[0, 0], [2, 1], [8, 0], [4, 2]], [[0, 0], [2, 1]]);
+    let (long, short) = (honest(first(), &all), honest(first(), &some));
+    let torn = |head: Made| {
+        let torn = head.u8(2).u8(2).raw(&[0, 0]);
+        torn.u8(1).u8(20).raw(&[2, 1]).0
+    };
+    let now = honest(second(2), &all);
     vec![
         [long.clone(), long.clone()].concat(),
-        [long.clone(), short].concat(),
-        [torn, long].concat(),
+        [long.clone(), short.clone()].concat(),
+        [torn(first()), long.clone()].concat(),
         vec![0, 0],
+        [now.clone(), now.clone()].concat(),
+        // A migration that was cut, both ways round.
+        [now.clone(), long.clone()].concat(),
+        [short, now.clone()].concat(),
+        [torn(second(2)), now.clone()].concat(),
+        // One of the future, alone and beside one of ours.
+        [honest(second(3), &all), now].concat(),
+        [honest(second(3), &all), honest(second(3), &some)].concat(),
     ]
 }

@@ -152,8 +152,9 @@ pub(crate) fn make(owner: &PublicKey, mountpoint: &Path) -> Result<PoolId, PoolE
     Ok(marker.id)
 }
 
-/// Whether the file system holds nothing but what [`make`] may have left half-done.
-pub(crate) fn is_empty(mountpoint: &Path) -> Result<bool, PoolError> {
+/// Whether the file system holds nothing but what [`make`] may have left half-done, and `given`: what comes to a pool
+/// before its description does.
+pub(crate) fn is_empty(mountpoint: &Path, given: &[&str]) -> Result<bool, PoolError> {
     let names = std::fs::read_dir(mountpoint).and_then(|entries| {
         entries
             .map(|entry| entry.map(|entry| entry.file_name()))
@@ -163,7 +164,8 @@ pub(crate) fn is_empty(mountpoint: &Path) -> Result<bool, PoolError> {
         path: mountpoint.to_owned(),
         source,
     })?;
-    let left = |name: &std::ffi::OsString| UNFINISHED.iter().any(|left| name == left);
+    let left = UNFINISHED.iter().chain(given);
+    let left = |name: &std::ffi::OsString| left.clone().any(|left| name == left);
     Ok(names.iter().all(left))
 }
 

@@ -30,6 +30,8 @@ use crate::roster::PoolId;
 
 /// Version of the pool's directory layout.
 pub const FORMAT: u32 = 1;
+/// What a pool may be given before it is one ([`make_with`]): the identity of the node that makes it.
+const GIVEN: [&str; 1] = ["identity"];
 const MKFS: &str = "/sbin/mkfs.xfs";
 const REPAIR: &str = "/sbin/xfs_repair";
 /// Share of the machine's memory that a pool in memory may fill, in percent: the rest runs guests.
@@ -121,6 +123,11 @@ pub enum PoolError {
         path: PathBuf,
         source: sys::error::Error,
     },
+    #[error("put into the new pool {path} what it is to hold from the first moment on")]
+    Fill {
+        path: PathBuf,
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     #[error("draw an id for the pool")]
     Random { source: sys::error::Error },
     #[error("it is used, and there is no owner key to check it against")]
@@ -189,7 +196,7 @@ pub(crate) fn enter(
         &backing(disk, place.partition, Making::No, keys)?,
         mountpoint,
     )?;
-    let (id, problems) = mark(disk, owner, mountpoint)?;
+    let (id, problems) = mark(disk, owner, mountpoint, None)?;
     Ok(on_disk(disk, id, mountpoint, remark, problems))
 }
 
@@ -202,7 +209,7 @@ pub(crate) fn go_on(
     mountpoint: &Path,
 ) -> Result<Pool, PoolError> {
     let disk = &disks[place.disk];
-    let (id, problems) = finish(disk, place.partition, owner, keys, mountpoint)?;
+    let (id, problems) = finish(disk, place.partition, owner, keys, mountpoint, &nothing)?;
     let remark = "its making had been cut short and was done again".to_owned();
     Ok(on_disk(disk, id, mountpoint, Some(remark), problems))
 }
@@ -214,6 +221,24 @@ pub fn make(
     keys: &dyn Keys,
     mountpoint: &Path,
 ) -> Result<Pool, PoolError> {
+    make_with(disk, owner, keys, mountpoint, &nothing)
+}
+
+/// Puts the first files into a new file system, on disk when this returns.
+pub type Fill<'a> = &'a dyn Fn(&Path) -> Result<(), Box<dyn std::error::Error + Send + Sync>>;
+
+fn nothing(_: &Path) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    Ok(())
+}
+
+/// The same, with what is in the pool before it has its description: whenever the power goes, a pool that is one has it.
+pub fn make_with(
+    disk: &Disk,
+    owner: &PublicKey,
+    keys: &dyn Keys,
+    mountpoint: &Path,
+    fill: Fill<'_>,
+) -> Result<Pool, PoolError> {
     // Before anything is written.
     if let Wish::Required { but } = keys.wish() {
         return Err(PoolError::Crypt {
@@ -222,7 +247,7 @@ pub fn make(
         });
     }
     let made = partition(disk, owner);
-    let made = made.and_then(|number| finish(disk, number, owner, keys, mountpoint));
+    let made = made.and_then(|number| finish(disk, number, owner, keys, mountpoint, fill));
     if made.is_err() {
         let _ = sys::mount::detach(mountpoint);
     }
@@ -373,6 +398,7 @@ fn finish(
     owner: &PublicKey,
     keys: &dyn Keys,
     mountpoint: &Path,
+    fill: Fill<'_>,
 ) -> Result<(PoolId, Vec<String>), PoolError> {
     set_making(disk, Making::Yes)?;
     let device = backing(disk, number, Making::Yes, keys)?;
@@ -384,7 +410,7 @@ fn finish(
             source,
         })?;
     }
-    let marked = mark(disk, owner, mountpoint)?;
+    let marked = mark(disk, owner, mountpoint, Some(fill))?;
     set_making(disk, Making::No)?;
     Ok(marked)
 }
@@ -424,21 +450,28 @@ fn is_finished(device: &Path) -> bool {
     read.is_ok() && probe::is_finished(&beginning)
 }
 
-/// Describes a pool that holds nothing yet, and checks the description of any other. Says what was wrong
-/// with that. The pool's id comes with it.
+/// Describes a pool that holds nothing yet, once it has been filled, and checks the description of any other. Says what was
+/// wrong with that. The pool's id comes with it. `making`: the mark of a pool that is being made stands.
 fn mark(
     disk: &Disk,
     owner: &PublicKey,
     mountpoint: &Path,
+    making: Option<Fill<'_>>,
 ) -> Result<(PoolId, Vec<String>), PoolError> {
     if let Some(found) = marker::find(&disk.name, owner, mountpoint)? {
         return Ok((found.id().to_owned(), found.mend()));
     }
-    if !marker::is_empty(mountpoint)? {
+    let given = making.map_or(&[][..], |_| &GIVEN);
+    if !marker::is_empty(mountpoint, given)? {
         return Err(PoolError::Unmarked {
             path: mountpoint.to_owned(),
         });
     }
+    let fill = making.unwrap_or(&nothing);
+    fill(mountpoint).map_err(|source| PoolError::Fill {
+        path: mountpoint.to_owned(),
+        source,
+    })?;
     Ok((marker::make(owner, mountpoint)?, Vec::new()))
 }
 
@@ -699,14 +732,45 @@ mod tests {
     fn an_empty_file_system_is_marked_and_a_full_one_is_checked() {
         let pool = tempfile::tempdir().expect("a directory");
         std::fs::write(pool.path().join("pool.json.new"), "{").expect("a torn marker");
-        mark(&disk(512), &OWNER, pool.path()).expect("marked");
-        mark(&disk(512), &OWNER, pool.path()).expect("checked");
-        let other = mark(&disk(512), &PublicKey([1; 32]), pool.path());
+        mark(&disk(512), &OWNER, pool.path(), None).expect("marked");
+        mark(&disk(512), &OWNER, pool.path(), None).expect("checked");
+        let other = mark(&disk(512), &PublicKey([1; 32]), pool.path(), None);
         assert!(matches!(other, Err(PoolError::Owner { .. })));
         let foreign = tempfile::tempdir().expect("a directory");
         std::fs::write(foreign.path().join("photos"), "").expect("a file");
-        let refused = mark(&disk(512), &OWNER, foreign.path());
+        let refused = mark(&disk(512), &OWNER, foreign.path(), None);
         assert!(matches!(refused, Err(PoolError::Unmarked { .. })));
         assert!(!foreign.path().join("pool.json").exists());
+    }
+
+    /// A node that runs from RAM gives its key to the pool that it makes: were the pool one before, the next boot would draw
+    /// another key.
+    #[test]
+    fn whatever_moment_a_pool_becomes_one_at_it_has_what_it_was_to_be_given() {
+        let pool = tempfile::tempdir().expect("a directory");
+        let (described, key) = (
+            pool.path().join("pool.json"),
+            pool.path().join("identity/a"),
+        );
+        // The power goes while the key is written: it is no pool yet.
+        let cut = |to: &Path| {
+            std::fs::create_dir(to.join("identity"))?;
+            std::fs::write(to.join("identity/a"), "ke")?;
+            Err("the power has gone".into())
+        };
+        let failed = mark(&disk(512), &OWNER, pool.path(), Some(&cut));
+        assert!(matches!(failed, Err(PoolError::Fill { .. })), "{failed:?}");
+        assert!(!described.exists());
+        // Whoever goes on finds it as it was left, and nobody else takes it for theirs.
+        let refused = mark(&disk(512), &OWNER, pool.path(), None);
+        assert!(matches!(refused, Err(PoolError::Unmarked { .. })));
+        let give = |to: &Path| {
+            assert!(!to.join("pool.json").exists(), "it is a pool already");
+            Ok(std::fs::write(to.join("identity/a"), "key")?)
+        };
+        mark(&disk(512), &OWNER, pool.path(), Some(&give)).expect("marked");
+        assert!(described.exists() && key.exists());
+        let again = |_: &Path| Err("what a pool has is not given again".into());
+        mark(&disk(512), &OWNER, pool.path(), Some(&again)).expect("checked");
     }
 }

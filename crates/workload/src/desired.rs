@@ -5,10 +5,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use types::deployment::{Action, Deployment, Machine, Statement};
+use types::deployment::{Action, Deployment, Machine, Statement, Workload};
 use types::status;
 use types::volume::Volume;
 use types::{Digest, Name, PublicKey, VmId, VolumeId};
+
+use crate::host::launch_digest;
 
 /// A deployment belongs to its signer: two tenants may use the same name.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -49,6 +51,8 @@ pub struct Target {
     pub start: u64,
     /// What was said of its volumes beside the document.
     pub volumes: BTreeMap<Name, History>,
+    /// [`launch_digest`] of each machine: asked for at every turn of the loop, of every machine of the node.
+    launches: BTreeMap<Name, Digest>,
 }
 
 /// What is to become of one volume beside its size. Versions are those of the statements.
@@ -111,17 +115,22 @@ impl Target {
     }
 
     pub fn machine(&self, workload: &Name) -> Option<&Machine> {
-        self.deployment()?
-            .machines()
-            .find(|(name, _)| *name == workload)
-            .map(|(_, machine)| machine)
+        match self.deployment()?.workloads.get(workload)? {
+            Workload::Machine(machine) => Some(machine),
+            Workload::Volume(_) => None,
+        }
+    }
+
+    /// What the machine is made from: another digest is another VM.
+    pub(crate) fn launch(&self, workload: &Name) -> Option<Digest> {
+        self.launches.get(workload).copied()
     }
 
     pub fn volume(&self, workload: &Name) -> Option<&Volume> {
-        self.deployment()?
-            .volumes()
-            .find(|(name, _)| *name == workload)
-            .map(|(_, volume)| volume)
+        match self.deployment()?.workloads.get(workload)? {
+            Workload::Volume(volume) => Some(volume),
+            Workload::Machine(_) => None,
+        }
     }
 
     pub fn history(&self, volume: &Name) -> History {
@@ -147,12 +156,17 @@ impl Target {
             restart: 0,
             start: 0,
             volumes: BTreeMap::new(),
+            launches: BTreeMap::new(),
         });
         target.version = version;
         match &statement.action {
             Action::Deploy(deployment) => {
                 let stays = |name: &Name| deployment.volumes().any(|(volume, _)| volume == name);
                 target.volumes.retain(|name, _| stays(name));
+                let digest = |(name, machine): (&Name, &Machine)| {
+                    (name.clone(), launch_digest(machine, target.incarnation))
+                };
+                target.launches = deployment.machines().map(digest).collect();
                 target.phase = Phase::Running(deployment.clone());
             }
             Action::Stop => {
@@ -175,6 +189,7 @@ impl Target {
                 target.phase = Phase::Deleted;
                 (target.incarnation, target.restart, target.start) = (version, 0, 0);
                 target.volumes.clear();
+                target.launches.clear();
             }
             Action::Snapshot { volume, snapshot } => {
                 let history = target.volumes.entry(volume.clone()).or_default();

@@ -12,9 +12,7 @@ use types::status::{Exit, State, WorkloadStatus};
 use types::trouble::Code;
 
 use crate::desired::{Key, Phase, Target};
-use crate::host::{
-    Attached, End, Finished, Launch, Layer, OnPool, Record, Survivor, launch_digest,
-};
+use crate::host::{Attached, End, Finished, Launch, Layer, OnPool, Record, Survivor};
 
 /// First pause after a failure, doubled with each further one. No jitter: one node's machines do not
 /// press on anything together.
@@ -58,12 +56,12 @@ impl<'a> Intent<'a> {
         let Some(target) = target else {
             return Self::Unknown;
         };
-        match (target.machine(workload), &target.phase) {
+        let made = target.machine(workload).zip(target.launch(workload));
+        match (made, &target.phase) {
             (None, _) | (_, Phase::Deleted) => Self::Gone,
             (Some(_), Phase::Stopped(_)) => Self::Rest,
             (Some(_), Phase::Running(_)) if draining => Self::Rest,
-            (Some(spec), Phase::Running(_)) => {
-                let digest = launch_digest(spec, target.incarnation);
+            (Some((spec, digest)), Phase::Running(_)) => {
                 let launch = Launch {
                     digest,
                     version: target.version,

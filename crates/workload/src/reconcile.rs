@@ -8,13 +8,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
-use types::deployment::RestartPolicy;
-use types::status::DeploymentStatus;
+use types::deployment::{Deployment, RestartPolicy};
+use types::status::{DeploymentStatus, VolumeStatus};
 use types::{Cidr, Name, PublicKey, VmId, VolumeId};
 
 use crate::address;
 use crate::admission::Admitted;
-use crate::desired::{Desired, Key};
+use crate::desired::{Desired, Key, Target};
 use crate::host::{
     Event, Host, Launch, Layer, OnPool, Placed, Places, Record, Start, Step, Survivor,
 };
@@ -411,34 +411,57 @@ impl Reconciler {
     /// What the API says of a deployment; `None` where the name has never been used.
     pub fn status(&self, key: &Key, durable: bool) -> Option<DeploymentStatus> {
         let target = self.desired.get(key)?;
-        // Until the id is free, a machine that waits for it is shown as one that has not begun.
-        let waiting = target
-            .deployment()
-            .into_iter()
-            .flat_map(|deployment| deployment.machines())
-            .map(|(name, _)| Machine::new(key.clone(), name.clone(), None));
-        let waiting = waiting.map(|machine| {
+        let machines = self.machines.values().filter(|m| m.key == *key);
+        let volumes = self.volume_statuses(key);
+        Some(self.status_of(key, target, machines, volumes, durable))
+    }
+
+    /// The same of all deployments, in their order: machines are looked through once, not once for each.
+    pub fn statuses(&self, durable: bool) -> Vec<(&Key, DeploymentStatus)> {
+        let mut machines: BTreeMap<&Key, Vec<&Machine>> = BTreeMap::new();
+        for machine in self.machines.values() {
+            machines.entry(&machine.key).or_default().push(machine);
+        }
+        let mut volumes = self.all_volume_statuses();
+        let status = |(key, target)| {
+            let machines = machines.remove(key).unwrap_or_default();
+            let volumes = volumes.remove(key).unwrap_or_default();
+            let status = self.status_of(key, target, machines, volumes, durable);
+            (key, status)
+        };
+        self.desired.iter().map(status).collect()
+    }
+
+    fn status_of<'a>(
+        &self,
+        key: &Key,
+        target: &Target,
+        machines: impl IntoIterator<Item = &'a Machine>,
+        volumes: BTreeMap<Name, VolumeStatus>,
+        durable: bool,
+    ) -> DeploymentStatus {
+        let status = |machine: &Machine| {
             let intent = Intent::of(Some(target), &machine.workload, self.draining);
             let status = machine.status(&intent, target.machine(&machine.workload));
-            (machine.workload, status)
-        });
-        let known = self
-            .machines
-            .values()
-            .filter(|machine| machine.key == *key)
-            .map(|machine| {
-                let intent = Intent::of(Some(target), &machine.workload, self.draining);
-                let status = machine.status(&intent, target.machine(&machine.workload));
-                (machine.workload.clone(), status)
-            });
-        Some(DeploymentStatus {
+            (machine.workload.clone(), status)
+        };
+        let mut workloads: BTreeMap<_, _> = machines.into_iter().map(status).collect();
+        // Until the id is free, a machine that waits for it is shown as one that has not begun.
+        let named = target.deployment().into_iter();
+        for (name, _) in named.flat_map(Deployment::machines) {
+            if !workloads.contains_key(name) {
+                let waiting = Machine::new(key.clone(), name.clone(), None);
+                workloads.extend([status(&waiting)]);
+            }
+        }
+        DeploymentStatus {
             name: key.name.clone(),
             version: target.version,
             desired: target.desired(),
             durable,
-            workloads: waiting.chain(known).collect(),
-            volumes: self.volume_statuses(key),
-        })
+            workloads,
+            volumes,
+        }
     }
 }
 

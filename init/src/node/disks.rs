@@ -362,12 +362,13 @@ impl Node {
         let mountpoint = Path::new(NEW_POOL);
         fs::create_dir_all(mountpoint)?;
         let owner = self.owner.as_ref().ok_or_else(|| anyhow!("no owner key"))?;
-        storage::pool::make(disk, owner, &self.custody, mountpoint)?;
-        // Whoever has pinned this node's key finds the same node after the reboot.
-        let kept = identity::keep(mountpoint, &self.seed);
+        // Whoever has pinned this node's key finds the same node after the reboot: there is no moment at which the pool
+        // is one and has no key, or the next boot would draw another.
+        let key = |pool: &Path| Ok(identity::keep(pool, &self.seed)?);
+        storage::pool::make_with(disk, owner, &self.custody, mountpoint, &key)?;
         sys::mount::unmount(mountpoint)?;
         storage::crypt::close(disk);
-        Ok(kept?)
+        Ok(())
     }
 }
 

@@ -87,6 +87,24 @@ pub(crate) enum Request {
     Counts { reply: oneshot::Sender<Counts> },
 }
 
+impl Request {
+    /// Whether nothing follows from it but an answer.
+    fn asks(&self) -> bool {
+        match self {
+            Self::Status { .. }
+            | Self::List { .. }
+            | Self::Metrics { .. }
+            | Self::Images { .. }
+            | Self::Counts { .. } => true,
+            Self::Statement { .. }
+            | Self::Drill { .. }
+            | Self::End
+            | Self::Reboot
+            | Self::PowerOff => false,
+        }
+    }
+}
+
 /// Why a statement was not accepted.
 #[derive(Debug)]
 pub(crate) enum Refused {
@@ -376,8 +394,13 @@ impl Engine {
     async fn serve(&mut self) -> anyhow::Result<Infallible> {
         let mut alive = tokio::time::interval(pulse::EVERY);
         alive.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        // When to come back, where nothing has changed since that was found out.
+        let mut rest: Option<Option<u64>> = None;
         loop {
-            let deadline = self.advance()?;
+            let deadline = match rest.take() {
+                Some(deadline) => deadline,
+                None => self.advance()?,
+            };
             let sleep = async {
                 match deadline {
                     Some(at) => {
@@ -389,6 +412,9 @@ impl Engine {
             tokio::select! {
                 // All are safe to drop: what was not taken stays in its channel or socket.
                 Some(request) = self.requests.recv() => {
+                    if request.asks() {
+                        rest = Some(deadline);
+                    }
                     self.answer(request)?;
                     continue;
                 }
@@ -398,7 +424,13 @@ impl Engine {
                     told.context("tell pid1 that the node is alive")?;
                     continue;
                 }
-                Some(message) = self.messages.recv() => self.host.hear(message),
+                Some(message) = self.messages.recv() => {
+                    self.host.hear(message);
+                    // What has come meanwhile is one change with it: a turn looks at every machine.
+                    while let Ok(message) = self.messages.try_recv() {
+                        self.host.hear(message);
+                    }
+                }
                 Some(news) = self.news.recv() => self.hear_news(news),
                 received = self.pid1.receive::<FromPid1>() => {
                     let (message, _) = received.context("listen to pid1")?.context("pid1 has closed its socket")?;
@@ -458,11 +490,11 @@ impl Engine {
             self.changes
                 .send_modify(|changes| *changes = changes.wrapping_add(1));
         }
-        let size = |flist: &Digest| self.accounts.size(flist);
-        let capacity = admission::capacity(self.reconciler.desired(), self.total, size);
         if dirty {
             self.tell_of_workloads();
         }
+        let size = |flist: &Digest| self.accounts.size(flist);
+        let capacity = admission::capacity(self.reconciler.desired(), self.total, size);
         let network_error = self.reconciler.network_error();
         self.info.send_if_modified(|info| {
             let mut new = info.capacity != capacity;
@@ -483,11 +515,8 @@ impl Engine {
 
     /// For the console and the node report, and for the agent that comes after this one.
     fn tell_of_workloads(&mut self) {
-        let desired = self.reconciler.desired();
-        let all: Vec<DeploymentStatus> = desired
-            .iter()
-            .filter_map(|(key, _)| self.reconciler.status(key, self.durable))
-            .collect();
+        let all = self.reconciler.statuses(self.durable).into_iter();
+        let all: Vec<DeploymentStatus> = all.map(|(_, status)| status).collect();
         self.info
             .send_if_modified(|info| troubles::of_workloads(&all, info));
         self.pauses.keep(self.reconciler.pauses());
@@ -550,14 +579,10 @@ impl Engine {
                 let _ = reply.send(self.status(&key));
             }
             Request::List { signer, reply } => {
-                let keys: Vec<Key> = self
-                    .reconciler
-                    .desired()
-                    .iter()
-                    .map(|(key, _)| key.clone())
-                    .collect();
-                let own = keys.iter().filter(|key| key.signer == signer);
-                let _ = reply.send(own.filter_map(|key| self.status(key)).collect());
+                let all = self.reconciler.statuses(self.durable).into_iter();
+                let own = all.filter(|(key, _)| key.signer == signer);
+                let own = own.map(|(key, status)| self.complete(key, status));
+                let _ = reply.send(own.collect());
             }
             Request::Drill { victim, reply } => {
                 let asked = self.pid1.send(
@@ -697,13 +722,9 @@ impl Engine {
             signer.is_none_or(|signer| signer == key.signer)
                 && deployment.is_none_or(|name| *name == key.name)
         };
-        let desired = self.reconciler.desired();
-        let keys: Vec<Key> = desired.iter().map(|(key, _)| key.clone()).collect();
+        let all = self.reconciler.statuses(self.durable).into_iter();
         let mut asked = Vec::new();
-        for key in keys.into_iter().filter(of) {
-            let Some(status) = self.reconciler.status(&key, self.durable) else {
-                continue;
-            };
+        for (key, status) in all.filter(|(key, _)| of(key)) {
             for (workload, status) in status.workloads {
                 let vm = VmId::new(&key.signer, &key.name, &workload);
                 asked.push(Asked {
@@ -720,19 +741,24 @@ impl Engine {
     }
 
     fn status(&self, key: &Key) -> Option<DeploymentStatus> {
-        let mut status = self.reconciler.status(key, self.durable)?;
-        let target = self.reconciler.desired().get(key)?;
+        let status = self.reconciler.status(key, self.durable)?;
+        Some(self.complete(key, status))
+    }
+
+    /// With what only the host knows.
+    fn complete(&self, key: &Key, mut status: DeploymentStatus) -> DeploymentStatus {
+        let target = self.reconciler.desired().get(key);
         for (name, workload) in &mut status.workloads {
             workload.timeline = self.host.timeline(&VmId::new(&key.signer, &key.name, name));
             workload.chunks = target
-                .machine(name)
+                .and_then(|target| target.machine(name))
                 .and_then(|machine| self.host.progress(&machine.image.flist));
         }
         for (name, volume) in &mut status.volumes {
             let id = VmId::new(&key.signer, &key.name, name);
             volume.used = self.volumes.used(&id);
         }
-        Some(status)
+        status
     }
 }
 

@@ -16,6 +16,7 @@ use tokio::runtime;
 use tokio::sync::watch;
 use types::deployment::{API_PORT, ONLY_WORKLOAD};
 use types::{Cidr, PublicKey};
+use workload::desired::Key;
 use workload::host::{Placed, Places};
 
 use super::context::Uplink;
@@ -77,6 +78,10 @@ pub(crate) struct Plan {
 pub(crate) fn plan(places: &Places, uplink: &Uplink) -> Plan {
     let mut tenants: BTreeMap<String, (Network, policy::Tenant, Names)> = BTreeMap::new();
     let mut published: BTreeMap<String, Vec<policy::Published>> = BTreeMap::new();
+    let mut machines: BTreeMap<&Key, usize> = BTreeMap::new();
+    for place in places.values() {
+        *machines.entry(&place.key).or_default() += 1;
+    }
     for place in places.values() {
         let Some(network) = network_of(place.address) else {
             log::error!(
@@ -108,7 +113,7 @@ pub(crate) fn plan(places: &Places, uplink: &Uplink) -> Plan {
                 .into_iter()
                 .collect(),
         });
-        add_names(names, place, places);
+        add_names(names, place, machines[&place.key]);
         published
             .entry(name)
             .or_default()
@@ -133,14 +138,13 @@ pub(crate) fn plan(places: &Places, uplink: &Uplink) -> Plan {
     Plan { node, tenants }
 }
 
-/// `web.shop`; and plain `shop` where it is its deployment's only machine, or the one that is called `main`.
-fn add_names(names: &mut Names, place: &Placed, places: &Places) {
+/// `web.shop`; and plain `shop` where it is its deployment's only machine of so many, or the one that is called `main`.
+fn add_names(names: &mut Names, place: &Placed, machines: usize) {
     let (workload, deployment) = (&place.workload, &place.key.name);
     let full = format!("{workload}.{deployment}");
     names.machines.insert(full, place.address);
     names.domains.insert(place.address, deployment.to_string());
-    let others = || places.values().filter(|other| other.key == place.key);
-    if workload.as_str() == ONLY_WORKLOAD || others().count() == 1 {
+    if workload.as_str() == ONLY_WORKLOAD || machines == 1 {
         names.machines.insert(deployment.to_string(), place.address);
     }
 }

@@ -58,14 +58,30 @@ impl Reconciler {
     fn users(&self, id: &VolumeId) -> Vec<Use> {
         let uses = |(vm, machine): (&VmId, &Machine)| {
             let attached = machine.attached().iter().find(|a| a.volume == *id)?;
-            Some(Use {
-                vm: vm.clone(),
-                machine: machine.workload.clone(),
-                attached: attached.clone(),
-                running: machine.is_running() && !self.is_to_stop(machine),
-            })
+            Some(self.use_by(vm, machine, attached))
         };
         self.machines.iter().filter_map(uses).collect()
+    }
+
+    /// Of every volume that is in use: machines are looked through once, not once for each volume.
+    fn all_users(&self) -> BTreeMap<VolumeId, Vec<Use>> {
+        let mut users: BTreeMap<VolumeId, Vec<Use>> = BTreeMap::new();
+        for (vm, machine) in &self.machines {
+            for attached in machine.attached() {
+                let of = users.entry(attached.volume.clone()).or_default();
+                of.push(self.use_by(vm, machine, attached));
+            }
+        }
+        users
+    }
+
+    fn use_by(&self, vm: &VmId, machine: &Machine, attached: &Attached) -> Use {
+        Use {
+            vm: vm.clone(),
+            machine: machine.workload.clone(),
+            attached: attached.clone(),
+            running: machine.is_running() && !self.is_to_stop(machine),
+        }
     }
 
     /// It is about to be told to stop: its guest hears nothing else then.
@@ -78,13 +94,22 @@ impl Reconciler {
 
     pub(super) fn plan_volumes(&mut self, now: u64, deadline: &mut Option<u64>) -> Vec<Step> {
         let ids: Vec<VolumeId> = self.volumes.keys().cloned().collect();
-        let plan = |id| self.plan_volume(&id, now, deadline);
-        ids.into_iter().filter_map(plan).collect()
+        // No step of a volume changes who has another.
+        let users = self.all_users();
+        let users = |id| users.get(id).map_or(&[][..], Vec::as_slice);
+        let plan = |id| self.plan_volume(id, users(id), now, deadline);
+        ids.iter().filter_map(plan).collect()
     }
 
-    fn plan_volume(&mut self, id: &VolumeId, now: u64, deadline: &mut Option<u64>) -> Option<Step> {
+    fn plan_volume(
+        &mut self,
+        id: &VolumeId,
+        users: &[Use],
+        now: u64,
+        deadline: &mut Option<u64>,
+    ) -> Option<Step> {
         let volume = self.volumes.get(id)?;
-        let action = volume.next(&self.intent_of(volume), &self.users(id), now);
+        let action = volume.next(&self.intent_of(volume), users, now);
         let step = match action {
             volume::Action::Make => match self.make(volume) {
                 Ok(step) => step?,
@@ -211,6 +236,17 @@ impl Reconciler {
             (volume.workload.clone(), status)
         })
         .collect()
+    }
+
+    pub(super) fn all_volume_statuses(&self) -> BTreeMap<&Key, BTreeMap<Name, VolumeStatus>> {
+        let (users, mut out) = (self.all_users(), BTreeMap::new());
+        for (id, volume) in &self.volumes {
+            let users = users.get(id).map_or(&[][..], Vec::as_slice);
+            let status = volume.status(&self.intent_of(volume), users);
+            let of: &mut BTreeMap<_, _> = out.entry(&volume.key).or_default();
+            of.insert(volume.workload.clone(), status);
+        }
+        out
     }
 
     /// Why a statement has to wait for what an earlier one has begun: a volume that is made anew must not be the one
