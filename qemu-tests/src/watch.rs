@@ -2,10 +2,11 @@
 //!
 //! Owns: a program of our own beside the image's, which the kernel starts first: it starts a copy of itself, in a
 //! mount namespace of its own, and becomes the image's `/init`. The copy answers questions on the second serial port.
-//! Refuses: changing anything. The image is the shipped one, byte for byte, with an archive behind it.
+//! Refuses: changing anything, but for files of its own on the pool, which a benchmark compares volumes with. The image is the shipped one, byte for byte, with an archive behind it.
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -48,6 +49,8 @@ enum Question {
     Link(PathBuf),
     /// How many files below a directory are what they are called ([`chunk_of`]), and the names of those that are not.
     Verify(PathBuf),
+    /// How long a file system takes for what volumes are made of: see [`plain`].
+    Plain(PathBuf),
 }
 
 type Answer = std::result::Result<Vec<String>, String>;
@@ -114,6 +117,7 @@ fn look(question: &Question) -> Result<Vec<String>> {
             .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
             .collect(),
         Question::Link(path) => Ok(vec![fs::read_link(path)?.display().to_string()]),
+        Question::Plain(directory) => plain(directory),
         Question::Verify(path) => {
             let (mut sound, mut damaged) = (0, Vec::new());
             for directory in fs::read_dir(path)? {
@@ -136,6 +140,53 @@ fn look(question: &Question) -> Result<Vec<String>> {
             Ok(damaged)
         }
     }
+}
+
+/// Beside a volume, so many times each, its median in microseconds: a file of its length with all blocks reserved; a copy
+/// of the volume that shares its blocks; that copy made longer. Each is on disk before the next begins.
+fn plain(directory: &Path) -> Result<Vec<String>> {
+    const ROUNDS: usize = 5;
+    const MORE: u64 = 64 << 20;
+    let mut names = fs::read_dir(directory)?.flatten().map(|entry| entry.path());
+    let is_volume = |path: &PathBuf| {
+        path.file_name()
+            .is_some_and(|n| n.to_string_lossy().starts_with("disk-"))
+    };
+    let source = File::open(names.find(is_volume).context("no volume")?)?;
+    let length = source.metadata()?.len();
+    let place = File::open(directory)?;
+    let file = directory.join("plain");
+    let mut times = [const { Vec::new() }; 3];
+    for _ in 0..ROUNDS {
+        let timed = |work: &dyn Fn() -> Result<()>| -> Result<u128> {
+            let since = std::time::Instant::now();
+            work()?;
+            place.sync_all()?;
+            Ok(since.elapsed().as_micros())
+        };
+        times[0].push(timed(&|| {
+            let made = File::create(&file)?;
+            nix::fcntl::posix_fallocate(&made, 0, length.try_into()?)?;
+            Ok(made.sync_all()?)
+        })?);
+        fs::remove_file(&file)?;
+        times[1].push(timed(&|| {
+            let copy = File::create(&file)?;
+            sys::fs::reflink(source.as_fd(), copy.as_fd())?;
+            Ok(copy.sync_all()?)
+        })?);
+        times[2].push(timed(&|| {
+            let copy = File::options().write(true).open(&file)?;
+            copy.set_len(length + MORE)?;
+            Ok(copy.sync_all()?)
+        })?);
+        fs::remove_file(&file)?;
+    }
+    let medians = times.map(|mut times| {
+        times.sort_unstable();
+        times[ROUNDS / 2].to_string()
+    });
+    Ok(medians.to_vec())
 }
 
 /// The hash that a chunk's path names: `<2 hex>/<62 hex>`.
@@ -186,6 +237,15 @@ impl Watch {
         ensure!(!answer.is_empty(), "no count");
         let sound = answer.remove(0).parse().context("no count")?;
         Ok((sound, answer))
+    }
+
+    /// Microseconds of a plain file system beside a volume's directory: [`plain`].
+    pub(crate) fn plain(&mut self, directory: &str) -> Result<[u64; 3]> {
+        let path = format!("{PROC}/1/root{directory}");
+        let answer = self.ask(&Question::Plain(path.into()))?;
+        let times = answer.iter().map(|text| Ok(text.parse()?));
+        let times = times.collect::<Result<Vec<u64>>>()?;
+        <[u64; 3]>::try_from(times).map_err(|times| anyhow::anyhow!("{times:?} are no three"))
     }
 
     /// A file of a process: `status`.

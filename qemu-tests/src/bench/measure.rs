@@ -14,7 +14,7 @@ use image::qemu::{Machine, Time};
 use super::archive;
 use super::report::{PROGRAM, ROLE, Role};
 use super::table::Row;
-use super::{Peers, beside, boot, images, machines, memory};
+use super::{Peers, beside, boot, crowd, images, machines, memory, plain};
 
 /// Counting instructions is slower than not, and one machine has a dozen guests to run.
 pub(super) const PATIENCE: Duration = Duration::from_secs(900);
@@ -36,11 +36,14 @@ pub enum Group {
     MachineSnapshot,
     Flist,
     FlistStart,
+    Crowd,
+    Pools,
+    Volumes,
 }
 
 impl Group {
     /// In the order of the table, with what each is called on the command line and in progress.
-    pub const ALL: [(Self, &str, &str); 11] = [
+    pub const ALL: [(Self, &str, &str); 14] = [
         (Self::Boot, "boot", "a node without a disk, from power-on"),
         (Self::Disk, "disk", "a node with a disk, twice"),
         (Self::Smallest, "smallest", "machines with ever less memory"),
@@ -52,6 +55,9 @@ impl Group {
         (Self::MachineSnapshot, "machine-snapshot", "their snapshots"),
         (Self::Flist, "flist", "images: packing, and what is shared"),
         (Self::FlistStart, "flist-start", "images: first starts"),
+        (Self::Crowd, "crowd", "a hundred deployments on a node"),
+        (Self::Pools, "pools", "one pool, and two"),
+        (Self::Volumes, "volumes", "volumes"),
     ];
 
     fn measure(self, image: &Image, program: &[u8], peers: &Peers) -> Result<Vec<Row>> {
@@ -67,6 +73,9 @@ impl Group {
             Self::MachineSnapshot => beside::snapshots(image, program, peers),
             Self::Flist => images::packed(image),
             Self::FlistStart => images::started(image),
+            Self::Crowd => crowd::grown(),
+            Self::Pools => crowd::pools(),
+            Self::Volumes => plain::volumes(),
         }
     }
 }

@@ -7,12 +7,14 @@
 mod archive;
 mod beside;
 mod boot;
+mod crowd;
 mod entry;
 mod images;
 mod machines;
 mod measure;
 mod memory;
 pub mod node;
+mod plain;
 mod reading;
 pub mod report;
 pub mod table;
