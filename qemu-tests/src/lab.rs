@@ -179,6 +179,11 @@ impl Lab {
             .to_owned())
     }
 
+    /// The machine, while the power is off.
+    pub(crate) fn machine(&mut self) -> &mut Machine {
+        &mut self.machine
+    }
+
     /// Takes disks out and puts others in, while the power is off.
     pub fn disks(&mut self) -> &mut Vec<Disk> {
         &mut self.machine.disks

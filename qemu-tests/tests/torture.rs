@@ -4,11 +4,11 @@
 #![cfg(test)]
 
 mod tests {
-    use qemu_tests::torture::Torture;
+    use qemu_tests::torture::{Kind, Torture};
 
     #[test]
     fn what_was_acknowledged_is_there_after_any_cut_and_what_was_deleted_is_not() {
-        let mut torture = Torture::new(2).expect("a node");
+        let mut torture = Torture::new(2, Kind::Plain).expect("a node");
         torture.first_boot().expect("a pool is made or is not");
         torture.settle_in().expect("it runs");
         for _ in 0..4 {
@@ -20,8 +20,33 @@ mod tests {
 
     #[test]
     fn a_claim_that_is_cut_ends_in_a_pool_on_large_sectors_too() {
-        let mut torture = Torture::with_large_sectors(5).expect("a node");
+        let mut torture = Torture::new(5, Kind::Large).expect("a node");
         torture.claim().expect("every promise was kept");
+        println!("{}", torture.tally());
+    }
+
+    #[test]
+    fn volumes_snapshots_and_copies_are_as_acknowledged_after_any_cut() {
+        let mut torture = Torture::new(7, Kind::Volumes).expect("a node");
+        torture.settle_in().expect("it runs");
+        for _ in 0..3 {
+            torture.cut().expect("every promise was kept");
+        }
+        println!("{}", torture.tally());
+    }
+
+    #[test]
+    fn an_encrypted_pool_that_is_cut_while_it_is_made_is_made_after_all() {
+        let mut torture = Torture::new(8, Kind::Encrypted).expect("a node");
+        torture.first_boot().expect("every promise was kept");
+        println!("{}", torture.tally());
+    }
+
+    #[test]
+    fn two_disks_that_lose_their_power_at_once_are_one_node_and_each_alone_is_too() {
+        let mut torture = Torture::new(9, Kind::Two).expect("a node");
+        torture.first_boot().expect("every promise was kept");
+        torture.alone().expect("every promise was kept");
         println!("{}", torture.tally());
     }
 

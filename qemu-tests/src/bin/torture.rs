@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use image::assemble::Image;
 use image::paths::Paths;
 use indicatif::ProgressBar;
-use qemu_tests::torture::{Tally, Torture};
+use qemu_tests::torture::{Kind, Tally, Torture};
 
 /// As many as the project asks for.
 const CUTS: u64 = 200;
@@ -22,15 +22,21 @@ const CLAIMS: u64 = 4;
 const FIRST_BOOTS: u64 = 8;
 
 fn main() -> Result<()> {
-    let (mut cuts, mut seed) = (CUTS, None);
+    let (mut cuts, mut seed, mut only) = (CUTS, None, None);
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         let value = arguments.next().unwrap_or_default();
+        let kind = Kind::ALL
+            .into_iter()
+            .find(|kind| format!("{kind:?}").eq_ignore_ascii_case(&value));
         let number = value.parse::<u64>();
         match (argument.as_str(), number) {
+            ("--kind", _) if kind.is_some() => only = kind,
             ("--cuts", Ok(number)) => cuts = number,
             ("--seed", Ok(number)) => seed = Some(number),
-            _ => bail!("usage: torture [--cuts {CUTS}] [--seed NUMBER]"),
+            _ => bail!(
+                "usage: torture [--cuts {CUTS}] [--seed NUMBER] [--kind plain|large|volumes|encrypted|two]"
+            ),
         }
     }
     let clock = SystemTime::now().duration_since(UNIX_EPOCH);
@@ -50,16 +56,14 @@ fn main() -> Result<()> {
             break;
         }
         let of_node = seed.wrapping_add(node);
-        // One node in three has large sectors.
-        let is_large = of_node % 3 == 2;
-        let (torture, sectors) = match is_large {
-            true => (Torture::with_large_sectors(of_node)?, "sectors of 4096"),
-            false => (Torture::new(of_node)?, "sectors of 512"),
-        };
-        let tally = one_node(torture, now, &bar);
-        let tally = tally.with_context(|| format!("seed {of_node}, {sectors}"))?;
+        // Each kind in turn.
+        let kinds = u64::try_from(Kind::ALL.len())?;
+        let kind = Kind::ALL[usize::try_from(of_node % kinds)?];
+        let kind = only.unwrap_or(kind);
+        let tally = one_node(Torture::new(of_node, kind)?, kind, now, &bar);
+        let tally = tally.with_context(|| format!("seed {of_node}, {kind:?}"))?;
         println!(
-            "seed {of_node}, {sectors}: {tally}, {} s",
+            "seed {of_node}, {kind:?}: {tally}, {} s",
             start.elapsed().as_secs()
         );
         sum += tally;
@@ -72,12 +76,14 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-fn one_node(mut torture: Torture, cuts: u64, bar: &ProgressBar) -> Result<Tally> {
+fn one_node(mut torture: Torture, kind: Kind, cuts: u64, bar: &ProgressBar) -> Result<Tally> {
     for _ in 0..FIRST_BOOTS.min(cuts / 4) {
         torture.first_boot()?;
         bar.inc(2);
     }
-    for _ in 0..CLAIMS.min(cuts / 8) {
+    // What is claimed is one disk.
+    let claims = if kind == Kind::Two { 0 } else { CLAIMS };
+    for _ in 0..claims.min(cuts / 8) {
         torture.claim()?;
         bar.inc(4);
     }

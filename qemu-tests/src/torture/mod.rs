@@ -6,6 +6,7 @@
 //! Refuses: looking at the pool while the node runs, but for the chunks, which [`crate::watch`] reads.
 
 mod client;
+mod keeper;
 mod medium;
 mod nbd;
 mod promises;
@@ -17,7 +18,7 @@ use std::fs;
 use std::ops::AddAssign;
 use std::path::{Path, PathBuf};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use image::qemu::Bus;
@@ -27,10 +28,12 @@ use serde_json::Value;
 use types::Bytes;
 
 use crate::store;
-use crate::{Lab, PATIENCE, Setup, disk, variant};
+use crate::tpm::Chip;
+use crate::{Answer, Follower, Lab, PATIENCE, Setup, disk, variant};
 use client::Client;
+use keeper::{Act, Keeper};
 use medium::{Fate, Flushes, Sectors};
-use nbd::Disk;
+use nbd::Disks;
 use promises::{Deed, Desired, Promises, Standing};
 use random::Random;
 use scribe::Scribe;
@@ -52,6 +55,10 @@ const BOOT_REQUESTS_MAX: u64 = 60;
 const CLAIM_REQUESTS_MAX: u64 = 250;
 /// One life in so many ends in its boot.
 const SHORT_LIVES: u64 = 4;
+/// Of a node with two disks one life in so many has one of them.
+const LIVES_ALONE: u64 = 3;
+/// Between two looks at volumes: nothing tells from outside when one is ready.
+const LOOK_AGAIN: Duration = Duration::from_millis(300);
 /// One cut in so many is followed by an orderly end and a check of the file system, for itself and after the others.
 const CHECK_EVERY: u64 = 10;
 
@@ -73,6 +80,10 @@ pub struct Tally {
     pub flushed: u64,
     pub chunks: u64,
     pub checks: u64,
+    /// Statements about volumes, snapshots and copies.
+    pub of_volumes: u64,
+    /// Boots with one of two disks.
+    pub alone: u64,
 }
 
 impl AddAssign for Tally {
@@ -87,6 +98,8 @@ impl AddAssign for Tally {
         self.flushed += other.flushed;
         self.chunks += other.chunks;
         self.checks += other.checks;
+        self.of_volumes += other.of_volumes;
+        self.alone += other.alone;
     }
 }
 
@@ -103,12 +116,14 @@ impl fmt::Display for Tally {
             flushed,
             chunks,
             checks,
+            of_volumes,
+            alone,
         } = self;
         write!(
             f,
             "{cuts} cuts ({in_boot} in a boot, {in_claim} in a claim), {kept} of {unflushed} unflushed sectors left, {acknowledged} statements \
              acknowledged and {unanswered} not answered, {flushed} numbers flushed by a guest, {chunks} chunks compared, \
-             {checks} file systems checked"
+             {checks} file systems checked, {of_volumes} statements about volumes, {alone} boots with one of two disks"
         )
     }
 }
@@ -138,18 +153,65 @@ enum When {
     InClaim(u64),
     /// At this request from power-on, of a node whose disk was claimed when the power went.
     AfterClaim(u64),
+    /// At this request from power-on, of a node that has one of its disks.
+    Alone(u64),
 }
 
-/// One owner, one node, one disk.
+/// What kind of node it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Plain,
+    /// With sectors of 4096 bytes.
+    Large,
+    /// With a machine that counts on a volume of which there are snapshots and copies.
+    Volumes,
+    /// With a TPM, and a pool that only it opens.
+    Encrypted,
+    /// With two disks: each is the node.
+    Two,
+}
+
+impl Kind {
+    /// `make torture` takes them in turn, by the seed.
+    pub const ALL: [Self; 5] = [
+        Self::Plain,
+        Self::Volumes,
+        Self::Large,
+        Self::Encrypted,
+        Self::Two,
+    ];
+
+    fn sectors(self) -> Sectors {
+        match self {
+            Self::Large => Sectors::Large,
+            Self::Plain | Self::Volumes | Self::Encrypted | Self::Two => Sectors::Small,
+        }
+    }
+
+    fn disks(self) -> usize {
+        match self {
+            Self::Two => 2,
+            Self::Plain | Self::Large | Self::Volumes | Self::Encrypted => 1,
+        }
+    }
+}
+
+/// One owner, one node, its disks.
 #[derive(Debug)]
 pub struct Torture {
     lab: Lab,
-    file: PathBuf,
+    kind: Kind,
+    disks: Vec<image::qemu::Disk>,
+    /// Those that are in the machine in this life.
+    present: Vec<usize>,
+    chip: Option<Chip>,
     flushes: Flushes,
-    sectors: Sectors,
     images: Vec<Image>,
     promises: Promises,
     scribe: Scribe,
+    keeper: Keeper,
+    /// Hears the keeper, in this life.
+    ears: Option<Follower>,
     key: Option<String>,
     /// The disk of others is the node's, and stays it.
     has_claimed: bool,
@@ -166,32 +228,41 @@ struct Image {
 
 impl Torture {
     /// A machine that has never had power. Its numbers follow from `seed`.
-    pub fn new(seed: u64) -> Result<Self> {
-        Self::with(seed, Flushes::Done, Sectors::Small)
-    }
-
-    /// The same with a disk whose sectors have 4096 bytes.
-    pub fn with_large_sectors(seed: u64) -> Result<Self> {
-        Self::with(seed, Flushes::Done, Sectors::Large)
+    pub fn new(seed: u64, kind: Kind) -> Result<Self> {
+        Self::with(seed, Flushes::Done, kind)
     }
 
     /// The same with a disk that only says that it flushes: what it promised cannot be kept.
     pub fn with_a_lying_disk(seed: u64) -> Result<Self> {
-        Self::with(seed, Flushes::Pretended, Sectors::Small)
+        Self::with(seed, Flushes::Pretended, Kind::Plain)
     }
 
-    fn with(seed: u64, flushes: Flushes, sectors: Sectors) -> Result<Self> {
+    fn with(seed: u64, flushes: Flushes, kind: Kind) -> Result<Self> {
         let setup = Setup {
             watched: true,
+            arguments: match kind {
+                Kind::Encrypted => "sifr.encrypt=required".to_owned(),
+                Kind::Plain | Kind::Large | Kind::Volumes | Kind::Two => String::new(),
+            },
             ..Setup::default()
         };
         let mut lab = Lab::unpowered(&setup)?;
         let first = lab.disks().first_mut().context("the node has no disk")?;
-        match sectors {
+        match kind.sectors() {
             Sectors::Small => {}
             Sectors::Large => first.bus = Bus::Virtio4Kn,
         }
-        let file = first.file.clone();
+        let disk = |number: usize| image::qemu::Disk {
+            file: first.file.with_file_name(format!("pool-{number}.raw")),
+            serial: format!("LAB{number}"),
+            ..first.clone()
+        };
+        let disks: Vec<_> = (0..kind.disks()).map(disk).collect();
+        let chip = match kind {
+            Kind::Encrypted => Some(Chip::new(&lab.directory().join("chip"))?),
+            Kind::Plain | Kind::Large | Kind::Volumes | Kind::Two => None,
+        };
+        lab.machine().tpm = chip.as_ref().map(Chip::socket);
         let images = (0..IMAGES).map(|n| {
             let store = format!("store-{n}");
             let flist = variant(lab.command(), lab.directory(), &store, n)?;
@@ -199,33 +270,48 @@ impl Torture {
             Ok(Image { flist, url })
         });
         let images = images.collect::<Result<_>>()?;
-        Ok(Self {
+        let mut torture = Self {
             lab,
-            file,
+            kind,
+            present: (0..disks.len()).collect(),
+            disks,
+            chip,
             flushes,
-            sectors,
             images,
             promises: Promises::default(),
             scribe: Scribe::default(),
+            keeper: Keeper::default(),
+            ears: None,
             key: None,
             has_claimed: false,
             random: Random::new(seed),
             tally: Tally::default(),
-        })
+        };
+        torture.blank()?;
+        Ok(torture)
+    }
+
+    /// Disks that have never been written to, of a node that was never there.
+    fn blank(&mut self) -> Result<()> {
+        for disk in &self.disks {
+            let _ = fs::remove_file(&disk.file);
+            image::qemu::blank_disk(&disk.file, DISK)?;
+        }
+        self.key = None;
+        Ok(())
     }
 
     pub fn tally(&self) -> Tally {
         Tally {
-            flushed: self.scribe.count(),
+            flushed: self.scribe.count() + self.keeper.heard,
+            of_volumes: self.keeper.acts,
             ..self.tally
         }
     }
 
     /// Begins with a blank disk, and cuts while the pool is made. The next life finds what is left.
     pub fn first_boot(&mut self) -> Result<()> {
-        fs::remove_file(&self.file)?;
-        image::qemu::blank_disk(&self.file, DISK)?;
-        self.key = None;
+        self.blank()?;
         let at = 1 + self.random.below(FIRST_REQUESTS_MAX);
         self.life(When::InBoot(at))?;
         // It recovers, though it may be cut a second time.
@@ -237,10 +323,9 @@ impl Torture {
     /// more while that goes on. A claim that was acknowledged is a pool with the key of the node that acknowledged it; any
     /// other is done to its end by itself, or can be made again.
     pub fn claim(&mut self) -> Result<()> {
-        fs::remove_file(&self.file)?;
-        image::qemu::blank_disk(&self.file, DISK)?;
-        disk::foreign(&self.file)?;
-        (self.key, self.has_claimed) = (None, false);
+        self.blank()?;
+        disk::foreign(&self.disks[0].file)?;
+        self.has_claimed = false;
         let at = 1 + self.random.below(CLAIM_REQUESTS_MAX);
         self.life(When::InClaim(at))?;
         self.tally.in_claim += 1;
@@ -258,6 +343,9 @@ impl Torture {
 
     /// One life of the node, which ends with a cut.
     pub fn cut(&mut self) -> Result<()> {
+        if self.kind == Kind::Two && self.random.below(LIVES_ALONE) == 0 {
+            self.alone()?;
+        }
         let when = match self.random.below(SHORT_LIVES) {
             0 => When::InBoot(1 + self.random.below(BOOT_REQUESTS_MAX)),
             _ => When::Later(1 + self.random.below(REQUESTS_MAX)),
@@ -269,19 +357,37 @@ impl Torture {
         Ok(())
     }
 
+    /// A life with one of the disks: it has all that was acknowledged, whichever it is.
+    pub fn alone(&mut self) -> Result<()> {
+        let all = std::mem::take(&mut self.present);
+        let one = self.random.one_of(&all).context("there are disks")?;
+        self.present = vec![one];
+        let at = 1 + self.random.below(4 * BOOT_REQUESTS_MAX);
+        self.life(When::Alone(at))?;
+        self.present = all;
+        self.tally.alone += 1;
+        Ok(())
+    }
+
     fn life(&mut self, when: When) -> Result<()> {
         let until = match when {
-            When::InBoot(at) | When::AfterClaim(at) => Some(at),
+            When::InBoot(at) | When::AfterClaim(at) | When::Alone(at) => Some(at),
             When::Later(_) | When::InClaim(_) => None,
         };
-        let disk = Disk::serve(
-            &self.file,
-            &self.lab.directory().join("disk.sock"),
-            (self.flushes, self.sectors),
-            until,
-        )?;
-        self.lab.disks()[0].file = disk.address();
-        self.lab.switch_on()?;
+        let own: Vec<_> = self
+            .present
+            .iter()
+            .map(|at| self.disks[*at].clone())
+            .collect();
+        let files: Vec<_> = own.iter().map(|disk| disk.file.clone()).collect();
+        let kind = (self.flushes, self.kind.sectors());
+        let disk = Disks::serve(&files, self.lab.directory(), kind, until)?;
+        let served = own.into_iter().zip(disk.addresses());
+        *self.lab.disks() = served
+            .map(|(disk, file)| image::qemu::Disk { file, ..disk })
+            .collect();
+        self.switch_on()?;
+        self.keeper.wakes();
         let client = Client::new(self.lab.command(), &self.lab.directory().join("home"));
         let pid = Pid::from_raw(self.lab.node().pid().try_into()?);
         let ended = thread::scope(|scope| {
@@ -299,26 +405,39 @@ impl Torture {
             match ended {
                 Ok(()) => Ok(()),
                 Err(Trouble::Broken(_)) if was_cut => {
-                    self.tally.in_boot += u64::from(matches!(when, When::InBoot(_)));
+                    let in_boot = matches!(when, When::InBoot(_) | When::Alone(_));
+                    self.tally.in_boot += u64::from(in_boot);
                     Ok(())
                 }
                 Err(Trouble::Broken(error)) => Err(error),
                 Err(Trouble::Lie(what)) => bail!("{what}; console:\n{}", self.lab.console()),
             }
         });
+        self.ears = None;
         self.lab.power_cut()?;
-        let fate = match self.flushes {
-            Flushes::Done => self.random.one_of(&Fate::ALL).unwrap_or(Fate::Dropped),
-            Flushes::Pretended => Fate::Dropped,
+        let lies = self.flushes == Flushes::Pretended;
+        let fate = |random: &mut Random| match lies {
+            false => random.one_of(&Fate::ALL).unwrap_or(Fate::Dropped),
+            true => Fate::Dropped,
         };
-        let loss = disk.settle(fate, &mut self.random)?;
+        let settled = disk.settle(&mut self.random, fate)?;
         self.tally.cuts += 1;
-        self.tally.unflushed += loss.unflushed as u64;
-        self.tally.kept += loss.kept as u64;
-        ended.with_context(|| format!("{when:?}, then {fate:?}, cut number {}", self.tally.cuts))
+        for (_, loss) in &settled {
+            self.tally.unflushed += loss.unflushed as u64;
+            self.tally.kept += loss.kept as u64;
+        }
+        ended.with_context(|| {
+            let fates: Vec<_> = settled.iter().map(|(fate, _)| fate).collect();
+            format!("{when:?}, then {fates:?}, cut number {}", self.tally.cuts)
+        })
     }
 
-    fn live(&mut self, client: &Client, disk: &Disk, when: When) -> Result<(), Trouble> {
+    fn switch_on(&mut self) -> Result<()> {
+        self.chip.as_mut().map_or(Ok(()), Chip::start)?;
+        self.lab.switch_on()
+    }
+
+    fn live(&mut self, client: &Client, disk: &Disks, when: When) -> Result<(), Trouble> {
         let requests = match when {
             When::InClaim(requests) => {
                 self.same_key(client)?;
@@ -327,6 +446,11 @@ impl Torture {
                 return self.claims(client);
             }
             When::AfterClaim(_) => return self.goes_on(client),
+            When::Alone(_) => {
+                self.identity(client)?;
+                self.lab.ready()?;
+                return self.allow(client);
+            }
             When::InBoot(_) => None,
             When::Later(requests) => Some(requests),
         };
@@ -352,16 +476,23 @@ impl Torture {
                 break;
             }
         }
+        if self.kind == Kind::Volumes {
+            self.wakes(client)?;
+        }
         if requests < u64::MAX {
             disk.cut_after(requests);
         }
         let mut lives = Ok(());
         for _ in 0..=self.random.below(DEEDS_MAX) {
-            lives = self.deed(client);
+            lives = match self.kind {
+                Kind::Volumes => self.keeps(client),
+                Kind::Plain | Kind::Large | Kind::Encrypted | Kind::Two => self.deed(client),
+            };
             if lives.is_err() {
                 break;
             }
         }
+        self.listens()?;
         // What it said before the cut counts, whenever it is read.
         for line in log.so_far() {
             self.scribe.hear(&line).map_err(Trouble::Lie)?;
@@ -402,7 +533,7 @@ impl Torture {
     /// The disk is never taken for another's, and the node is who it was.
     fn identity(&mut self, client: &Client) -> Result<(), Trouble> {
         let pool = self.lab.node().wait_for_line("] pool ", PATIENCE)?;
-        if !pool.contains(" on vda") {
+        if !pool.contains(" on vd") {
             return Err(Trouble::Lie(format!("the pool's disk is not used: {pool}")));
         }
         self.same_key(client)
@@ -432,14 +563,95 @@ impl Torture {
         let mut names = self.promises.names();
         names.extend(NAMES.map(str::to_owned));
         for name in names {
-            let answer = client.sifr(&["--output", "json", "get", &name], "")?;
-            let said =
-                if answer.stderr.contains("not_found") || answer.stderr.contains("no deployment") {
-                    None
-                } else {
-                    Some(standing(&answer.must()?.stdout)?)
-                };
+            let said = Self::said(client, &name)?;
+            if name == keeper::NAME {
+                match self.promises.was_asked(&name, said) {
+                    true => self.keeper.stands(),
+                    false => self.keeper.falls(),
+                }
+            }
             self.promises.confirm(&name, said).map_err(Trouble::Lie)?;
+        }
+        Ok(())
+    }
+
+    /// The same of a node without one of its disks, which settles nothing.
+    fn allow(&mut self, client: &Client) -> Result<(), Trouble> {
+        for name in self.promises.names() {
+            let said = Self::said(client, &name)?;
+            self.promises.allow(&name, said).map_err(Trouble::Lie)?;
+        }
+        Ok(())
+    }
+
+    fn said(client: &Client, name: &str) -> Result<Option<Standing>> {
+        let answer = client.sifr(&["--output", "json", "get", name], "")?;
+        if answer.stderr.contains("not_found") || answer.stderr.contains("no deployment") {
+            return Ok(None);
+        }
+        standing(&answer.must()?.stdout).map(Some)
+    }
+
+    /// The keeper's volumes are as promised, and its machine finds there what it had flushed.
+    fn wakes(&mut self, client: &Client) -> Result<(), Trouble> {
+        let since = Instant::now();
+        while self.promises.desired(keeper::NAME).is_some() {
+            let answer = client.sifr(&["--output", "json", "get", keeper::NAME], "")?;
+            let status = serde_json::from_str(&answer.must()?.stdout).context("no JSON")?;
+            if self.keeper.compare(&status).map_err(Trouble::Lie)? {
+                break;
+            }
+            if since.elapsed() > PATIENCE {
+                return Err(Trouble::Lie(format!(
+                    "it does not come to its end: {status}"
+                )));
+            }
+            thread::sleep(LOOK_AGAIN);
+        }
+        if self.promises.desired(keeper::NAME) == Some(Desired::Running) {
+            let ears = self.lab.follow(keeper::NAME)?;
+            while !self.keeper.hear(&ears.line()?).map_err(Trouble::Lie)? {}
+            self.ears = Some(ears);
+        }
+        Ok(())
+    }
+
+    /// One act of the owner of volumes, up to its end.
+    fn keeps(&mut self, client: &Client) -> Result<(), Trouble> {
+        self.listens()?;
+        let desired = self.promises.desired(keeper::NAME);
+        let act = self.keeper.choose(desired, &mut self.random);
+        let image = format!("image: {}\n", self.images[0].flist.display());
+        let (words, document) = self.keeper.command(&act, &image);
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        self.promises.ask_for(keeper::NAME, act.makes(desired));
+        self.keeper.ask(&act);
+        let answer = client.sifr(&words, &document)?;
+        self.answered(keeper::NAME, answer)?;
+        self.keeper.stands();
+        let wait = |until| {
+            let patience = format!("{}s", PATIENCE.as_secs());
+            let words = ["wait", keeper::NAME, "--for", until, "--timeout", &patience];
+            client.sifr(&words, "").and_then(Answer::must).map(drop)
+        };
+        match &act {
+            Act::Take(name) => {
+                self.listens()?;
+                self.keeper.taken(name);
+            }
+            Act::Grow | Act::Drop(_) | Act::Restore(_) => {}
+            Act::Stop => wait("stopped")?,
+            Act::Destroy => wait("deleted")?,
+            // It begins anew, on what there is.
+            Act::Make | Act::Copy(_) | Act::Uncopy | Act::Start => return self.wakes(client),
+        }
+        Ok(())
+    }
+
+    /// What the keeper has said so far counts, whatever comes.
+    fn listens(&mut self) -> Result<(), Trouble> {
+        for line in self.ears.iter().flat_map(Follower::so_far) {
+            self.keeper.hear(&line).map_err(Trouble::Lie)?;
         }
         Ok(())
     }
@@ -507,13 +719,20 @@ impl Torture {
         Ok(())
     }
 
-    /// Lets the node recover, has it end in order, and looks at its pool with Debian's own `xfs_repair`.
+    /// Lets the node recover, has it end in order, and looks at its pools with Debian's own `xfs_repair`, where they are not
+    /// encrypted.
     pub fn check(&mut self) -> Result<()> {
-        self.lab.disks()[0].file = self.file.clone();
-        self.lab.power_on()?;
+        *self.lab.disks() = self.disks.clone();
+        self.switch_on()?;
+        self.lab.ready()?;
         self.lab.power_button()?;
-        check_pool(&self.file, self.sectors, self.lab.directory())?;
-        self.tally.checks += 1;
+        if self.chip.is_some() {
+            return Ok(());
+        }
+        for disk in &self.disks {
+            check_pool(&disk.file, self.kind.sectors(), self.lab.directory())?;
+            self.tally.checks += 1;
+        }
         Ok(())
     }
 }

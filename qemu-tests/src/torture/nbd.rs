@@ -1,8 +1,8 @@
-//! The disk of a node, served to QEMU, which can lose its power at any request.
+//! The disks of a node, served to QEMU, which lose their power together, at any request.
 //!
 //! Owns: the server's side of the NBD protocol (NetworkBlockDevice/nbd `doc/proto.md`), as far as QEMU asks for it: the
 //! fixed newstyle handshake without options but `GO`, `INFO` and `EXPORT_NAME`, simple replies, flush and FUA.
-//! Refuses: several disks at one socket, structured replies, TLS, trim.
+//! Refuses: several disks at one socket, disks that lose their power one by one, structured replies, TLS, trim.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -43,10 +43,10 @@ const EINVAL: u32 = 22;
 /// Longest option and longest request: QEMU's own limit is 32 MiB.
 const LENGTH_MAX: u32 = 32 << 20;
 
-/// A disk under power, at a socket. Dropping it lets a request that waits for power go nowhere.
+/// Disks under power, each at a socket. Dropping them lets a request that waits for power go nowhere.
 #[derive(Debug)]
-pub(super) struct Disk {
-    socket: PathBuf,
+pub(super) struct Disks {
+    sockets: Vec<PathBuf>,
     shared: Arc<Shared>,
 }
 
@@ -58,9 +58,9 @@ struct Shared {
 
 #[derive(Debug)]
 struct State {
-    medium: Medium,
+    media: Vec<Medium>,
     power: Power,
-    /// Writes and flushes so far: the disk's own time.
+    /// Writes and flushes so far, of all disks: their own time.
     requests: u64,
 }
 
@@ -81,44 +81,51 @@ impl Shared {
     }
 }
 
-impl Disk {
-    /// Serves `file` at `socket`, with power until write or flush number `until`, if any.
+impl Disks {
+    /// Serves each of `files` at a socket of its own in `directory`, with power until write or flush number `until` of them
+    /// all, if any.
     pub(super) fn serve(
-        file: &Path,
-        socket: &Path,
+        files: &[PathBuf],
+        directory: &Path,
         (flushes, sectors): (Flushes, Sectors),
         until: Option<u64>,
     ) -> Result<Self> {
-        let opened = File::options().read(true).write(true).open(file);
-        let opened = opened.with_context(|| format!("open {}", file.display()))?;
-        if socket.exists() {
-            std::fs::remove_file(socket)?;
+        let (mut media, mut sockets, mut listeners) = (Vec::new(), Vec::new(), Vec::new());
+        for (number, file) in files.iter().enumerate() {
+            let opened = File::options().read(true).write(true).open(file);
+            let opened = opened.with_context(|| format!("open {}", file.display()))?;
+            media.push(Medium::new(opened, flushes, sectors));
+            let socket = directory.join(format!("disk-{number}.sock"));
+            if socket.exists() {
+                std::fs::remove_file(&socket)?;
+            }
+            let listener = UnixListener::bind(&socket);
+            listeners.push(listener.with_context(|| format!("listen at {}", socket.display()))?);
+            sockets.push(socket);
         }
-        let listener = UnixListener::bind(socket)
-            .with_context(|| format!("listen at {}", socket.display()))?;
         let shared = Arc::new(Shared {
             state: Mutex::new(State {
-                medium: Medium::new(opened, flushes, sectors),
+                media,
                 power: Power::On { until },
                 requests: 0,
             }),
             changed: Condvar::new(),
         });
-        let serving = Arc::clone(&shared);
-        // QEMU connects once. The thread ends with that connection.
-        thread::spawn(move || {
-            let (stream, _) = listener.accept()?;
-            converse(stream, &serving)
-        });
-        Ok(Self {
-            socket: socket.to_owned(),
-            shared,
-        })
+        for (number, listener) in listeners.into_iter().enumerate() {
+            let serving = Arc::clone(&shared);
+            // QEMU connects once. The thread ends with that connection.
+            thread::spawn(move || {
+                let (stream, _) = listener.accept()?;
+                converse(stream, &serving, number)
+            });
+        }
+        Ok(Self { sockets, shared })
     }
 
-    /// What QEMU takes in a file's place.
-    pub(super) fn address(&self) -> PathBuf {
-        format!("nbd:unix:{}", self.socket.display()).into()
+    /// What QEMU takes in the files' places.
+    pub(super) fn addresses(&self) -> Vec<PathBuf> {
+        let address = |socket: &PathBuf| format!("nbd:unix:{}", socket.display()).into();
+        self.sockets.iter().map(address).collect()
     }
 
     /// Waits until the power has gone; false where `patience` was over first.
@@ -150,17 +157,26 @@ impl Disk {
         self.shared.changed.notify_all();
     }
 
-    /// Once the machine has ended: what is on the medium then.
-    pub(super) fn settle(self, fate: Fate, random: &mut Random) -> Result<Loss> {
+    /// Once the machine has ended: what is on each medium then, by a fate of its own.
+    pub(super) fn settle(
+        self,
+        random: &mut Random,
+        fate: impl Fn(&mut Random) -> Fate,
+    ) -> Result<Vec<(Fate, Loss)>> {
         let mut state = self.shared.state();
         state.power = Power::Over;
         self.shared.changed.notify_all();
-        state.medium.cut(fate, random).context("write what is left")
+        let cut = |medium: &mut Medium| {
+            let fate = fate(random);
+            let loss = medium.cut(fate, random).context("write what is left")?;
+            Ok((fate, loss))
+        };
+        state.media.iter_mut().map(cut).collect()
     }
 }
 
-fn converse(mut stream: UnixStream, shared: &Shared) -> io::Result<()> {
-    let bytes = shared.state().medium.len()?;
+fn converse(mut stream: UnixStream, shared: &Shared, disk: usize) -> io::Result<()> {
+    let bytes = shared.state().media[disk].len()?;
     if !shake_hands(&mut stream, bytes)? {
         return Ok(());
     }
@@ -175,7 +191,7 @@ fn converse(mut stream: UnixStream, shared: &Shared) -> io::Result<()> {
             COMMAND_FLUSH => data.clear(),
             _ => {}
         }
-        let Some(done) = obey(&request, &mut data, shared) else {
+        let Some(done) = obey(&request, &mut data, shared, disk) else {
             return Ok(());
         };
         let error = match done {
@@ -195,7 +211,12 @@ fn converse(mut stream: UnixStream, shared: &Shared) -> io::Result<()> {
 }
 
 /// Does one request; `None` where the power went before it was done and the machine has ended since.
-fn obey(request: &Request, data: &mut [u8], shared: &Shared) -> Option<io::Result<()>> {
+fn obey(
+    request: &Request,
+    data: &mut [u8],
+    shared: &Shared,
+    disk: usize,
+) -> Option<io::Result<()>> {
     let mut state = shared.state();
     if matches!(request.command, COMMAND_WRITE | COMMAND_FLUSH) {
         state.requests += 1;
@@ -207,7 +228,7 @@ fn obey(request: &Request, data: &mut [u8], shared: &Shared) -> Option<io::Resul
     {
         // A write that comes with the cut may be on the medium as well. It was never answered.
         if request.command == COMMAND_WRITE {
-            let _ = state.medium.write(request.at, data);
+            let _ = state.media[disk].write(request.at, data);
         }
         state.power = Power::Gone;
         shared.changed.notify_all();
@@ -218,13 +239,12 @@ fn obey(request: &Request, data: &mut [u8], shared: &Shared) -> Option<io::Resul
     if state.power == Power::Over {
         return None;
     }
+    let medium = &mut state.media[disk];
     Some(match request.command {
-        COMMAND_READ => state.medium.read(request.at, data),
-        COMMAND_WRITE if request.flags & COMMAND_FUA != 0 => {
-            state.medium.write_through(request.at, data)
-        }
-        COMMAND_WRITE => state.medium.write(request.at, data),
-        COMMAND_FLUSH => state.medium.flush(),
+        COMMAND_READ => medium.read(request.at, data),
+        COMMAND_WRITE if request.flags & COMMAND_FUA != 0 => medium.write_through(request.at, data),
+        COMMAND_WRITE => medium.write(request.at, data),
+        COMMAND_FLUSH => medium.flush(),
         _ => Err(io::ErrorKind::InvalidInput.into()),
     })
 }
@@ -308,31 +328,31 @@ mod tests {
 
     use super::*;
 
-    fn qemu_io(disk: &Disk, commands: &[&str]) -> String {
+    fn qemu_io(address: &Path, commands: &[&str]) -> String {
         let mut qemu_io = Command::new("qemu-io");
         qemu_io.args(["-f", "raw"]);
         commands.iter().for_each(|c| {
             qemu_io.args(["-c", c]);
         });
-        let output = qemu_io.arg(disk.address()).output().expect("qemu-io runs");
+        let output = qemu_io.arg(address).output().expect("qemu-io runs");
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
     #[test]
     fn qemu_reads_what_it_wrote_and_a_cut_takes_what_it_did_not_flush() {
         let directory = tempfile::TempDir::new().expect("a directory");
-        let (file, socket) = (
-            directory.path().join("disk"),
-            directory.path().join("socket"),
-        );
-        File::create(&file)
-            .expect("made")
-            .set_len(1 << 20)
-            .expect("long");
-        let disk =
-            Disk::serve(&file, &socket, (Flushes::Done, Sectors::Small), None).expect("serves");
+        let files = ["first", "second"].map(|name| directory.path().join(name));
+        for file in &files {
+            let made = File::create(file).expect("made");
+            made.set_len(1 << 20).expect("long");
+        }
+        let kind = (Flushes::Done, Sectors::Small);
+        let disks = Disks::serve(&files, directory.path(), kind, None).expect("serves");
+        let [first, second] = &disks.addresses()[..] else {
+            panic!("not two");
+        };
         let said = qemu_io(
-            &disk,
+            first,
             &[
                 "write -P 7 0 64k",
                 "flush",
@@ -342,14 +362,17 @@ mod tests {
         );
         assert!(said.contains("read 4096/4096 bytes"), "{said}");
         assert!(!said.contains("failed"), "{said}");
-        assert!(disk.shared.state().requests >= 3);
-        // qemu-io flushes as it ends, so both are there.
-        disk.settle(Fate::Dropped, &mut Random::new(0))
-            .expect("settled");
-        let bytes = std::fs::read(&file).expect("read");
+        assert!(disks.shared.state().requests >= 3);
+        let said = qemu_io(second, &["write -P 9 8k 4k"]);
+        assert!(!said.contains("failed"), "{said}");
+        // qemu-io flushes as it ends, so all are there.
+        let settled = disks.settle(&mut Random::new(0), |_| Fate::Dropped);
+        assert_eq!(settled.expect("settled").len(), 2);
+        let [first, second] = files.map(|file| std::fs::read(file).expect("read"));
         assert_eq!(
-            (bytes[0], bytes[4096], bytes[8192], bytes[65536]),
+            (first[0], first[4096], first[8192], first[65536]),
             (7, 8, 7, 0)
         );
+        assert_eq!((second[0], second[8192]), (0, 9));
     }
 }

@@ -44,7 +44,7 @@ pub(super) enum Deed {
 }
 
 impl Deed {
-    fn makes(self) -> Desired {
+    pub(super) fn makes(self) -> Desired {
         match self {
             Self::Deploy | Self::Start => Desired::Running,
             Self::Stop => Desired::Stopped,
@@ -81,10 +81,15 @@ impl Promises {
 
     /// A statement is on its way: from now on it may stand.
     pub(super) fn ask(&mut self, name: &str, deed: Deed) {
+        self.ask_for(name, deed.makes());
+    }
+
+    /// The same of any statement, by what it makes of the name.
+    pub(super) fn ask_for(&mut self, name: &str, desired: Desired) {
         let record = self.0.entry(name.to_owned()).or_default();
         record.asked = Some(Standing {
             version: record.acknowledged.map_or(1, |s| s.version + 1),
-            desired: deed.makes(),
+            desired,
         });
     }
 
@@ -95,6 +100,26 @@ impl Promises {
         {
             record.acknowledged = Some(asked);
         }
+    }
+
+    /// What stands, as far as was acknowledged.
+    pub(super) fn desired(&self, name: &str) -> Option<Desired> {
+        Some(self.0.get(name)?.acknowledged?.desired)
+    }
+
+    /// Whether the node says what was under way without an answer.
+    pub(super) fn was_asked(&self, name: &str, said: Option<Standing>) -> bool {
+        let asked = self.0.get(name).and_then(|record| record.asked);
+        asked.is_some() && asked == said
+    }
+
+    /// What a node says of `name` that does not have all its disks: another may yet bring what was under way.
+    ///
+    /// # Errors
+    /// As of [`Promises::confirm`].
+    pub(super) fn allow(&self, name: &str, said: Option<Standing>) -> Result<(), String> {
+        let record = self.0.get(name).copied().unwrap_or_default();
+        Self(BTreeMap::from([(name.to_owned(), record)])).confirm(name, said)
     }
 
     /// What the node says of `name` after a cut. From then on that is what stands.
