@@ -380,8 +380,14 @@ impl World {
         verified(1, Action::Stop).key()
     }
 
+    /// What is said of one is said of it among all.
     fn status(&self) -> DeploymentStatus {
-        self.reconciler.status(&self.key(), true).expect("a status")
+        let key = self.key();
+        let status = self.reconciler.status(&key, true).expect("a status");
+        let all = self.reconciler.statuses(true).into_iter();
+        let of_it: Vec<_> = all.filter(|(of, _)| **of == key).collect();
+        assert_eq!(of_it, [(&key, status.clone())]);
+        status
     }
 
     fn state(&self) -> State {
