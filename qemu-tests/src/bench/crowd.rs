@@ -36,7 +36,7 @@ const CPUS: u8 = 26;
 const MEMORY: Bytes = Bytes::gib(12);
 const POOL: Bytes = Bytes::gib(24);
 /// Seconds of the node's own clock in which it is left alone.
-const QUIET_SECONDS: f64 = 20.0;
+const QUIET_SECONDS: f64 = 8.0;
 /// Targets of our own: what one costs among a hundred, as a multiple of what one costs alone.
 const GROWTH: f64 = 2.0;
 /// Of one processor, for all hundred machines of which none does anything.
