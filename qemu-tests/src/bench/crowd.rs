@@ -244,6 +244,28 @@ struct Point {
     node_mib: f64,
 }
 
+impl Point {
+    /// For who waits for the others.
+    fn line(&self) -> String {
+        let Acknowledged {
+            of_question,
+            cpu_ms,
+            ..
+        } = self.acknowledged;
+        format!(
+            "{} machines: acknowledgement {of_question:.2} of a question, {cpu_ms:.1} ms; process after {:.0} ms, program after {:.0} ms; \
+             {:.0} ms a machine; {:.2} % at rest; {:.1} MiB, {:.1} MiB",
+            self.machines,
+            self.to_process,
+            self.to_program,
+            self.cpu_ms,
+            self.quiet_percent,
+            self.agent_mib,
+            self.node_mib
+        )
+    }
+}
+
 pub(super) fn grown() -> Result<Vec<Row>> {
     let directory = tempfile::TempDir::with_prefix("sifr-crowd-")?;
     let file = directory.path().join("pool.raw");
@@ -275,7 +297,7 @@ pub(super) fn grown() -> Result<Vec<Row>> {
                 &mut there,
                 machines,
             )?);
-            eprintln!("bench:     {machines} machines run");
+            eprintln!("bench:     {}", points[points.len() - 1].line());
         }
         alone = points[0].to_program / 1e3;
     }

@@ -77,12 +77,16 @@ fn main() -> Result<()> {
 }
 
 fn one_node(mut torture: Torture, kind: Kind, cuts: u64, bar: &ProgressBar) -> Result<Tally> {
-    for _ in 0..FIRST_BOOTS.min(cuts / 4) {
+    // What is claimed is one disk; a node with volumes has other things to do.
+    let (first_boots, claims) = match kind {
+        Kind::Plain | Kind::Large | Kind::Encrypted => (FIRST_BOOTS, CLAIMS),
+        Kind::Two => (FIRST_BOOTS, 0),
+        Kind::Volumes => (0, 0),
+    };
+    for _ in 0..first_boots.min(cuts / 4) {
         torture.first_boot()?;
         bar.inc(2);
     }
-    // What is claimed is one disk.
-    let claims = if kind == Kind::Two { 0 } else { CLAIMS };
     for _ in 0..claims.min(cuts / 8) {
         torture.claim()?;
         bar.inc(4);

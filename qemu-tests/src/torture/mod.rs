@@ -47,6 +47,8 @@ const IMAGES: u32 = 3;
 const DEEDS_MAX: u64 = 4;
 /// Writes and flushes after which the power goes, at most: what four deeds come to, at 20 to 40 each.
 const REQUESTS_MAX: u64 = 120;
+/// The same for deeds with volumes, each of which waits for its end while the keeper flushes number after number.
+const VOLUME_REQUESTS_MAX: u64 = 600;
 /// The same for a node that finds a blank disk: what it takes to make a pool, and some.
 const FIRST_REQUESTS_MAX: u64 = 200;
 /// The same for a boot of a node that has a pool.
@@ -348,6 +350,9 @@ impl Torture {
         }
         let when = match self.random.below(SHORT_LIVES) {
             0 => When::InBoot(1 + self.random.below(BOOT_REQUESTS_MAX)),
+            _ if self.kind == Kind::Volumes => {
+                When::Later(1 + self.random.below(VOLUME_REQUESTS_MAX))
+            }
             _ => When::Later(1 + self.random.below(REQUESTS_MAX)),
         };
         self.life(when)?;
