@@ -278,7 +278,8 @@ pub(super) fn grown() -> Result<Vec<Row>> {
         ..Setup::default()
     };
     let mut lab = Lab::with(&setup, |machine| {
-        let (bus, serial) = (Bus::Virtio, "CROWD0".to_owned());
+        // QEMU 7.2 fails an assertion of its own (msix.c) now and then, where a virtio disk has a queue for each of 26.
+        let (bus, serial) = (Bus::Ahci, "CROWD0".to_owned());
         machine.disks.push(Disk { file, bus, serial });
         Ok(())
     })?;
@@ -352,7 +353,7 @@ fn point(
     let added = u32::try_from(machines - *there)?;
     *there = machines;
     let after = Spent::now(watch, &[])?;
-    let acknowledged = acknowledge(owner, watch, version, &["vda"])?;
+    let acknowledged = acknowledge(owner, watch, version, &["sda"])?;
     let (began, from) = (owner.uptime_seconds()?, Spent::now(watch, &[])?);
     // Nothing tells that nothing happened.
     std::thread::sleep(std::time::Duration::from_secs_f64(QUIET_SECONDS));
