@@ -29,6 +29,18 @@ pub(crate) enum Encrypt {
     Off,
     /// Rather no pool than one in the clear.
     Required,
+    /// What was asked for cannot be read: no pool is made in the clear that was perhaps not to be.
+    Unclear,
+}
+
+/// Whose key opens encrypted pools without this machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum RecoveryKey {
+    #[default]
+    Owners,
+    Of(Recipient),
+    /// It cannot be read: another one in its place would be found out on the day that it is needed.
+    Unclear,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -37,8 +49,7 @@ pub(crate) struct Options {
     pub(crate) ntp: Option<SocketAddr>,
     pub(crate) on_panic: OnPanic,
     pub(crate) encrypt: Encrypt,
-    /// Whose key opens encrypted pools without this machine; else the owner's.
-    pub(crate) recovery: Option<Recipient>,
+    pub(crate) recovery: RecoveryKey,
     /// Options of ours that could not be read: shown, never guessed.
     pub(crate) errors: Vec<String>,
 }
@@ -84,10 +95,17 @@ fn set(options: &mut Options, name: &str, value: &str) -> Result<(), String> {
                 "auto" => Encrypt::Auto,
                 "off" => Encrypt::Off,
                 "required" => Encrypt::Required,
-                _ => return Err("use auto, off or required".to_owned()),
+                _ => Encrypt::Unclear,
+            };
+            if options.encrypt == Encrypt::Unclear {
+                return Err("use auto, off or required".to_owned());
             }
         }
-        "recovery" => options.recovery = Some(value.parse().map_err(|e: SealError| e.to_string())?),
+        "recovery" => {
+            let key = value.parse().map(RecoveryKey::Of);
+            options.recovery = *key.as_ref().unwrap_or(&RecoveryKey::Unclear);
+            key.map_err(|error: SealError| error.to_string())?;
+        }
         _ => {
             return Err(
                 "there is no such option: sifr.owner, sifr.ntp, sifr.panic, sifr.encrypt and sifr.recovery exist"
@@ -125,7 +143,7 @@ mod tests {
                 ntp,
                 on_panic: OnPanic::Halt,
                 encrypt: Encrypt::Required,
-                recovery: Some(recovery),
+                recovery: RecoveryKey::Of(recovery),
                 errors: Vec::new()
             }
         );
@@ -137,6 +155,8 @@ mod tests {
             "sifr.owner=me sifr.colour=red sifr.panic=perhaps sifr.encrypt=yes sifr.recovery=me",
         );
         assert_eq!((options.owner, options.errors.len()), (None, 5));
+        let unclear = (Encrypt::Unclear, RecoveryKey::Unclear);
+        assert_eq!((options.encrypt, options.recovery), unclear);
         assert!(options.errors[1].contains("sifr.colour=red: there is no such option"));
     }
 }

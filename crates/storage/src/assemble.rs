@@ -35,6 +35,8 @@ pub struct Seen {
     pub model: String,
     /// As the disk says now.
     pub class: DiskClass,
+    /// Whoever takes its disk away cannot read it.
+    pub encrypted: bool,
     /// When it was made, as far as the clock was right.
     pub made: SystemTime,
     pub identity: Trace,
@@ -65,6 +67,8 @@ pub enum Left {
     Nobodys,
     /// Its twin is here.
     Twice,
+    /// It would be given what the node's own pools keep encrypted.
+    InTheClear,
 }
 
 impl Left {
@@ -82,6 +86,10 @@ impl Left {
             }
             Self::Twice => {
                 "copy of a pool that is in use: it is left alone; `sifr disk claim` takes it"
+            }
+            Self::InTheClear => {
+                "pool in the clear beside encrypted ones, without this node's key: it is left alone, or the key would be on \
+                 it; `sifr disk claim` takes it"
             }
         }
     }
@@ -135,6 +143,15 @@ pub fn assemble(seen: &[Seen]) -> Option<Assembly> {
     for at in open(&roles) {
         if let Some(left) = stranger(&seen[at], node, seen.len()) {
             roles[at] = Role::Left(left);
+        }
+    }
+    if open(&roles).iter().any(|at| seen[*at].encrypted) {
+        let known = |at: &usize| node.is_some_and(|n| seen[*at].identity == Trace::Key(n));
+        // One that has the node's key, from before, is told nothing new by it.
+        for at in open(&roles) {
+            if !seen[at].encrypted && !known(&at) {
+                roles[at] = Role::Left(Left::InTheClear);
+            }
         }
     }
     let mut order = open(&roles);

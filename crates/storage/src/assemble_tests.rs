@@ -16,6 +16,7 @@ fn pool(id: &str) -> Seen {
         serial: id.to_uppercase(),
         model: String::new(),
         class: DiskClass::Ssd,
+        encrypted: false,
         made: SystemTime::UNIX_EPOCH,
         identity: Trace::Nothing,
         roster: None,
@@ -72,6 +73,39 @@ fn pools_that_contradict_each_other_are_not_put_together() {
     mine.roster = Some(before.outline.roster(PublicKey([1; 32])));
     let diverged = Role::Left(Left::Diverged);
     assert_eq!(roles(&[astray, mine]), [diverged, Role::First]);
+}
+
+/// A disk that somebody has prepared and put in for one boot.
+#[test]
+fn a_pool_in_the_clear_is_never_given_the_key_of_a_node_whose_pools_are_encrypted() {
+    let encrypted = |seen| Seen {
+        encrypted: true,
+        ..seen
+    };
+    let own = encrypted(of("a", 1, &[("web", 1, 1)]));
+    let left = Role::Left(Left::InTheClear);
+    let mut claims_to_be_a_member = pool("b");
+    let outline = assemble(&[own.clone(), encrypted(pool("b"))]);
+    let outline = outline.expect("pools").outline;
+    claims_to_be_a_member.roster = Some(outline.roster(PublicKey([1; 32])));
+    for planted in [pool("b"), claims_to_be_a_member] {
+        assert_eq!(roles(&[planted.clone(), own.clone()]), [left, Role::First]);
+        assert_eq!(
+            roles(&[planted, encrypted(pool("a"))]),
+            [left, Role::First],
+            "a node that has just been made"
+        );
+    }
+    // What has the key is no stranger, and beside pools in the clear there is nothing to keep.
+    let old = of("b", 1, &[]);
+    assert_eq!(roles(&[own.clone(), old]), [Role::First, Role::Further]);
+    let clear = Seen {
+        encrypted: false,
+        ..own.clone()
+    };
+    assert_eq!(roles(&[clear, pool("b")]), [Role::First, Role::Further]);
+    let new = encrypted(pool("b"));
+    assert_eq!(roles(&[own, new]), [Role::First, Role::Further]);
 }
 
 #[test]

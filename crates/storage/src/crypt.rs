@@ -43,6 +43,17 @@ pub enum CryptError {
     Random(#[from] NoRandom),
     #[error("encryption is required, and cannot be had: {0}")]
     Required(String),
+    #[error("this machine's TPM does not keep a key: {0}")]
+    Seal(String),
+    #[error(
+        "{0} is in the clear, and sifr.encrypt=required: it is not used, and nothing was touched. Boot with sifr.encrypt=auto to \
+         use it, or `sifr disk claim` takes it and a pool is made anew"
+    )]
+    Clear(PathBuf),
+    #[error(
+        "the node's pools are encrypted, and one made now would be in the clear, with the node's key on it: {0}"
+    )]
+    Beside(String),
     #[error(
         "{0} is encrypted, and this machine does not give its key: {1}. Nothing was touched; `sifr disk unlock` opens it \
          with the recovery key"
@@ -74,9 +85,19 @@ pub enum Wish {
     },
 }
 
+/// What becomes of a pool that is found in the clear.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClearPools {
+    Used,
+    /// Somebody may have put it there in the place of an encrypted one.
+    Refused,
+}
+
 /// Who keeps the node's keys: the TPM, where there is one. Errors are for people.
 pub trait Keys {
     fn wish(&self) -> Wish;
+    /// Whether a pool is used that was made in the clear.
+    fn clear_pools(&self) -> ClearPools;
     fn seal(&self, secret: &Secret) -> Result<Sealed, String>;
     fn unseal(&self, sealed: &Sealed) -> Result<Secret, String>;
 }
@@ -90,6 +111,10 @@ impl Keys for Without {
     fn wish(&self) -> Wish {
         let because = "tests have none".to_owned();
         Wish::Plain { because }
+    }
+
+    fn clear_pools(&self) -> ClearPools {
+        ClearPools::Used
     }
 
     fn seal(&self, _: &Secret) -> Result<Sealed, String> {
@@ -154,7 +179,10 @@ fn clear(file: &File) -> io::Result<()> {
 pub(crate) fn enter(partition: &Path, keys: &dyn Keys) -> Result<PathBuf, CryptError> {
     let file = open_partition(partition)?;
     let Some(header) = header(&file, partition)? else {
-        return Ok(partition.to_owned());
+        return match keys.clear_pools() {
+            ClearPools::Used => Ok(partition.to_owned()),
+            ClearPools::Refused => Err(CryptError::Clear(partition.to_owned())),
+        };
     };
     let key = unseal(&file, partition, &header, keys)?;
     device(partition, &file, &header, &key)
@@ -164,6 +192,20 @@ pub(crate) fn enter(partition: &Path, keys: &dyn Keys) -> Result<PathBuf, CryptE
 pub(crate) fn partition_of(device: &Path) -> PathBuf {
     let beneath = mapper::beneath(device).map(|name| Path::new("/dev").join(name));
     beneath.unwrap_or_else(|| device.to_owned())
+}
+
+/// Whether what is mounted here is decrypted by a device of ours.
+pub(crate) fn is_beneath(mountpoint: &Path) -> bool {
+    let mounted = sys::mount::mounted(mountpoint).ok().flatten();
+    mounted.is_some_and(|mounted| mapper::beneath(Path::new(&mounted.source)).is_some())
+}
+
+/// Refuses to make a pool in the clear beside encrypted ones: it would be given the node's key and ledger.
+pub(crate) fn beside(encrypted: bool, keys: &dyn Keys) -> Result<(), CryptError> {
+    match keys.wish() {
+        Wish::Plain { because } if encrypted => Err(CryptError::Beside(because)),
+        Wish::Plain { .. } | Wish::Encrypt { .. } | Wish::Required { .. } => Ok(()),
+    }
 }
 
 /// Ends what decrypts a pool that is not mounted any more. It fails where nothing does, or somebody still uses it.
@@ -379,7 +421,7 @@ fn add_node_slot(
 ) -> Result<(), CryptError> {
     let make = |source| CryptError::Make(partition.to_owned(), source);
     let secret = vault::draw()?;
-    let sealed = keys.seal(&secret).map_err(CryptError::Required)?;
+    let sealed = keys.seal(&secret).map_err(CryptError::Seal)?;
     let slot = header.add_slot(key, secret.as_ref()).map_err(make)?;
     let emptied = old.and_then(|old| header.remove_slot(old));
     header.set_node_token(slot.number, &sealed).map_err(make)?;

@@ -12,12 +12,17 @@ use super::*;
 struct Machine {
     kind: u8,
     wish: Wish,
+    clear: ClearPools,
     sealed: Cell<Option<[u8; 32]>>,
 }
 
 impl Keys for Machine {
     fn wish(&self) -> Wish {
         self.wish.clone()
+    }
+
+    fn clear_pools(&self) -> ClearPools {
+        self.clear
     }
 
     fn seal(&self, secret: &Secret) -> Result<Sealed, String> {
@@ -46,6 +51,7 @@ fn machine(kind: u8) -> Machine {
         wish: Wish::Encrypt {
             recovery: owner().public(),
         },
+        clear: ClearPools::Used,
         sealed: Cell::new(None),
     }
 }
@@ -154,18 +160,44 @@ fn without_a_tpm_a_pool_is_made_in_the_clear_or_not_at_all() {
         wish: Wish::Required {
             but: "no TPM".to_owned(),
         },
+        clear: ClearPools::Refused,
         ..machine(1)
     };
     assert!(matches!(
         make(file.path(), 512, &strict),
         Err(CryptError::Required(_))
     ));
-    assert_eq!(
-        enter(file.path(), &strict).expect("what is there goes on"),
-        file.path()
-    );
     let written = std::fs::read(file.path()).expect("read");
     assert!(written.iter().all(|byte| *byte == 0));
+}
+
+#[test]
+fn where_encryption_is_required_a_pool_in_the_clear_is_not_used_and_not_touched() {
+    let (file, node) = (partition(), machine(1));
+    let strict = Machine {
+        clear: ClearPools::Refused,
+        ..machine(1)
+    };
+    let mut xfs = [0; 4096];
+    xfs[..4].copy_from_slice(b"XFSB");
+    file.as_file().write_all_at(&xfs, 0).expect("written");
+    let before = std::fs::read(file.path()).expect("read");
+    let refused = enter(file.path(), &strict).expect_err("in the clear");
+    assert!(refused.to_string().contains("sifr.encrypt=required"));
+    assert_eq!(enter(file.path(), &node).expect("entered"), file.path());
+    assert_eq!(std::fs::read(file.path()).expect("read"), before);
+}
+
+#[test]
+fn beside_encrypted_pools_none_is_made_in_the_clear() {
+    let because = || "the TPM does not answer".to_owned();
+    let plain = Machine {
+        wish: Wish::Plain { because: because() },
+        ..machine(1)
+    };
+    let refused = beside(true, &plain).expect_err("in the clear");
+    assert!(refused.to_string().contains(&because()), "{refused}");
+    assert!(beside(false, &plain).is_ok() && beside(true, &machine(1)).is_ok());
 }
 
 #[test]

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use types::PublicKey;
 
 use crate::assemble::{Assembly, History, Outline, Role, Seen, Trace, assemble};
-use crate::crypt::{self, Keys};
+use crate::crypt::{self, CryptError, Keys};
 use crate::disk::Disk;
 use crate::marker;
 use crate::plan::{Addition, Choice, LeftAlone, Place, Standing, additions, choose};
@@ -238,11 +238,23 @@ impl Opening<'_> {
     }
 
     fn go_on(&self, place: Place) -> Result<Pool, PoolError> {
+        self.keeps_the_secret(place.disk)?;
         let room = self.room(place.disk)?;
         pool::go_on(place, self.disks, self.owner, self.keys, &room)
     }
 
+    /// Nothing in the clear is made beside encrypted pools.
+    fn keeps_the_secret(&self, disk: usize) -> Result<(), PoolError> {
+        let encrypted = |(_, pool): &Mounted| crypt::is_beneath(&pool.mountpoint);
+        let made = crypt::beside(self.mounted.iter().any(encrypted), self.keys);
+        made.map_err(|source: CryptError| PoolError::Crypt {
+            disk: self.disks[disk].name.clone(),
+            source: Box::new(source),
+        })
+    }
+
     fn make(&self, disk: usize) -> Result<Pool, PoolError> {
+        self.keeps_the_secret(disk)?;
         let room = self.room(disk)?;
         pool::make(&self.disks[disk], self.owner, self.keys, &room)
     }
@@ -317,6 +329,7 @@ impl Opening<'_> {
             serial: disk.serial.clone(),
             model: disk.model.clone(),
             class: disk.class,
+            encrypted: crypt::is_beneath(&pool.mountpoint),
             made: marker::made(&pool.mountpoint),
             identity,
             roster: Roster::read(&pool.mountpoint),

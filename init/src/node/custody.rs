@@ -6,13 +6,13 @@
 use std::fs::File;
 use std::path::Path;
 
-use storage::crypt::{Keys, Wish};
+use storage::crypt::{ClearPools, Keys, Wish};
 use types::PublicKey;
 use vault::Secret;
 use vault::sealed::Recipient;
 use vault::tpm::{Sealed, Tpm, TpmError};
 
-use crate::cmdline::{Encrypt, Options};
+use crate::cmdline::{Encrypt, Options, RecoveryKey};
 
 /// The kernel makes it for a TPM 2.0 alone; it takes turns of several programs.
 const TPM: &str = "/dev/tpmrm0";
@@ -20,6 +20,7 @@ const TPM: &str = "/dev/tpmrm0";
 #[derive(Debug, Clone)]
 pub(crate) struct Custody {
     wish: Wish,
+    clear: ClearPools,
 }
 
 impl Custody {
@@ -28,10 +29,16 @@ impl Custody {
             false => Err("this machine shows no TPM 2.0".to_owned()),
             true => with_tpm(|tpm| tpm.register().map(drop)),
         };
-        let of_owner = || owner.and_then(|owner| Recipient::of_ed25519(&owner.0));
-        let recovery = options.recovery.or_else(of_owner);
+        let recovery = match options.recovery {
+            RecoveryKey::Of(key) => Ok(key),
+            RecoveryKey::Unclear => Err("sifr.recovery cannot be read"),
+            RecoveryKey::Owners => owner
+                .and_then(|owner| Recipient::of_ed25519(&owner.0))
+                .ok_or("there is no key to recover with: sifr.owner or sifr.recovery"),
+        };
         Self {
             wish: wish(options.encrypt, tpm, recovery),
+            clear: clear(options.encrypt),
         }
     }
 
@@ -41,30 +48,45 @@ impl Custody {
             Wish::Encrypt { .. } => None,
             Wish::Plain { because } => Some(format!("{because}: pools are made in the clear")),
             Wish::Required { but } => {
-                Some(format!("{but}: no pool is made (sifr.encrypt=required)"))
+                let used = match self.clear {
+                    ClearPools::Refused => {
+                        ", and none in the clear is used (sifr.encrypt=required)"
+                    }
+                    ClearPools::Used => "",
+                };
+                Some(format!("{but}: no pool is made{used}"))
             }
         }
+    }
+}
+
+fn clear(asked: Encrypt) -> ClearPools {
+    match asked {
+        Encrypt::Required => ClearPools::Refused,
+        Encrypt::Auto | Encrypt::Off | Encrypt::Unclear => ClearPools::Used,
     }
 }
 
 fn wish(
     asked: Encrypt,
     tpm: impl FnOnce() -> Result<(), String>,
-    recovery: Option<Recipient>,
+    recovery: Result<Recipient, &str>,
 ) -> Wish {
     if asked == Encrypt::Off {
         let because = "switched off by sifr.encrypt=off".to_owned();
         return Wish::Plain { because };
     }
-    let ready = tpm().and_then(|()| {
-        recovery.ok_or_else(|| {
-            "there is no key to recover with: sifr.owner or sifr.recovery".to_owned()
-        })
-    });
-    match (ready, asked) {
-        (Ok(recovery), _) => Wish::Encrypt { recovery },
-        (Err(but), Encrypt::Required) => Wish::Required { but },
-        (Err(because), Encrypt::Auto | Encrypt::Off) => Wish::Plain { because },
+    match (tpm(), recovery, asked) {
+        (Ok(()), Ok(recovery), _) => Wish::Encrypt { recovery },
+        (Ok(()), Err(but), _) => {
+            let but = but.to_owned();
+            Wish::Required { but }
+        }
+        (Err(but), _, Encrypt::Required) => Wish::Required { but },
+        (Err(but), _, Encrypt::Unclear) => Wish::Required {
+            but: format!("{but}, and sifr.encrypt cannot be read"),
+        },
+        (Err(because), _, Encrypt::Auto | Encrypt::Off) => Wish::Plain { because },
     }
 }
 
@@ -82,6 +104,10 @@ impl Keys for Custody {
         self.wish.clone()
     }
 
+    fn clear_pools(&self) -> ClearPools {
+        self.clear
+    }
+
     fn seal(&self, secret: &Secret) -> Result<Sealed, String> {
         with_tpm(|tpm| tpm.seal(secret))
     }
@@ -95,7 +121,7 @@ impl Keys for Custody {
 mod tests {
     use super::*;
 
-    const KEY: Option<Recipient> = Some(Recipient([9; 32]));
+    const KEY: Result<Recipient, &str> = Ok(Recipient([9; 32]));
 
     fn none() -> Result<(), String> {
         Err("no TPM".to_owned())
@@ -107,16 +133,43 @@ mod tests {
             let recovery = Recipient([9; 32]);
             assert_eq!(wish(asked, || Ok(()), KEY), Wish::Encrypt { recovery });
         }
-        for (tpm, key) in [(none as fn() -> Result<(), String>, KEY), (|| Ok(()), None)] {
-            assert!(matches!(wish(Encrypt::Auto, tpm, key), Wish::Plain { .. }));
-            assert!(matches!(
-                wish(Encrypt::Required, tpm, key),
-                Wish::Required { .. }
-            ));
+        assert!(matches!(wish(Encrypt::Auto, none, KEY), Wish::Plain { .. }));
+        for (tpm, key) in [
+            (none as fn() -> Result<(), String>, KEY),
+            (|| Ok(()), Err("no key")),
+        ] {
+            let made = wish(Encrypt::Required, tpm, key);
+            assert!(matches!(made, Wish::Required { .. }), "{made:?}");
         }
         let off = wish(Encrypt::Off, || panic!("it is not asked"), KEY);
         assert!(matches!(off, Wish::Plain { .. }));
-        let said = Custody { wish: off }.problem().expect("said aloud");
+        let custody = Custody {
+            wish: off,
+            clear: clear(Encrypt::Off),
+        };
+        let said = custody.problem().expect("said aloud");
         assert!(said.contains("in the clear"), "{said}");
+        assert_eq!(custody.clear_pools(), ClearPools::Used);
+    }
+
+    #[test]
+    fn an_option_that_was_mistyped_makes_nothing_in_the_clear_and_takes_no_pool_away() {
+        let made = wish(Encrypt::Unclear, none, KEY);
+        assert!(matches!(made, Wish::Required { .. }), "{made:?}");
+        assert_eq!(clear(Encrypt::Unclear), ClearPools::Used);
+        assert_eq!(clear(Encrypt::Required), ClearPools::Refused);
+    }
+
+    #[test]
+    fn a_recovery_key_that_was_mistyped_is_not_replaced_by_the_owners() {
+        let options = crate::cmdline::parse("sifr.recovery=x25519:12");
+        let owner = PublicKey([0x58; 32]);
+        let custody = Custody::new(&options, Some(&owner));
+        assert!(
+            !matches!(custody.wish(), Wish::Encrypt { .. }),
+            "{custody:?}"
+        );
+        let unread = wish(Encrypt::Auto, || Ok(()), Err("it cannot be read"));
+        assert!(matches!(unread, Wish::Required { .. }), "{unread:?}");
     }
 }
