@@ -7,6 +7,7 @@
 pub mod luks;
 pub mod recovery;
 pub mod sealed;
+mod session;
 pub mod shares;
 mod slot;
 pub mod tpm;

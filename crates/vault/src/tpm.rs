@@ -2,7 +2,8 @@
 //!
 //! Owns: the commands that this takes (TPM 2.0 Library, parts 2 and 3), and the words for what a TPM refuses.
 //! Refuses: keeping anything in the TPM: the sealed secret lies on the disk, the key above it is made anew each time
-//! from the TPM's own seed. Answers are read as if an enemy had written them.
+//! from the TPM's own seed. Answers are read as if an enemy had written them, and a secret crosses the bus encrypted, in a
+//! [`Session`].
 
 use std::fmt;
 use std::io::{self, Read, Write};
@@ -10,6 +11,7 @@ use std::io::{self, Read, Write};
 use ring::digest;
 use zeroize::Zeroizing;
 
+use crate::session::{self, Offer, Parent, STAYS, Session};
 use crate::wire::{Reader, Writer};
 use crate::{NoRandom, Secret};
 
@@ -38,6 +40,10 @@ pub enum TpmError {
     Random(#[from] NoRandom),
     #[error("the TPM's answer to {0} cannot be read")]
     Answer(Command),
+    #[error(
+        "the answer to {0} is not the TPM's: somebody between it and this machine has written it, or it is broken"
+    )]
+    Forged(Command),
     #[error("the TPM cannot {command}: {code}")]
     Refused { command: Command, code: Code },
     #[error("the TPM has no SHA-256 register {PCR}: its firmware may offer to switch SHA-256 on")]
@@ -113,7 +119,14 @@ impl fmt::Display for Code {
             0xa2 | 0x8e => {
                 "its owner hierarchy has a password: clear the TPM in the firmware's setup"
             }
-            0x121 => "it is locked after too many wrong passwords",
+            0x85 => "its owner hierarchy is switched off: switch it on in the firmware's setup",
+            0x101 => {
+                "it has failed its own test: switch the machine off and on; if that does not help, it is broken"
+            }
+            0x120 => "it is switched off: switch it on in the firmware's setup",
+            0x921 => {
+                "it is locked after too many wrong passwords: it opens again by itself, after hours"
+            }
             0x100 => "it was not started by the firmware",
             _ => return write!(f, "code {:#x}", self.0),
         };
@@ -175,9 +188,14 @@ impl<D: Read + Write> Tpm<D> {
     pub fn seal(&mut self, secret: &Secret) -> Result<Sealed, TpmError> {
         let policy = policy(&self.register()?);
         let parent = self.primary()?;
-        let sealed = self.create(parent, &policy, secret);
-        self.flush(parent)?;
-        sealed
+        let session = self.session(&parent, SessionKind::Hmac);
+        let sealed = session.and_then(|mut session| {
+            let sealed = self.create(&parent, &mut session, &policy, secret);
+            let forgotten = self.flush(session.handle);
+            sealed.and_then(|sealed| forgotten.map(|()| sealed))
+        });
+        let forgotten = self.flush(parent.handle);
+        sealed.and_then(|sealed| forgotten.map(|()| sealed))
     }
 
     /// The secret, if this is the TPM and its state the one that it was sealed in.
@@ -187,19 +205,33 @@ impl<D: Read + Write> Tpm<D> {
             return Err(TpmError::Sealed);
         }
         let parent = self.primary()?;
-        let loaded = self.load(parent, sealed);
-        self.flush(parent)?;
-        let object = loaded?;
-        let secret = self.unseal_loaded(object);
-        self.flush(object)?;
-        secret
+        let loaded = self.load(parent.handle, sealed);
+        let session = self.session(&parent, SessionKind::Policy);
+        self.flush(parent.handle)?;
+        let (object, session) = match (loaded, session) {
+            (Ok(object), Ok(session)) => (object, session),
+            (Ok(one), Err(error)) => {
+                let _ = self.flush(one);
+                return Err(error);
+            }
+            (Err(error), Ok(session)) => {
+                let _ = self.flush(session.handle);
+                return Err(error);
+            }
+            (Err(error), Err(_)) => return Err(error),
+        };
+        let handle = session.handle;
+        let secret = self.unseal_in(session, object, &session::name(&sealed.public));
+        let forgotten = self.flush(handle).and_then(|()| self.flush(object));
+        // What went wrong first is what is said.
+        secret.and_then(|secret| forgotten.map(|()| secret))
     }
 
     /// The storage key: the same each time, as long as nobody clears the TPM (TCG EK and SRK templates: ECC P-256).
-    fn primary(&mut self) -> Result<u32, TpmError> {
+    fn primary(&mut self) -> Result<Parent, TpmError> {
         // Fixed to this TPM and its parent, made by it, used with its password, no lockout, restricted, decrypts.
         const ATTRIBUTES: u32 = 1 << 1 | 1 << 4 | 1 << 5 | 1 << 6 | 1 << 10 | 1 << 16 | 1 << 17;
-        let public = Writer::default()
+        let template = Writer::default()
             .u16(0x0023) // ECC
             .u16(SHA256)
             .u32(ATTRIBUTES)
@@ -209,20 +241,49 @@ impl<D: Read + Write> Tpm<D> {
             .u16(0x0043) // CFB
             .u16(NO_ALGORITHM)
             .u16(0x0003) // P-256
-            .u16(NO_ALGORITHM)
-            .sized(&[])
-            .sized(&[]);
+            .u16(NO_ALGORITHM);
+        let public = Writer::default().raw(&template.0).sized(&[]).sized(&[]);
         let body = with_password(OWNER)
             .sized(&Writer::default().sized(&[]).sized(&[]).0)
             .sized(&public.0)
             .sized(&[])
             .u32(0);
-        self.handle(Command::CreatePrimary, SESSIONS, &body.0)
+        let answer = self.ask(Command::CreatePrimary, SESSIONS, &body.0)?;
+        let read = || {
+            let mut reader = Reader(&answer);
+            let handle = reader.u32()?;
+            reader.u32()?;
+            Parent::read(handle, reader.sized()?, &template.0)
+        };
+        read().ok_or(TpmError::Answer(Command::CreatePrimary))
+    }
+
+    /// One that only the TPM, which has the key of `parent`, can take part in.
+    fn session(&mut self, parent: &Parent, kind: SessionKind) -> Result<Session, TpmError> {
+        let command = Command::StartAuthSession;
+        let offer = Offer::new(parent).ok_or(TpmError::Answer(Command::CreatePrimary))?;
+        let body = Writer::default()
+            .u32(parent.handle)
+            .u32(NULL)
+            .sized(&offer.nonce)
+            .sized(&offer.point)
+            .u8(kind as u8)
+            .u16(0x0006) // AES
+            .u16(128)
+            .u16(0x0043) // CFB
+            .u16(SHA256);
+        let answer = self.ask(command, NO_SESSIONS, &body.0)?;
+        let read = || {
+            let mut reader = Reader(&answer);
+            offer.accept(reader.u32()?, reader.sized()?)
+        };
+        read().ok_or(TpmError::Answer(command))
     }
 
     fn create(
         &mut self,
-        parent: u32,
+        parent: &Parent,
+        session: &mut Session,
         policy: &[u8; 32],
         secret: &Secret,
     ) -> Result<Sealed, TpmError> {
@@ -239,19 +300,25 @@ impl<D: Read + Write> Tpm<D> {
             .sized(&[])
             .sized(secret.as_ref());
         let sensitive = Zeroizing::new(sensitive.0);
-        let body = Writer(Vec::with_capacity(512)).raw(&with_password(parent).0);
-        let body = body.sized(&sensitive).sized(&public.0).sized(&[]).u32(0);
-        let body = Zeroizing::new(body.0);
-        let answer = self.ask(Command::Create, SESSIONS, &body)?;
+        let command = Command::Create;
+        let parameters = Writer(Vec::with_capacity(256)).sized(&sensitive);
+        let parameters = parameters.sized(&public.0).sized(&[]).u32(0);
+        let mut parameters = Zeroizing::new(parameters.0);
+        let attributes = STAYS | session::COMMAND;
+        let names = [parent.name.as_slice()];
+        let auth = session.authorise(command.code(), &names, &mut parameters, attributes)?;
+        let body = Writer::default().u32(parent.handle).raw(&auth.0);
+        let answer = self.ask(command, SESSIONS, &body.raw(&parameters).0)?;
+        let answer = session.open(command.code(), &answer, attributes);
+        let answer = answer.ok_or(TpmError::Forged(command))?;
         let read = || {
             let mut reader = Reader(&answer);
-            reader.u32()?;
             let private = reader.sized()?.to_vec();
             let public = reader.sized()?.to_vec();
             let fits = private.len().max(public.len()) <= Sealed::PART_MAX;
             fits.then_some(Sealed { public, private })
         };
-        read().ok_or(TpmError::Answer(Command::Create))
+        read().ok_or(TpmError::Answer(command))
     }
 
     fn load(&mut self, parent: u32, sealed: &Sealed) -> Result<u32, TpmError> {
@@ -261,38 +328,28 @@ impl<D: Read + Write> Tpm<D> {
         self.handle(Command::Load, SESSIONS, &body.0)
     }
 
-    fn unseal_loaded(&mut self, object: u32) -> Result<Secret, TpmError> {
-        let mut nonce = [0; 16];
-        getrandom::fill(&mut nonce).map_err(NoRandom::from)?;
-        let body = Writer::default()
-            .u32(NULL)
-            .u32(NULL)
-            .sized(&nonce)
-            .sized(&[])
-            .u8(1) // a policy
-            .u16(NO_ALGORITHM)
-            .u16(SHA256);
-        let session = self.handle(Command::StartAuthSession, NO_SESSIONS, &body.0)?;
-        let secret = self.unseal_in(session, object);
-        self.flush(session)?;
-        secret
-    }
-
-    fn unseal_in(&mut self, session: u32, object: u32) -> Result<Secret, TpmError> {
+    fn unseal_in(
+        &mut self,
+        mut session: Session,
+        object: u32,
+        name: &[u8],
+    ) -> Result<Secret, TpmError> {
         // The present state, whatever it is: the sealed secret knows which it must be.
         let body = Writer::default()
-            .u32(session)
+            .u32(session.handle)
             .sized(&[])
             .raw(&selection().0);
         self.ask(Command::PolicyPcr, NO_SESSIONS, &body.0)?;
-        let body = Writer::default().u32(object).raw(&authorised(session, 1).0);
-        let answer = self.ask(Command::Unseal, SESSIONS, &body.0)?;
-        let read = || {
-            let mut reader = Reader(&answer);
-            reader.u32()?;
-            reader.sized()?.try_into().ok().map(Secret::new)
-        };
-        read().ok_or(TpmError::Answer(Command::Unseal))
+        let command = Command::Unseal;
+        let attributes = STAYS | session::ANSWER;
+        let auth = session.authorise(command.code(), &[name], &mut [], attributes)?;
+        let body = Writer::default().u32(object).raw(&auth.0);
+        let answer = self.ask(command, SESSIONS, &body.0)?;
+        let answer = session.open(command.code(), &answer, attributes);
+        let answer = answer.ok_or(TpmError::Forged(command))?;
+        let secret = Reader(&answer).sized();
+        let secret = secret.and_then(|secret| secret.try_into().ok().map(Secret::new));
+        secret.ok_or(TpmError::Answer(command))
     }
 
     fn flush(&mut self, handle: u32) -> Result<(), TpmError> {
@@ -380,20 +437,18 @@ fn policy(register: &[u8; 32]) -> [u8; 32] {
 
 /// A handle, and that it is used with the empty password.
 fn with_password(handle: u32) -> Writer {
-    Writer::default()
-        .u32(handle)
-        .raw(&authorised(PASSWORD, 0).0)
+    let one = Writer::default().u32(PASSWORD).sized(&[]).u8(0).sized(&[]);
+    let length = u32::try_from(one.0.len()).expect("nine bytes");
+    Writer::default().u32(handle).u32(length).raw(&one.0)
 }
 
-/// An authorisation without nonce and HMAC. Attribute 1: the session stays, for us to end it.
-fn authorised(session: u32, attributes: u8) -> Writer {
-    let one = Writer::default()
-        .u32(session)
-        .sized(&[])
-        .u8(attributes)
-        .sized(&[]);
-    let length = u32::try_from(one.0.len()).expect("nine bytes");
-    Writer::default().u32(length).raw(&one.0)
+/// What a session is for.
+#[derive(Debug, Clone, Copy)]
+enum SessionKind {
+    /// To speak with the TPM and nobody else.
+    Hmac = 0,
+    /// To show it the state of the machine as well.
+    Policy = 1,
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Child, Command as Program, Stdio};
 use std::time::{Duration, Instant};
 
-use proptest::prelude::{any, prop, proptest};
+use proptest::prelude::{any, prop, prop_assert, proptest};
 
 use super::*;
 
@@ -189,12 +189,104 @@ fn answer(body: &[u8]) -> Vec<u8> {
         .0
 }
 
+#[test]
+fn what_a_tpm_refuses_is_said_in_words() {
+    // Parameter 1, session 1, none: TPM 2.0 Library, part 2, 6.6.
+    for (code, words) in [
+        (0x1df, "sealed by another TPM"),
+        (0x99d, "Secure Boot"),
+        (0x9a2, "has a password"),
+        (0x185, "switched off"),
+        (0x921, "locked"),
+        (0x101, "its own test"),
+    ] {
+        let said = Code(code).to_string();
+        assert!(said.contains(words), "{code:#x}: {said}");
+    }
+}
+
+/// Somebody's chip on the wires between the TPM and its machine.
+struct Between {
+    device: UnixStream,
+    heard: Vec<u8>,
+    /// In the answer to which command a bit of which byte from its end is turned.
+    turn: Option<(Command, usize)>,
+    asked: u32,
+}
+
+impl Between {
+    fn of(machine: &Machine, turn: Option<(Command, usize)>) -> Tpm<Self> {
+        let device = machine.tpm.device.try_clone().expect("a socket");
+        Tpm::new(Self {
+            device,
+            heard: Vec::new(),
+            turn,
+            asked: 0,
+        })
+    }
+
+    fn has(&self, secret: &Secret) -> bool {
+        self.heard.windows(32).any(|w| w == secret.as_ref())
+    }
+}
+
+impl Read for Between {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let length = self.device.read(buffer)?;
+        self.heard.extend(&buffer[..length]);
+        if let Some((command, at)) = self.turn
+            && command.code() == self.asked
+        {
+            buffer[length - 1 - at] ^= 1;
+        }
+        Ok(length)
+    }
+}
+
+impl Write for Between {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.heard.extend(bytes);
+        self.asked = u32::from_be_bytes(bytes[6..10].try_into().expect("four"));
+        self.device.write(bytes)
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn who_listens_between_the_tpm_and_its_machine_hears_no_secret() {
+    let (machine, secret) = (machine(), secret());
+    let mut tpm = Between::of(&machine, None);
+    let sealed = tpm.seal(&secret).expect("sealed");
+    assert_eq!(tpm.unseal(&sealed).expect("the secret"), secret);
+    assert!(tpm.device.heard.len() > 1000 && !tpm.device.has(&secret));
+}
+
+#[test]
+fn an_answer_that_was_changed_between_is_no_secret_and_no_seal() {
+    let (mut machine, secret) = (machine(), secret());
+    let sealed = machine.tpm.seal(&secret).expect("sealed");
+    // The sum over it, the attributes, the nonce, the secret.
+    for at in [0, 31, 34, 40, 70, 80] {
+        let mut tpm = Between::of(&machine, Some((Command::Unseal, at)));
+        let refused = tpm.unseal(&sealed).expect_err("changed");
+        let forged = matches!(refused, TpmError::Forged(Command::Unseal));
+        assert!(forged, "{at}: {refused}");
+        let mut tpm = Between::of(&machine, Some((Command::Create, at)));
+        let refused = tpm.seal(&secret).expect_err("changed");
+        let forged = matches!(refused, TpmError::Forged(Command::Create));
+        assert!(forged, "{at}: {refused}");
+    }
+    assert_eq!(machine.tpm.unseal(&sealed).expect("none stays"), secret);
+}
+
 proptest! {
     #[test]
     fn no_answer_makes_us_panic(answers in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..300), 0..12), framed: bool) {
         let answers: Vec<_> = answers.iter().map(|a| if framed { answer(a) } else { a.clone() }).collect();
         let sealed = Sealed { public: vec![1; 80], private: vec![2; 200] };
-        let _ = Tpm::new(Liar(answers.clone())).unseal(&sealed);
+        prop_assert!(Tpm::new(Liar(answers.clone())).unseal(&sealed).is_err());
         let _ = Tpm::new(Liar(answers.clone())).seal(&Secret::default());
         let _ = Tpm::new(Liar(answers)).register();
     }
