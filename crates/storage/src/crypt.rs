@@ -185,7 +185,25 @@ pub(crate) fn enter(partition: &Path, keys: &dyn Keys) -> Result<PathBuf, CryptE
         };
     };
     let key = unseal(&file, partition, &header, keys)?;
+    // By now it is known to be ours. A disk that does not take it says so soon enough, and is read as long as it can be.
+    let _ = mend(&file, &header);
     device(partition, &file, &header, &key)
+}
+
+/// Writes a copy of the header anew that a power cut or the disk has damaged: the next damage may be the other's.
+fn mend(file: &File, header: &Header) -> io::Result<()> {
+    let mut bytes = vec![0; HEADERS_BYTES];
+    file.read_exact_at(&mut bytes, 0)?;
+    let torn = header.torn(&bytes);
+    if torn.is_empty() {
+        return Ok(());
+    }
+    let whole = header.encode().map_err(io::Error::other)?;
+    for at in torn {
+        file.write_all_at(&whole[at..][..luks::COPY_BYTES], at as u64)?;
+        file.sync_all()?;
+    }
+    Ok(())
 }
 
 /// The partition beneath a device, where it is one of ours; else the device.

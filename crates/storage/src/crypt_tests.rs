@@ -215,6 +215,32 @@ fn a_header_of_which_no_copy_is_whole_is_not_made_anew_where_a_pool_was() {
 }
 
 #[test]
+fn a_copy_of_the_header_that_was_damaged_is_written_anew() {
+    let (file, node) = (partition(), machine(1));
+    format(file.as_file(), file.path(), 512, owner().public(), &node).expect("made");
+    let whole = read(&file);
+    for at in [0, 5000, luks::COPY_BYTES as u64 + 5000] {
+        file.as_file().write_all_at(b"?", at).expect("written");
+        mend(file.as_file(), &read(&file)).expect("mended");
+        let bytes = std::fs::read(file.path()).expect("read");
+        assert_eq!(whole.torn(&bytes), Vec::<usize>::new(), "at {at}");
+    }
+    // A power cut came between the two copies of a change.
+    let older = std::fs::read(file.path()).expect("read");
+    let (mut header, key) = (read(&file), VolumeKey::new([1; 64]));
+    add_node_slot(file.as_file(), file.path(), &mut header, &key, &node, None).expect("a slot");
+    let second = luks::COPY_BYTES..HEADERS_BYTES;
+    let written = file.as_file();
+    written
+        .write_all_at(&older[second], luks::COPY_BYTES as u64)
+        .expect("written");
+    assert_eq!(read(&file), header);
+    mend(file.as_file(), &header).expect("mended");
+    file.as_file().write_all_at(b"?", 5000).expect("written");
+    assert_eq!(read(&file), header, "the second alone is the newer one");
+}
+
+#[test]
 fn what_a_begun_header_left_does_not_shine_through_a_file_system_in_the_clear() {
     let (file, node) = (partition(), machine(1));
     format(file.as_file(), file.path(), 512, owner().public(), &node).expect("made");

@@ -8,7 +8,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 
 use types::PublicKey;
-use vault::luks::{self, HEADERS_BYTES};
+use vault::luks::{self, DATA_AT, HEADERS_BYTES};
 
 use crate::claim;
 use crate::recognise::{Foreign, recognise};
@@ -208,14 +208,18 @@ pub(crate) fn is_finished(beginning: &[u8]) -> bool {
 
 /// What a file system is never without is at the start of the partition, or where XFS keeps copies: at the
 /// start of each allocation group, of which one has the log behind it. A disk below 4 TiB has four groups, a
-/// larger one a group in each TiB less one block.
+/// larger one a group in each TiB less one block. An encrypted one begins farther in.
 fn is_untouched(disk: &File, partition: &Partition) -> io::Result<bool> {
     const FIRST: u64 = EDGE_BYTES - (1 << 20);
     const COPY: u64 = 1 << 20;
     const GROUP_MAX: u64 = (1 << 40) - 4096;
-    let quarters = (1..4).map(|n| partition.bytes / 4 / 4096 * n * 4096);
-    let groups = (1..=partition.bytes / GROUP_MAX).map(|n| n * GROUP_MAX);
-    let places = quarters.chain(groups).map(|at| (at, COPY));
+    let of = |begin: u64| {
+        let bytes = partition.bytes.saturating_sub(begin);
+        let quarters = (1..4).map(move |n| bytes / 4 / 4096 * n * 4096);
+        let groups = (1..=bytes / GROUP_MAX).map(|n| n * GROUP_MAX);
+        quarters.chain(groups).map(move |at| (begin + at, COPY))
+    };
+    let places = of(0).chain([(DATA_AT, COPY)]).chain(of(DATA_AT));
     for (at, length) in std::iter::once((0, FIRST)).chain(places) {
         let length = length.min(partition.bytes.saturating_sub(at));
         if read(disk, partition.start + at, length)?
@@ -483,6 +487,30 @@ mod tests {
             disk.write_all_at(&sector, START).expect("a write");
             assert_eq!(stage_of(&file), None, "bit {bit}");
         }
+    }
+
+    /// The owner may have a copy of the header.
+    #[test]
+    fn an_encrypted_pool_that_lost_its_header_is_never_taken_for_an_unfinished_one() {
+        let file = pool_disk(400 << 20);
+        let disk = file.as_file();
+        let made = file_system(partition_bytes(&file) - DATA_AT);
+        // What was never written stays as it is on the disk; all else is noise there.
+        let noise = |piece: &[u8]| piece.iter().map(|b| b ^ 0x5a).collect::<Vec<_>>();
+        let pieces = made.chunks(4096).zip((START + DATA_AT..).step_by(4096));
+        let pieces: Vec<_> = pieces.filter(|(piece, _)| !is_zero(piece)).collect();
+        for (piece, at) in &pieces {
+            disk.write_all_at(&noise(piece), *at).expect("a write");
+        }
+        assert_eq!(stage_of(&file), None, "all of the header lost");
+        let group = partition_bytes(&file) / 4;
+        for (piece, at) in pieces {
+            if at < START + group {
+                let zeros = vec![0; piece.len()];
+                disk.write_all_at(&zeros, at).expect("a write");
+            }
+        }
+        assert_eq!(stage_of(&file), None, "a quarter lost");
     }
 
     #[test]

@@ -184,6 +184,16 @@ impl Header {
         Ok(header)
     }
 
+    /// Which copies are not this header: each is at a place of its own.
+    pub fn torn(&self, bytes: &[u8]) -> Vec<usize> {
+        let copies = bytes.chunks(COPY_BYTES).zip(MAGIC).zip([0, COPY_BYTES]);
+        let torn = copies.filter_map(|((bytes, magic), at)| {
+            let is_this = parse_copy(bytes, magic, at).as_ref() == Some(self);
+            (!is_this).then_some(at)
+        });
+        torn.collect()
+    }
+
     /// Both copies.
     pub fn encode(&self) -> Result<Vec<u8>, LuksError> {
         let json = serde_json::to_vec(&self.json).expect("JSON has only text keys");
