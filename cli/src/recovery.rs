@@ -9,13 +9,13 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use anyhow::{Context as _, bail};
-use api::{Client, Envelope};
+use api::{Client, ClientError, Envelope};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::json;
 use types::Name;
 use types::node::{Disk, DiskUse, Encryption};
-use types::retire::{Destroyed, Method, Receipt, Retirement, Unlock};
+use types::retire::{Destroyed, Method, Receipt, Remaining, Retirement, Unlock};
 use vault::luks::{HEADERS_BYTES, Header};
 use vault::recovery::{self, PaperShare};
 use vault::sealed::RecipientSecret;
@@ -216,7 +216,11 @@ pub(crate) async fn decommission(context: &Context, options: &Decommission) -> a
     let (name, pin, client) = context.home.client(context.node.as_deref())?;
     let listed = client.disks().await;
     let listed = listed.with_context(|| format!("cannot ask node {name} for its disks"))?;
-    let owned = |disk: &&Disk| matches!(disk.used, DiskUse::Pool | DiskUse::OtherPool);
+    let owned = |disk: &&Disk| match disk.used {
+        // A blank one on which no pool could be made has nothing to destroy.
+        DiskUse::Pool | DiskUse::OtherPool => disk.encryption.is_some(),
+        DiskUse::Ready | DiskUse::LeftAlone => false,
+    };
     let wanted =
         |disk: &&Disk| options.serials.is_empty() || options.serials.contains(&disk.serial);
     let disks: Vec<_> = listed.disks.iter().filter(owned).filter(wanted).collect();
@@ -253,7 +257,19 @@ pub(crate) async fn decommission(context: &Context, options: &Decommission) -> a
         .open(&options.receipt)
         .with_context(|| format!("cannot write the receipt {}", options.receipt.display()))?;
     let answer = client.decommission(&sealed).await;
-    let answer = answer.with_context(|| format!("node {name} was not decommissioned"))?;
+    if answer.is_err() {
+        // It is empty, and would be in the way of the next try.
+        let _ = fs::remove_file(&options.receipt);
+    }
+    let answer = answer.map_err(|error| {
+        let what = match &error {
+            ClientError::Refused { .. } => "was not decommissioned",
+            _ => {
+                "gave no receipt: if it switches itself off now, its disks are destroyed, and nobody signs another one"
+            }
+        };
+        anyhow::Error::from(error).context(format!("node {name} {what}"))
+    })?;
     file.write_all(&answer.to_json())?;
     file.sync_all()?;
     let receipt = answer
@@ -265,7 +281,19 @@ pub(crate) async fn decommission(context: &Context, options: &Decommission) -> a
             options.receipt.display()
         );
     }
-    show_receipt(context, &name, &receipt, &options.receipt)
+    show_receipt(context, &name, &receipt, &options.receipt)?;
+    let undone = undone(&wish, &receipt);
+    match undone.as_slice() {
+        [] => Ok(()),
+        undone => bail!("node {name} has NOT destroyed {}", undone.join(", ")),
+    }
+}
+
+/// Serials of disks that the wish names and the receipt does not.
+fn undone<'a>(wish: &'a Retirement, receipt: &Receipt) -> Vec<&'a str> {
+    let done = |serial: &&String| receipt.disks.iter().any(|disk| disk.serial == **serial);
+    let undone = wish.disks.iter().filter(|serial| !done(serial));
+    undone.map(String::as_str).collect()
 }
 
 fn encrypted(disk: &Disk) -> &'static str {
@@ -296,6 +324,10 @@ fn show_receipt(
     receipt: &Receipt,
     file: &Path,
 ) -> anyhow::Result<()> {
+    for Remaining { serial, why } in &receipt.remaining {
+        let note = format!("{serial}: NOT destroyed: {why}");
+        context.screen.note(&note);
+    }
     context.screen.note(&format!(
         "node {node} switches itself off; its signed receipt is in {}",
         file.display()
@@ -317,4 +349,40 @@ fn show_receipt(
         let rows: Vec<_> = receipt.disks.iter().map(row).collect();
         table(["SERIAL", "MODEL", "SIZE", "OVERWRITTEN", "NOW"], &rows)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use types::{Bytes, Digest, PublicKey};
+
+    use super::*;
+
+    #[test]
+    fn a_receipt_for_some_of_the_disks_is_not_taken_for_all_of_them() {
+        let wish = Retirement {
+            node: PublicKey([1; 32]),
+            challenge: Digest([2; 32]),
+            disks: vec!["A".to_owned(), "B".to_owned()],
+        };
+        let destroyed = |serial: &str| Destroyed {
+            serial: serial.to_owned(),
+            model: String::new(),
+            size: Bytes(1),
+            method: Method::CryptoErase,
+            uuid: None,
+            overwritten: Bytes(1),
+            discarded: true,
+        };
+        let mut receipt = Receipt {
+            node: wish.node,
+            challenge: wish.challenge,
+            time_ms: 0,
+            synchronised: true,
+            disks: vec![destroyed("A")],
+            remaining: Vec::new(),
+        };
+        assert_eq!(undone(&wish, &receipt), ["B"]);
+        receipt.disks.push(destroyed("B"));
+        assert!(undone(&wish, &receipt).is_empty());
+    }
 }

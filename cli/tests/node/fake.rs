@@ -18,7 +18,7 @@ use types::deployment::{Action, Deployment};
 use types::node::{
     Capacity, Clock, Disk, DiskClass, DiskUse, Drill, Drilled, Encryption, NodeDisks, NodeInfo,
 };
-use types::retire::{Destroyed, Method, Receipt, Unlock, Unlocked};
+use types::retire::{Destroyed, Method, Receipt, Remaining, Unlock, Unlocked};
 use types::status::{
     Ack, DeploymentStatus, Desired, Exit, Refusal, RefusalCode, State, WorkloadStatus,
 };
@@ -40,6 +40,8 @@ pub(super) struct Memory {
     pub(super) deployments: BTreeMap<Name, (u64, Desired, Deployment)>,
     pub(super) flists: BTreeMap<Digest, Flist>,
     pub(super) chunks: BTreeSet<Digest>,
+    /// A wish to decommission counts once.
+    pub(super) retired: bool,
     /// State that machines are reported in while they should run.
     pub(super) machine: Option<State>,
     /// Every statement is refused as if another client had been faster.
@@ -268,6 +270,9 @@ impl Node {
     fn end(&self, envelope: &[u8]) -> Result<Answer, Refusal> {
         let wish = Envelope::parse(envelope)?.open_retirement(|key| *key == self.owner)?;
         assert_eq!(wish.challenge, self.disks().challenge);
+        if std::mem::replace(&mut self.state.lock().expect("no panic").retired, true) {
+            return Err(refusal(RefusalCode::Replayed, "sign another"));
+        }
         let serial = wish.disks[0].clone();
         let destroyed = Destroyed {
             serial,
@@ -284,6 +289,10 @@ impl Node {
             time_ms: 1,
             synchronised: true,
             disks: vec![destroyed],
+            remaining: vec![Remaining {
+                serial: "S-away".to_owned(),
+                why: "a disk of this node is not there".to_owned(),
+            }],
         };
         let liar = SecretKey::from_seed([77; 32]);
         let signer = if self.durable { &self.key } else { &liar };

@@ -179,11 +179,33 @@ fn a_decommission_is_confirmed_and_its_receipt_checked_and_kept() {
         assert!(!file.exists());
         let done = bench.run(&[&end[..], &["--yes"]].concat()).ends(code);
         match honest {
-            true => done.says("crypto-erased").says("switches itself off"),
+            true => done
+                .says("crypto-erased")
+                .says("switches itself off")
+                .says("S-away: NOT destroyed: a disk of this node is not there"),
             false => done.says("not signed by the node"),
         };
         assert!(file.exists());
     }
+}
+
+#[test]
+fn a_decommission_that_the_node_refuses_leaves_no_file_in_the_way_of_the_next() {
+    let bench = Bench::with_node(true);
+    let file = bench.directory.path().join("receipt.json");
+    let path = file.to_str().expect("text");
+    let end = ["node", "decommission", "--yes", "--receipt", path];
+    bench.run(&end).ends(0);
+    let next = bench.directory.path().join("next.json");
+    let again = [
+        "node",
+        "decommission",
+        "--yes",
+        "--receipt",
+        next.to_str().expect("text"),
+    ];
+    bench.run(&again).ends(3).says("was not decommissioned");
+    assert!(file.exists() && !next.exists());
 }
 
 #[test]

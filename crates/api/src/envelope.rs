@@ -370,6 +370,7 @@ mod tests {
             time_ms: 1,
             synchronised: false,
             disks: Vec::new(),
+            remaining: Vec::new(),
         };
         let sealed = Envelope::seal_receipt(&key(), &receipt).expect("sealed");
         assert_eq!(sealed.open_receipt(|_| true).expect("a receipt"), receipt);

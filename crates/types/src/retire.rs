@@ -59,6 +59,16 @@ pub struct Receipt {
     /// Whether a time server had set it.
     pub synchronised: bool,
     pub disks: Vec<Destroyed>,
+    /// Pools of the owner that this node knows of and that are not in `disks`: for them this receipt says nothing.
+    pub remaining: Vec<Remaining>,
+}
+
+/// A pool that was not destroyed, and why: it was not named, is not there, or its disk does not take it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Remaining {
+    pub serial: String,
+    pub why: String,
 }
 
 /// What was destroyed of one disk.
@@ -83,7 +93,8 @@ pub struct Destroyed {
 pub enum Method {
     /// All key slots are gone, so that nobody has the key of what is left.
     CryptoErase,
-    /// It was never encrypted: only its beginning is gone, the rest can be read.
+    /// It was never encrypted: only its beginning is gone, the rest can be read. A file system that was in use may write to
+    /// its beginning again until the machine is off.
     BeginningOnly,
 }
 

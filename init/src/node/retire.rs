@@ -6,23 +6,29 @@
 
 use std::path::Path;
 
-use anyhow::Context;
 use api::{Envelope, SecretKey};
+use storage::claim;
+use storage::crypt::{self, Erased};
 use storage::disk::Disk;
 use storage::probe::{Content, owner_mark};
-use storage::{claim, crypt};
 use types::Bytes;
-use types::retire::{Destroyed, Method, PASSPHRASE_MAX, Receipt, Retirement, Unlock, Unlocked};
+use types::node::{DiskUse, NodeInfo, PoolState};
+use types::retire::{
+    Destroyed, Method, PASSPHRASE_MAX, Receipt, Remaining, Retirement, Unlock, Unlocked,
+};
 use types::status::{Refusal, RefusalCode};
+use zeroize::Zeroizing;
 
 use super::disks::{Disks, Node, blocking, changed, content, draw, internal};
 
 impl Disks {
     /// The node must start again after this.
     pub(crate) async fn unlock(&self, unlock: Unlock) -> Result<Unlocked, Refusal> {
+        let Unlock { serial, passphrase } = unlock;
+        let passphrase = Zeroizing::new(passphrase);
         let _turn = self.turn.lock().await;
         let node = self.node.clone();
-        blocking(move || node.unlock(&unlock)).await
+        blocking(move || node.unlock(&serial, &passphrase)).await
     }
 
     /// The signed receipt. The machine must be switched off after this.
@@ -49,24 +55,39 @@ impl Disks {
         // Before anything is done: no outcome lets the wish count again.
         let next = draw().map_err(|error| internal(error.into()))?;
         self.challenge.set(next);
-        let synchronised = self.info.borrow().clock.synchronised;
+        let mut receipt = {
+            let info = self.info.borrow();
+            Receipt {
+                node: self.node.key,
+                challenge: wish.challenge,
+                time_ms: 0,
+                synchronised: info.clock.synchronised,
+                disks: Vec::new(),
+                remaining: remaining(&info, &wish),
+            }
+        };
         let node = self.node.clone();
-        blocking(move || node.decommission(&wish, &envelope, synchronised)).await
+        blocking(move || {
+            node.decommission(&wish, &envelope, &mut receipt)?;
+            let key = SecretKey::from_seed(node.seed);
+            Ok(Envelope::seal_receipt(&key, &receipt)?)
+        })
+        .await
     }
 }
 
 impl Node {
-    fn unlock(&self, unlock: &Unlock) -> Result<Unlocked, Refusal> {
-        if unlock.passphrase.len() > PASSPHRASE_MAX {
+    fn unlock(&self, serial: &str, passphrase: &str) -> Result<Unlocked, Refusal> {
+        if passphrase.len() > PASSPHRASE_MAX {
             let message = format!("a passphrase has at most {PASSPHRASE_MAX} bytes");
             return Err(refusal(RefusalCode::Malformed, message));
         }
-        let disk = self.own_disk(&unlock.serial)?;
+        let disk = self.own_disk(serial)?;
         if self.pools.used.contains(&disk.name) {
             let message = format!("the pool on {} is open already", disk.name);
             return Err(refusal(RefusalCode::Conflict, message));
         }
-        crypt::unlock(&disk, &unlock.passphrase, &self.custody).map_err(|error| {
+        crypt::unlock(&disk, passphrase, &self.custody).map_err(|error| {
             let code = match &error {
                 crypt::CryptError::Passphrase(_) | crypt::CryptError::NotEncrypted(_) => {
                     RefusalCode::Conflict
@@ -84,50 +105,40 @@ impl Node {
         })
     }
 
+    /// From here on disks change. Where one fails, the others are destroyed none the less, and the receipt says so.
     fn decommission(
         &self,
         wish: &Retirement,
         envelope: &[u8],
-        synchronised: bool,
-    ) -> Result<Envelope, Refusal> {
+        receipt: &mut Receipt,
+    ) -> Result<(), Refusal> {
         // All of them are there, or none is touched.
         let disks = wish.disks.iter().map(|serial| self.own_disk(serial));
         let disks = disks.collect::<Result<Vec<_>, _>>()?;
-        for disk in &disks {
-            claim::begin(disk, envelope)
-                .with_context(|| format!("begin with the disk {}", disk.serial))
-                .map_err(internal)?;
-        }
-        let mut destroyed = Vec::new();
-        for disk in &disks {
-            let erased = crypt::erase(disk)
-                .with_context(|| format!("destroy the keys of the disk {}", disk.serial))
-                .map_err(internal)?;
-            log::info!("the beginning of the pool on {} is destroyed", disk.name);
-            destroyed.push(Destroyed {
-                serial: disk.serial.clone(),
-                model: disk.model.clone(),
-                size: Bytes(disk.size_bytes),
-                method: match erased.encrypted {
-                    true => Method::CryptoErase,
-                    false => Method::BeginningOnly,
-                },
-                uuid: erased.uuid,
-                overwritten: Bytes(erased.bytes),
-                discarded: erased.discarded,
+        let begun = |disk: &Disk| claim::begin(disk, envelope).map_err(|e| sys::error::chain(&e));
+        let begun: Vec<_> = disks.iter().map(begun).collect();
+        for (disk, begun) in disks.iter().zip(begun) {
+            let erased = begun.and_then(|()| {
+                let next = "; the next boot of this node wipes it";
+                crypt::erase(disk).map_err(|error| sys::error::chain(&error) + next)
             });
+            match erased {
+                Ok(erased) => {
+                    log::info!("the beginning of the pool on {} is destroyed", disk.name);
+                    receipt.disks.push(destroyed(disk, erased));
+                }
+                Err(why) => {
+                    log::error!("the pool on {} is not destroyed: {why}", disk.name);
+                    let serial = disk.serial.clone();
+                    receipt.remaining.push(Remaining { serial, why });
+                }
+            }
         }
-        let receipt = Receipt {
-            node: self.key,
-            challenge: wish.challenge,
-            time_ms: u64::try_from(sys::clock::realtime().as_millis()).unwrap_or(u64::MAX),
-            synchronised,
-            disks: destroyed,
-        };
-        Ok(Envelope::seal_receipt(
-            &SecretKey::from_seed(self.seed),
-            &receipt,
-        )?)
+        receipt.time_ms = u64::try_from(sys::clock::realtime().as_millis()).unwrap_or(u64::MAX);
+        match (receipt.disks.as_slice(), receipt.remaining.last()) {
+            ([], Some(failed)) => Err(refusal(RefusalCode::Internal, failed.why.clone())),
+            _ => Ok(()),
+        }
     }
 
     /// The one disk of this serial that has a pool of this owner.
@@ -152,6 +163,96 @@ impl Node {
     }
 }
 
+fn destroyed(disk: &Disk, erased: Erased) -> Destroyed {
+    Destroyed {
+        serial: disk.serial.clone(),
+        model: disk.model.clone(),
+        size: Bytes(disk.size_bytes),
+        method: match erased.encrypted {
+            true => Method::CryptoErase,
+            false => Method::BeginningOnly,
+        },
+        uuid: erased.uuid,
+        overwritten: Bytes(erased.bytes),
+        discarded: erased.discarded,
+    }
+}
+
+/// What the wish leaves: pools that it does not name, and those whose disks are not there.
+fn remaining(info: &NodeInfo, wish: &Retirement) -> Vec<Remaining> {
+    let away = info.pools.iter().filter(|pool| match pool.state {
+        PoolState::Missing => true,
+        PoolState::InUse | PoolState::Failed => false,
+    });
+    let away = away.map(|pool| Remaining {
+        serial: pool.serial.clone(),
+        why: pool.because.clone().unwrap_or_default(),
+    });
+    let there = info.disks.iter().filter(|disk| match disk.used {
+        DiskUse::Pool | DiskUse::OtherPool => disk.encryption.is_some(),
+        DiskUse::Ready | DiskUse::LeftAlone => false,
+    });
+    let there = there.filter(|disk| !wish.disks.contains(&disk.serial));
+    let there = there.map(|disk| Remaining {
+        serial: disk.serial.clone(),
+        why: "the wish does not name it".to_owned(),
+    });
+    away.chain(there).collect()
+}
+
 fn refusal(code: RefusalCode, message: String) -> Refusal {
     Refusal { code, message }
+}
+
+#[cfg(test)]
+mod tests {
+    use types::node::{DiskClass, Encryption, Pool};
+    use types::{Digest, PublicKey};
+
+    use super::*;
+
+    /// Whoever reads it must not take a node for empty of which a disk lies in a drawer.
+    #[test]
+    fn a_receipt_names_the_pools_that_it_says_nothing_of() {
+        let mut info = crate::node::dashboard::tests::info();
+        let disk = |serial: &str, used, encryption: Option<Encryption>| types::node::Disk {
+            name: serial.to_lowercase(),
+            serial: serial.to_owned(),
+            model: String::new(),
+            class: DiskClass::Ssd,
+            size: Bytes::gib(1),
+            content: "pool".to_owned(),
+            partitions: Vec::new(),
+            used,
+            because: None,
+            encryption,
+            fingerprint: None,
+        };
+        let pool = Some(Encryption::Clear {});
+        info.disks = vec![
+            disk("NAMED", DiskUse::Pool, pool.clone()),
+            disk("LEFT", DiskUse::OtherPool, pool.clone()),
+            disk("BLANK", DiskUse::OtherPool, None),
+            disk("FOREIGN", DiskUse::LeftAlone, None),
+        ];
+        info.pools = vec![Pool {
+            id: "0".to_owned(),
+            disk: None,
+            serial: "AWAY".to_owned(),
+            class: DiskClass::Ssd,
+            state: PoolState::Missing,
+            size: Bytes(0),
+            free: Bytes(0),
+            because: Some("it is not there".to_owned()),
+        }];
+        let wish = Retirement {
+            node: PublicKey([1; 32]),
+            challenge: Digest([2; 32]),
+            disks: vec!["NAMED".to_owned()],
+        };
+        let remaining = remaining(&info, &wish);
+        let serials: Vec<_> = remaining.iter().map(|r| r.serial.as_str()).collect();
+        assert_eq!(serials, ["AWAY", "LEFT"]);
+        assert_eq!(remaining[0].why, "it is not there");
+    }
 }
