@@ -55,8 +55,8 @@ pub enum CryptError {
     )]
     Beside(String),
     #[error(
-        "{0} is encrypted, and this machine does not give its key: {1}. Nothing was touched; `sifr disk unlock` opens it \
-         with the recovery key"
+        "{0} is encrypted, and this machine does not give its key: {1}. Nothing was touched; `sifr disk unlock` has \
+         its TPM open it, with the recovery key; what `sifr disk recover` shows opens it on any Linux"
     )]
     Locked(PathBuf, String),
     #[error("the passphrase opens no key slot of {0}")]
@@ -492,6 +492,7 @@ fn device(
     let bytes = size.saturating_sub(segment.offset);
     let opened = mapper::open(&Crypt {
         name: &device_name(partition),
+        uuid: header.uuid(),
         device: partition,
         offset_bytes: segment.offset,
         bytes: bytes - bytes % u64::from(segment.sector_bytes),

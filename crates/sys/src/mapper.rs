@@ -17,6 +17,8 @@ const CONTROL: &str = "/dev/mapper/control";
 const HEAD: usize = 312;
 const NAME_AT: usize = 48;
 const NAME_BYTES: usize = 128;
+const UUID_AT: usize = NAME_AT + NAME_BYTES;
+const UUID_BYTES: usize = 129;
 /// `struct dm_target_spec`.
 const TARGET: usize = 40;
 /// One target with its parameters: a key of 64 bytes in digits, names, numbers.
@@ -36,6 +38,8 @@ nix::ioctl_readwrite!(dm_table_load, 0xfd, 9, Head);
 pub struct Crypt<'a> {
     /// What the kernel shows it as.
     pub name: &'a str,
+    /// Of the header that the key is of.
+    pub uuid: &'a str,
     pub device: &'a Path,
     /// Where the data begins in it.
     pub offset_bytes: u64,
@@ -62,7 +66,9 @@ enum Ask {
     Load,
 }
 
-/// Makes the device and returns its node. One that stands under this name already is given back as it is.
+/// Makes the device and returns its node. One that stands under this name already is given back as it is, if it was made of
+/// the same header; one of another, whose key is another, is ended first, or this fails: what is written with the one key
+/// would be lost with the next boot.
 pub fn open(crypt: &Crypt<'_>) -> Result<PathBuf> {
     let during = || {
         format!(
@@ -76,13 +82,16 @@ pub fn open(crypt: &Crypt<'_>) -> Result<PathBuf> {
         .write(true)
         .open(CONTROL)
         .during(during)?;
-    if let Some(node) = find(&control, crypt.name).during(during)? {
-        return Ok(node);
+    let label = label(crypt);
+    match find(&control, crypt.name).during(during)? {
+        Some((node, of)) if of == label => return Ok(node),
+        Some(_) => drop(ask(&control, Ask::Remove, crypt.name, &[]).during(during)?),
+        None => {}
     }
-    let made = ask(&control, Ask::Create, crypt.name, &[]).and_then(|number| {
+    let made = ask(&control, Ask::Create, crypt.name, label.as_bytes()).and_then(|number| {
         ask(&control, Ask::Load, crypt.name, &table(crypt)?)?;
         ask(&control, Ask::Resume, crypt.name, &[])?;
-        Ok(node(number))
+        Ok(node(number.0))
     });
     if made.is_err() {
         // It may not be there. What went wrong first is what is said.
@@ -121,12 +130,23 @@ pub fn beneath(node: &Path) -> Option<String> {
     names.next().is_none().then_some(first)
 }
 
-fn find(control: &File, name: &str) -> io::Result<Option<PathBuf>> {
+/// A device's node, and its label.
+fn find(control: &File, name: &str) -> io::Result<Option<(PathBuf, String)>> {
     match ask(control, Ask::Status, name, &[]) {
-        Ok(number) => Ok(Some(node(number))),
+        Ok((number, label)) => Ok(Some((node(number), label))),
         Err(error) if error.raw_os_error() == Some(libc::ENXIO) => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// What the mapper calls a UUID. The name is part of it: of two copies of one disk each has its device.
+fn label(crypt: &Crypt<'_>) -> String {
+    let label = format!("SIFR-{}-{}", crypt.uuid, crypt.name);
+    label
+        .chars()
+        .filter(char::is_ascii)
+        .take(UUID_BYTES - 1)
+        .collect()
 }
 
 fn node(number: u64) -> PathBuf {
@@ -164,8 +184,8 @@ fn table(crypt: &Crypt<'_>) -> io::Result<Zeroizing<Vec<u8>>> {
     Ok(bytes)
 }
 
-/// Number of the device that is meant.
-fn ask(control: &File, what: Ask, name: &str, data: &[u8]) -> io::Result<u64> {
+/// Number and label of the device that is meant. `data`: the label of one that is made, the table of one that is loaded.
+fn ask(control: &File, what: Ask, name: &str, data: &[u8]) -> io::Result<(u64, String)> {
     if name.len() >= NAME_BYTES || name.contains(['/', '\0']) {
         return Err(io::ErrorKind::InvalidInput.into());
     }
@@ -177,10 +197,15 @@ fn ask(control: &File, what: Ask, name: &str, data: &[u8]) -> io::Result<u64> {
     put(&mut room, 0, &4u32.to_ne_bytes());
     put(&mut room, 12, &number(ROOM));
     put(&mut room, 16, &number(HEAD));
-    put(&mut room, 20, &u32::from(!data.is_empty()).to_ne_bytes());
+    let (targets, data_at) = match what {
+        Ask::Load => (1u32, HEAD),
+        Ask::Create => (0, UUID_AT),
+        Ask::RemoveAll | Ask::Remove | Ask::Resume | Ask::Status => (0, HEAD),
+    };
+    put(&mut room, 20, &targets.to_ne_bytes());
     put(&mut room, 28, &SECURE_DATA.to_ne_bytes());
     put(&mut room, NAME_AT, name.as_bytes());
-    put(&mut room, HEAD, data);
+    put(&mut room, data_at, data);
     let (fd, head) = (control.as_raw_fd(), room.as_mut_ptr().cast::<Head>());
     // SAFETY: each of these calls reads and writes at most as many bytes from `head` on as stand in its fourth number,
     // which is the length of `room`; that lives until the call returns, and the descriptor is open.
@@ -195,7 +220,10 @@ fn ask(control: &File, what: Ask, name: &str, data: &[u8]) -> io::Result<u64> {
         }
     }?;
     let device = room[40..].first_chunk().expect("room has more");
-    Ok(u64::from_ne_bytes(*device))
+    let label = room[UUID_AT..][..UUID_BYTES].split(|byte| *byte == 0);
+    let label = label.into_iter().next().unwrap_or_default();
+    let label = String::from_utf8_lossy(label).into_owned();
+    Ok((u64::from_ne_bytes(*device), label))
 }
 
 #[cfg(test)]
@@ -206,6 +234,7 @@ mod tests {
     fn the_table_is_as_the_kernel_reads_it() {
         let crypt = Crypt {
             name: "sifr-vda1",
+            uuid: "0a",
             device: Path::new("/dev/vda1"),
             offset_bytes: 16 << 20,
             bytes: 1 << 30,
@@ -221,6 +250,25 @@ mod tests {
             format!("aes-xts-plain64 {key} 0 /dev/vda1 32768 2 allow_discards sector_size:4096\0");
         assert_eq!(text, expected);
         assert!(!format!("{crypt:?}").contains("a5"));
+    }
+
+    #[test]
+    fn a_device_says_of_which_header_it_was_made() {
+        let of = |uuid, name| {
+            label(&Crypt {
+                name,
+                uuid,
+                device: Path::new("/dev/vda1"),
+                offset_bytes: 0,
+                bytes: 0,
+                sector_bytes: 512,
+                key: &[0; 64],
+            })
+        };
+        let one = of("0a", "sifr-vda1");
+        assert!(one != of("0b", "sifr-vda1") && one != of("0a", "sifr-vdb1"));
+        let long = "x".repeat(500);
+        assert!(of(&long, "sifr-vda1").len() < UUID_BYTES);
     }
 
     #[test]
