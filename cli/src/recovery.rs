@@ -250,28 +250,7 @@ pub(crate) async fn decommission(context: &Context, options: &Decommission) -> a
         disks: disks.iter().map(|disk| disk.serial.clone()).collect(),
     };
     let sealed = Envelope::seal_retirement(&context.home.key()?, &wish)?;
-    // Before anything is destroyed: there is one chance to keep it.
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .open(&options.receipt)
-        .with_context(|| format!("cannot write the receipt {}", options.receipt.display()))?;
-    let answer = client.decommission(&sealed).await;
-    if answer.is_err() {
-        // It is empty, and would be in the way of the next try.
-        let _ = fs::remove_file(&options.receipt);
-    }
-    let answer = answer.map_err(|error| {
-        let what = match &error {
-            ClientError::Refused { .. } => "was not decommissioned",
-            _ => {
-                "gave no receipt: if it switches itself off now, its disks are destroyed, and nobody signs another one"
-            }
-        };
-        anyhow::Error::from(error).context(format!("node {name} {what}"))
-    })?;
-    file.write_all(&answer.to_json())?;
-    file.sync_all()?;
+    let answer = keep_receipt(&client, &name, &sealed, &options.receipt).await?;
     let receipt = answer
         .open_receipt(|key| *key == pin.key)
         .context("the receipt is not signed by the node")?;
@@ -287,6 +266,38 @@ pub(crate) async fn decommission(context: &Context, options: &Decommission) -> a
         [] => Ok(()),
         undone => bail!("node {name} has NOT destroyed {}", undone.join(", ")),
     }
+}
+
+/// What the node answers, which is on this machine's disk when this returns.
+async fn keep_receipt(
+    client: &Client,
+    node: &Name,
+    wish: &Envelope,
+    path: &Path,
+) -> anyhow::Result<Envelope> {
+    // Before anything is destroyed: there is one chance to keep it.
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .open(path)
+        .with_context(|| format!("cannot write the receipt {}", path.display()))?;
+    let answer = client.decommission(wish).await;
+    if answer.is_err() {
+        // It is empty, and would be in the way of the next try.
+        let _ = fs::remove_file(path);
+    }
+    let answer = answer.map_err(|error| {
+        let what = match &error {
+            ClientError::Refused { .. } => "was not decommissioned",
+            _ => {
+                "gave no receipt: if it switches itself off now, its disks are destroyed, and nobody signs another one"
+            }
+        };
+        anyhow::Error::from(error).context(format!("node {node} {what}"))
+    })?;
+    file.write_all(&answer.to_json())?;
+    file.sync_all()?;
+    Ok(answer)
 }
 
 /// Serials of disks that the wish names and the receipt does not.
