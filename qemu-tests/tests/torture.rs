@@ -26,6 +26,31 @@ mod tests {
     }
 
     #[test]
+    fn volumes_snapshots_and_copies_are_as_acknowledged_after_any_cut() {
+        let mut torture = Torture::new(7, Kind::Volumes).expect("a node");
+        torture.settle_in().expect("it runs");
+        for _ in 0..3 {
+            torture.cut().expect("every promise was kept");
+        }
+        println!("{}", torture.tally());
+    }
+
+    #[test]
+    fn an_encrypted_pool_that_is_cut_while_it_is_made_is_made_after_all() {
+        let mut torture = Torture::new(8, Kind::Encrypted).expect("a node");
+        torture.first_boot().expect("every promise was kept");
+        println!("{}", torture.tally());
+    }
+
+    #[test]
+    fn two_disks_that_lose_their_power_at_once_are_one_node_and_each_alone_is_too() {
+        let mut torture = Torture::new(9, Kind::Two).expect("a node");
+        torture.first_boot().expect("every promise was kept");
+        torture.alone().expect("every promise was kept");
+        println!("{}", torture.tally());
+    }
+
+    #[test]
     fn a_disk_that_only_says_that_it_flushes_is_found_out() {
         let mut torture = Torture::with_a_lying_disk(1).expect("a node");
         torture.settle_in().expect("it runs while it has power");
