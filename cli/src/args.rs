@@ -168,6 +168,8 @@ pub(crate) enum DiskCommand {
     },
     /// Take disks, with the loss of all that is on them
     Claim(ClaimDisks),
+    /// Put a disk in place of half of a mirror, with the loss of all that is on the new one
+    Replace(ReplaceDisk),
     /// Show the passphrase of an encrypted pool, which the recovery key opens
     Recover(Recover),
     /// Have a node open an encrypted pool that its TPM does not open, from now on
@@ -219,6 +221,17 @@ pub(crate) struct Decommission {
     /// New file that gets the receipt, signed by the node's key
     #[arg(long, value_name = "FILE")]
     pub(crate) receipt: PathBuf,
+    /// Do not ask
+    #[arg(long)]
+    pub(crate) yes: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ReplaceDisk {
+    /// Serial of the disk that goes: there, failing, or gone already
+    pub(crate) old: String,
+    /// Serial of the disk that comes, as `sifr disk list` shows it
+    pub(crate) new: String,
     /// Do not ask
     #[arg(long)]
     pub(crate) yes: bool,

@@ -13,7 +13,7 @@ use types::claim::{Claim, Claimed, DiskClaim, NodeClaim};
 use types::node::{Disk, DiskClass, DiskUse, Encryption, NodeDisks};
 
 use crate::Context;
-use crate::args::{ClaimDisks, DiskCommand};
+use crate::args::{ClaimDisks, DiskCommand, ReplaceDisk};
 use crate::failure::Usage;
 use crate::screen::{mebibytes, table};
 
@@ -21,6 +21,7 @@ pub(crate) async fn disk(context: &Context, command: DiskCommand) -> anyhow::Res
     match command {
         DiskCommand::List { nodes } => list(context, &nodes).await,
         DiskCommand::Claim(options) => claim(context, &options).await,
+        DiskCommand::Replace(options) => replace(context, &options).await,
         DiskCommand::Recover(options) => crate::recovery::recover(context, &options).await,
         DiskCommand::Unlock(options) => crate::recovery::unlock(context, &options).await,
     }
@@ -133,7 +134,7 @@ fn select<'a>(asked: &'a [Asked], options: &ClaimDisks) -> Result<Vec<Vec<&'a Di
         let with = asked.iter().flat_map(all).filter(|d| d.serial == *serial);
         match with.collect::<Vec<_>>().as_slice() {
             [] => return Err(Usage(format!("no disk has the serial {serial}"))),
-            [disk] if disk.fingerprint.is_none() => {
+            [disk] if disk.fingerprint.is_none() || disk.used == DiskUse::Ready => {
                 let why = disk.because.clone().unwrap_or(disk.content.clone());
                 return Err(Usage(format!("disk {serial} cannot be claimed: {why}")));
             }
@@ -158,6 +159,7 @@ fn plan(asked: &[Asked], selected: &[Vec<&Disk>], reboot: bool) -> Claim {
             serial: disk.serial.clone(),
             content: disk.fingerprint?,
             held: disk.content.clone(),
+            replaces: None,
         })
     };
     let nodes = asked.iter().zip(selected).map(|(node, disks)| NodeClaim {
@@ -202,6 +204,47 @@ async fn claim(context: &Context, options: &ClaimDisks) -> anyhow::Result<()> {
     }
     show_done(context, &done)?;
     failed.map_or(Ok(()), Err)
+}
+
+/// One disk of one node, in place of another.
+async fn replace(context: &Context, options: &ReplaceDisk) -> anyhow::Result<()> {
+    let asked = ask(context, &[]).await?;
+    let new = |disk: &&Disk| disk.serial == options.new;
+    let selected: Vec<Vec<&Disk>> = asked
+        .iter()
+        .map(|node| node.disks.disks.iter().filter(new).collect())
+        .collect();
+    let [node] = asked.as_slice() else {
+        bail!("one node is asked");
+    };
+    let [disk] = selected[0].as_slice() else {
+        let text = format!(
+            "no disk, or several, of node {} has the serial {}",
+            node.name, options.new
+        );
+        return Err(Usage(text).into());
+    };
+    if disk.fingerprint.is_none() {
+        let why = disk.because.clone().unwrap_or(disk.content.clone());
+        let text = format!("disk {} cannot replace another: {why}", options.new);
+        return Err(Usage(text).into());
+    }
+    show_loss(context, &asked, &selected);
+    if !options.yes {
+        confirm(context, 1)?;
+    }
+    let mut claim = plan(&asked, &selected, false);
+    let disks = claim.nodes.iter_mut().flat_map(|node| &mut node.disks);
+    disks.for_each(|disk| disk.replaces = Some(options.old.clone()));
+    let envelope = Envelope::seal_claim(&context.home.key()?, &claim)?;
+    let done = node.client.claim_disks(&envelope).await;
+    let done = done.with_context(|| format!("{} was not replaced", options.old))?;
+    context.screen.show(&json!({ "node": node.name, "claimed": done }), || {
+        format!(
+            "{} is being filled in place of {}: `sifr disk list` shows how far it is; until then leave all others in\n",
+            options.new, options.old
+        )
+    })
 }
 
 fn show_loss(context: &Context, asked: &[Asked], selected: &[Vec<&Disk>]) {

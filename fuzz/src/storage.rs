@@ -5,6 +5,7 @@
 use std::fs;
 use std::os::unix::fs::FileExt;
 
+use ::storage::mirror::{Half, Part, judge};
 use ::storage::probe::{Content, Stage, owner_mark, probe};
 use ::types::PublicKey;
 
@@ -12,7 +13,7 @@ use crate::Target;
 use crate::choices::{Choices, Made};
 use crate::files::{directory, file};
 
-pub(crate) const TARGETS: [Target; 2] = [
+pub(crate) const TARGETS: [Target; 3] = [
     Target {
         name: "storage-marker",
         bytes_max: 512,
@@ -30,6 +31,18 @@ pub(crate) const TARGETS: [Target; 2] = [
         run: disk,
         seeds: disks,
     },
+    Target {
+        name: "storage-mirror",
+        bytes_max: 4096,
+        run: mirror,
+        seeds: || {
+            let halves = Half::pair([7; 16], [[1; 16], [2; 16]], [1 << 30; 2]);
+            halves
+                .iter()
+                .map(|half| half.encode()[..512].to_vec())
+                .collect()
+        },
+    },
 ];
 
 const OWNER: PublicKey = PublicKey([7; 32]);
@@ -44,6 +57,31 @@ fn marker(input: &[u8]) {
         .windows(OWNER.to_string().len())
         .any(|w| w == OWNER.to_string().as_bytes());
     assert!(!is_ours || named, "another owner's pool");
+}
+
+/// Superblocks of two halves: what is read can be written, judged and given a spare, and nothing else comes of it.
+fn mirror(input: &[u8]) {
+    let (first, second) = input.split_at(input.len() / 2);
+    let half = |bytes: &[u8]| {
+        let mut block = [0; 4096];
+        block[..bytes.len()].copy_from_slice(bytes);
+        Half::parse(&block)?.ok()
+    };
+    // Whole, or two of them.
+    let halves: Vec<Half> = [half(input), half(first), half(second)]
+        .into_iter()
+        .flatten()
+        .collect();
+    for half in &halves {
+        assert!(half.bitmap().len() <= 2 << 20);
+        assert!(
+            half.spare([3; 16], u64::MAX, &[half.number])
+                .is_none_or(|s| s.number != half.number)
+        );
+    }
+    if let Some(parts) = judge(&halves) {
+        assert_eq!(parts.iter().filter(|part| **part == Part::Truth).count(), 1);
+    }
 }
 
 /// Pieces of a disk: offset in sectors of 512 bytes from the start (the high bit: from the end), then bytes.

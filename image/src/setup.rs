@@ -53,6 +53,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("liburcu-dev", "xfsprogs: concurrent lists"),
     ("linux-source-6.12", "source of both kernels"),
     ("lvm2", "tests make disks of others with it"),
+    ("mdadm", "tests have it read the mirrors of nodes"),
     ("meson", "QEMU's build"),
     ("mmdebstrap", "the Debian user land of the demonstration"),
     ("mount", "tests mount packed images"),

@@ -4,6 +4,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use storage::mirrors::Layout;
 use types::PublicKey;
 use vault::sealed::{Recipient, SealError};
 
@@ -50,11 +51,13 @@ pub(crate) struct Options {
     pub(crate) on_panic: OnPanic,
     pub(crate) encrypt: Encrypt,
     pub(crate) recovery: RecoveryKey,
+    /// How blank disks become pools.
+    pub(crate) disks: Layout,
     /// Options of ours that could not be read: shown, never guessed.
     pub(crate) errors: Vec<String>,
 }
 
-/// Reads `sifr.owner=`, `sifr.ntp=`, `sifr.panic=`, `sifr.encrypt=` and `sifr.recovery=`; an unknown `sifr.` option is an error.
+/// Reads `sifr.owner=`, `sifr.ntp=`, `sifr.panic=`, `sifr.encrypt=`, `sifr.recovery=` and `sifr.disks=`; an unknown `sifr.` option is an error.
 pub(crate) fn parse(cmdline: &str) -> Options {
     let mut options = Options::default();
     for word in cmdline.split_ascii_whitespace() {
@@ -101,6 +104,13 @@ fn set(options: &mut Options, name: &str, value: &str) -> Result<(), String> {
                 return Err("use auto, off or required".to_owned());
             }
         }
+        "disks" => {
+            options.disks = match value {
+                "single" => Layout::Single,
+                "mirror" => Layout::Mirror,
+                _ => return Err("use single or mirror".to_owned()),
+            }
+        }
         "recovery" => {
             let key = value.parse().map(RecoveryKey::Of);
             options.recovery = *key.as_ref().unwrap_or(&RecoveryKey::Unclear);
@@ -108,7 +118,7 @@ fn set(options: &mut Options, name: &str, value: &str) -> Result<(), String> {
         }
         _ => {
             return Err(
-                "there is no such option: sifr.owner, sifr.ntp, sifr.panic, sifr.encrypt and sifr.recovery exist"
+                "there is no such option: sifr.owner, sifr.ntp, sifr.panic, sifr.encrypt, sifr.recovery and sifr.disks exist"
                     .to_owned(),
             );
         }
@@ -133,7 +143,7 @@ mod tests {
     fn our_options_are_read_and_others_are_skipped() {
         let (key, recovery) = (PublicKey([7; 32]), Recipient([8; 32]));
         let options = parse(&format!(
-            "console=ttyS0 sifr.owner={key} quiet sifr.ntp=10.0.2.2 sifr.panic=halt sifr.encrypt=required sifr.recovery={recovery}\n"
+            "console=ttyS0 sifr.owner={key} quiet sifr.ntp=10.0.2.2 sifr.panic=halt sifr.encrypt=required sifr.recovery={recovery} sifr.disks=mirror\n"
         ));
         let ntp = Some("10.0.2.2:123".parse().expect("an address"));
         assert_eq!(
@@ -144,6 +154,7 @@ mod tests {
                 on_panic: OnPanic::Halt,
                 encrypt: Encrypt::Required,
                 recovery: RecoveryKey::Of(recovery),
+                disks: Layout::Mirror,
                 errors: Vec::new()
             }
         );
@@ -152,9 +163,9 @@ mod tests {
     #[test]
     fn what_cannot_be_read_is_shown_and_not_guessed() {
         let options = parse(
-            "sifr.owner=me sifr.colour=red sifr.panic=perhaps sifr.encrypt=yes sifr.recovery=me",
+            "sifr.owner=me sifr.colour=red sifr.panic=perhaps sifr.encrypt=yes sifr.recovery=me sifr.disks=three",
         );
-        assert_eq!((options.owner, options.errors.len()), (None, 5));
+        assert_eq!((options.owner, options.errors.len()), (None, 6));
         let unclear = (Encrypt::Unclear, RecoveryKey::Unclear);
         assert_eq!((options.encrypt, options.recovery), unclear);
         assert!(options.errors[1].contains("sifr.colour=red: there is no such option"));

@@ -326,6 +326,7 @@ mod tests {
                     serial: "A".to_owned(),
                     content: types::Digest([3; 32]),
                     held: "swap space".to_owned(),
+                    replaces: None,
                 }],
                 reboot: false,
             }],

@@ -18,6 +18,7 @@ use vault::tpm::Sealed;
 use vault::{NoRandom, Secret, VolumeKey, recovery};
 
 use crate::disk::Disk;
+use crate::mirrors;
 use crate::probe;
 
 /// Begins the names of our devices.
@@ -238,7 +239,8 @@ pub fn outside(disk: &Disk) -> Option<Outside> {
     let partition = our_partition(disk).ok()?;
     let mut bytes = vec![0; HEADERS_BYTES];
     let file = File::open(partition).ok()?;
-    file.read_exact_at(&mut bytes, 0).ok()?;
+    file.read_exact_at(&mut bytes, mirrors::data_at(&file))
+        .ok()?;
     is_encrypted(&bytes).then_some(())?;
     let header = Header::parse(&bytes);
     let uuid = header.as_ref().map_or("damaged", |header| header.uuid());
@@ -277,14 +279,18 @@ pub fn erase(disk: &Disk) -> Result<Erased, CryptError> {
     let partition = probe::our_partition(&file, disk.size_bytes, disk.block_bytes).map_err(read)?;
     let partition = partition.ok_or_else(|| CryptError::NotEncrypted(disk.name.clone()))?;
     let mut beginning = vec![0; HEADERS_BYTES];
-    file.read_exact_at(&mut beginning, partition.start)
+    let before = match File::open(disk.partition_device(partition.number)) {
+        Ok(file) => mirrors::data_at(&file),
+        Err(_) => 0,
+    };
+    file.read_exact_at(&mut beginning, partition.start + before)
         .map_err(read)?;
     let encrypted = is_encrypted(&beginning);
     let uuid = Header::parse(&beginning)
         .map(|header| header.uuid().to_owned())
         .ok();
     let write = |source| CryptError::Write(device.clone(), source);
-    let bytes = DATA_AT.min(partition.bytes);
+    let bytes = (before + DATA_AT).min(partition.bytes);
     let discarded = overwrite(&file, partition.start, bytes).map_err(write)?;
     if !is_empty(&device, partition.start, bytes).map_err(read)? {
         return Err(CryptError::Remains(device));
@@ -358,7 +364,7 @@ fn our_partition(disk: &Disk) -> Result<PathBuf, CryptError> {
     let file = File::open(&device).map_err(read)?;
     let found = probe::our_partition(&file, disk.size_bytes, disk.block_bytes).map_err(read)?;
     let found = found.ok_or_else(|| CryptError::NotEncrypted(disk.name.clone()))?;
-    Ok(disk.partition_device(found.number))
+    Ok(mirrors::over(&disk.partition_device(found.number)))
 }
 
 fn open_partition(partition: &Path) -> Result<File, CryptError> {

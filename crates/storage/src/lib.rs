@@ -14,6 +14,8 @@ pub mod fuzz;
 mod marker;
 #[cfg(test)]
 mod matrix_tests;
+pub mod mirror;
+pub mod mirrors;
 pub mod plan;
 pub mod pool;
 pub mod pools;

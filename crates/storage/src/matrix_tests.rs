@@ -13,6 +13,7 @@ use types::node::DiskClass;
 
 use crate::crypt::Without;
 use crate::disk::{Disk, Sharing};
+use crate::mirrors::Layout;
 use crate::plan::{Choice, choose};
 use crate::pool;
 use crate::pools::{self, Places};
@@ -114,9 +115,13 @@ impl Image {
             first: mountpoint.path(),
             beside: mountpoint.path(),
         };
-        let opened = pools::open(&found, Some(&OWNER), &Without, places, &|_, _| {
-            panic!("a pool was found")
-        });
+        let opened = pools::open(
+            &found,
+            Some(&OWNER),
+            (&Without, Layout::Single),
+            places,
+            &|_, _| panic!("a pool was found"),
+        );
         if let Ok(pools) = opened {
             assert!(!pools.first.durable);
             sys::mount::unmount(mountpoint.path()).expect("unmounted");

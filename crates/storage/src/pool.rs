@@ -24,6 +24,7 @@ use crate::claim;
 use crate::crypt::{self, CryptError, Keys, Wish};
 use crate::disk::Disk;
 use crate::marker;
+use crate::mirrors;
 use crate::plan::Place;
 use crate::probe::{self, ALIGN_BYTES, MAKING_BYTES, POOL_TYPE, making, partition_name};
 use crate::roster::PoolId;
@@ -152,16 +153,15 @@ pub struct Pool {
     pub problems: Vec<String>,
 }
 
-/// The block device on which the file system of a pool lies: the partition itself, or what decrypts it. Whoever puts another
-/// layer between the two (a mirror) does it here: for a pool that is being made before `mkfs` asks, for one that is there
-/// before it is mounted. What stands in `/proc/mounts` for it is led back to its disk by [`disk_of`].
+/// The block device on which the file system of a pool lies: the partition itself, the mirror over it, or what decrypts
+/// either. What stands in `/proc/mounts` for it is led back to its disk by [`disk_of`].
 fn backing(
     disk: &Disk,
     partition: u32,
     making: Making,
     keys: &dyn Keys,
 ) -> Result<PathBuf, PoolError> {
-    let partition = disk.partition_device(partition);
+    let partition = mirrors::over(&disk.partition_device(partition));
     let device = match making {
         Making::Yes => crypt::make(&partition, disk.physical_bytes(), keys),
         Making::No => crypt::enter(&partition, keys),
@@ -174,8 +174,12 @@ fn backing(
 
 /// The disk below a mounted device.
 pub(crate) fn disk_of<'a>(source: &str, disks: &'a [Disk]) -> Option<&'a Disk> {
-    let partition = crypt::partition_of(Path::new(source));
-    disks.iter().find(|d| d.has_partition(&partition))
+    let partitions = mirrors::beneath(Path::new(source));
+    disks.iter().find(|d| {
+        partitions
+            .iter()
+            .any(|partition| d.has_partition(partition))
+    })
 }
 
 /// Mounts a pool that is there.
@@ -327,7 +331,7 @@ fn flags() -> sys::mount::Flags {
 }
 
 /// Makes the one partition and returns its number.
-fn partition(disk: &Disk, owner: &PublicKey) -> Result<u32, PoolError> {
+pub(crate) fn partition(disk: &Disk, owner: &PublicKey) -> Result<u32, PoolError> {
     let reread = |source| PoolError::Reread {
         disk: disk.name.clone(),
         source,
@@ -420,6 +424,11 @@ fn finish(
 enum Making {
     Yes,
     No,
+}
+
+/// The mark of a pool that is being made goes from a disk that is one of several of a pool.
+pub(crate) fn end_making(disk: &Disk) -> Result<(), PoolError> {
+    set_making(disk, Making::No)
 }
 
 /// On disk when this returns.

@@ -15,6 +15,7 @@ use crate::assemble::{Assembly, History, Outline, Role, Seen, Trace, assemble};
 use crate::crypt::{self, CryptError, Keys};
 use crate::disk::Disk;
 use crate::marker;
+use crate::mirrors::{self, Layout, Mirrored};
 use crate::plan::{Addition, Choice, LeftAlone, Place, Standing, additions, choose};
 use crate::pool::{self, Pool, PoolError};
 use crate::probe::Content;
@@ -65,6 +66,8 @@ pub struct Pools {
     pub left: Vec<LeftAlone>,
     /// Pools of the node that are not there.
     pub missing: Vec<Member>,
+    /// Kernel names of disks that have a pool in common with one in use.
+    pub mates: Vec<String>,
     /// What every pool is to say of the others. `None` in memory, and where an earlier agent has seen to it.
     pub outline: Option<Outline>,
 }
@@ -76,6 +79,7 @@ impl Pools {
             further: Vec::new(),
             left: Vec::new(),
             missing: Vec::new(),
+            mates: Vec::new(),
             outline: None,
         }
     }
@@ -84,7 +88,7 @@ impl Pools {
         let first = self.first.disk.iter();
         let further = self.further.iter().map(|further| &further.disk);
         Standing {
-            used: first.chain(further).cloned().collect(),
+            used: first.chain(further).chain(&self.mates).cloned().collect(),
             left: self.left.clone(),
         }
     }
@@ -96,7 +100,36 @@ impl Pools {
 pub fn open(
     found: &[(Disk, Content)],
     owner: Option<&PublicKey>,
-    keys: &dyn Keys,
+    (keys, layout): (&dyn Keys, Layout),
+    places: Places<'_>,
+    inspect: Inspect<'_>,
+) -> Result<Pools, PoolError> {
+    let all: Vec<Disk> = found.iter().map(|(disk, _)| disk.clone()).collect();
+    let mut pools = open_all(found, owner, (keys, layout), places, inspect)?;
+    pools.mates = mates(&pools, &all);
+    Ok(pools)
+}
+
+/// Other disks of the mirrors that pools in use lie on.
+fn mates(pools: &Pools, disks: &[Disk]) -> Vec<String> {
+    let first = std::iter::once(&pools.first.mountpoint);
+    let places = first.chain(pools.further.iter().map(|further| &further.mountpoint));
+    let arrays: Vec<_> = places.filter_map(|at| mirrors::array_of(at)).collect();
+    let used = pools.standing().used;
+    let halves = arrays
+        .iter()
+        .filter_map(|array| mirrors::look(array, disks));
+    let halves = halves.flat_map(|mirror| mirror.members);
+    let halves = halves.map(|(name, _)| name);
+    halves
+        .filter(|name| disks.iter().any(|disk| disk.name == *name) && !used.contains(name))
+        .collect()
+}
+
+fn open_all(
+    found: &[(Disk, Content)],
+    owner: Option<&PublicKey>,
+    (keys, layout): (&dyn Keys, Layout),
     places: Places<'_>,
     inspect: Inspect<'_>,
 ) -> Result<Pools, PoolError> {
@@ -109,9 +142,17 @@ pub fn open(
         let first = pool::adopt(&mounted, &disks, owner, places.first)?;
         return Ok(adopt_further(first, &disks, owner, places));
     }
-    let (choice, Some(owner)) = (choose(found, owner), owner) else {
+    let Some(owner) = owner else {
         return pool::memory("no owner key", places.first).map(Pools::only);
     };
+    let Mirrored {
+        found,
+        left,
+        problems,
+        begun,
+    } = mirrors::start(found, owner, layout);
+    let disks: Vec<Disk> = found.iter().map(|(disk, _)| disk.clone()).collect();
+    let choice = choose(&found, Some(owner));
     if let Choice::Memory { why } = &choice {
         return pool::memory(why, places.first).map(Pools::only);
     }
@@ -121,9 +162,20 @@ pub fn open(
         keys,
         places,
         mounted: Vec::new(),
-        left: Vec::new(),
+        left,
     };
-    node.open(found, &choice, inspect)
+    let mut pools = node.open(&found, &choice, inspect)?;
+    pools.first.problems.extend(problems);
+    let used = pools.standing().used;
+    // Their pool is made by now, and nothing is kept in it yet.
+    for (disk, of) in begun {
+        if used.contains(&of)
+            && let Err(error) = pool::end_making(&disk)
+        {
+            pools.first.problems.push(sys::error::chain(&error));
+        }
+    }
+    Ok(pools)
 }
 
 /// The pool in memory of a node whose pools cannot be used.
@@ -290,6 +342,7 @@ impl Opening<'_> {
                 Role::Left(left) => {
                     let _ = sys::mount::unmount(&pool.mountpoint);
                     crypt::close(&self.disks[disk]);
+                    mirrors::release(&self.disks[disk]);
                     let why = left.because().to_owned();
                     self.left.push(LeftAlone { disk: name, why });
                 }
@@ -313,6 +366,7 @@ impl Opening<'_> {
             further,
             left: self.left,
             missing,
+            mates: Vec::new(),
             outline: Some(outline),
         })
     }
@@ -355,10 +409,9 @@ fn adopt_further(
     places: Places<'_>,
 ) -> Pools {
     let mut pools = Pools::only(first);
-    let mut names: Vec<_> = disks.iter().map(|disk| disk.name.as_str()).collect();
-    names.sort_unstable();
-    for name in names {
-        let mountpoint = places.beside.join(name);
+    // A mirror may have lost the disk that its place is named after.
+    for name in mirrors::directories(places.beside) {
+        let mountpoint = places.beside.join(&name);
         let Ok(Some(mounted)) = sys::mount::mounted(&mountpoint) else {
             continue;
         };
@@ -367,12 +420,12 @@ fn adopt_further(
                 pools.first.problems.extend(pool.problems);
                 pools.further.push(Further {
                     id: pool.id.unwrap_or_default(),
-                    disk: name.to_owned(),
+                    disk: pool.disk.unwrap_or(name),
                     mountpoint,
                 });
             }
             Err(error) => pools.left.push(LeftAlone {
-                disk: name.to_owned(),
+                disk: name,
                 why: sys::error::chain(&error),
             }),
         }

@@ -11,6 +11,7 @@ use types::PublicKey;
 use vault::luks::{self, DATA_AT, HEADERS_BYTES};
 
 use crate::claim;
+use crate::mirror;
 use crate::recognise::{Foreign, recognise};
 use crate::table::{self, GptEntry};
 
@@ -195,7 +196,7 @@ fn stage(disk: &File, partition: &Partition) -> io::Result<Option<Stage>> {
         return Ok(Some(Stage::Made));
     }
     let beginning = read(disk, partition.start, BEGINNING.min(partition.bytes))?;
-    if is_finished(&beginning) || luks::is_luks(&beginning) {
+    if is_finished(&beginning) || luks::is_luks(&beginning) || mirror::is_half(&beginning) {
         return Ok(Some(Stage::Live));
     }
     Ok(is_untouched(disk, partition)?.then_some(Stage::Made))

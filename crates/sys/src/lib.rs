@@ -13,6 +13,7 @@ mod filter;
 pub mod fs;
 pub mod klog;
 pub mod mapper;
+pub mod md;
 pub mod mount;
 pub mod packet;
 pub mod process;

@@ -42,6 +42,9 @@ pub struct DiskClaim {
     pub content: Digest,
     /// The same in words, as whoever signed has read it.
     pub held: String,
+    /// Serial of the half of a mirror in whose place the disk comes. The disk may be blank, then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replaces: Option<String>,
 }
 
 /// Answer to `POST /v1/node/disks/claim`.
@@ -68,6 +71,8 @@ pub enum ClaimError {
         "serial {0:?} cannot be claimed: a disk is known by 1 to {SERIAL_MAX} printable characters"
     )]
     Serial(String),
+    #[error("disk {0:?} cannot replace itself")]
+    Itself(String),
     #[error("disk {0:?} stands twice in the claim of one node")]
     DiskTwice(String),
 }
@@ -108,6 +113,14 @@ impl NodeClaim {
             if !is_serial(&disk.serial) {
                 return Err(ClaimError::Serial(disk.serial.clone()));
             }
+            if let Some(old) = &disk.replaces {
+                if !is_serial(old) {
+                    return Err(ClaimError::Serial(old.clone()));
+                }
+                if *old == disk.serial {
+                    return Err(ClaimError::Itself(old.clone()));
+                }
+            }
             if self.disks[..at]
                 .iter()
                 .any(|other| other.serial == disk.serial)
@@ -133,6 +146,7 @@ mod tests {
             serial: serial.to_owned(),
             content: Digest([1; 32]),
             held: "ext4 file system".to_owned(),
+            replaces: None,
         }
     }
 

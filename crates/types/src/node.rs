@@ -155,6 +155,64 @@ pub struct Pool {
     pub free: Bytes,
     /// What is wrong with it.
     pub because: Option<String>,
+    /// The disks that it lies on, where they are several: each of them has all of it.
+    #[serde(default)]
+    pub mirror: Option<Mirror>,
+}
+
+/// A pool on two disks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mirror {
+    /// What the kernel calls it.
+    pub array: String,
+    pub halves: Vec<Half>,
+    /// How much of a half that is being filled is done, of a hundred.
+    pub percent: Option<u8>,
+}
+
+impl Mirror {
+    /// Whether either disk may be lost.
+    pub fn is_whole(&self) -> bool {
+        self.halves.len() > 1
+            && self
+                .halves
+                .iter()
+                .all(|half| half.state == HalfState::InStep)
+    }
+}
+
+/// A disk of a mirror.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Half {
+    /// Kernel name; `None` where it is not there.
+    pub disk: Option<String>,
+    /// Empty where nobody knows it.
+    pub serial: String,
+    pub state: HalfState,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HalfState {
+    /// It has all of the pool.
+    InStep,
+    /// It is being filled from the other.
+    Filling,
+    /// Its disk is there, and failed.
+    Failed,
+    Missing,
+}
+
+impl HalfState {
+    /// For people.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::InStep => "in step",
+            Self::Filling => "being filled",
+            Self::Failed => "failed",
+            Self::Missing => "not there",
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

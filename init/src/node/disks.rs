@@ -16,17 +16,18 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use storage::claim::{self, Taken};
 use storage::disk::Disk;
+use storage::mirrors;
 use storage::plan::{POOL_MIN_BYTES, Standing, standing, unclaimable};
 use storage::probe::{Content, probe};
 use storage::recognise::Foreign;
 use tokio::sync::{Mutex, watch};
 use types::claim::{Claimed, DiskClaim, NodeClaim};
-use types::node::{DiskUse, Encryption, NodeDisks, NodeInfo, Partition};
+use types::node::{DiskUse, Encryption, NodeDisks, NodeInfo, Partition, Pool};
 use types::status::{Refusal, RefusalCode};
 use types::{Bytes, Digest, PublicKey};
 
 use super::custody::Custody;
-use super::identity;
+use super::{identity, mirror};
 
 /// Where a pool is mounted while it is being made beside the one in use.
 const NEW_POOL: &str = "/run/sifr/new-pool";
@@ -195,6 +196,10 @@ impl Disks {
                 .find(|d| pool.disk.as_ref() == Some(&d.name));
             of_it.into_iter().for_each(|disk| disk.class = pool.class);
         }
+        for disk in &mut disks {
+            let why = mirror::because(&self.info.borrow().pools, &disk.name);
+            disk.because = why.or(disk.because.take());
+        }
         Ok(NodeDisks {
             challenge: self.challenge.get(),
             disks,
@@ -222,9 +227,10 @@ impl Disks {
         // Before anything is done: no outcome lets the plan count again.
         let next = draw().map_err(|error| internal(error.into()))?;
         let (node, part) = (self.node.clone(), part.clone());
+        let pools = self.info.borrow().pools.clone();
         let (taken, disks) = blocking(move || {
-            let taken = node.check(&part)?;
-            let claimed = node.take(taken, &part, &envelope);
+            let taken = node.check(&part, &pools)?;
+            let claimed = node.take(taken, &part, (&envelope, &pools));
             let mut disks = node.list().unwrap_or_default();
             disks.iter_mut().for_each(|disk| disk.fingerprint = None);
             Ok((claimed, disks))
@@ -265,13 +271,13 @@ pub(super) fn changed(message: String) -> Refusal {
 
 impl Node {
     fn list(&self) -> anyhow::Result<Vec<types::node::Disk>> {
-        let (owner, pools) = (self.owner.as_ref(), &self.pools);
         let disks = storage::disk::inventory(Path::new("/sys"))?;
+        let (owner, pools) = (self.owner.as_ref(), &mirrors::amend(&self.pools, &disks));
         let row = |disk: Disk| {
             let found = content(disk);
             let mut row = report(&found, owner, pools);
             let (disk, content) = &found;
-            if unclaimable(disk, content, pools).is_none() {
+            if unclaimable(disk, content, pools).is_none() || replaces(disk, content) {
                 let file = File::open(disk.device());
                 row.fingerprint = file.and_then(|file| print(&file, disk, content)).ok();
             }
@@ -281,8 +287,15 @@ impl Node {
     }
 
     /// All disks of a plan, each of which holds what the plan says. They stay ours until they are dropped.
-    fn check(&self, part: &NodeClaim) -> Result<Vec<Taken>, Refusal> {
+    fn check(&self, part: &NodeClaim, pools: &[Pool]) -> Result<Vec<Taken>, Refusal> {
         let disks = storage::disk::inventory(Path::new("/sys")).map_err(|e| internal(e.into()))?;
+        let old = part
+            .disks
+            .iter()
+            .filter_map(|claim| claim.replaces.as_ref());
+        for old in old {
+            mirror::place_of(pools, old).map_err(changed)?;
+        }
         let taken = part.disks.iter().map(|claim| self.check_one(claim, &disks));
         taken.collect()
     }
@@ -296,13 +309,16 @@ impl Node {
             ))
         })?;
         // Of what is in use nothing can be taken, and it need not be read.
-        if self.pools.used.contains(&disk.name) {
+        let pools = mirrors::amend(&self.pools, disks);
+        if pools.used.contains(&disk.name) {
             return Err(changed(format!("{} is a pool in use", disk.name)));
         }
+        mirrors::release(disk);
         let taken = Taken::open(disk).map_err(|error| changed(sys::error::chain(&error)))?;
         let found = probe(taken.file(), disk.size_bytes, disk.block_bytes);
         let content = found.map_err(|error| changed(format!("read {}: {error}", disk.name)))?;
-        if let Some(why) = unclaimable(disk, &content, &self.pools) {
+        let comes = claim.replaces.is_some() && replaces(disk, &content);
+        if let (false, Some(why)) = (comes, unclaimable(disk, &content, &pools)) {
             return Err(changed(why));
         }
         let now = print(taken.file(), disk, &content);
@@ -322,7 +338,7 @@ impl Node {
         &self,
         taken: Vec<Taken>,
         part: &NodeClaim,
-        envelope: &[u8],
+        (envelope, pools): (&[u8], &[Pool]),
     ) -> Result<Claimed, Refusal> {
         for disk in &taken {
             disk.wipe(envelope)
@@ -333,11 +349,32 @@ impl Node {
         let disks: Vec<Disk> = taken.iter().map(|taken| taken.disk().clone()).collect();
         // The file system is made by a program that wants the disk for itself.
         drop(taken);
+        let mut free = disks.clone();
+        for claim in &part.disks {
+            let new = disks.iter().find(|disk| disk.serial == claim.serial);
+            let (Some(old), Some(new)) = (&claim.replaces, new) else {
+                continue;
+            };
+            free.retain(|disk| disk.name != new.name);
+            self.replace(old, new, pools)?;
+        }
         Ok(Claimed {
             disks: disks.iter().map(|disk| disk.serial.clone()).collect(),
-            pool: self.make_pool(disks),
+            pool: self.make_pool(free),
             reboots: part.reboot,
         })
+    }
+
+    /// A disk that is blank by now comes into a mirror.
+    fn replace(&self, old: &str, new: &Disk, pools: &[Pool]) -> Result<(), Refusal> {
+        let disks = storage::disk::inventory(Path::new("/sys")).map_err(|e| internal(e.into()))?;
+        let array = mirror::place_of(pools, old).map_err(changed)?;
+        let owner = self.owner.as_ref();
+        let owner = owner.ok_or_else(|| internal(anyhow!("no owner key")))?;
+        let old = disks.iter().find(|disk| disk.serial == old);
+        mirrors::replace(array, old, new, &disks, owner).map_err(|error| internal(error.into()))?;
+        log::info!("{} comes into the mirror {array}", new.name);
+        Ok(())
     }
 
     /// On a node without a pool. Serial of its disk.
@@ -372,6 +409,12 @@ impl Node {
     }
 }
 
+/// Whether a disk without content can come in place of another.
+fn replaces(disk: &Disk, content: &Content) -> bool {
+    let named = types::claim::is_serial(&disk.serial) && disk.objection().is_none();
+    named && *content == Content::Blank
+}
+
 fn print(file: &File, disk: &Disk, content: &Content) -> std::io::Result<Digest> {
     // The owner's own pools are told apart by their bytes.
     let words = content.describe(None);
@@ -390,6 +433,7 @@ mod tests {
             serial: serial.to_owned(),
             content: Digest([1; 32]),
             held: "ext4 file system".to_owned(),
+            replaces: None,
         };
         let node = NodeClaim {
             node: PublicKey([9; 32]),

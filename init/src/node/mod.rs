@@ -26,6 +26,7 @@ mod logs;
 mod machine;
 mod machines;
 mod metrics;
+mod mirror;
 mod network;
 mod packets;
 mod pauses;

@@ -14,6 +14,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
+use storage::mirrors::Layout;
 use storage::plan::{Choice, choose};
 use storage::pool::{Pool, PoolError};
 use storage::pools::{Places, Pools};
@@ -29,7 +30,9 @@ use super::disks::Found;
 use super::engine::Engine;
 use super::machines::Site;
 use super::pulse::Pulse;
-use super::{clock, dashboard, disks, ending, health, machine, pools, resolv, troubles, uplink};
+use super::{
+    clock, dashboard, disks, ending, health, machine, mirror, pools, resolv, troubles, uplink,
+};
 use crate::cmdline::{self, Options};
 use crate::console::Console;
 use crate::phase::{Outcome, Row};
@@ -145,7 +148,7 @@ async fn provision() -> anyhow::Result<Engine> {
     let options = options(&boot);
     let owner = owner(&boot, options.owner);
     let custody = Custody::new(&options, owner.as_ref());
-    let (found, all) = disks_and_pools(&mut boot, owner.as_ref(), &custody)?;
+    let (found, all) = disks_and_pools(&mut boot, owner.as_ref(), (&custody, options.disks))?;
     let pool = &all.first;
     let mut problems = pool.problems.clone();
     let (seed, key) = boot.must("identity", || identity(&all, &mut problems))?;
@@ -207,6 +210,8 @@ async fn provision() -> anyhow::Result<Engine> {
 }
 
 async fn engine(boot: &mut Boot, context: NodeContext) -> anyhow::Result<Engine> {
+    let mirrors = mirror::watch(context.pools.clone(), context.info.clone());
+    tokio::task::spawn_local(mirrors);
     let mut engine = boot
         .must_async("ledger", async { Ok((Engine::open(context).await?, None)) })
         .await?;
@@ -220,10 +225,10 @@ async fn engine(boot: &mut Boot, context: NodeContext) -> anyhow::Result<Engine>
 fn disks_and_pools(
     boot: &mut Boot,
     owner: Option<&PublicKey>,
-    custody: &Custody,
+    how: (&Custody, Layout),
 ) -> anyhow::Result<(Vec<Found>, Pools)> {
     let mut found = boot.must("disks", || look(owner))?;
-    let pools = boot.must("pool", || pool(&found, owner, custody))?;
+    let pools = boot.must("pool", || pool(&found, owner, how))?;
     pools::remember_classes(&pools, &mut found);
     Ok((found, pools))
 }
@@ -321,13 +326,17 @@ fn look(owner: Option<&PublicKey>) -> Done<Vec<Found>> {
     ))
 }
 
-fn pool(found: &[Found], owner: Option<&PublicKey>, custody: &Custody) -> Done<Pools> {
+fn pool(
+    found: &[Found],
+    owner: Option<&PublicKey>,
+    (custody, layout): (&Custody, Layout),
+) -> Done<Pools> {
     let places = Places {
         first: Path::new(POOL),
         beside: Path::new(FURTHER),
     };
     let inspect = |pool: &Path, depth| pools::inspect(pool, depth, owner.copied());
-    let mut pools = match storage::pools::open(found, owner, custody, places, &inspect) {
+    let mut pools = match storage::pools::open(found, owner, (custody, layout), places, &inspect) {
         Ok(pools) => pools,
         // VMs run from it. pid1 starts another agent, which looks again.
         Err(error @ PoolError::InUse { .. }) => return Err(error.into()),

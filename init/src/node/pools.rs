@@ -150,6 +150,7 @@ pub(crate) fn report(pools: &Pools, found: &[Found]) -> Vec<types::node::Pool> {
             size: machine::size_of(mountpoint),
             free: machine::available_in(mountpoint),
             because: None,
+            mirror: None,
         }
     };
     let mut report: Vec<_> = used(pools).into_iter().map(pool).collect();
@@ -162,6 +163,7 @@ pub(crate) fn report(pools: &Pools, found: &[Found]) -> Vec<types::node::Pool> {
         size: types::Bytes(0),
         free: types::Bytes(0),
         because: Some(away(member)),
+        mirror: None,
     }));
     report
 }

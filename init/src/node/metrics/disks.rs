@@ -54,6 +54,7 @@ mod tests {
             state,
             size: Bytes(100),
             free: Bytes(30),
+            mirror: None,
             because: None,
         };
         let pools = [pool("A", PoolState::InUse), pool("B", PoolState::Missing)];

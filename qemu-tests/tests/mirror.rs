@@ -1,0 +1,225 @@
+//! Pools on two disks: either may go, at any time.
+//!
+//! Owns: nodes with a mirror whose disks fail, go, come back and are replaced. Refuses: judging by anything but what the node
+//! says and runs.
+#![cfg(test)]
+
+mod tests {
+    use std::path::PathBuf;
+    use std::time::{Duration, Instant};
+
+    use image::qemu::Disk;
+    use qemu_tests::{Lab, PATIENCE, Setup, busybox};
+    use serde_json::{Value, json};
+    use types::Bytes;
+
+    /// Small, as all of it is copied where a half is new.
+    const DISK: Bytes = Bytes::gib(2);
+    /// Between two questions how far the node is.
+    const ASK_EVERY: Duration = Duration::from_secs(2);
+
+    struct Held {
+        lab: Lab,
+        flist: PathBuf,
+        /// All disks that the node ever had: LAB0, LAB1, …
+        disks: Vec<Disk>,
+        key: String,
+    }
+
+    impl Held {
+        /// A node with two blank disks that are to be a mirror.
+        fn new() -> Self {
+            let setup = Setup {
+                arguments: "sifr.disks=mirror".to_owned(),
+                ..Setup::default()
+            };
+            let mut disks = Vec::new();
+            let lab = Lab::with(&setup, |machine| {
+                let first = machine.disks.remove(0);
+                for at in 0..3 {
+                    let disk = Disk {
+                        file: first.file.with_file_name(format!("half{at}.raw")),
+                        serial: format!("LAB{at}"),
+                        ..first.clone()
+                    };
+                    image::qemu::blank_disk(&disk.file, DISK)?;
+                    disks.push(disk);
+                }
+                // The third is for later.
+                machine.disks.extend(disks[..2].iter().cloned());
+                Ok(())
+            })
+            .expect("a node");
+            let flist = busybox(lab.command(), lab.directory()).expect("an image");
+            let key = lab.key().expect("a key");
+            Self {
+                lab,
+                flist,
+                disks,
+                key,
+            }
+        }
+
+        /// Cuts the power, and boots with these disks alone.
+        fn boot_with(&mut self, disks: &[usize]) {
+            self.lab.power_cut().expect("off");
+            *self.lab.disks() = disks.iter().map(|at| self.disks[*at].clone()).collect();
+            self.lab.power_on().expect("on");
+            assert_eq!(self.lab.key().expect("a key"), self.key, "another node");
+        }
+
+        /// Its program counts on a volume, for ever.
+        fn deploy(&self, name: &str) {
+            let yaml = format!(
+                "name: {name}\nworkloads:\n  v: {{volume: {{size: 64Mi}}}}\n  m:\n    image: {}\n    memory: 64Mi\n    \
+                 disk: 64Mi\n    mounts: [\"v:/v\"]\n    command: [sh, -c, \"while :; do echo x >> /v/n; sync; \
+                 echo beat $(wc -l < /v/n); sleep 1; done\"]\n",
+                self.flist.display()
+            );
+            let answer = self.lab.deploy(&yaml).expect("sifr runs");
+            answer.must().expect("accepted");
+        }
+
+        /// How far its program has counted, at the least `least`.
+        fn beats(&self, name: &str, least: u64) -> u64 {
+            let start = Instant::now();
+            loop {
+                let logs = self.lab.logs(name).unwrap_or_default();
+                let last = logs
+                    .lines()
+                    .rev()
+                    .find_map(|line| line.split("beat ").nth(1));
+                let beats = last.and_then(|text| text.trim().parse().ok()).unwrap_or(0);
+                if beats >= least {
+                    return beats;
+                }
+                self.patient(start, &format!("{name} has {beats} beats of {least}"));
+            }
+        }
+
+        fn patient(&self, start: Instant, what: &str) {
+            let console = self.lab.console();
+            assert!(start.elapsed() < PATIENCE, "{what}\n{console}");
+            std::thread::sleep(ASK_EVERY);
+        }
+
+        fn info(&self) -> Value {
+            let answer = self.lab.sifr(&["--output", "json", "node", "info"]);
+            let answer = answer.expect("sifr runs").must().expect("info");
+            serde_json::from_str(&answer.stdout).expect("JSON")
+        }
+
+        /// State of each half of the one pool, by its serial.
+        fn halves(&self) -> Vec<(String, String)> {
+            let info = self.info();
+            assert_eq!(info["pools"].as_array().map(Vec::len), Some(1), "{info}");
+            let halves = info["pools"][0]["mirror"]["halves"].as_array();
+            let text = |half: &Value, key: &str| half[key].as_str().unwrap_or_default().to_owned();
+            let mut halves: Vec<_> = halves
+                .map_or(&[][..], Vec::as_slice)
+                .iter()
+                .map(|half| (text(half, "serial"), text(half, "state")))
+                .collect();
+            halves.sort();
+            halves
+        }
+
+        fn wait_for_halves(&self, wanted: &[(&str, &str)]) {
+            let start = Instant::now();
+            loop {
+                let halves = self.halves();
+                let same = |((a, b), (c, d)): (&(String, String), &(&str, &str))| a == c && b == d;
+                if halves.len() == wanted.len() && halves.iter().zip(wanted).all(same) {
+                    return;
+                }
+                self.patient(start, &format!("{halves:?} are to be {wanted:?}"));
+            }
+        }
+
+        fn trouble(&self) -> Option<String> {
+            let info = self.info();
+            let troubles = info["troubles"].as_array().expect("a list");
+            let of_mirror = troubles.iter().find(|t| t["code"] == "mirror_degraded");
+            of_mirror.map(|t| t["message"].as_str().unwrap_or_default().to_owned())
+        }
+
+        fn wait_for_trouble(&self, there: bool) {
+            let start = Instant::now();
+            while self.trouble().is_some() != there {
+                self.patient(start, "the trouble of the mirror");
+            }
+        }
+    }
+
+    const IN_STEP: [(&str, &str); 2] = [("LAB0", "in_step"), ("LAB1", "in_step")];
+
+    #[test]
+    fn either_disk_of_a_mirror_may_fail_and_go_and_what_was_acknowledged_is_on_the_other() {
+        let mut held = Held::new();
+        held.wait_for_halves(&IN_STEP);
+        assert_eq!(held.trouble(), None);
+        held.deploy("web");
+        let before = held.beats("web", 3);
+
+        // A disk dies while the node runs: nothing stops.
+        let dead = json!({"command-line": "drive_del disk0"});
+        let node = held.lab.node();
+        node.monitor("human-monitor-command", &dead).expect("dead");
+        held.wait_for_trouble(true);
+        let before = held.beats("web", before + 3);
+        held.wait_for_halves(&[("LAB0", "failed"), ("LAB1", "in_step")]);
+        held.deploy("job");
+        held.beats("job", 1);
+
+        // Without it the node is the same, and goes on.
+        held.boot_with(&[1]);
+        held.wait_for_trouble(true);
+        let before = held.beats("web", before + 1);
+
+        // It returns with what it knew: it is filled, never believed.
+        held.boot_with(&[0, 1]);
+        held.wait_for_halves(&IN_STEP);
+        held.wait_for_trouble(false);
+        let before = held.beats("web", before + 1);
+
+        // And may then be the only one.
+        held.boot_with(&[0]);
+        held.wait_for_trouble(true);
+        held.beats("web", before + 1);
+        held.beats("job", 2);
+        held.lab.power_button().expect("off, in order");
+    }
+
+    #[test]
+    fn a_disk_is_replaced_while_the_node_runs_and_a_power_cut_on_the_way_loses_nothing() {
+        let mut held = Held::new();
+        held.deploy("web");
+        let before = held.beats("web", 2);
+        held.boot_with(&[1, 2]);
+        held.wait_for_trouble(true);
+        // The new disk is kept for the mirror.
+        let list = held.lab.sifr(&["disk", "list"]).expect("sifr runs");
+        let list = list.must().expect("listed").stdout;
+        assert!(list.contains("LAB2") && list.contains("ready"), "{list}");
+        let replace = ["disk", "replace", "LAB0", "LAB2", "--yes"];
+        let answer = held.lab.sifr(&replace).expect("sifr runs");
+        answer.must().expect("replaced");
+
+        held.boot_with(&[1, 2]);
+        held.wait_for_halves(&[("LAB1", "in_step"), ("LAB2", "in_step")]);
+        let before = held.beats("web", before + 1);
+        // Who was replaced has no place any more, and changes nothing.
+        held.boot_with(&[0, 1, 2]);
+        held.wait_for_halves(&[("LAB1", "in_step"), ("LAB2", "in_step")]);
+        let list = held.lab.sifr(&["disk", "list"]).expect("sifr runs");
+        let list = list.must().expect("listed").stdout;
+        assert!(list.contains("another disk has its place"), "{list}");
+        let wrong = held.lab.sifr(&["disk", "replace", "LAB9", "LAB0", "--yes"]);
+        let wrong = wrong.expect("sifr runs");
+        assert_ne!(wrong.code, 0, "{wrong:?}");
+
+        held.boot_with(&[2]);
+        held.beats("web", before + 1);
+        held.lab.power_button().expect("off, in order");
+    }
+}
