@@ -165,8 +165,9 @@ fn directory(name: &str) -> PathBuf {
     Path::new("/sys/block").join(name).join("md")
 }
 
+/// To read alone: while a file system lies on it, the kernel lets nobody else open it to write, and its ioctls need no more.
 fn open(node: &Path) -> io::Result<File> {
-    File::options().read(true).write(true).open(node)
+    File::open(node)
 }
 
 fn put(array: &File, member: &Path) -> io::Result<()> {
