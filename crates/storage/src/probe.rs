@@ -209,7 +209,7 @@ pub(crate) fn is_finished(beginning: &[u8]) -> bool {
 
 /// What a file system is never without is at the start of the partition, or where XFS keeps copies: at the
 /// start of each allocation group, of which one has the log behind it. A disk below 4 TiB has four groups, a
-/// larger one a group in each TiB less one block. An encrypted one begins farther in.
+/// larger one a group in each TiB less one block. Of two mirrored disks that are not of one size the larger keeps them elsewhere.
 fn is_untouched(disk: &File, partition: &Partition) -> io::Result<bool> {
     const FIRST: u64 = EDGE_BYTES - (1 << 20);
     const COPY: u64 = 1 << 20;
@@ -220,7 +220,12 @@ fn is_untouched(disk: &File, partition: &Partition) -> io::Result<bool> {
         let groups = (1..=bytes / GROUP_MAX).map(|n| n * GROUP_MAX);
         quarters.chain(groups).map(move |at| (begin + at, COPY))
     };
-    let places = of(0).chain([(DATA_AT, COPY)]).chain(of(DATA_AT));
+    // An encrypted one, a mirrored one, and one that is both begin farther in.
+    let begins = [0, DATA_AT, mirror::DATA_AT, mirror::DATA_AT + DATA_AT];
+    let places = begins
+        .map(|begin| of(begin).chain([(begin, COPY)]))
+        .into_iter()
+        .flatten();
     for (at, length) in std::iter::once((0, FIRST)).chain(places) {
         let length = length.min(partition.bytes.saturating_sub(at));
         if read(disk, partition.start + at, length)?
@@ -512,6 +517,18 @@ mod tests {
             }
         }
         assert_eq!(stage_of(&file), None, "a quarter lost");
+    }
+
+    #[test]
+    fn a_mirrored_pool_that_lost_its_beginning_is_never_taken_for_an_unfinished_one() {
+        let file = pool_disk(400 << 20);
+        let disk = file.as_file();
+        let made = file_system(partition_bytes(&file) - mirror::DATA_AT);
+        disk.write_all_at(&made, START + mirror::DATA_AT)
+            .expect("a write");
+        disk.write_all_at(&vec![0; 15 << 20], START)
+            .expect("a write");
+        assert_eq!(stage_of(&file), None);
     }
 
     #[test]

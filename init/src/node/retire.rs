@@ -244,6 +244,7 @@ mod tests {
             size: Bytes(0),
             free: Bytes(0),
             because: Some("it is not there".to_owned()),
+            mirror: None,
         }];
         let wish = Retirement {
             node: PublicKey([1; 32]),
