@@ -154,8 +154,8 @@ impl Half {
             && (le32(block, 72), le32(block, 76)) == (1, 0)
             && le32(block, 92) == u32::from(HALVES)
             && u64::from(le32(block, 96)) * SECTOR == BITMAP_AT - SUPER_AT
-            && le64(block, 128) * SECTOR == DATA_AT
-            && le64(block, 144) * SECTOR == SUPER_AT;
+            && le64(block, 128) == DATA_AT / SECTOR
+            && le64(block, 144) == SUPER_AT / SECTOR;
         if !of_our_kind {
             return Err(HalfError::Kind);
         }

@@ -48,6 +48,18 @@ fn an_array_of_somebody_else_is_not_ours_and_one_that_is_damaged_is_not_taken() 
     assert_eq!(parsed(&damaged), Some(Err(HalfError::Checksum)));
 }
 
+/// In 64 bits of bytes it would be the right place.
+#[test]
+fn a_superblock_whose_sectors_wrap_around_is_not_taken() {
+    for place in [128, 144] {
+        let mut block = pair()[0].encode();
+        block[place + 7] = 0x10;
+        let sum = checksum(&block, u32::from(DEVICES)).to_le_bytes();
+        block[216..220].copy_from_slice(&sum);
+        assert_eq!(parsed(&block), Some(Err(HalfError::Kind)));
+    }
+}
+
 #[test]
 fn mdadm_reads_what_is_written() {
     let directory = tempfile::tempdir().expect("a directory");

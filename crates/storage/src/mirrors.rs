@@ -233,7 +233,7 @@ impl Mirrored {
             (_, content) => content,
         };
         self.found.push((disk, content));
-        lacks.then(|| all[0].size * crate::mirror::SECTOR + DATA_AT)
+        lacks.then(|| (all[0].size * crate::mirror::SECTOR).saturating_add(DATA_AT))
     }
 }
 
