@@ -158,9 +158,16 @@ pub fn assemble(seen: &[Seen]) -> Option<Assembly> {
     order.sort_by_key(|at| standing(&seen[*at], node));
     let base = *order.first()?;
     let roster = seen[base].roster.clone().filter(|r| Some(r.node) == node);
+    // Two that fit the first may still contradict each other.
+    let mut joined = vec![base];
     for at in &order[1..] {
-        if contradict(&seen[base], &seen[*at]) {
+        if joined
+            .iter()
+            .any(|other| contradict(&seen[*other], &seen[*at]))
+        {
             roles[*at] = Role::Left(Left::Diverged);
+        } else {
+            joined.push(*at);
         }
     }
     let used = open(&roles);

@@ -75,6 +75,14 @@ fn pools_that_contradict_each_other_are_not_put_together() {
     assert_eq!(roles(&[astray, mine]), [diverged, Role::First]);
 }
 
+#[test]
+fn pools_that_fit_the_first_and_contradict_each_other_are_not_both_taken() {
+    let (one, other) = (of("b", 1, &[("web", 1, 1)]), of("c", 1, &[("web", 1, 2)]));
+    let found = roles(&[of("a", 1, &[("job", 1, 3)]), one, other]);
+    let diverged = found.iter().filter(|r| **r == Role::Left(Left::Diverged));
+    assert_eq!(diverged.count(), 1, "{found:?}");
+}
+
 /// A disk that somebody has prepared and put in for one boot.
 #[test]
 fn a_pool_in_the_clear_is_never_given_the_key_of_a_node_whose_pools_are_encrypted() {
@@ -334,7 +342,7 @@ proptest! {
     /// As long as one disk of the last whole boot is there at the next.
     #[test]
     fn the_node_stays_itself_and_knows_every_acknowledged_statement(boots in boots()) {
-        let mut world = World::default();
+        let (mut world, mut unfinished) = (World::default(), [false; 3]);
         for mut boot in boots {
             let stays = world.whole.iter().next_back().copied();
             if let Some(blanked) = boot.blanked.filter(|b| Some(*b) != stays) {
@@ -344,6 +352,13 @@ proptest! {
             if let Some(stays) = stays {
                 boot.there[stays] = true;
             }
+            // A boot that was cut is tried again with the disks that it had: it has told some of them that they are the latest.
+            let again = |at: usize| unfinished[at] && world.disks[at].is_some();
+            (0..3).for_each(|at| boot.there[at] |= again(at));
+            unfinished = match boot.cut {
+                Some(_) => boot.there,
+                None => [false; 3],
+            };
             let (node, acknowledged) = (world.node, world.acknowledged.clone());
             let Some(came) = world.boot(&boot) else { continue };
             if !acknowledged.is_empty() {
