@@ -45,7 +45,7 @@ pub struct Target {
     pub phase: Phase,
     /// Version of the newest deletion, 0 before the first: disks from before it must go.
     pub incarnation: u64,
-    /// Version of the newest `Restart`: machines launched at a lower version are restarted.
+    /// Version of the newest `Restart`: machines launched at a lower version are restarted ([`Target::relaunch`]).
     pub restart: u64,
     /// Version of the newest `Restart` or `Start`: programs that ended before it run again.
     pub start: u64,
@@ -124,6 +124,18 @@ impl Target {
     /// What the machine is made from: another digest is another VM.
     pub(crate) fn launch(&self, workload: &Name) -> Option<Digest> {
         self.launches.get(workload).copied()
+    }
+
+    /// A VM of the machine that was launched at a lower version is to be stopped, whatever it is made from: it has
+    /// outlived a restart, or a volume of it is to be restored, for which it must let go.
+    pub(crate) fn relaunch(&self, machine: &Machine) -> u64 {
+        let volumes = machine
+            .mounts
+            .iter()
+            .filter_map(|mount| self.volumes.get(&mount.volume));
+        let restored = volumes.filter_map(|history| history.restored);
+        let restored = restored.map(|restored| restored.version).max();
+        self.restart.max(restored.unwrap_or(0))
     }
 
     pub fn volume(&self, workload: &Name) -> Option<&Volume> {

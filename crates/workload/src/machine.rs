@@ -261,8 +261,12 @@ impl Machine {
                 Activity::Starting { launch: has, .. }
                 | Activity::Running { launch: has, .. }
                 | Activity::Settling { launch: has, .. },
-                Intent::Run { launch, target, .. },
-            ) if has.digest != launch.digest || has.version < target.restart => Action::Stop,
+                Intent::Run {
+                    launch,
+                    target,
+                    spec,
+                },
+            ) if has.digest != launch.digest || has.version < target.relaunch(spec) => Action::Stop,
             (Activity::Starting { since, .. }, Intent::Run { .. }) => {
                 let end = since.saturating_add(START_MAX_MS);
                 if now >= end {

@@ -278,6 +278,28 @@ fn one_machine_lets_go_before_the_next_takes_over() {
     assert_eq!(held(&world).content, (1, 2));
 }
 
+#[test]
+fn a_deaf_machine_lets_go_of_a_volume_that_is_to_be_restored_also_after_the_agent_restarts() {
+    let mut world = World::new();
+    world.say(deploy(64));
+    world.settle();
+    world.say(snapshot("a"));
+    world.settle();
+    // It does not hear that it is to stop, and the next agent finds it running, as it should be again.
+    world.host.failures = [true].into();
+    for said in [Action::Stop, restore("a"), deploy(128)] {
+        world.say(said);
+        world.settle();
+    }
+    world.restart_agent();
+    world.settle();
+    world.pass(120_000);
+    assert_eq!(world.state(), State::Running);
+    let held = held(&world);
+    assert_eq!((held.record.restored, held.content), (4, (1, 2)));
+    assert_eq!(held.record.size, Bytes::mib(128));
+}
+
 fn any_said() -> impl Strategy<Value = Action> {
     let names = prop_oneof![Just("a"), Just("b")];
     prop_oneof![
