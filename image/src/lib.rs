@@ -26,6 +26,7 @@ mod command;
 pub mod debian;
 mod digest;
 mod emulator;
+mod lanes;
 mod licences;
 mod progress;
 mod space;

@@ -4,6 +4,7 @@
 //! Refuses: stopping at the first failure, except where the rest cannot run without it.
 
 use std::io::{BufRead, BufReader};
+use std::ops::Add;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -12,13 +13,24 @@ use anyhow::{Context, Result, ensure};
 use crate::paths::Paths;
 use crate::programs::plain_cargo;
 use crate::setup::TARGET;
-use crate::{assemble, command, setup};
+use crate::{assemble, command, lanes, setup};
 
 /// Passed and failed tests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-struct Count {
-    passed: u64,
-    failed: u64,
+pub(crate) struct Count {
+    pub(crate) passed: u64,
+    pub(crate) failed: u64,
+}
+
+impl Add for Count {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            passed: self.passed + other.passed,
+            failed: self.failed + other.failed,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -75,15 +87,8 @@ pub fn test(paths: &Paths) -> Result<()> {
     // Without an image of this commit there is nothing to boot.
     if phases.last().is_some_and(|phase| phase.error.is_none()) {
         phases.push(phase("tests in QEMU", || {
-            run(&mut cargo(&[
-                "test",
-                "--package",
-                "qemu-tests",
-                "--no-fail-fast",
-                // Each node is emulated on all of this machine's cores: two at once only wait.
-                "--",
-                "--test-threads=1",
-            ]))
+            let mut tests = cargo(&["test", "--package", "qemu-tests"]);
+            lanes::run(&mut tests, &paths.root.join("qemu-tests"))
         }));
     }
     let count = sum(&phases);
@@ -126,10 +131,7 @@ fn run(command: &mut Command) -> Result<Count> {
         let line = line.with_context(|| format!("read the output of {text}"))?;
         let line = String::from_utf8_lossy(&line);
         println!("{line}");
-        if let Some(Count { passed, failed }) = result(&line) {
-            count.passed += passed;
-            count.failed += failed;
-        }
+        count = count + result(&line).unwrap_or_default();
     }
     let status = child.wait().with_context(|| format!("wait for {text}"))?;
     ensure!(
@@ -140,7 +142,7 @@ fn run(command: &mut Command) -> Result<Count> {
 }
 
 /// The counts in a line such as `test result: ok. 6 passed; 0 failed; 0 ignored; ...`.
-fn result(line: &str) -> Option<Count> {
+pub(crate) fn result(line: &str) -> Option<Count> {
     let (_, numbers) = line.strip_prefix("test result: ")?.split_once(". ")?;
     let number = |what: &str| {
         let mut parts = numbers.split("; ");
@@ -153,10 +155,8 @@ fn result(line: &str) -> Option<Count> {
 }
 
 fn sum(phases: &[Phase]) -> Count {
-    phases.iter().fold(Count::default(), |sum, phase| Count {
-        passed: sum.passed + phase.count.passed,
-        failed: sum.failed + phase.count.failed,
-    })
+    let counts = phases.iter().map(|phase| phase.count);
+    counts.fold(Count::default(), Add::add)
 }
 
 fn report(phases: &[Phase]) -> String {
