@@ -10,10 +10,13 @@ mod tests {
     use std::path::{Path, PathBuf};
     use std::process::{Command, Stdio};
 
+    use api::client::Client;
+    use api::sign::SecretKey;
     use image::qemu::OnReset;
     use qemu_tests::tpm::Chip;
-    use qemu_tests::{Lab, PATIENCE, Setup, command};
+    use qemu_tests::{Lab, PATIENCE, Setup, busybox, command};
     use serde_json::Value;
+    use types::node::Drill;
 
     /// Where the pool's partition begins.
     const PARTITION: u64 = 1 << 20;
@@ -205,6 +208,47 @@ mod tests {
             "{}",
             lab.console()
         );
+    }
+
+    /// Its machine does not heed the signal to stop, so that the node is some seconds about its end. Whatever comes in these
+    /// seconds is refused, by the agent that was asked and by the one after it; where they are over already, nobody answers.
+    #[test]
+    fn a_node_whose_disks_are_destroyed_takes_nothing_more_and_goes_down_though_its_agent_dies() {
+        let mut lab = Lab::new().expect("a node");
+        let flist = busybox(lab.command(), lab.directory()).expect("an image");
+        let machine = |name: &str| {
+            format!(
+                "name: {name}\nimage: {}\nmemory: 64Mi\ndisk: 64Mi\ncommand: [sh, -c, 'trap \"\" TERM; while :; do sleep 1000; done']\n",
+                flist.display()
+            )
+        };
+        let key = lab.key().expect("its key");
+        let deployed = lab.deploy(&machine("shop")).expect("sifr runs");
+        deployed.must().expect("deployed");
+        let receipt = lab.directory().join("receipt.json");
+        let path = receipt.to_str().expect("text");
+        json(&lab, &["node", "decommission", "--yes", "--receipt", path]);
+        let late = || {
+            let late = lab.deploy(&machine("late")).expect("sifr runs");
+            assert_ne!(late.code, 0, "it was taken: {}", late.stdout);
+            late.stderr.contains("disks destroyed")
+        };
+        println!("the agent that was asked refuses: {}", late());
+        // Not by `sifr`, which waits for the next one: that is on its way out when it comes.
+        let owner = SecretKey::load(&lab.directory().join("home/key")).expect("a key");
+        let address = format!("127.0.0.1:{}", lab.api);
+        let node = key.parse().expect("a key");
+        let client = Client::new(&address, node, &owner).expect("a client");
+        lab.node().mark();
+        let killed = qemu_tests::runtime().block_on(client.drill(&Drill::Node {}));
+        println!("it is killed: {killed:?}");
+        // It listens, or the node is off already.
+        let listens = lab.node().wait_for_line("] api", PATIENCE);
+        println!("the next one listens: {}", listens.is_ok());
+        println!("the next one refuses: {}", late());
+        lab.ended().expect("it switches itself off");
+        lab.power_on().expect("on");
+        assert_ne!(lab.key().expect("its key"), key, "a new node");
     }
 
     #[test]

@@ -119,6 +119,7 @@ impl Answer {
             | RefusalCode::MissingChunks
             | RefusalCode::Volatile
             | RefusalCode::LedgerUnread
+            | RefusalCode::Decommissioned
             | RefusalCode::Restarting
             | RefusalCode::Internal => false,
         };
@@ -190,6 +191,7 @@ pub fn http_status(code: RefusalCode) -> StatusCode {
         | RefusalCode::MissingChunks
         | RefusalCode::Volatile
         | RefusalCode::DiskChanged
+        | RefusalCode::Decommissioned
         | RefusalCode::Conflict => StatusCode::CONFLICT,
         RefusalCode::OverCapacity => StatusCode::INSUFFICIENT_STORAGE,
         RefusalCode::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,

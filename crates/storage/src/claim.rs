@@ -62,6 +62,13 @@ pub enum ClaimError {
     Reread { disk: String, source: io::Error },
 }
 
+impl ClaimError {
+    /// Whether somebody uses the disk: a file system of it is mounted, say.
+    pub fn is_in_use(&self) -> bool {
+        matches!(self, Self::Open { source, .. } if source.kind() == io::ErrorKind::ResourceBusy)
+    }
+}
+
 /// What tells one content of a disk from another: BLAKE3 of its size in bytes, its block size, what was recognised (which
 /// reaches into the partitions), and both edges.
 pub fn fingerprint(disk: &File, size: u64, block_bytes: u64, content: &str) -> io::Result<Digest> {

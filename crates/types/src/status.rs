@@ -195,6 +195,8 @@ pub enum RefusalCode {
     NoOwner,
     /// The node's ledger needs a newer image, or cannot be read: nothing is taken and nothing told.
     LedgerUnread,
+    /// The owner has had the node's disks destroyed: what it took now would be gone with its power.
+    Decommissioned,
     /// The node agent is about to be started again: the new one knows whether it was done.
     Restarting,
     /// The node failed; the message says where.

@@ -86,6 +86,7 @@ codes! {
     NoVirtualisation "no_virtualisation" "enable VT-x or AMD-V in the firmware's set-up, or nested virtualisation of the host",
     PoolProblem "pool_problem" "look at the disk that the message names, and replace it where it fails",
     MirrorDegraded "mirror_degraded" "put the disk back, or `sifr disk replace OLD NEW`; until it is filled the pool is on one disk",
+    Decommissioned "decommissioned" "nothing: it switches itself off, and wipes those disks when it is switched on again",
     PoolFull "pool_full" "delete deployments that are not needed, or give the node a larger disk",
     IdentityHealed "identity_healed" "nothing now; where it comes again, replace the pool's disk",
     LedgerNewer "ledger_newer" "boot the version of Sifr that the message names; nothing has been changed",

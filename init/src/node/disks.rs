@@ -23,6 +23,7 @@ use storage::recognise::Foreign;
 use tokio::sync::{Mutex, watch};
 use types::claim::{Claimed, DiskClaim, NodeClaim};
 use types::node::{DiskUse, Encryption, NodeDisks, NodeInfo, Partition, Pool};
+use types::retire::Retirement;
 use types::status::{Refusal, RefusalCode};
 use types::{Bytes, Digest, PublicKey};
 
@@ -35,21 +36,37 @@ const NEW_POOL: &str = "/run/sifr/new-pool";
 /// A disk and what is on it.
 pub(crate) type Found = (Disk, Content);
 
-/// What this boot has found, with wipes ended that a power cut had interrupted. The second part says of those.
-pub(crate) fn boot(owner: Option<&PublicKey>) -> anyhow::Result<(Vec<Found>, Vec<String>)> {
-    let mut said = Vec::new();
+/// What this agent has found, with wipes ended that a power cut had interrupted.
+#[derive(Debug, Default)]
+pub(crate) struct Looked {
+    pub(crate) found: Vec<Found>,
+    /// Of those wipes.
+    pub(crate) said: Vec<String>,
+    /// Kernel names of disks that are in use and that the owner has had destroyed: an agent of this boot did not live to switch
+    /// the machine off.
+    pub(crate) retired: Vec<String>,
+}
+
+pub(crate) fn boot(owner: Option<&PublicKey>) -> anyhow::Result<Looked> {
+    let (mut said, mut retired) = (Vec::new(), Vec::new());
     let disks = storage::disk::inventory(Path::new("/sys"))?;
     for disk in &disks {
         match resume(disk, owner) {
-            Ok(false) => {}
-            Ok(true) => said.push(format!("the claim of {} was ended", disk.name)),
+            Ok(Resumed::Nothing) => {}
+            Ok(Resumed::Ended) => said.push(format!("the claim of {} was ended", disk.name)),
+            Ok(Resumed::Retired) => retired.push(disk.name.clone()),
             Err(error) => said.push(format!(
                 "the claim of {} goes on later: {error:#}",
                 disk.name
             )),
         }
     }
-    Ok((disks.into_iter().map(content).collect(), said))
+    let found = disks.into_iter().map(content).collect();
+    Ok(Looked {
+        found,
+        said,
+        retired,
+    })
 }
 
 pub(super) fn content(disk: Disk) -> Found {
@@ -61,30 +78,52 @@ pub(super) fn content(disk: Disk) -> Found {
     (disk, content)
 }
 
-/// Ends a wipe that this owner has signed. Whether there was one.
-fn resume(disk: &Disk, owner: Option<&PublicKey>) -> anyhow::Result<bool> {
-    // One that cannot be opened or read says so where it is looked at.
-    let Ok(file) = File::open(disk.device()) else {
-        return Ok(false);
-    };
-    let consent = claim::unfinished(&file, disk.size_bytes).unwrap_or(None);
-    if !consent.is_some_and(|consent| is_consent(&consent, owner, &disk.serial)) {
-        return Ok(false);
-    }
-    Taken::open(disk)?.resume()?;
-    Ok(true)
+/// What came of a wipe that was under way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Resumed {
+    /// There was none.
+    Nothing,
+    Ended,
+    /// It is a decommission's, and the disk is in use still: the next boot ends it.
+    Retired,
 }
 
-/// Whether a claim or a decommission of this owner names the disk. Which node it named does not matter: one in RAM has another key now.
-fn is_consent(envelope: &[u8], owner: Option<&PublicKey>, serial: &str) -> bool {
-    let Ok(envelope) = Envelope::parse(envelope) else {
-        return false;
+/// Ends a wipe that this owner has signed.
+fn resume(disk: &Disk, owner: Option<&PublicKey>) -> anyhow::Result<Resumed> {
+    // One that cannot be opened or read says so where it is looked at.
+    let Ok(file) = File::open(disk.device()) else {
+        return Ok(Resumed::Nothing);
     };
+    let envelope = claim::unfinished(&file, disk.size_bytes).unwrap_or(None);
+    let Some(consent) = envelope.and_then(|bytes| consent(&bytes, owner, &disk.serial)) else {
+        return Ok(Resumed::Nothing);
+    };
+    match (Taken::open(disk), consent) {
+        (Ok(taken), _) => taken.resume()?,
+        (Err(error), Consent::Retirement) if error.is_in_use() => return Ok(Resumed::Retired),
+        (Err(error), _) => return Err(error.into()),
+    }
+    Ok(Resumed::Ended)
+}
+
+/// What a wipe is done for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Consent {
+    Claim,
+    Retirement,
+}
+
+/// A claim or a decommission of this owner that names the disk. Which node it named does not matter: one in RAM has another key now.
+fn consent(envelope: &[u8], owner: Option<&PublicKey>, serial: &str) -> Option<Consent> {
+    let envelope = Envelope::parse(envelope).ok()?;
     let is_owner = |key: &PublicKey| Some(key) == owner;
     let claimed = envelope.open_claim(is_owner);
     let retired = envelope.open_retirement(is_owner);
-    claimed.is_ok_and(|claim| claim.names(serial))
-        || retired.is_ok_and(|wish| wish.disks.iter().any(|named| named == serial))
+    if claimed.is_ok_and(|claim| claim.names(serial)) {
+        return Some(Consent::Claim);
+    }
+    let names = |wish: Retirement| wish.disks.iter().any(|named| named == serial);
+    retired.is_ok_and(names).then_some(Consent::Retirement)
 }
 
 /// [`report`] of each.
@@ -446,18 +485,33 @@ mod tests {
         sealed.to_json()
     }
 
+    fn wish(key: &SecretKey, serial: &str) -> Vec<u8> {
+        let wish = Retirement {
+            node: PublicKey([9; 32]),
+            challenge: Digest([2; 32]),
+            disks: vec![serial.to_owned()],
+        };
+        let sealed = Envelope::seal_retirement(key, &wish).expect("sealed");
+        sealed.to_json()
+    }
+
     #[test]
     fn a_wipe_goes_on_only_with_the_owners_signature_over_this_very_disk() {
         let (owner, other) = (SecretKey::from_seed([1; 32]), SecretKey::from_seed([2; 32]));
         let public = owner.public();
         let signed = envelope(&owner, "A");
-        assert!(is_consent(&signed, Some(&public), "A"));
-        assert!(!is_consent(&signed, Some(&public), "B"));
-        assert!(!is_consent(&signed, Some(&other.public()), "A"));
-        assert!(!is_consent(&signed, None, "A"));
-        assert!(!is_consent(&envelope(&other, "A"), Some(&public), "A"));
-        for cut in [0, 1, signed.len() / 2, signed.len() - 1] {
-            assert!(!is_consent(&signed[..cut], Some(&public), "A"));
+        for (signed, of_other, kind) in [
+            (signed, envelope(&other, "A"), Consent::Claim),
+            (wish(&owner, "A"), wish(&other, "A"), Consent::Retirement),
+        ] {
+            assert_eq!(consent(&signed, Some(&public), "A"), Some(kind));
+            assert_eq!(consent(&signed, Some(&public), "B"), None);
+            assert_eq!(consent(&signed, Some(&other.public()), "A"), None);
+            assert_eq!(consent(&signed, None, "A"), None);
+            assert_eq!(consent(&of_other, Some(&public), "A"), None);
+            for cut in [0, 1, signed.len() / 2, signed.len() - 1] {
+                assert_eq!(consent(&signed[..cut], Some(&public), "A"), None);
+            }
         }
     }
 }

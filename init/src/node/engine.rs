@@ -43,7 +43,7 @@ use super::prepare::Means;
 use super::pulse;
 use super::server::Server;
 use super::volumes::Volumes;
-use super::{sweep, troubles};
+use super::{retire, sweep, troubles};
 use crate::wire::{CHUNKS_ID, FromPid1, Mode, PACKET_MAX, ToPid1, Victim};
 
 /// Requests that wait for the loop: one of each connection that the server admits.
@@ -380,6 +380,10 @@ impl Engine {
                 other => self.hear_pid1(other),
             }
         }
+        // An earlier agent did not live to say so.
+        if retire::stands(&self.info.borrow()).is_err() {
+            self.go_down(Mode::PowerOff);
+        }
         Ok(())
     }
 
@@ -624,6 +628,8 @@ impl Engine {
     /// The acknowledgement is given only after the ledger has synced both copies.
     fn accept(&mut self, envelope: &[u8]) -> Result<Ack, Refused> {
         let verified = verify(envelope, self.owner)?;
+        // It may have waited for its turn since before the wish.
+        retire::stands(&self.info.borrow())?;
         if let Some(refusal) = self.reconciler.in_the_way(&verified) {
             return Err(refusal.into());
         }

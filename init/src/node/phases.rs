@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 use storage::mirrors::Layout;
-use storage::plan::{Choice, choose};
+use storage::plan::{Choice, Standing, choose};
 use storage::pool::{Pool, PoolError};
 use storage::pools::{Places, Pools};
 use tokio::sync::watch;
@@ -26,12 +26,13 @@ use workload::admission::Storage;
 
 use super::context::{NodeContext, Uplink, tenant_capacity, tenant_disk};
 use super::custody::Custody;
-use super::disks::Found;
+use super::disks::{Found, Looked};
 use super::engine::Engine;
 use super::machines::Site;
 use super::pulse::Pulse;
 use super::{
-    clock, dashboard, disks, ending, health, machine, mirror, pools, resolv, troubles, uplink,
+    clock, dashboard, disks, ending, health, machine, mirror, pools, resolv, retire, troubles,
+    uplink,
 };
 use crate::cmdline::{self, Options};
 use crate::console::Console;
@@ -148,11 +149,11 @@ async fn provision() -> anyhow::Result<Engine> {
     let options = options(&boot);
     let owner = owner(&boot, options.owner);
     let custody = Custody::new(&options, owner.as_ref());
-    let (found, all) = disks_and_pools(&mut boot, owner.as_ref(), (&custody, options.disks))?;
-    let pool = &all.first;
+    let (looked, all) = disks_and_pools(&mut boot, owner.as_ref(), (&custody, options.disks))?;
+    let (found, pool) = (&looked.found, &all.first);
     let mut problems = pool.problems.clone();
     let (seed, key) = boot.must("identity", || identity(&all, &mut problems))?;
-    let sites = pools::sites(&all, &found);
+    let sites = pools::sites(&all, found);
     let floors: Vec<_> = sites.iter().map(|s| s.mountpoint.clone()).collect();
     let start = boot.must("clock", || Ok((clock::start(&floors)?, None)))?;
     let standing = all.standing();
@@ -175,8 +176,8 @@ async fn provision() -> anyhow::Result<Engine> {
         },
         capacity,
         links: Vec::new(),
-        disks: disks::reports(&found, owner.as_ref(), &standing),
-        pools: pools::report(&all, &found),
+        disks: disks::reports(found, owner.as_ref(), &standing),
+        pools: pools::report(&all, found),
         boot: Vec::new(),
         last_error: last_error(&options, &problems),
         last_end: ending::begin(&pool.mountpoint),
@@ -185,6 +186,7 @@ async fn provision() -> anyhow::Result<Engine> {
         tpm: machine::tpm(),
     });
     say_what_stands(&info, &options, &problems);
+    say_what_goes(&info, &looked.retired, &standing);
     start.say(&info);
     let uplink = network(&mut boot, &options, floors, start, &info).await?;
     let context = NodeContext {
@@ -226,11 +228,11 @@ fn disks_and_pools(
     boot: &mut Boot,
     owner: Option<&PublicKey>,
     how: (&Custody, Layout),
-) -> anyhow::Result<(Vec<Found>, Pools)> {
-    let mut found = boot.must("disks", || look(owner))?;
-    let pools = boot.must("pool", || pool(&found, owner, how))?;
-    pools::remember_classes(&pools, &mut found);
-    Ok((found, pools))
+) -> anyhow::Result<(Looked, Pools)> {
+    let mut looked = boot.must("disks", || look(owner))?;
+    let pools = boot.must("pool", || pool(&looked.found, owner, how))?;
+    pools::remember_classes(&pools, &mut looked.found);
+    Ok((looked, pools))
 }
 
 fn options(boot: &Boot) -> Options {
@@ -305,19 +307,30 @@ fn say_what_stands(info: &watch::Sender<NodeInfo>, options: &Options, problems: 
     }
 }
 
+/// An earlier agent of this boot has destroyed disks that are in use still.
+fn say_what_goes(info: &watch::Sender<NodeInfo>, retired: &[String], standing: &Standing) {
+    let used = retired.iter().filter(|disk| standing.used.contains(disk));
+    let used: Vec<_> = used.cloned().collect();
+    if !used.is_empty() {
+        retire::says(info, &used);
+    }
+}
+
 /// What a phase brings, and what its row says.
 type Done<T> = anyhow::Result<(T, Option<String>)>;
 
 /// The kernel starts user space only when all disk drivers but USB's have looked at their buses, so
 /// that the list is whole, and USB disks never become the pool.
-fn look(owner: Option<&PublicKey>) -> Done<Vec<Found>> {
-    let (found, said) = disks::boot(owner)?;
-    let words = found
+fn look(owner: Option<&PublicKey>) -> Done<Looked> {
+    let looked = disks::boot(owner)?;
+    let said = looked.said.iter().cloned();
+    let words = looked
+        .found
         .iter()
         .map(|(d, c)| format!("{} {}", d.name, c.describe(owner)));
     let text = words.chain(said).collect::<Vec<_>>().join(", ");
     Ok((
-        found,
+        looked,
         Some(if text.is_empty() {
             "none".to_owned()
         } else {

@@ -2,7 +2,8 @@
 //!
 //! Owns: the check of both wishes against the disks that are there, and the receipt.
 //! Refuses: destroying anything before the owner's signed wish lies on each of its disks: a power cut then goes on with
-//! it at the next boot.
+//! it at the next boot. And taking anything from then on, in this agent or, by the wish on the disks, in the next one of this
+//! boot, which switches the machine off in its place.
 
 use std::path::Path;
 
@@ -11,15 +12,40 @@ use storage::claim;
 use storage::crypt::{self, Erased};
 use storage::disk::Disk;
 use storage::probe::{Content, owner_mark};
+use tokio::sync::watch;
 use types::Bytes;
 use types::node::{DiskUse, NodeInfo, PoolState};
 use types::retire::{
     Destroyed, Method, PASSPHRASE_MAX, Receipt, Remaining, Retirement, Unlock, Unlocked,
 };
 use types::status::{Refusal, RefusalCode};
+use types::trouble::Code;
 use zeroize::Zeroizing;
 
 use super::disks::{Disks, Node, blocking, changed, content, draw, internal};
+use super::troubles;
+
+/// Nothing that is taken from now on would be there after this boot.
+pub(crate) fn says(info: &watch::Sender<NodeInfo>, disks: &[String]) {
+    let message = format!(
+        "the owner has had this node's disks destroyed ({}): it takes nothing more and switches itself off",
+        disks.join(", ")
+    );
+    log::warn!("{message}");
+    troubles::say(info, Code::Decommissioned, message);
+}
+
+/// Whether what is taken now stands after this boot.
+pub(crate) fn stands(info: &NodeInfo) -> Result<(), Refusal> {
+    let mut all = info.troubles.iter();
+    match all.find(|trouble| trouble.code == Code::Decommissioned) {
+        None => Ok(()),
+        Some(trouble) => Err(refusal(
+            RefusalCode::Decommissioned,
+            trouble.message.clone(),
+        )),
+    }
+}
 
 impl Disks {
     /// The node must start again after this.
@@ -66,9 +92,9 @@ impl Disks {
                 remaining: remaining(&info, &wish),
             }
         };
-        let node = self.node.clone();
+        let (node, info) = (self.node.clone(), self.info.clone());
         blocking(move || {
-            node.decommission(&wish, &envelope, &mut receipt)?;
+            node.decommission((&wish, &envelope), &mut receipt, &info)?;
             let key = SecretKey::from_seed(node.seed);
             Ok(Envelope::seal_receipt(&key, &receipt)?)
         })
@@ -108,15 +134,19 @@ impl Node {
     /// From here on disks change. Where one fails, the others are destroyed none the less, and the receipt says so.
     fn decommission(
         &self,
-        wish: &Retirement,
-        envelope: &[u8],
+        (wish, envelope): (&Retirement, &[u8]),
         receipt: &mut Receipt,
+        info: &watch::Sender<NodeInfo>,
     ) -> Result<(), Refusal> {
         // All of them are there, or none is touched.
         let disks = wish.disks.iter().map(|serial| self.own_disk(serial));
         let disks = disks.collect::<Result<Vec<_>, _>>()?;
         let begun = |disk: &Disk| claim::begin(disk, envelope).map_err(|e| sys::error::chain(&e));
+        says(info, &wish.disks);
         let begun: Vec<_> = disks.iter().map(begun).collect();
+        if begun.iter().all(Result::is_err) {
+            troubles::over(info, Code::Decommissioned);
+        }
         for (disk, begun) in disks.iter().zip(begun) {
             let erased = begun.and_then(|()| {
                 let next = "; the next boot of this node wipes it";

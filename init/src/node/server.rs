@@ -28,6 +28,7 @@ use super::machine;
 use super::machines::{Machines, Site};
 use super::metrics;
 use super::pools;
+use super::retire;
 use super::sweep;
 use crate::room::{Room, RoomError};
 use crate::wire::Victim;
@@ -135,6 +136,27 @@ impl Server {
         ask(&self.requests, request).await
     }
 
+    /// Of a node whose disks are destroyed nothing is taken that would go with them.
+    fn keeps_what_it_takes(&self, route: &Route) -> Result<(), Refusal> {
+        match route {
+            Route::PutFlist(_) | Route::PutChunk(_) | Route::PostStatement | Route::ClaimDisks => {
+                retire::stands(&self.info.borrow())
+            }
+            Route::Node
+            | Route::Dmesg
+            | Route::Disks
+            | Route::UnlockDisk
+            | Route::Decommission
+            | Route::Drill
+            | Route::NodeMetrics
+            | Route::Trace(_)
+            | Route::Metrics(_)
+            | Route::Deployments
+            | Route::Deployment { .. }
+            | Route::Logs { .. } => Ok(()),
+        }
+    }
+
     /// While nobody knows what the node has promised, nothing is told of deployments, and nothing taken: pushes make room by
     /// removing what no deployment names.
     fn needs_the_ledger(&self, route: &Route) -> Result<(), Refusal> {
@@ -165,6 +187,7 @@ impl Server {
     }
 
     async fn answer(&self, peer: PublicKey, route: Route, body: Body) -> Result<Answer, Refusal> {
+        self.keeps_what_it_takes(&route)?;
         self.needs_the_ledger(&route)?;
         match route {
             Route::Node => Ok(Answer::json(&self.node_info())),
@@ -615,7 +638,11 @@ fn cache_refusal(error: CacheError) -> Refusal {
         CacheError::Unknown(_) => RefusalCode::OverCapacity,
         CacheError::Io { .. } | CacheError::Image(_) => RefusalCode::Internal,
     };
-    refusal(code, sys::error::chain(&error))
+    let mut message = sys::error::chain(&error);
+    if error.is_full() {
+        message += ": the pool is full, delete deployments that are not needed";
+    }
+    refusal(code, message)
 }
 
 /// What a follower of a log listens to.

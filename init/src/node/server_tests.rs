@@ -19,6 +19,7 @@ struct Stage {
     stranger: Client,
     requests: mpsc::Receiver<Request>,
     changes: watch::Sender<u64>,
+    info: watch::Sender<NodeInfo>,
     pool: tempfile::TempDir,
     address: String,
 }
@@ -76,6 +77,7 @@ impl Stage {
             stranger: client(&other),
             requests,
             changes,
+            info: context.info,
             pool,
             address,
         }
@@ -797,6 +799,41 @@ async fn the_owner_reads_all_metrics_a_stranger_none_and_nobody_waits_for_a_sile
             assert!(of_shop.is_empty(), "no machines, and nothing of the node");
         };
         tokio::join!(engine, client);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_node_whose_disks_are_destroyed_tells_and_takes_nothing_more() {
+    locally(async {
+        let mut stage = Stage::new(true).await;
+        retire::says(&stage.info, &["vda".to_owned()]);
+        let requests = &mut stage.requests;
+        let engine = async {
+            while let Some(request) = requests.recv().await {
+                match request {
+                    Request::List { reply, .. } => drop(reply.send(Vec::new())),
+                    other => panic!("{other:?}"),
+                }
+            }
+        };
+        let client = &stage.client;
+        let asks = async {
+            let envelope = api::Envelope::seal(&SecretKey::from_seed([1; 32]), "any", b"{}");
+            let refused = client.post_statement(&envelope).await;
+            assert_eq!(code(refused.map(drop)), RefusalCode::Decommissioned);
+            let (digest, file) = flist();
+            let refused = client.put_flist(digest, file.into()).await;
+            assert_eq!(code(refused.map(drop)), RefusalCode::Decommissioned);
+            let all = client.deployments().await;
+            assert!(all.expect("it still tells").is_empty());
+            let troubles = client.node_info().await.expect("it still tells").troubles;
+            assert_eq!(troubles[0].code, types::trouble::Code::Decommissioned);
+        };
+        tokio::select! {
+            () = engine => panic!("the server has gone"),
+            () = asks => {}
+        }
     })
     .await;
 }
