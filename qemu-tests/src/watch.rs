@@ -2,7 +2,7 @@
 //!
 //! Owns: a program of our own beside the image's, which the kernel starts first: it starts a copy of itself, in a
 //! mount namespace of its own, and becomes the image's `/init`. The copy answers questions on the second serial port.
-//! Refuses: changing anything, but for files of its own on the pool, which a benchmark compares volumes with. The image is the shipped one, byte for byte, with an archive behind it.
+//! Refuses: changing anything, but for files of its own on the pool, which take its room, or which a benchmark compares volumes with. The image is the shipped one, byte for byte, with an archive behind it.
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -51,6 +51,10 @@ enum Question {
     Verify(PathBuf),
     /// How long a file system takes for what volumes are made of: see [`plain`].
     Plain(PathBuf),
+    /// Has a file take all the room that there is: see [`fill`].
+    Fill(PathBuf),
+    /// Removes that file.
+    Remove(PathBuf),
 }
 
 type Answer = std::result::Result<Vec<String>, String>;
@@ -118,6 +122,11 @@ fn look(question: &Question) -> Result<Vec<String>> {
             .collect(),
         Question::Link(path) => Ok(vec![fs::read_link(path)?.display().to_string()]),
         Question::Plain(directory) => plain(directory),
+        Question::Fill(file) => Ok(vec![fill(file)?.to_string()]),
+        Question::Remove(file) => {
+            fs::remove_file(file)?;
+            Ok(Vec::new())
+        }
         Question::Verify(path) => {
             let (mut sound, mut damaged) = (0, Vec::new());
             for directory in fs::read_dir(path)? {
@@ -140,6 +149,23 @@ fn look(question: &Question) -> Result<Vec<String>> {
             Ok(damaged)
         }
     }
+}
+
+/// Has a file take every block of its file system that it is given, beyond what it has. Its length.
+fn fill(path: &Path) -> Result<u64> {
+    const BLOCK: i64 = 4096;
+    let file = File::options().create(true).append(true).open(path)?;
+    let mut length = i64::try_from(file.metadata()?.len())?;
+    let mut piece = BLOCK << 18;
+    while piece >= BLOCK {
+        match nix::fcntl::posix_fallocate(&file, length, piece) {
+            Ok(()) => length += piece,
+            Err(nix::errno::Errno::ENOSPC) => piece /= 2,
+            Err(error) => return Err(error).context("take room"),
+        }
+    }
+    file.sync_all()?;
+    Ok(u64::try_from(length)?)
 }
 
 /// Beside a volume, so many times each, its median in microseconds: a file of its length with all blocks reserved; a copy
@@ -246,6 +272,19 @@ impl Watch {
         let times = answer.iter().map(|text| Ok(text.parse()?));
         let times = times.collect::<Result<Vec<u64>>>()?;
         <[u64; 3]>::try_from(times).map_err(|times| anyhow::anyhow!("{times:?} are no three"))
+    }
+
+    /// Has a file take all the room of its file system, and says its length: [`fill`].
+    pub fn fill(&mut self, file: &str) -> Result<u64> {
+        let path = format!("{PROC}/1/root{file}");
+        let length = self.one(&Question::Fill(path.into()))?;
+        length.parse().context("no length")
+    }
+
+    /// Gives that room back.
+    pub fn remove(&mut self, file: &str) -> Result<()> {
+        let path = format!("{PROC}/1/root{file}");
+        self.ask(&Question::Remove(path.into())).map(drop)
     }
 
     /// A file of a process: `status`.
