@@ -26,15 +26,21 @@ use crate::watch::Watch;
 use crate::{Lab, Setup, busybox};
 
 /// Numbers of machines at which is measured.
-const POINTS: [usize; 5] = [1, 10, 25, 50, 100];
+const POINTS: [usize; 4] = [1, 10, 30, 100];
+/// As many as there are where nobody asks for fewer.
+pub(super) const MACHINES: u16 = 100;
 /// Acknowledgements, and questions beside them, at each point.
 const ROUNDS: u64 = 15;
 /// The newest machines of a point whose starts count.
 const NEWEST: usize = 9;
-/// Each processor is promised four times; one machine more is stopped all the while.
-const CPUS: u8 = 26;
-const MEMORY: Bytes = Bytes::gib(12);
+/// Each processor of a node is promised so many times.
+const PROMISED: u16 = 4;
+/// A machine and its monitor, of the node's memory, and what the node keeps for itself.
+const MEMORY_EACH: Bytes = Bytes::mib(96);
+const MEMORY_KEPT: Bytes = Bytes::gib(2);
 const POOL: Bytes = Bytes::gib(24);
+/// An emulated node would count loops between ticks, for each of 26 processors, and lose minutes: it is told.
+const LOOPS: &str = "lpj=4000000";
 /// Seconds of the node's own clock in which it is left alone.
 const QUIET_SECONDS: f64 = 8.0;
 /// Targets of our own: what one costs among a hundred, as a multiple of what one costs alone.
@@ -266,14 +272,19 @@ impl Point {
     }
 }
 
-pub(super) fn grown() -> Result<Vec<Row>> {
+/// Up to `machines` of them.
+pub(super) fn grown(machines: u16) -> Result<Vec<Row>> {
+    // One more is stopped all the while, and is promised its processor.
+    let cpus = u8::try_from((machines + 1).div_ceil(PROMISED).max(2))?;
+    let memory = MEMORY_KEPT.0 + MEMORY_EACH.0 * u64::from(machines + 1);
     let directory = tempfile::TempDir::with_prefix("sifr-crowd-")?;
     let file = directory.path().join("pool.raw");
     blank_disk(&file, POOL)?;
     let setup = Setup {
         disk: false,
-        cpus: CPUS,
-        memory: MEMORY,
+        cpus,
+        memory: Bytes(memory),
+        arguments: LOOPS.to_owned(),
         watched: true,
         ..Setup::default()
     };
@@ -290,7 +301,9 @@ pub(super) fn grown() -> Result<Vec<Row>> {
         let mut watch = lab.watch()?;
         let mut version = still(&owner)?;
         let mut there = 0;
-        for machines in POINTS {
+        let all = usize::from(machines);
+        let before = POINTS.into_iter().filter(|machines| *machines < all);
+        for machines in before.chain([all]) {
             points.push(point(
                 &owner,
                 &mut watch,
@@ -302,11 +315,10 @@ pub(super) fn grown() -> Result<Vec<Row>> {
         }
         alone = points[0].to_program / 1e3;
     }
-    let all = POINTS[POINTS.len() - 1];
     lab.power_cut()?;
     lab.power_on()?;
     lab.node()
-        .wait_for_line(&format!(" {all} running"), PATIENCE)?;
+        .wait_for_line(&format!(" {machines} running"), PATIENCE)?;
     let rebooted = Owner::of_again(&lab)?.uptime_seconds()?;
     Ok(rows(&points, rebooted, alone))
 }

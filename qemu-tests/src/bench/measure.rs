@@ -60,7 +60,8 @@ impl Group {
         (Self::Volumes, "volumes", "volumes"),
     ];
 
-    fn measure(self, image: &Image, program: &[u8], peers: &Peers) -> Result<Vec<Row>> {
+    fn measure(self, image: &Image, program: &[u8], choice: &Choice) -> Result<Vec<Row>> {
+        let peers = &choice.peers;
         match self {
             Self::Boot => boot::to_api(image, program),
             Self::Disk => boot::with_disk(),
@@ -73,7 +74,7 @@ impl Group {
             Self::MachineSnapshot => beside::snapshots(image, program, peers),
             Self::Flist => images::packed(image),
             Self::FlistStart => images::started(image),
-            Self::Crowd => crowd::grown(),
+            Self::Crowd => crowd::grown(choice.machines),
             Self::Pools => crowd::pools(),
             Self::Volumes => plain::volumes(),
         }
@@ -87,17 +88,37 @@ pub struct Measured {
     pub failed: Vec<&'static str>,
 }
 
-/// Everything, or these groups, in the order of the table. Progress is told on stderr. A group that fails is
+/// What is measured, and how much of it.
+#[derive(Debug)]
+pub struct Choice {
+    /// All groups where there are none.
+    pub only: Vec<Group>,
+    pub peers: Peers,
+    /// How many a crowd is.
+    pub machines: u16,
+}
+
+impl Default for Choice {
+    fn default() -> Self {
+        Self {
+            only: Vec::new(),
+            peers: Peers::default(),
+            machines: crowd::MACHINES,
+        }
+    }
+}
+
+/// Everything, or the chosen groups, in the order of the table. Progress is told on stderr. A group that fails is
 /// a row that says why, and the others go on.
-pub fn all(paths: &Paths, only: &[Group], peers: &Peers) -> Result<Measured> {
+pub fn all(paths: &Paths, choice: &Choice) -> Result<Measured> {
     let image = Image::find(paths)?;
     let program = step("the measuring program", || archive::program(paths))?;
     let mut rows = size(&image)?;
     let mut failed = Vec::new();
     for (number, (group, word, what)) in (1..).zip(Group::ALL) {
-        if only.is_empty() || only.contains(&group) {
+        if choice.only.is_empty() || choice.only.contains(&group) {
             let step_name = format!("{number}/{} {what}", Group::ALL.len());
-            match step(&step_name, || group.measure(&image, &program, peers)) {
+            match step(&step_name, || group.measure(&image, &program, choice)) {
                 Ok(measured) => rows.extend(measured),
                 Err(error) => {
                     rows.push(Row::cannot(what, format!("{error:#}")));

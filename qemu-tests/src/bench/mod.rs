@@ -20,4 +20,4 @@ pub mod report;
 pub mod table;
 
 pub use beside::Peers;
-pub use measure::{Group, Measured, all};
+pub use measure::{Choice, Group, Measured, all};

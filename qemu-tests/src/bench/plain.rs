@@ -4,9 +4,11 @@
 //! done, as a multiple of what its file system takes for the same bytes, in the same run and on the same disk.
 //! Refuses: volumes that machines have: what a guest adds is the guest's.
 
+use std::fs;
 use std::time::Instant;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
+use image::qemu::blank_disk;
 use serde_json::json;
 use types::deployment::Action;
 use types::status::{DeploymentStatus, VolumeState};
@@ -22,6 +24,8 @@ const ROUNDS: u32 = 5;
 /// Of the volume, and what of it is written.
 const SIZE_MIB: u64 = 256;
 const FILL_MIB: u64 = 192;
+/// Each snapshot, and each copy, is promised as much as the volume has come to.
+const POOL: Bytes = Bytes::gib(16);
 const FILL: &str = "dd if=/dev/zero of=/data/all bs=1M count=193; sync; sleep 100000";
 /// The node keeps what it says: a statement in two copies of the ledger, a record of the volume, and the file itself.
 const OF_PLAIN: f64 = 10.0;
@@ -31,7 +35,11 @@ pub(super) fn volumes() -> Result<Vec<Row>> {
         watched: true,
         ..Setup::default()
     };
-    let lab = Lab::with(&setup, |_| Ok(()))?;
+    let lab = Lab::with(&setup, |machine| {
+        let pool = &machine.disks.first().context("the node has no disk")?.file;
+        fs::remove_file(pool)?;
+        blank_disk(pool, POOL)
+    })?;
     let owner = Owner::of(&lab)?;
     let (mut bench, mut times) = (Bench { owner, version: 0 }, [const { Vec::new() }; 4]);
     bench.fill()?;
@@ -58,7 +66,10 @@ pub(super) fn volumes() -> Result<Vec<Row>> {
         bench.gone(size, "blank")?;
         let copy = bench.document(
             size,
-            &[("copy", json!({"size": format!("{size}Mi"), "from": "data"}))],
+            &[(
+                "copy",
+                json!({"size": format!("{size}Mi"), "from": {"volume": "data"}}),
+            )],
         )?;
         times[2].push(bench.until(copy, ready("copy", size))?);
         bench.gone(size, "copy")?;

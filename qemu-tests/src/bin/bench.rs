@@ -4,10 +4,10 @@
 //! Refuses: to measure an image that was not built.
 #![forbid(unsafe_code)]
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use image::assemble::Image;
 use image::paths::Paths;
-use qemu_tests::bench::{self, Group, Measured, Peers, table};
+use qemu_tests::bench::{self, Choice, Group, Measured, table};
 
 enum Output {
     Table,
@@ -15,24 +15,28 @@ enum Output {
 }
 
 fn main() -> Result<()> {
-    let (mut output, mut only, mut peers) = (Output::Table, Vec::new(), Peers::default());
+    let (mut output, mut choice) = (Output::Table, Choice::default());
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         let value = arguments.next().unwrap_or_default();
         let group = Group::ALL.iter().find(|(_, word, _)| *word == value);
         match (argument.as_str(), value.as_str(), group) {
             ("--output", "json", _) => output = Output::Json,
-            ("--only", _, Some((group, ..))) => only.push(*group),
-            ("--peer", word, _) => peers.add(word)?,
+            ("--only", _, Some((group, ..))) => choice.only.push(*group),
+            ("--peer", word, _) => choice.peers.add(word)?,
+            ("--machines", number, _) => {
+                let machines = number.parse::<u16>().ok().filter(|n| *n > 0);
+                choice.machines = machines.context("--machines takes a number of machines")?;
+            }
             _ => bail!(
-                "usage: bench [--output json] [--only {}]... [--peer NAME=PATH]...",
+                "usage: bench [--output json] [--only {}]... [--machines 100] [--peer NAME=PATH]...",
                 words()
             ),
         }
     }
     let paths = Paths::find()?;
     let build = Image::find(&paths)?.identity()?;
-    let Measured { rows, failed } = bench::all(&paths, &only, &peers)?;
+    let Measured { rows, failed } = bench::all(&paths, &choice)?;
     match output {
         Output::Table => print!("{build}\n\n{}", table::table(&rows)),
         Output::Json => println!("{:#}", table::json(&build, &rows)),
