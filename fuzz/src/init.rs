@@ -15,7 +15,7 @@ use crate::choices::{Choices, Made};
 use crate::files::directory;
 use crate::peer;
 
-pub(crate) const TARGETS: [Target; 8] = [
+pub(crate) const TARGETS: [Target; 9] = [
     Target {
         name: "init-cmdline",
         bytes_max: 512,
@@ -55,6 +55,16 @@ pub(crate) const TARGETS: [Target; 8] = [
         bytes_max: 2048,
         run: fetched,
         seeds: objects,
+    },
+    Target {
+        name: "init-smbios",
+        bytes_max: 4096,
+        run: |input| {
+            let strings = fuzz::oem_strings(input);
+            let bytes: usize = strings.iter().map(|s| s.chars().count()).sum();
+            assert!(bytes <= input.len(), "more than there is");
+        },
+        seeds: || vec![b"\x0b\x05\0\0\x01sifr.dns=192.0.2.53\0\0\x7f\x04\0\0\0\0".to_vec()],
     },
     Target {
         name: "init-store-url",

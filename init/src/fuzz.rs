@@ -5,11 +5,11 @@
 use types::PublicKey;
 
 pub use crate::chunks::fuzz::{fetch, store};
-pub use crate::node::fuzz::{log, record, run_spec, seed};
+pub use crate::node::fuzz::{log, oem_strings, record, run_spec, seed};
 
 /// The owner on a kernel command line, and what could not be read of it.
 pub fn command_line(text: &str) -> (Option<PublicKey>, Vec<String>) {
-    let options = crate::cmdline::parse(text);
+    let options = crate::options::parse(text);
     (options.owner, options.errors)
 }
 

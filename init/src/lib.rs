@@ -4,11 +4,11 @@
 #![forbid(unsafe_code)]
 
 mod chunks;
-mod cmdline;
 mod console;
 #[cfg(any(test, feature = "fuzz"))]
 pub mod fuzz;
 mod node;
+mod options;
 mod phase;
 mod pid1;
 mod room;

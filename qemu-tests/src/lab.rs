@@ -14,7 +14,9 @@ use image::qemu::{Bus, Disk, Machine, Node, blank_disk};
 use serde_json::Value;
 use tempfile::{TempDir, TempPath};
 use types::Bytes;
+use types::cpio::Archive;
 
+use crate::archive;
 use crate::watch::{self, Watch};
 use crate::{Follower, PATIENCE};
 
@@ -40,6 +42,8 @@ pub struct Setup {
     pub arguments: String,
     /// A program beside the image's own reads files of the node for the test: [`Lab::watch`].
     pub watched: bool,
+    /// Lines of a file of options that is appended to the initramfs; none where empty.
+    pub told: String,
 }
 
 impl Default for Setup {
@@ -51,6 +55,7 @@ impl Default for Setup {
             cpus: 1,
             arguments: String::new(),
             watched: false,
+            told: String::new(),
         }
     }
 }
@@ -69,11 +74,20 @@ pub struct Lab {
     sifr: PathBuf,
     machine: Machine,
     node: Option<Node>,
-    /// The initramfs with the watching program, of a node that is watched.
+    /// The initramfs with what this test has added to it.
     _initramfs: Option<TempPath>,
     /// Loopback ports of this machine that lead to the node's API and to its [`WEB_PORT`].
     pub api: u16,
     pub web: u16,
+}
+
+/// Appends a file of options to the initramfs, as a person would with cpio(1).
+fn tell(machine: &mut Machine, image: &Image, options: &str) -> Result<TempPath> {
+    let mut added = Archive::default();
+    added.directory("/etc/sifr", 0o755)?;
+    added.file("/etc/sifr/options", 0o644, options.as_bytes().to_vec())?;
+    let initramfs = archive::behind(image, &added)?;
+    archive::instead(machine, &initramfs, "")
 }
 
 impl Lab {
@@ -92,7 +106,7 @@ impl Lab {
     }
 
     /// The machine as it stands in the shop.
-    pub(crate) fn unpowered(setup: &Setup) -> Result<Self> {
+    pub fn unpowered(setup: &Setup) -> Result<Self> {
         let paths = Paths::find()?;
         let image = Image::find(&paths)?;
         let directory = TempDir::with_prefix("sifr-lab-")?;
@@ -115,8 +129,10 @@ impl Lab {
         let initramfs = if setup.watched {
             machine.serial = Some(directory.path().join(WATCH));
             Some(watch::add_to(&mut machine, &paths, &image)?)
-        } else {
+        } else if setup.told.is_empty() {
             None
+        } else {
+            Some(tell(&mut machine, &image, &setup.told)?)
         };
         if setup.disk {
             let file = directory.path().join("pool.raw");

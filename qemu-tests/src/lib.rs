@@ -24,6 +24,7 @@ pub mod store;
 pub mod tls;
 pub mod torture;
 pub mod tpm;
+pub mod trunk;
 mod userland;
 pub mod watch;
 pub mod wire;

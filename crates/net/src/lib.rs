@@ -20,6 +20,7 @@ pub mod network;
 mod ready;
 #[cfg(test)]
 mod scratch;
+pub mod site;
 pub mod time;
 
 pub use error::Error;

@@ -4,6 +4,7 @@
 //! Refuses: starting anything ([`Node`] does).
 
 mod console;
+mod net;
 mod node;
 mod qmp;
 
@@ -12,10 +13,11 @@ use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use types::{Bytes, Mac};
+use types::Bytes;
 
 use crate::assemble::{CONSOLE_ARGUMENTS, Image};
 
+pub use net::{Card, Forward, Link, Net};
 pub use node::{Node, stop};
 
 /// The program.
@@ -48,6 +50,8 @@ pub struct Machine {
     pub serial: Option<PathBuf>,
     /// A TPM 2.0: the socket at which its emulator (`swtpm`) listens.
     pub tpm: Option<PathBuf>,
+    /// In the machine's SMBIOS tables, type 11.
+    pub oem_strings: Vec<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -92,39 +96,6 @@ pub enum Bus {
     Ahci,
     /// Marked as removable.
     Usb,
-}
-
-/// A network card. Number N can be unplugged with [`Node::set_link`]`(N, false)`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Net {
-    pub card: Card,
-    /// QEMU's own choice where not given.
-    pub mac: Option<Mac>,
-    pub link: Link,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Card {
-    Virtio,
-    E1000e,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Link {
-    /// QEMU's user-mode network: DHCP, the node is `leased` or else 10.0.2.15, this machine 10.0.2.2.
-    User {
-        forwards: Vec<Forward>,
-        leased: Option<Ipv4Addr>,
-    },
-    /// An existing TAP device.
-    Tap { name: String },
-}
-
-/// A TCP port of this machine's loopback that leads to a port of the node.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Forward {
-    pub host: u16,
-    pub node: u16,
 }
 
 /// What the machine's battery-backed clock shows at power-on.
@@ -223,6 +194,7 @@ impl Machine {
             monitor: None,
             serial: None,
             tpm: None,
+            oem_strings: Vec::new(),
         }
     }
 
@@ -252,8 +224,8 @@ impl Machine {
     /// Leads port `host` of this machine's loopback to port `node` of the node.
     pub fn forward_from(&mut self, host: u16, node: u16) -> Result<()> {
         let forwards = self.nets.iter_mut().find_map(|net| match &mut net.link {
-            Link::User { forwards, .. } => Some(forwards),
-            Link::Tap { .. } => None,
+            Link::User { forwards, .. } | Link::Trunk { forwards, .. } => Some(forwards),
+            Link::Tap { .. } | Link::Beside { .. } => None,
         });
         forwards
             .context("the machine has no user-mode network card")?
@@ -314,14 +286,7 @@ impl Machine {
         line.pair("-chardev", format!("socket,id=serial,fd=0{log}"));
         line.pair("-serial", "chardev:serial");
         self.socket_arguments(&mut line);
-        if let Some(socket) = &self.tpm {
-            line.pair(
-                "-chardev",
-                format!("socket,id=tpm,path={}", escaped(socket)),
-            )
-            .pair("-tpmdev", "emulator,id=tpm0,chardev=tpm")
-            .pair("-device", "tpm-crb,tpmdev=tpm0");
-        }
+        self.platform_arguments(&mut line);
         self.boot_arguments(accelerator, &mut line);
         (0..)
             .zip(&self.disks)
@@ -330,6 +295,21 @@ impl Machine {
             .zip(&self.nets)
             .for_each(|(index, net)| self.net_arguments(index, net, &mut line));
         line.0
+    }
+
+    /// What the board has beside its processor.
+    fn platform_arguments(&self, line: &mut Line) {
+        if let Some(socket) = &self.tpm {
+            line.pair(
+                "-chardev",
+                format!("socket,id=tpm,path={}", escaped(socket)),
+            )
+            .pair("-tpmdev", "emulator,id=tpm0,chardev=tpm")
+            .pair("-device", "tpm-crb,tpmdev=tpm0");
+        }
+        for string in &self.oem_strings {
+            line.pair("-smbios", format!("type=11,value={}", doubled(string)));
+        }
     }
 
     /// What listens at a socket for others.
@@ -382,44 +362,6 @@ impl Machine {
                 line.pair("-boot", "order=c");
             }
         }
-    }
-
-    fn net_arguments(&self, index: usize, net: &Net, line: &mut Line) {
-        let mut back = match &net.link {
-            Link::User { forwards, leased } => {
-                let mut back = format!("user,id=net{index}");
-                if let Some(first) = leased {
-                    back.push_str(&format!(",dhcpstart={first}"));
-                }
-                for Forward { host, node } in forwards {
-                    back.push_str(&format!(
-                        ",hostfwd=tcp:{}:{host}-:{node}",
-                        Ipv4Addr::LOCALHOST
-                    ));
-                }
-                back
-            }
-            Link::Tap { name } => {
-                format!("tap,id=net{index},ifname={name},script=no,downscript=no")
-            }
-        };
-        let boots = index == 0 && matches!(self.boot, Boot::Network { .. });
-        if let (Boot::Network { directory, script }, true) = (&self.boot, boots) {
-            back.push_str(&format!(",tftp={},bootfile={script}", escaped(directory)));
-        }
-        let card = match net.card {
-            Card::Virtio => "virtio-net-pci",
-            Card::E1000e => "e1000e",
-        };
-        let mut front = format!("{card},id=card{index},netdev=net{index}");
-        if let Some(mac) = net.mac {
-            front.push_str(&format!(",mac={mac}"));
-        }
-        if !boots {
-            // No boot ROM: the firmware is quicker without.
-            front.push_str(",romfile=");
-        }
-        line.pair("-netdev", back).pair("-device", front);
     }
 }
 
@@ -494,9 +436,13 @@ pub fn free_port() -> Result<u16> {
     Ok(listener.local_addr().context("find a free port")?.port())
 }
 
-/// In QEMU's options a comma ends a value unless doubled.
 fn escaped(path: &Path) -> String {
-    path.display().to_string().replace(',', ",,")
+    doubled(&path.display().to_string())
+}
+
+/// A comma ends a value of QEMU's.
+fn doubled(text: &str) -> String {
+    text.replace(',', ",,")
 }
 
 #[derive(Default)]
@@ -516,6 +462,8 @@ impl Line {
 
 #[cfg(test)]
 mod tests {
+    use types::Mac;
+
     use super::*;
 
     fn machine() -> Machine {

@@ -12,7 +12,7 @@ use vault::Secret;
 use vault::sealed::Recipient;
 use vault::tpm::{Sealed, Tpm, TpmError};
 
-use crate::cmdline::{Encrypt, Options, RecoveryKey};
+use crate::options::{Encrypt, Options, RecoveryKey};
 
 /// The kernel makes it for a TPM 2.0 alone; it takes turns of several programs.
 const TPM: &str = "/dev/tpmrm0";
@@ -162,7 +162,7 @@ mod tests {
 
     #[test]
     fn a_recovery_key_that_was_mistyped_is_not_replaced_by_the_owners() {
-        let options = crate::cmdline::parse("sifr.recovery=x25519:12");
+        let options = crate::options::parse("sifr.recovery=x25519:12");
         let owner = PublicKey([0x58; 32]);
         let custody = Custody::new(&options, Some(&owner));
         assert!(

@@ -26,6 +26,11 @@ pub fn run_spec(image: &ImageConfig, machine: &Machine) -> Option<RunSpec> {
     runspec::merge(&name, image, machine, link, 10_000).ok()
 }
 
+/// What a machine's firmware says in its tables.
+pub fn oem_strings(table: &[u8]) -> Vec<String> {
+    super::smbios::oem_strings(table)
+}
+
 /// All that a reader gives of a machine's log, batch by batch.
 pub fn log(paths: &[PathBuf; 2], begin: Begin) -> Vec<LogLine> {
     let reader = logs::Reader::open(paths, begin).expect("files can be read");

@@ -34,8 +34,8 @@ use super::{
     clock, dashboard, disks, ending, health, machine, mirror, pools, resolv, retire, troubles,
     uplink,
 };
-use crate::cmdline::{self, Options};
 use crate::console::Console;
+use crate::options::Options;
 use crate::phase::{Outcome, Row};
 use crate::room::Room;
 
@@ -236,8 +236,7 @@ fn disks_and_pools(
 }
 
 fn options(boot: &Boot) -> Options {
-    let text = std::fs::read_to_string("/proc/cmdline").unwrap_or_default();
-    let options = cmdline::parse(&text.chars().take(cmdline::CMDLINE_MAX).collect::<String>());
+    let options = super::told::options();
     options
         .errors
         .iter()
@@ -417,6 +416,31 @@ fn identity(pools: &Pools, problems: &mut Vec<String>) -> Done<([u8; 32], Public
     Ok(((seed, key), Some(key.to_string())))
 }
 
+/// What the site names and the machine has not, as it is published.
+fn problems_of_links(info: &watch::Sender<NodeInfo>) -> impl Fn(&[String]) + use<> {
+    let info = info.clone();
+    move |problems| match problems {
+        [] => troubles::over(&info, Code::PortMissing),
+        problems => troubles::say(&info, Code::PortMissing, problems.join("; ")),
+    }
+}
+
+/// Why a node has no address yet.
+fn none_yet(options: &Options, info: &watch::Sender<NodeInfo>) -> String {
+    let troubles = &info.borrow().troubles;
+    let missing = troubles
+        .iter()
+        .find(|trouble| trouble.code == Code::PortMissing);
+    let error = options
+        .errors
+        .first()
+        .filter(|_| options.site.links.is_some());
+    match missing.map(|trouble| &trouble.message).or(error) {
+        Some(why) => format!("none: {why}"),
+        None => "none yet: no DHCP server has answered, asking on".to_owned(),
+    }
+}
+
 /// Phases "links" and "address", and the loops that keep both and the time.
 async fn network(
     boot: &mut Boot,
@@ -432,6 +456,7 @@ async fn network(
         uplink: uplink_tx,
         time_servers: servers_tx,
         time_server: options.ntp,
+        problems: Box::new(problems_of_links(info)),
         links: Box::new(move |now| {
             links.send_if_modified(|i| {
                 let new = i.links != now;
@@ -442,7 +467,7 @@ async fn network(
     };
     let uplinks = boot.must_async("links", async {
         net::ground::prepare()?;
-        let uplinks = uplink::Uplinks::start(publish).await?;
+        let uplinks = uplink::Uplinks::start(publish, options.site.clone()).await?;
         Ok((uplinks, None))
     });
     let uplinks = uplinks.await?;
@@ -455,7 +480,7 @@ async fn network(
         let text = match tokio::time::timeout(ADDRESS_WAIT, address).await {
             Ok(Ok(now)) => dashboard::address(&now),
             Ok(Err(_)) => return Err(anyhow!("the network loop has ended")),
-            Err(_) => "none yet: no DHCP server has answered, asking on".to_owned(),
+            Err(_) => none_yet(options, info),
         };
         Ok(((), Some(text)))
     })

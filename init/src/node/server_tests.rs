@@ -48,7 +48,7 @@ fn context(pool: &Path, owner: Option<PublicKey>, seed: [u8; 32]) -> NodeContext
             used: vec!["vda".to_owned()],
             left: Vec::new(),
         },
-        custody: crate::node::custody::Custody::new(&crate::cmdline::Options::default(), None),
+        custody: crate::node::custody::Custody::new(&crate::options::Options::default(), None),
         room: room(pool),
         kvm_problem: None,
         capacity: Capacity::default(),

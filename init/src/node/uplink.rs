@@ -1,8 +1,8 @@
-//! The node's connection to the world: every Ethernet port up, DHCP on each, addresses and routes as
-//! the leases say.
+//! The node's connection to the world: its ports, bonds and VLANs as its site says, DHCP where that asks for it, addresses
+//! and routes as both say.
 //!
 //! Owns: the loop that keeps the kernel's links as they should be, and the [`Uplink`] that others watch.
-//! Refuses: tenant networks.
+//! Refuses: what should be ([`net::site`]), and tenant networks.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -11,9 +11,10 @@ use std::time::Duration;
 
 use net::dhcp::{self, Lease};
 use net::link::{self, Observed};
+use net::site::{Addressing, ROUNDS_MAX, Role, Site, Wanted};
 use tokio::sync::{Notify, mpsc, watch};
-use types::Cidr;
 use types::node::Link;
+use types::{Cidr, Mac};
 
 use super::context::Uplink;
 
@@ -22,8 +23,10 @@ const LEASES_QUEUED: usize = 16;
 /// Pause after the kernel could not be listened to: without, a lasting fault would keep the loop busy.
 const DEAF: Duration = Duration::from_secs(1);
 
-/// The port, and its lease or the loss of it.
+/// The link, and its lease or the loss of it.
 type Heard = (String, Option<Lease>);
+
+type Tell<T> = Box<dyn Fn(&T)>;
 
 /// What the loop publishes.
 pub(crate) struct Publish {
@@ -33,18 +36,23 @@ pub(crate) struct Publish {
     pub(crate) time_server: Option<SocketAddr>,
     /// The links for the node report.
     pub(crate) links: Box<dyn Fn(Vec<Link>)>,
+    /// What the site names and the machine has not.
+    pub(crate) problems: Tell<[String]>,
 }
 
-/// The DHCP client of one port.
+/// The DHCP client of one link.
 struct Client {
     task: tokio::task::JoinHandle<()>,
-    /// The port had its cable when last looked at.
+    /// A bond gets its address from its first port, and changes it with that.
+    mac: Mac,
+    /// The link had its cable when last looked at.
     carrier: bool,
     attached: Arc<Notify>,
 }
 
 /// The state of the loop.
 pub(crate) struct Uplinks {
+    site: Site,
     monitor: link::Monitor,
     leases: BTreeMap<String, Lease>,
     clients: BTreeMap<u32, Client>,
@@ -53,9 +61,10 @@ pub(crate) struct Uplinks {
 }
 
 impl Uplinks {
-    /// Brings all ports up and starts asking for addresses.
-    pub(crate) async fn start(publish: Publish) -> Result<Self, net::Error> {
+    /// Makes the links of the site and starts asking for addresses.
+    pub(crate) async fn start(publish: Publish, site: Site) -> Result<Self, net::Error> {
         let mut uplinks = Self {
+            site,
             monitor: link::Monitor::open()?,
             leases: BTreeMap::new(),
             clients: BTreeMap::new(),
@@ -93,26 +102,50 @@ impl Uplinks {
     async fn converge(&mut self) -> Result<(), net::Error> {
         // A connection of its own for each time: what ended one must not end the next.
         let mut handle = link::Handle::open()?;
-        let observed = handle.observe().await?;
-        keep_present(&mut self.leases, &observed);
-        let steps = link::plan(&link::uplinks(&observed, &self.leases), &observed);
-        let applied = handle.apply(&steps).await;
-        let observed = handle.observe().await?;
-        self.ask_on_new_ports(&observed);
-        self.tell(&observed);
+        let mut applied = Ok(());
+        let mut observed = handle.observe().await?;
+        let mut wanted = self.wanted(&observed);
+        for _ in 0..ROUNDS_MAX {
+            let steps = wanted.steps(&observed);
+            if steps.is_empty() {
+                break;
+            }
+            // One link that cannot be as it should keeps no other from it.
+            applied = handle.apply_each(&steps).await;
+            observed = handle.observe().await?;
+            wanted = self.wanted(&observed);
+        }
+        self.ask(&observed, &wanted.roles);
+        self.tell(&observed, &wanted);
         applied
     }
 
-    fn ask_on_new_ports(&mut self, observed: &Observed) {
+    fn wanted(&mut self, observed: &Observed) -> Wanted {
+        let wanted = self.site.wanted(observed, &self.leases);
+        if keep_asked(&mut self.leases, &wanted.roles) {
+            return self.site.wanted(observed, &self.leases);
+        }
+        wanted
+    }
+
+    /// A DHCP client for each link that asks, and none for others.
+    fn ask(&mut self, observed: &Observed, roles: &[Role]) {
+        let asks = |l: &&link::Link| l.up && roles.iter().any(|r| r.asks && r.link == l.name);
+        let asking: Vec<(&link::Link, Mac)> = observed
+            .links
+            .iter()
+            .filter(asks)
+            .filter_map(|l| Some((l, l.mac?)))
+            .collect();
         self.clients.retain(|index, client| {
-            let there = observed.links.iter().any(|l| l.index == *index);
-            if !there {
+            let same = |(l, mac): &(&link::Link, Mac)| l.index == *index && *mac == client.mac;
+            let stays = asking.iter().any(same);
+            if !stays {
                 client.task.abort();
             }
-            there
+            stays
         });
-        for port in observed.ethernet().filter(|l| l.up) {
-            let Some(mac) = port.mac else { continue };
+        for (port, mac) in asking {
             let (name, heard) = (port.name.clone(), self.heard.0.clone());
             let client = self.clients.entry(port.index).or_insert_with(|| {
                 let attached = Arc::new(Notify::new());
@@ -125,6 +158,7 @@ impl Uplinks {
                 let lease = lease_loop(nic, name, heard, attached.clone());
                 Client {
                     task: tokio::task::spawn_local(lease),
+                    mac,
                     carrier: port.carrier,
                     attached,
                 }
@@ -136,9 +170,13 @@ impl Uplinks {
         }
     }
 
-    fn tell(&self, observed: &Observed) {
-        let gateway = |name: &str| self.leases.get(name).and_then(|l| l.gateway);
-        let links = observed.ethernet().filter_map(|l| {
+    fn tell(&self, observed: &Observed, wanted: &Wanted) {
+        (self.publish.problems)(&wanted.problems);
+        let gateway = |name: &str| {
+            let role = wanted.roles.iter().find(|role| role.link == name);
+            role.and_then(|role| role.addressing.as_ref()?.gateway)
+        };
+        let links = own(observed).filter_map(|l| {
             let (mac, address) = (l.mac?, l.addresses.first().copied());
             Some(Link {
                 name: l.name.clone(),
@@ -149,41 +187,54 @@ impl Uplinks {
             })
         });
         (self.publish.links)(links.collect());
-        let first = preferred(observed, &self.leases);
-        let uplink = Uplink {
-            link: first.map(|(l, _)| l.name.clone()),
-            address: first.map(|(_, lease)| lease.address),
-            networks: networks(observed, &self.leases),
-            gateway: first.and_then(|(_, lease)| lease.gateway),
-            dns: first
-                .map(|(_, lease)| lease.dns.clone())
-                .unwrap_or_default(),
-            links: observed.ethernet().map(|l| l.name.clone()).collect(),
+        let first = preferred(observed, &wanted.roles);
+        let addressing = first.map(|(_, addressing)| addressing);
+        let dns = match self.site.dns.as_slice() {
+            [] => addressing.map(|a| a.dns.clone()).unwrap_or_default(),
+            written => written.to_vec(),
         };
-        let lease = first.map(|(_, lease)| lease);
-        let servers = time_servers(self.publish.time_server, lease);
+        let uplink = Uplink {
+            link: first.map(|(name, _)| name.to_owned()),
+            address: addressing.and_then(|a| a.addresses.first().copied()),
+            networks: networks(observed, &wanted.roles),
+            gateway: addressing.and_then(|a| a.gateway),
+            dns,
+            links: own(observed).map(|l| l.name.clone()).collect(),
+        };
+        let servers = time_servers(self.publish.time_server, addressing);
         publish(&self.publish.time_servers, servers);
         publish(&self.publish.uplink, uplink);
     }
 }
 
-/// The port that the kernel's default route leads through: the first with a lease of those that have a cable, as the
-/// routes of the others are passed over (`net::ground`). Where no cable is left, the first with a lease.
-fn preferred<'a>(
-    observed: &'a Observed,
-    leases: &'a BTreeMap<String, Lease>,
-) -> Option<(&'a net::link::Link, &'a Lease)> {
-    let leased = || {
-        let ports = observed.ethernet();
-        ports.filter_map(|port| Some((port, leases.get(&port.name)?)))
-    };
-    let connected = leased().find(|(port, _)| port.carrier);
-    connected.or_else(|| leased().next())
+/// The machine's ports, and the bonds and VLANs made of them.
+fn own(observed: &Observed) -> impl Iterator<Item = &link::Link> {
+    observed.links.iter().filter(|link| match link.kind {
+        link::Kind::Ethernet | link::Kind::Bond(_) | link::Kind::Vlan { .. } => true,
+        link::Kind::Loopback
+        | link::Kind::Bridge
+        | link::Kind::Veth
+        | link::Kind::Tun
+        | link::Kind::Other => false,
+    })
 }
 
-/// A port that was taken out has no lease, and leaves none to what is plugged in later under its name.
-fn keep_present(leases: &mut BTreeMap<String, Lease>, observed: &Observed) {
-    leases.retain(|port, _| observed.ethernet().any(|l| l.name == *port));
+/// The link that the kernel's default route leads through: the first with a gateway of those that have a cable, as the
+/// routes of the others are passed over (`net::ground`). Where there is none, one with an address.
+fn preferred<'a>(observed: &Observed, roles: &'a [Role]) -> Option<(&'a str, &'a Addressing)> {
+    let addressed = |role: &'a Role| Some((role.link.as_str(), role.addressing.as_ref()?));
+    let rank = |(name, addressing): &(&str, &Addressing)| {
+        let carrier = observed.link(name).is_some_and(|link| link.carrier);
+        (!carrier, addressing.gateway.is_none())
+    };
+    roles.iter().filter_map(addressed).min_by_key(rank)
+}
+
+/// A link that does not ask (any more) has no lease, and leaves none to what comes later under its name. Whether one went.
+fn keep_asked(leases: &mut BTreeMap<String, Lease>, roles: &[Role]) -> bool {
+    let before = leases.len();
+    leases.retain(|link, _| roles.iter().any(|role| role.asks && role.link == *link));
+    leases.len() < before
 }
 
 /// Notes whether the cable is there. True if it was not, and now is.
@@ -191,15 +242,14 @@ fn came_back(carrier: &mut bool, now: bool) -> bool {
     !std::mem::replace(carrier, now) && now
 }
 
-/// The prefixes on all Ethernet ports: what the kernel holds, and what leases say that it will.
-fn networks(observed: &Observed, leases: &BTreeMap<String, Lease>) -> Vec<Cidr> {
+/// The prefixes on all links: what the kernel holds, and what it will.
+fn networks(observed: &Observed, roles: &[Role]) -> Vec<Cidr> {
     let mut networks: Vec<Cidr> = Vec::new();
-    for port in observed.ethernet() {
-        let leased = leases.get(&port.name).map(|lease| lease.address);
-        for address in port.addresses.iter().copied().chain(leased) {
-            if !networks.contains(&address.network()) {
-                networks.push(address.network());
-            }
+    let held = own(observed).flat_map(|link| &link.addresses);
+    let wanted = roles.iter().filter_map(|role| role.addressing.as_ref());
+    for address in held.chain(wanted.flat_map(|a| &a.addresses)) {
+        if !networks.contains(&address.network()) {
+            networks.push(address.network());
         }
     }
     networks
@@ -207,11 +257,14 @@ fn networks(observed: &Observed, leases: &BTreeMap<String, Lease>) -> Vec<Cidr> 
 
 /// Whom to ask for the time: nobody before there is an address, as nobody would answer, and then whoever
 /// is configured before whoever the lease names.
-fn time_servers(configured: Option<SocketAddr>, lease: Option<&Lease>) -> Vec<SocketAddr> {
-    let Some(lease) = lease else {
+fn time_servers(
+    configured: Option<SocketAddr>,
+    addressing: Option<&Addressing>,
+) -> Vec<SocketAddr> {
+    let Some(addressing) = addressing else {
         return Vec::new();
     };
-    let named = lease.ntp.iter();
+    let named = addressing.ntp.iter();
     let named = named.map(|ip| SocketAddr::from((*ip, net::time::PORT)));
     configured.into_iter().chain(named).collect()
 }
@@ -225,7 +278,7 @@ fn publish<T: PartialEq>(to: &watch::Sender<T>, value: T) {
     });
 }
 
-/// Runs the DHCP client of one port and passes on what it gets.
+/// Runs the DHCP client of one link and passes on what it gets.
 async fn lease_loop(
     nic: dhcp::Nic,
     port: String,
@@ -248,6 +301,19 @@ async fn lease_loop(
 mod tests {
     use super::*;
 
+    fn role(link: &str, address: Option<&str>, gateway: bool) -> Role {
+        let addressing = address.map(|address| Addressing {
+            addresses: vec![address.parse().expect("an address")],
+            gateway: gateway.then_some([192, 0, 2, 1].into()),
+            ..Addressing::default()
+        });
+        Role {
+            link: link.to_owned(),
+            asks: true,
+            addressing,
+        }
+    }
+
     fn lease() -> Lease {
         Lease {
             address: "192.0.2.77/26".parse().expect("an address"),
@@ -259,15 +325,16 @@ mod tests {
         }
     }
 
-    fn ethernet(name: &str, index: u32, addresses: &[&str]) -> net::link::Link {
-        net::link::Link {
+    fn ethernet(name: &str, index: u32, addresses: &[&str]) -> link::Link {
+        link::Link {
             name: name.to_owned(),
             index,
-            kind: net::link::Kind::Ethernet,
+            kind: link::Kind::Ethernet,
             mtu: 1500,
             up: true,
             carrier: true,
             mac: None,
+            permanent: None,
             master: None,
             addresses: addresses.iter().map(|a| a.parse().expect("one")).collect(),
         }
@@ -275,74 +342,84 @@ mod tests {
 
     #[test]
     fn time_is_asked_for_once_there_is_an_address_and_first_of_whom_the_owner_named() {
-        let lease = Lease {
+        let addressing = Addressing {
             ntp: vec![[10, 0, 2, 4].into()],
-            ..lease()
+            ..Addressing::default()
         };
         let owners: SocketAddr = "192.0.2.1:1230".parse().expect("an address");
         let leased = SocketAddr::from(([10, 0, 2, 4], net::time::PORT));
         assert_eq!(time_servers(Some(owners), None), []);
-        assert_eq!(time_servers(Some(owners), Some(&lease)), [owners, leased]);
-        assert_eq!(time_servers(None, Some(&lease)), [leased]);
+        assert_eq!(
+            time_servers(Some(owners), Some(&addressing)),
+            [owners, leased]
+        );
+        assert_eq!(time_servers(None, Some(&addressing)), [leased]);
     }
 
     #[test]
-    fn guests_are_kept_from_the_neighbours_on_every_port_and_not_only_the_first() {
+    fn guests_are_kept_from_the_neighbours_on_every_link_and_not_only_the_first() {
         let observed = Observed {
             links: vec![
                 ethernet("eth0", 2, &["198.51.100.7/24"]),
-                ethernet("eth1", 3, &["203.0.113.9/25", "203.0.113.10/25"]),
+                link::Link {
+                    kind: link::Kind::Vlan { on: 2, id: 7 },
+                    ..ethernet("office", 3, &["203.0.113.9/25", "203.0.113.10/25"])
+                },
                 ethernet("eth2", 4, &[]),
             ],
             routes: Vec::new(),
         };
-        let leases = BTreeMap::from([("eth2".to_owned(), lease())]);
-        let refused = networks(&observed, &leases);
+        let refused = networks(&observed, &[role("eth2", Some("192.0.2.77/26"), false)]);
         let expected = ["198.51.100.0/24", "203.0.113.0/25", "192.0.2.64/26"];
         assert_eq!(refused, expected.map(|lan| lan.parse().expect("a prefix")));
     }
 
     #[test]
-    fn the_first_port_with_a_cable_leads_to_the_world() {
-        let port = |name: &str, index, carrier| net::link::Link {
-            carrier,
-            ..ethernet(name, index, &[])
-        };
-        let leased = |last: u8| Lease {
-            address: format!("192.0.2.{last}/24").parse().expect("an address"),
-            ..lease()
-        };
-        let leases = BTreeMap::from([
-            ("eth1".to_owned(), leased(1)),
-            ("eth2".to_owned(), leased(2)),
-        ]);
+    fn the_first_link_with_a_cable_and_a_gateway_leads_to_the_world() {
+        let roles = [
+            role("eth0", None, false),
+            role("storage", Some("198.51.100.9/24"), false),
+            role("eth1", Some("192.0.2.1/24"), true),
+            role("eth2", Some("192.0.2.2/24"), true),
+        ];
         for (first, second, expected) in [
             (true, true, "eth1"),
             (true, false, "eth1"),
             (false, true, "eth2"),
-            (false, false, "eth1"),
+            (false, false, "storage"),
         ] {
-            let ports = [("eth0", true), ("eth1", first), ("eth2", second)];
-            let ports = ports.iter().zip(2..);
+            let ports = [
+                ("eth0", true),
+                ("storage", true),
+                ("eth1", first),
+                ("eth2", second),
+            ];
+            let links = ports
+                .iter()
+                .zip(2..)
+                .map(|((name, carrier), index)| link::Link {
+                    carrier: *carrier,
+                    ..ethernet(name, index, &[])
+                });
             let observed = Observed {
-                links: ports
-                    .map(|((name, carrier), index)| port(name, index, *carrier))
-                    .collect(),
+                links: links.collect(),
                 routes: Vec::new(),
             };
-            let (found, lease) = preferred(&observed, &leases).expect("a port with a lease");
-            assert_eq!((found.name.as_str(), lease), (expected, &leases[expected]));
+            let (found, _) = preferred(&observed, &roles).expect("a link with an address");
+            assert_eq!(found, expected);
         }
-        assert!(preferred(&Observed::default(), &leases).is_none());
+        assert!(preferred(&Observed::default(), &roles[..1]).is_none());
     }
 
     #[test]
-    fn a_cable_that_comes_back_is_noticed_once_and_a_port_that_is_gone_has_no_lease() {
+    fn a_cable_that_comes_back_is_noticed_once_and_a_link_that_does_not_ask_has_no_lease() {
         let mut carrier = true;
         let seen = [true, false, false, true, true].map(|now| came_back(&mut carrier, now));
         assert_eq!(seen, [false, false, false, true, false]);
-        let mut leases = BTreeMap::from([("eth0".to_owned(), lease())]);
-        keep_present(&mut leases, &Observed::default());
-        assert!(leases.is_empty());
+        let mut leases =
+            BTreeMap::from([("eth0".to_owned(), lease()), ("eth1".to_owned(), lease())]);
+        assert!(keep_asked(&mut leases, &[role("eth1", None, false)]));
+        assert_eq!(leases.keys().collect::<Vec<_>>(), ["eth1"]);
+        assert!(!keep_asked(&mut leases, &[role("eth1", None, false)]));
     }
 }

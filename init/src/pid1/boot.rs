@@ -11,8 +11,8 @@ use sys::mount::Flags;
 use sys::watchdog::Watchdog;
 
 use super::{crash, jail};
-use crate::cmdline::{self, OnPanic};
 use crate::console::Console;
+use crate::options::{self, OnPanic};
 use crate::phase::{Outcome, Row};
 use crate::wire::RESOLV_CONF;
 
@@ -78,10 +78,10 @@ pub(super) fn show(
     );
 }
 
-fn options() -> cmdline::Options {
+fn options() -> options::Options {
     let text = std::fs::read_to_string("/proc/cmdline").unwrap_or_default();
     // Its errors are shown by the node agent.
-    cmdline::parse(&text.chars().take(cmdline::CMDLINE_MAX).collect::<String>())
+    options::parse(&text.chars().take(options::CMDLINE_MAX).collect::<String>())
 }
 
 /// The mounts of a node. What the machine or kernel may lack is tried last and may be missing.

@@ -9,6 +9,7 @@ use super::*;
 use crate::link::{Create, Desired, Handle, plan};
 use crate::namespace;
 use crate::scratch::{Scratch, on_a_runtime};
+use crate::site::Site;
 
 /// How long a lease may take here; the server answers in milliseconds, after an ARP probe of its own.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -127,17 +128,18 @@ async fn as_ethernet(handle: &mut Handle) -> crate::link::Observed {
 async fn configure_with(handle: &mut Handle, lease: Lease) {
     let leases = BTreeMap::from([("eth0".to_owned(), lease)]);
     let observed = as_ethernet(handle).await;
-    let steps = plan(&crate::link::uplinks(&observed, &leases), &observed);
+    let everywhere = Site::default();
+    let steps = everywhere.wanted(&observed, &leases).steps(&observed);
     handle.apply(&steps).await.expect("applied");
     let observed = as_ethernet(handle).await;
-    let rest = plan(&crate::link::uplinks(&observed, &leases), &observed);
+    let rest = everywhere.wanted(&observed, &leases).steps(&observed);
     assert!(rest.is_empty(), "nothing is left to do: {rest:?}");
     let link = observed.link("eth0").expect("the link");
     assert_eq!((link.mtu, link.carrier), (1400, true));
     let default = |route: &crate::link::Route| route.destination.prefix() == 0;
     assert!(observed.routes.iter().any(default));
-    let nothing = crate::link::uplinks(&observed, &BTreeMap::new());
-    let gone = plan(&nothing, &observed);
+    let nothing = everywhere.wanted(&observed, &BTreeMap::new());
+    let gone = nothing.steps(&observed);
     handle.apply(&gone).await.expect("the lease is taken away");
     let observed = as_ethernet(handle).await;
     let link = observed.link("eth0").expect("the link");

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use types::{Cidr, Mac};
 
 pub use observe::{Handle, Monitor};
-pub use plan::{Step, plan, uplinks};
+pub use plan::{Step, plan};
 
 /// Longest name of a link: IFNAMSIZ less its final NUL.
 pub const NAME_MAX: usize = 15;
@@ -44,13 +44,15 @@ pub struct Link {
     pub name: String,
     pub index: u32,
     pub mac: Option<Mac>,
+    /// The address that the port came with, where it has one: a port of a bond wears another.
+    pub permanent: Option<Mac>,
     /// Administratively up.
     pub up: bool,
     /// Up and a cable or peer is there.
     pub carrier: bool,
     pub mtu: u32,
     pub kind: Kind,
-    /// Index of the bridge that it is a port of.
+    /// Index of the bridge or bond that it is a port of.
     pub master: Option<u32>,
     pub addresses: Vec<Cidr>,
 }
@@ -63,8 +65,33 @@ pub enum Kind {
     Bridge,
     Veth,
     Tun,
+    /// `None`: of a mode that nobody here asks for.
+    Bond(Option<BondMode>),
+    Vlan {
+        /// Index of the link that it lies on.
+        on: u32,
+        id: u16,
+    },
     /// Any other virtual link.
     Other,
+}
+
+impl std::fmt::Display for BondMode {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Lacp => "802.3ad",
+            Self::ActiveBackup => "active-backup",
+        })
+    }
+}
+
+/// How the ports of a bond share its traffic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BondMode {
+    /// IEEE 802.3ad (LACP): all at once, as the switch agrees.
+    Lacp,
+    /// One, and another where its cable goes: needs nothing of the switch.
+    ActiveBackup,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -86,7 +113,7 @@ pub struct Desired {
     pub create: Option<Create>,
     pub mtu: Option<u32>,
     pub mac: Option<Mac>,
-    /// Name of the bridge that it is a port of.
+    /// Name of the bridge or bond that it is a port of.
     pub master: Option<String>,
     pub addresses: Vec<Cidr>,
     pub routes: Vec<DesiredRoute>,
@@ -117,6 +144,14 @@ pub struct DesiredRoute {
 #[derive(Debug, Clone)]
 pub enum Create {
     Bridge,
+    Bond {
+        mode: BondMode,
+    },
+    Vlan {
+        /// Name of the link that it lies on.
+        on: String,
+        id: u16,
+    },
     /// A pair of links. The other end appears as `peer` in the namespace `namespace` is open on.
     Veth {
         peer: String,

@@ -18,7 +18,7 @@ use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::proto::Connection;
 use rtnetlink::{LinkMessageBuilder, LinkUnspec, MulticastGroup};
 
-use super::{Observed, Step, message};
+use super::{Create, Observed, Step, message};
 use crate::Error;
 use crate::namespace::within;
 
@@ -101,6 +101,16 @@ impl Handle {
         Ok(())
     }
 
+    /// Does all steps in order, whatever fails; gives the first error.
+    pub async fn apply_each(&mut self, steps: &[Step]) -> Result<(), Error> {
+        let mut done = Ok(());
+        for step in steps {
+            let one = self.apply(std::slice::from_ref(step)).await;
+            done = done.and(one);
+        }
+        done
+    }
+
     /// All objects of one kind. Not with the library's own request: that does not tell when a list
     /// changed while it was read.
     async fn list<T>(
@@ -177,7 +187,11 @@ async fn perform(requests: rtnetlink::Handle, step: &Step) -> Result<(), rtnetli
     let named = LinkUnspec::new_with_name;
     match step {
         Step::Create { link, create } => {
-            let link = message::new_link(link, create);
+            let on = match create {
+                Create::Vlan { on, .. } => index(&requests, on).await?,
+                Create::Bridge | Create::Bond { .. } | Create::Veth { .. } => 0,
+            };
+            let link = message::new_link(link, create, on);
             links.add(link).execute().await
         }
         Step::Delete { link } => {
@@ -185,12 +199,14 @@ async fn perform(requests: rtnetlink::Handle, step: &Step) -> Result<(), rtnetli
             links.del(link).execute().await
         }
         Step::Up { link } => change(named(link).up()).await,
+        Step::Down { link } => change(named(link).down()).await,
         Step::SetMtu { link, mtu } => change(named(link).mtu(*mtu)).await,
         Step::SetMac { link, mac } => change(named(link).address(mac.0.to_vec())).await,
         Step::SetMaster { link, master } => {
             let master = index(&requests, master).await?;
             change(named(link).controller(master)).await
         }
+        Step::Release { link } => change(named(link).nocontroller()).await,
         Step::AddAddress { link, address } => {
             let link = index(&requests, link).await?;
             let add = addresses.add(link, address.address.into(), address.prefix());
@@ -226,9 +242,11 @@ fn excuse(step: &Step, done: io::Result<()>) -> io::Result<()> {
         Step::DeleteRoute { .. } => Some(Errno::ESRCH),
         Step::Create { .. }
         | Step::Up { .. }
+        | Step::Down { .. }
         | Step::SetMtu { .. }
         | Step::SetMac { .. }
         | Step::SetMaster { .. }
+        | Step::Release { .. }
         | Step::AddAddress { .. }
         | Step::AddRoute { .. } => None,
     };

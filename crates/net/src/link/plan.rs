@@ -2,14 +2,12 @@
 //!
 //! Owns: the difference. Refuses: doing it.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::net::Ipv4Addr;
 
 use types::{Cidr, Mac};
 
 use super::{Create, Desired, DesiredRoute, Link, Observed, Route};
-use crate::dhcp::Lease;
 
 /// One change. Links are named, not numbered: an earlier step may make them.
 #[derive(Debug, Clone)]
@@ -17,9 +15,11 @@ pub enum Step {
     Create { link: String, create: Create },
     Delete { link: String },
     Up { link: String },
+    Down { link: String },
     SetMtu { link: String, mtu: u32 },
     SetMac { link: String, mac: Mac },
     SetMaster { link: String, master: String },
+    Release { link: String },
     AddAddress { link: String, address: Cidr },
     DeleteAddress { link: String, address: Cidr },
     AddRoute { link: String, route: DesiredRoute },
@@ -41,11 +41,21 @@ impl fmt::Display for Step {
             } => {
                 write!(f, "create veth pair {link} and {peer}")
             }
+            Self::Create {
+                link,
+                create: Create::Bond { mode },
+            } => write!(f, "create bond {link} ({mode})"),
+            Self::Create {
+                link,
+                create: Create::Vlan { on, id },
+            } => write!(f, "create VLAN {id} on {on} as {link}"),
             Self::Delete { link } => write!(f, "delete link {link}"),
             Self::Up { link } => write!(f, "set link {link} up"),
+            Self::Down { link } => write!(f, "set link {link} down"),
             Self::SetMtu { link, mtu } => write!(f, "set MTU {mtu} on link {link}"),
             Self::SetMac { link, mac } => write!(f, "set MAC {mac} on link {link}"),
             Self::SetMaster { link, master } => write!(f, "make link {link} a port of {master}"),
+            Self::Release { link } => write!(f, "take link {link} out of its bridge or bond"),
             Self::AddAddress { link, address } => write!(f, "add address {address} to link {link}"),
             Self::DeleteAddress { link, address } => {
                 write!(f, "delete address {address} from link {link}")
@@ -73,15 +83,19 @@ impl fmt::Display for Step {
 /// The steps from `observed` to `desired`; none where they agree. Links that are not described stay.
 pub fn plan(desired: &[Desired], observed: &Observed) -> Vec<Step> {
     let mut steps = Vec::new();
+    let bonds = desired
+        .iter()
+        .filter(|want| matches!(want.create, Some(Create::Bond { .. })));
+    let bonds: Vec<&str> = bonds.map(|bond| bond.name.as_str()).collect();
     for want in desired {
         match (observed.link(&want.name), &want.create) {
-            (Some(link), _) => change(want, link, observed, &mut steps),
+            (Some(link), _) => change(want, link, (observed, &bonds), &mut steps),
             (None, Some(create)) => {
                 steps.push(Step::Create {
                     link: want.name.clone(),
                     create: create.clone(),
                 });
-                change(want, &nothing(), observed, &mut steps);
+                change(want, &nothing(), (observed, &bonds), &mut steps);
             }
             (None, None) => {}
         }
@@ -95,6 +109,7 @@ fn nothing() -> Link {
         name: String::new(),
         index: 0,
         mac: None,
+        permanent: None,
         up: false,
         carrier: false,
         mtu: 0,
@@ -104,26 +119,26 @@ fn nothing() -> Link {
     }
 }
 
-fn change(want: &Desired, have: &Link, observed: &Observed, steps: &mut Vec<Step>) {
+fn change(
+    want: &Desired,
+    have: &Link,
+    (observed, bonds): (&Observed, &[&str]),
+    steps: &mut Vec<Step>,
+) {
     let link = || want.name.clone();
     if let Some(mac) = want.mac.filter(|mac| have.mac != Some(*mac)) {
         steps.push(Step::SetMac { link: link(), mac });
     }
-    if let Some(master) = &want.master {
-        let now = have
-            .master
-            .and_then(|at| observed.links.iter().find(|l| l.index == at));
-        if now.is_none_or(|now| now.name != *master) {
-            steps.push(Step::SetMaster {
-                link: link(),
-                master: master.clone(),
-            });
-        }
-    }
-    if let Some(mtu) = want.mtu.filter(|mtu| have.mtu != *mtu) {
+    let join = join(want, have, observed, bonds);
+    // The kernel takes no port into a bond that is up, and leaves none up that it lets go.
+    let released = matches!(join.last(), Some(Step::Release { .. }));
+    let up = have.up && !released && join.is_empty();
+    steps.extend(join);
+    // A bond gives back the MTU that the port once came with.
+    if let Some(mtu) = want.mtu.filter(|mtu| released || have.mtu != *mtu) {
         steps.push(Step::SetMtu { link: link(), mtu });
     }
-    if !have.up {
+    if !up {
         steps.push(Step::Up { link: link() });
     }
     let stale: Vec<Cidr> = have
@@ -157,7 +172,7 @@ fn change(want: &Desired, have: &Link, observed: &Observed, steps: &mut Vec<Step
     }
     for route in &want.routes {
         // Routes may go with an address, and do when a link comes up.
-        let shaken = !stale.is_empty() || !have.up;
+        let shaken = !stale.is_empty() || !up;
         if shaken || !present.iter().any(|have| same(route, have)) {
             steps.push(Step::AddRoute {
                 link: link(),
@@ -165,6 +180,28 @@ fn change(want: &Desired, have: &Link, observed: &Observed, steps: &mut Vec<Step
             });
         }
     }
+}
+
+/// Steps that make a link a port of what it should be one of, and of nothing else.
+fn join(want: &Desired, have: &Link, observed: &Observed, bonds: &[&str]) -> Vec<Step> {
+    let link = || want.name.clone();
+    let now = have
+        .master
+        .map(|at| observed.links.iter().find(|l| l.index == at));
+    let Some(master) = &want.master else {
+        let release = now.map(|_| Step::Release { link: link() });
+        return release.into_iter().collect();
+    };
+    if now.flatten().is_some_and(|now| now.name == *master) {
+        return Vec::new();
+    }
+    let down = have.up && bonds.contains(&master.as_str());
+    let down = down.then(|| Step::Down { link: link() });
+    let join = Step::SetMaster {
+        link: link(),
+        master: master.clone(),
+    };
+    down.into_iter().chain([join]).collect()
 }
 
 fn same(wanted: &DesiredRoute, have: &Route) -> bool {
@@ -175,145 +212,4 @@ fn same(wanted: &DesiredRoute, have: &Route) -> bool {
     } = *wanted;
     (destination.network(), gateway, metric)
         == (have.destination.network(), have.gateway, have.metric)
-}
-
-/// Metric of the first port's default route; later ports count up from here.
-const METRIC: u32 = 100;
-
-/// The node's own links: loopback and all Ethernet ports up, and on each port what its lease says. The
-/// first port with a gateway, in the kernel's order, is preferred.
-pub fn uplinks(observed: &Observed, leases: &BTreeMap<String, Lease>) -> Vec<Desired> {
-    let loopback = Desired {
-        addresses: vec![Cidr::new(Ipv4Addr::LOCALHOST, 8).expect("8 is a prefix length")],
-        ..Desired::up("lo")
-    };
-    let ports = observed.ethernet().zip(METRIC..).map(|(link, metric)| {
-        let port = Desired::up(&link.name);
-        let Some(lease) = leases.get(&link.name) else {
-            return port;
-        };
-        let everywhere = Cidr::new(Ipv4Addr::UNSPECIFIED, 0).expect("0 is a prefix length");
-        let route = |gateway| DesiredRoute {
-            destination: everywhere,
-            gateway: Some(gateway),
-            metric,
-        };
-        Desired {
-            mtu: lease.mtu.map(u32::from),
-            addresses: vec![lease.address],
-            routes: lease.gateway.map(route).into_iter().collect(),
-            ..port
-        }
-    });
-    std::iter::once(loopback).chain(ports).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::Kind;
-    use super::*;
-
-    fn port(name: &str, index: u32) -> Link {
-        Link {
-            name: name.to_owned(),
-            index,
-            kind: Kind::Ethernet,
-            mtu: 1500,
-            ..nothing()
-        }
-    }
-
-    fn cidr(text: &str) -> Cidr {
-        text.parse().expect("a prefix")
-    }
-
-    fn lease(address: &str, gateway: [u8; 4]) -> Lease {
-        Lease {
-            address: cidr(address),
-            gateway: Some(gateway.into()),
-            dns: Vec::new(),
-            ntp: Vec::new(),
-            mtu: Some(1400),
-            expires: None,
-        }
-    }
-
-    fn words(steps: &[Step]) -> Vec<String> {
-        steps.iter().map(ToString::to_string).collect()
-    }
-
-    #[test]
-    fn a_lease_becomes_address_mtu_and_default_route() {
-        let observed = Observed {
-            links: vec![port("eth0", 2)],
-            routes: Vec::new(),
-        };
-        let leases = BTreeMap::from([("eth0".to_owned(), lease("10.0.2.15/24", [10, 0, 2, 2]))]);
-        let steps = plan(&uplinks(&observed, &leases), &observed);
-        let expected = [
-            "set MTU 1400 on link eth0",
-            "set link eth0 up",
-            "add address 10.0.2.15/24 to link eth0",
-            "add route to 0.0.0.0/0 via 10.0.2.2 on link eth0",
-        ];
-        assert_eq!(words(&steps), expected);
-    }
-
-    #[test]
-    fn what_is_as_it_should_be_needs_no_step() {
-        let mut eth0 = port("eth0", 2);
-        (eth0.up, eth0.mtu, eth0.addresses) = (true, 1400, vec![cidr("10.0.2.15/24")]);
-        let default = Route {
-            destination: cidr("0.0.0.0/0"),
-            gateway: Some([10, 0, 2, 2].into()),
-            link: 2,
-            metric: METRIC,
-            kernel: false,
-        };
-        let own = Route {
-            destination: cidr("10.0.2.0/24"),
-            gateway: None,
-            kernel: true,
-            ..default
-        };
-        let mut observed = Observed {
-            links: vec![eth0],
-            routes: vec![default, own],
-        };
-        let leases = BTreeMap::from([("eth0".to_owned(), lease("10.0.2.15/24", [10, 0, 2, 2]))]);
-        assert_eq!(
-            words(&plan(&uplinks(&observed, &leases), &observed)),
-            [""; 0]
-        );
-        observed.links[0].addresses.push(cidr("10.0.2.16/24"));
-        let steps = plan(&uplinks(&observed, &leases), &observed);
-        assert_eq!(
-            steps.len(),
-            3,
-            "address deleted, neighbour and route set again: {steps:?}"
-        );
-    }
-
-    #[test]
-    fn a_lost_lease_takes_address_and_route_away() {
-        let mut eth0 = port("eth0", 2);
-        (eth0.up, eth0.addresses) = (true, vec![cidr("10.0.2.15/24")]);
-        let default = Route {
-            destination: cidr("0.0.0.0/0"),
-            gateway: Some([10, 0, 2, 2].into()),
-            link: 2,
-            metric: METRIC,
-            kernel: false,
-        };
-        let observed = Observed {
-            links: vec![eth0],
-            routes: vec![default],
-        };
-        let steps = plan(&uplinks(&observed, &BTreeMap::new()), &observed);
-        let expected = [
-            "delete route to 0.0.0.0/0 via 10.0.2.2",
-            "delete address 10.0.2.15/24 from link eth0",
-        ];
-        assert_eq!(words(&steps), expected);
-    }
 }

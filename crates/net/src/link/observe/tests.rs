@@ -164,6 +164,8 @@ fn listed_links(name: &str) -> Vec<Link> {
             ),
             _ => None,
         },
+        // Links that are made came with no address.
+        permanent: None,
         up: flag(link, "UP"),
         carrier: flag(link, "LOWER_UP"),
         mtu: number(&link["mtu"]),

@@ -1,9 +1,11 @@
-//! The options on the kernel command line.
+//! The node's options: what a machine is told before anybody can speak to it.
 //!
-//! Owns: their names, values and errors. Refuses: other people's options, which it skips.
+//! Owns: their names, values and errors, the same wherever they are written down. Refuses: reading them from there, and
+//! other people's options, which it skips.
 
 use std::net::{IpAddr, SocketAddr};
 
+use net::site::{Draft, Site};
 use storage::mirrors::Layout;
 use types::PublicKey;
 use vault::sealed::{Recipient, SealError};
@@ -53,24 +55,73 @@ pub(crate) struct Options {
     pub(crate) recovery: RecoveryKey,
     /// How blank disks become pools.
     pub(crate) disks: Layout,
+    /// The node's own network.
+    pub(crate) site: Site,
     /// Options of ours that could not be read: shown, never guessed.
     pub(crate) errors: Vec<String>,
 }
 
-/// Reads `sifr.owner=`, `sifr.ntp=`, `sifr.panic=`, `sifr.encrypt=`, `sifr.recovery=` and `sifr.disks=`; an unknown `sifr.` option is an error.
+/// Where options are written down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// [`FILE`], from a part of the initramfs that was appended to it.
+    File,
+    /// OEM strings of the machine's SMBIOS tables.
+    Smbios,
+    CommandLine,
+}
+
+/// Lines of options; what follows a `#` is not read.
+pub(crate) const FILE: &str = "/etc/sifr/options";
+
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::File => FILE,
+            Self::Smbios => "SMBIOS string",
+            Self::CommandLine => "kernel option",
+        })
+    }
+}
+
+/// Reads the kernel command line alone.
 pub(crate) fn parse(cmdline: &str) -> Options {
+    read(&[(Place::CommandLine, cmdline)])
+}
+
+/// Reads all places in their order: what a later one says of an option counts. An unknown `sifr.` option is an error.
+pub(crate) fn read(places: &[(Place, &str)]) -> Options {
     let mut options = Options::default();
-    for word in cmdline.split_ascii_whitespace() {
-        let Some(option) = word.strip_prefix("sifr.") else {
-            continue;
-        };
-        let (name, value) = option.split_once('=').unwrap_or((option, ""));
-        if let Err(error) = set(&mut options, name, value) {
-            options
-                .errors
-                .push(format!("kernel option {word}: {error}"));
+    let mut site = Draft::default();
+    for (place, text) in places {
+        let lines = text.lines().map(|line| match place {
+            Place::File => line.split('#').next().unwrap_or_default(),
+            Place::Smbios | Place::CommandLine => line,
+        });
+        for word in lines.flat_map(str::split_ascii_whitespace) {
+            let Some(option) = word.strip_prefix("sifr.") else {
+                if *place == Place::File {
+                    let error = "options begin with sifr.";
+                    options.errors.push(format!("{place} {word}: {error}"));
+                }
+                continue;
+            };
+            let (name, value) = option.split_once('=').unwrap_or((option, ""));
+            let set = match (name, name.strip_prefix("net."), place) {
+                (_, Some(link), _) => site.set_link(link, value),
+                ("dns", _, _) => site.set_dns(value),
+                ("panic", _, Place::File | Place::Smbios) => {
+                    Err("it is read from the kernel command line only".to_owned())
+                }
+                _ => set(&mut options, name, value),
+            };
+            if let Err(error) = set {
+                options.errors.push(format!("{place} {word}: {error}"));
+            }
         }
     }
+    let (site, errors) = site.site();
+    (options.site, options.errors) = (site, [options.errors, errors].concat());
     options
 }
 
@@ -118,7 +169,7 @@ fn set(options: &mut Options, name: &str, value: &str) -> Result<(), String> {
         }
         _ => {
             return Err(
-                "there is no such option: sifr.owner, sifr.ntp, sifr.panic, sifr.encrypt, sifr.recovery and sifr.disks exist"
+                "there is no such option: sifr.owner, sifr.net, sifr.dns, sifr.ntp, sifr.panic, sifr.encrypt, sifr.recovery and sifr.disks exist"
                     .to_owned(),
             );
         }
@@ -155,6 +206,7 @@ mod tests {
                 encrypt: Encrypt::Required,
                 recovery: RecoveryKey::Of(recovery),
                 disks: Layout::Mirror,
+                site: Site::default(),
                 errors: Vec::new()
             }
         );
@@ -169,5 +221,46 @@ mod tests {
         let unclear = (Encrypt::Unclear, RecoveryKey::Unclear);
         assert_eq!((options.encrypt, options.recovery), unclear);
         assert!(options.errors[1].contains("sifr.colour=red: there is no such option"));
+    }
+
+    #[test]
+    fn the_network_is_read_from_all_places_and_the_command_line_counts_last() {
+        let file =
+            "# rack 7\nsifr.net.eth0.address=192.0.2.7/24 # static\nsifr.net.eth0.mtu=9000\n";
+        let smbios = "sifr.net.eth0.gateway=192.0.2.1";
+        let places = [
+            (Place::File, file),
+            (Place::Smbios, smbios),
+            (Place::CommandLine, "quiet sifr.net.eth0.mtu=1400"),
+        ];
+        let options = read(&places);
+        assert_eq!(options.errors, [""; 0]);
+        let links = options.site.links.expect("a link");
+        assert_eq!((links.len(), links[0].mtu), (1, Some(1400)));
+        assert_eq!(links[0].addresses, ["192.0.2.7/24".parse().expect("one")]);
+        assert_eq!(links[0].gateway, Some([192, 0, 2, 1].into()));
+    }
+
+    #[test]
+    fn an_error_names_the_place_that_it_stands_in() {
+        let places = [
+            (Place::File, "net.eth0.dhcp=on\nsifr.panic=halt"),
+            (Place::Smbios, "sifr.net.eth0.adress=192.0.2.7/24"),
+            (
+                Place::CommandLine,
+                "sifr.net.eth1.gateway=192.0.2.1 sifr.net.eth1.dhcp=off",
+            ),
+        ];
+        let expected = [
+            "/etc/sifr/options net.eth0.dhcp=on: options begin with sifr.",
+            "/etc/sifr/options sifr.panic=halt: it is read from the kernel command line only",
+            "SMBIOS string sifr.net.eth0.adress=192.0.2.7/24: there is no such key",
+            "sifr.net.eth1: the gateway 192.0.2.1 cannot be used without an address",
+        ];
+        let errors = read(&places).errors;
+        assert_eq!(errors.len(), expected.len(), "{errors:?}");
+        for (error, begin) in errors.iter().zip(expected) {
+            assert!(error.starts_with(begin), "{error}");
+        }
     }
 }

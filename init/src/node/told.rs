@@ -1,0 +1,66 @@
+//! What the machine was told before it booted, from wherever that is written.
+//!
+//! Owns: reading the three places. Refuses: what it means ([`crate::options`]).
+
+use std::fs::File;
+use std::io::{ErrorKind, Read};
+
+use super::smbios;
+use crate::options::{self, CMDLINE_MAX, FILE, Options, Place};
+
+/// Longest file of options: hundreds of lines.
+const FILE_MAX: u64 = 64 << 10;
+
+/// All options. What a place holds that cannot be read is among the errors.
+pub(crate) fn options() -> Options {
+    let mut errors = Vec::new();
+    let mut text = |path: &str, max: u64| {
+        let bytes = read(path, max).unwrap_or_else(|error| {
+            errors.push(format!("cannot read {path}: {error}"));
+            Vec::new()
+        });
+        String::from_utf8_lossy(&bytes).into_owned()
+    };
+    let file = text(FILE, FILE_MAX);
+    let command_line = text("/proc/cmdline", CMDLINE_MAX as u64);
+    let table = read(smbios::TABLE, smbios::TABLE_MAX).unwrap_or_default();
+    let strings = smbios::oem_strings(&table).join("\n");
+    let mut options = options::read(&[
+        (Place::File, &file),
+        (Place::Smbios, &strings),
+        (Place::CommandLine, &command_line),
+    ]);
+    options.errors.extend(errors);
+    options
+}
+
+/// Nothing where there is no such file.
+fn read(path: &str, max: u64) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    match File::open(path) {
+        Ok(file) => file.take(max + 1).read_to_end(&mut bytes)?,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(bytes),
+        Err(error) => return Err(error),
+    };
+    if bytes.len() as u64 > max {
+        return Err(std::io::Error::other(format!(
+            "it is longer than {max} bytes"
+        )));
+    }
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_is_absent_says_nothing_and_one_that_is_too_long_is_an_error() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("options").display().to_string();
+        assert_eq!(read(&path, 4).expect("absent"), b"");
+        std::fs::write(&path, "four").expect("written");
+        assert_eq!(read(&path, 4).expect("short enough"), b"four");
+        assert!(read(&path, 3).is_err());
+    }
+}

@@ -1,0 +1,124 @@
+//! Networks of sites: without DHCP, with two cables as one, and on a VLAN.
+//!
+//! Owns: that a node is reached as its options say, wherever they are written. Refuses: tenants' networks.
+#![cfg(test)]
+
+mod tests {
+    use image::qemu::{Card, Link, Machine, Net};
+    use qemu_tests::trunk::Trunk;
+    use qemu_tests::{Lab, PATIENCE, Setup};
+    use serde_json::Value;
+
+    fn links(lab: &Lab) -> Vec<Value> {
+        let answer = lab.sifr(&["--output", "json", "node", "info"]);
+        let text = answer
+            .expect("sifr runs")
+            .must()
+            .expect("it answers")
+            .stdout;
+        let info: Value = serde_json::from_str(&text).expect("JSON");
+        info["links"].as_array().expect("links").clone()
+    }
+
+    fn address(lab: &Lab, link: &str) -> Value {
+        let links = links(lab);
+        let link = links.iter().find(|l| l["name"] == link);
+        link.unwrap_or_else(|| panic!("no such link: {links:?}"))["address"].clone()
+    }
+
+    fn told(arguments: &str) -> Setup {
+        Setup {
+            disk: false,
+            arguments: arguments.to_owned(),
+            ..Setup::default()
+        }
+    }
+
+    /// The network's first lease, and where its ports lead, is this address: the node has it by its options alone, as
+    /// only they say that it lies in half of a /24.
+    fn lease(machine: &mut Machine, first: [u8; 4]) {
+        for net in &mut machine.nets {
+            if let Link::User { leased, .. } = &mut net.link {
+                *leased = Some(first.into());
+            }
+        }
+    }
+
+    #[test]
+    fn a_node_without_dhcp_has_the_address_that_is_written_down() {
+        let setup = told(
+            "sifr.net.eth0.address=10.0.2.77/25 sifr.net.eth0.gateway=10.0.2.2 sifr.dns=10.0.2.3",
+        );
+        let lab = Lab::with(&setup, |machine| {
+            lease(machine, [10, 0, 2, 77]);
+            Ok(())
+        });
+        let lab = lab.expect("a node");
+        assert_eq!(address(&lab, "eth0"), "10.0.2.77/25");
+        assert_eq!(links(&lab)[0]["gateway"], "10.0.2.2");
+    }
+
+    #[test]
+    fn what_is_wrong_with_the_options_stands_on_the_console() {
+        let setup = told("sifr.net.eth7.dhcp=on sifr.net.eth0.adress=10.0.2.77/25");
+        let mut lab = Lab::unpowered(&setup).expect("a machine");
+        lab.switch_on().expect("QEMU");
+        let shown = |line: &str| lab.node().wait_for_line(line, PATIENCE).expect("shown");
+        shown("sifr.net.eth0.adress=10.0.2.77/25: there is no such key");
+        shown("the machine has no port eth7; it has eth0 (52:54:");
+    }
+
+    /// Both cables lead to one switch. The ports are named by their own addresses, one of them.
+    #[test]
+    fn two_ports_are_one_link_of_which_either_cable_may_be_pulled() {
+        let setup = told(
+            "sifr.net.lan.bond=active-backup sifr.net.lan.ports=eth0,02:00:00:00:00:02 sifr.net.lan.dhcp=on",
+        );
+        let lab = Lab::with(&setup, |machine| {
+            machine.nets.push(Net {
+                card: Card::Virtio,
+                mac: Some("02:00:00:00:00:02".parse()?),
+                link: Link::Beside { card: 0 },
+            });
+            Ok(())
+        });
+        let lab = lab.expect("a node");
+        assert_eq!(address(&lab, "lan"), "10.0.2.15/24");
+        for (pulled, kept) in [(0, 1), (1, 0)] {
+            lab.node().set_link(kept, true).expect("plugged in");
+            lab.node().set_link(pulled, false).expect("pulled");
+            assert_eq!(address(&lab, "eth0"), Value::Null);
+            assert_eq!(address(&lab, "lan"), "10.0.2.15/24");
+        }
+    }
+
+    /// The VLAN is named in a file behind the initramfs, its address in the firmware's tables.
+    #[test]
+    fn a_node_is_reached_on_a_vlan_as_a_file_and_the_firmware_say() {
+        let trunk = Trunk::lay(7).expect("two sockets");
+        let setup = Setup {
+            told: "# rack 7\nsifr.net.office.vlan=7\nsifr.net.office.on=eth0 # the only one\n"
+                .to_owned(),
+            ..told("")
+        };
+        let lab = Lab::with(&setup, |machine| {
+            let address = "sifr.net.office.address=10.0.2.77/25";
+            machine.oem_strings = vec![
+                address.to_owned(),
+                "sifr.net.office.gateway=10.0.2.2".to_owned(),
+            ];
+            if let Link::User { forwards, .. } = machine.nets[0].link.clone() {
+                machine.nets[0].link = Link::Trunk {
+                    near: trunk.near,
+                    far: trunk.far,
+                    forwards,
+                    leased: Some([10, 0, 2, 77].into()),
+                };
+            }
+            Ok(())
+        });
+        let lab = lab.expect("a node");
+        assert_eq!(address(&lab, "office"), "10.0.2.77/25");
+        assert_eq!(address(&lab, "eth0"), Value::Null);
+    }
+}
