@@ -21,6 +21,14 @@ mod tests {
         echo $1 $((r+w)) $up; }; look before; for i in 1 2 3 4 5 6 7 8 9 10; do for j in 1 2 3 4 5 6 7 8 9 10; do \
         echo $i$j >>/data/all; sync; done; done; look after; sleep 100000";
 
+    /// As the volume says it: `1Mi`.
+    const BYTES: u64 = 1 << 20;
+    /// Writes for ever, and says after each MiB how many bytes its volume's disk has moved, by its own clock, and how many one
+    /// operation moves at most.
+    const STREAM: &str = "mount -t sysfs s /sys 2>/dev/null; read m < /sys/block/vdc/queue/max_sectors_kb; \
+        while dd if=/dev/zero of=/data/all bs=1M count=1 conv=fsync 2>/dev/null; do \
+        read x x r x x x w x < /sys/block/vdc/stat; read up x < /proc/uptime; echo moved $(((r+w)*512)) $up $((m*1024)); done";
+
     struct Stage {
         lab: Lab,
         flist: PathBuf,
@@ -79,6 +87,7 @@ mod tests {
     fn limits_readers_room_and_a_killed_agent() {
         let stage = Stage::new();
         a_limit_holds_as_the_guest_counts_it(&stage);
+        a_bandwidth_holds_and_who_writes_for_ever_starves_nobody(&stage);
         several_read_what_one_has_written(&stage);
         what_a_program_deletes_comes_back_to_the_pool(&stage);
         an_agent_that_is_killed_in_a_change_finishes_it(&stage);
@@ -116,6 +125,50 @@ mod tests {
             .expect("sifr runs")
             .must()
             .expect("gone");
+    }
+
+    /// One has a limit of bytes, one has none, and neither ends; a third does its work beside them, and comes to its end.
+    fn a_bandwidth_holds_and_who_writes_for_ever_starves_nobody(stage: &Stage) {
+        let volume = |limits: &str| format!("  data: {{volume: {{size: 64Mi{limits}}}}}\n");
+        let narrow = volume(", limits: {bytes_per_second: 1Mi}");
+        stage.deploy(
+            "narrow",
+            &(narrow + &stage.machine("main", "data:/data", STREAM)),
+        );
+        stage.deploy(
+            "hog",
+            &(volume("") + &stage.machine("main", "data:/data", STREAM)),
+        );
+        let log = stage.lab.follow("narrow").expect("it is followed");
+        let first = log.line().expect("it writes");
+        stage.says("hog", "moved");
+        stage.deploy(
+            "beside",
+            &(volume("") + &stage.machine("main", "data:/data", WORK)),
+        );
+        stage.says("beside", "after");
+        let mut all = vec![first];
+        // Three bursts' worth, however much of it has come by now.
+        while all.len() < 4 {
+            all.push(log.line().expect("it goes on"));
+        }
+        all.extend(log.so_far());
+        let words = |line: &str| -> Vec<f64> {
+            let words = line.split_whitespace().skip(1);
+            words.map(|word| word.parse().expect("a number")).collect()
+        };
+        let (from, to) = (words(&all[0]), words(&all[all.len() - 1]));
+        let (bytes, seconds) = (to[0] - from[0], to[1] - from[1]);
+        let most = f64::from(u32::try_from(BYTES).expect("small")) * (seconds + 1.0) + to[2];
+        assert!(bytes >= 3e6, "{bytes}: nothing was limited");
+        assert!(bytes <= most, "{bytes} bytes in {seconds} s");
+        println!("{bytes} bytes in {seconds} s, {most} at most");
+        for name in ["narrow", "hog", "beside"] {
+            let deleted = stage.lab.sifr(&["delete", name, "--with-volumes"]);
+            deleted.expect("sifr runs").must().expect("deleted");
+            let gone = stage.lab.wait(name, "deleted").expect("sifr runs");
+            gone.must().expect("gone");
+        }
     }
 
     fn several_read_what_one_has_written(stage: &Stage) {
