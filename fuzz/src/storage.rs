@@ -1,19 +1,22 @@
 //! Disks that somebody plugs in.
 //!
-//! Owns: that nothing is called blank that is not, and that a pool's mark is the owner's or refused.
+//! Owns: that nothing is called blank that is not, that a pool's mark is the owner's or refused, and that no disk is called ill
+//! without a reason.
 
 use std::fs;
 use std::os::unix::fs::FileExt;
 
 use ::storage::mirror::{Half, Part, judge};
 use ::storage::probe::{Content, Stage, owner_mark, probe};
+use ::storage::smart::{Said, ata, judge as verdict, nvme, scsi};
 use ::types::PublicKey;
+use ::types::health::{Source, Verdict};
 
 use crate::Target;
 use crate::choices::{Choices, Made};
 use crate::files::{directory, file};
 
-pub(crate) const TARGETS: [Target; 3] = [
+pub(crate) const TARGETS: [Target; 4] = [
     Target {
         name: "storage-marker",
         bytes_max: 512,
@@ -42,6 +45,12 @@ pub(crate) const TARGETS: [Target; 3] = [
                 .map(|half| half.encode()[..512].to_vec())
                 .collect()
         },
+    },
+    Target {
+        name: "storage-smart",
+        bytes_max: 4096,
+        run: health,
+        seeds: ill,
     },
 ];
 
@@ -148,4 +157,76 @@ fn disks() -> Vec<Vec<u8>> {
         .long(b"\xfc\x4e\x2b\xa9")
         .0;
     vec![made.0, early.0, xfs, raid]
+}
+
+/// A piece, with zeros to the length of a block.
+fn block(piece: &[u8]) -> ata::Block {
+    let mut block = [0; ata::BLOCK];
+    let length = piece.len().min(block.len());
+    block[..length].copy_from_slice(&piece[..length]);
+    block
+}
+
+/// What a disk answers to who asks for its health, in one of three languages.
+fn health(input: &[u8]) {
+    let mut choices = Choices(input);
+    let (source, said) = match choices.u8() % 3 {
+        0 => (Source::Nvme, nvme::parse(&block(choices.rest()))),
+        1 => {
+            let identify = block(choices.long());
+            let (offer, _) = (ata::offer(&identify), ata::has_flash(&identify));
+            assert!(offer == ata::Offer::None || identify[164] & 1 != 0);
+            let mut whole = || ata::summed(block(choices.long()));
+            let (values, thresholds, flash) = (whole(), whole(), whole());
+            let answers = ata::Answers {
+                values: Some(values),
+                thresholds: Some(thresholds),
+                flash: Some(flash),
+                status: Some(choices.rest().to_vec()),
+            };
+            (Source::Ata, ata::parse(&answers))
+        }
+        _ => {
+            let mut said = Said::default();
+            for number in scsi::listed(choices.long()) {
+                scsi::read(number, choices.long(), &mut said);
+            }
+            (Source::Scsi, said)
+        }
+    };
+    let judged = said.judged;
+    let health = verdict(source, said);
+    match health.verdict {
+        Verdict::Passed => assert!(judged),
+        Verdict::NotOffered => assert!(!judged),
+        Verdict::Worn | Verdict::Failing => assert!(!health.reasons.is_empty()),
+        Verdict::Silent | Verdict::Unknown => panic!("it has answered: {health:?}"),
+    }
+    assert!(health.reasons.iter().all(|why| why.len() < 200));
+    let json = serde_json::to_vec(&health).expect("JSON");
+    let read: ::types::health::Health = serde_json::from_slice(&json).expect("its own JSON");
+    assert_eq!(read, health);
+}
+
+fn ill() -> Vec<Vec<u8>> {
+    let mut nvme = [0; nvme::PAGE_BYTES];
+    (nvme[0], nvme[1], nvme[2], nvme[3], nvme[4]) = (2, 0x37, 1, 100, 10);
+    let page = |number: u8, parameter: &[u8]| {
+        let length = u8::try_from(parameter.len() + 4).expect("short");
+        let size = length - 4;
+        [&[number, 0, 0, length, 0, 0, 3, size][..], parameter].concat()
+    };
+    let sata = Made::default()
+        .u8(1)
+        .long(&[])
+        .long(&[0, 0, 5, 3, 0, 9, 9, 20, 0, 0, 0, 0])
+        .long(&[0, 0, 5, 10])
+        .long(&[0, 0, 7, 0, 0, 0, 0, 0, 101, 0, 0, 0, 0, 0, 0, 0xc0])
+        .raw(&[0x70, 0, 1, 0, 0, 0, 0, 10, 0, 0, 0xf4, 0x2c, 0, 0x1d]);
+    let sas = Made::default()
+        .u8(2)
+        .long(&[0, 0, 0, 2, 0x2f, 0x0d])
+        .long(&page(0x2f, &[0x5d, 0x10, 40]))
+        .long(&page(0x0d, &[0, 41]));
+    vec![Made::default().u8(0).raw(&nvme).0, sata.0, sas.0]
 }

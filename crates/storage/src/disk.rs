@@ -193,7 +193,7 @@ fn class(name: &str, rotational: Option<u64>) -> DiskClass {
 
 /// `/sys/block/<name>` is a link to the device, along its way through the buses: `usb1`; `rport-0:0-1` of
 /// Fibre Channel; `session1` of iSCSI.
-fn passes(at: &Path, stations: &[&str]) -> bool {
+pub(crate) fn passes(at: &Path, stations: &[&str]) -> bool {
     let way = fs::read_link(at).unwrap_or_default();
     way.components().any(|part| {
         let part = part.as_os_str().to_string_lossy();

@@ -22,5 +22,6 @@ pub mod pools;
 pub mod probe;
 pub mod recognise;
 pub mod roster;
+pub mod smart;
 mod table;
 pub mod volume;

@@ -10,6 +10,7 @@ pub mod cpio;
 pub mod deployment;
 pub mod flist;
 pub mod guest;
+pub mod health;
 pub mod id;
 pub mod limits;
 pub mod metrics;
