@@ -390,7 +390,7 @@ impl Disk {
             "-drive",
             format!("if=none,id=disk{index},format=raw,discard=unmap,file={file}"),
         );
-        let common = format!("drive=disk{index},serial={serial}");
+        let common = format!("id=unit{index},drive=disk{index},serial={serial}");
         match bus {
             Bus::Virtio => line.pair("-device", format!("virtio-blk-pci,{common}")),
             Bus::Virtio4Kn => {
@@ -558,10 +558,10 @@ mod tests {
         let port = machine.forward(7443).expect("a user-mode card");
         let line = text(&machine, Accelerator::Tcg);
         for part in [
-            "-device virtio-blk-pci,drive=disk0,serial=S1",
-            "-device nvme,drive=disk1,serial=S1",
-            "-device ide-hd,bus=ide.2,drive=disk2,serial=S1",
-            "-device usb-storage,bus=usb3.0,removable=on,drive=disk3,serial=S1",
+            "-device virtio-blk-pci,id=unit0,drive=disk0,serial=S1",
+            "-device nvme,id=unit1,drive=disk1,serial=S1",
+            "-device ide-hd,bus=ide.2,id=unit2,drive=disk2,serial=S1",
+            "-device usb-storage,bus=usb3.0,removable=on,id=unit3,drive=disk3,serial=S1",
             "-rtc base=2020-01-01T00:00:00",
             "-device i6300esb -action watchdog=reset",
             "-drive if=pflash,format=raw,unit=0,readonly=on,file=/usr/share/OVMF/OVMF_CODE_4M.fd",
