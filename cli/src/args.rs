@@ -166,6 +166,11 @@ pub(crate) enum DiskCommand {
         /// Nodes [default: as of every command]
         nodes: Vec<Name>,
     },
+    /// What every disk says of its health, and what that comes to
+    Health {
+        /// Nodes [default: as of every command]
+        nodes: Vec<Name>,
+    },
     /// Take disks, with the loss of all that is on them
     Claim(ClaimDisks),
     /// Put a disk in place of half of a mirror, with the loss of all that is on the new one

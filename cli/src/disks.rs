@@ -20,6 +20,7 @@ use crate::screen::{mebibytes, table};
 pub(crate) async fn disk(context: &Context, command: DiskCommand) -> anyhow::Result<()> {
     match command {
         DiskCommand::List { nodes } => list(context, &nodes).await,
+        DiskCommand::Health { nodes } => crate::health::show(context, &nodes).await,
         DiskCommand::Claim(options) => claim(context, &options).await,
         DiskCommand::Replace(options) => replace(context, &options).await,
         DiskCommand::Recover(options) => crate::recovery::recover(context, &options).await,
@@ -36,17 +37,8 @@ struct Asked {
 
 /// The nodes that are named, or the one that every command speaks to.
 async fn ask(context: &Context, nodes: &[Name]) -> anyhow::Result<Vec<Asked>> {
-    let named = nodes.iter().map(|name| Some(name.as_str()));
-    let names: Vec<_> = match nodes {
-        [] => vec![context.node.as_deref()],
-        _ => named.collect(),
-    };
     let mut asked: Vec<Asked> = Vec::new();
-    for name in names {
-        let (name, _, client) = context.home.client(name)?;
-        if asked.iter().any(|node| node.name == name) {
-            return Err(Usage(format!("node {name} is named twice")).into());
-        }
+    for (name, client) in clients(context, nodes)? {
         let disks = client.disks().await;
         let disks = disks.with_context(|| format!("cannot ask node {name} for its disks"))?;
         asked.push(Asked {
@@ -56,6 +48,24 @@ async fn ask(context: &Context, nodes: &[Name]) -> anyhow::Result<Vec<Asked>> {
         });
     }
     Ok(asked)
+}
+
+/// Names and clients of the nodes that are named, each once.
+pub(crate) fn clients(context: &Context, nodes: &[Name]) -> anyhow::Result<Vec<(Name, Client)>> {
+    let named = nodes.iter().map(|name| Some(name.as_str()));
+    let names: Vec<_> = match nodes {
+        [] => vec![context.node.as_deref()],
+        _ => named.collect(),
+    };
+    let mut clients: Vec<(Name, Client)> = Vec::new();
+    for name in names {
+        let (name, _, client) = context.home.client(name)?;
+        if clients.iter().any(|(known, _)| *known == name) {
+            return Err(Usage(format!("node {name} is named twice")).into());
+        }
+        clients.push((name, client));
+    }
+    Ok(clients)
 }
 
 /// In a word.
@@ -89,19 +99,21 @@ async fn list(context: &Context, nodes: &[Name]) -> anyhow::Result<()> {
     let asked = ask(context, nodes).await?;
     let value: Vec<_> = asked
         .iter()
-        .map(|node| json!({ "node": node.name, "disks": node.disks.disks }))
+        .map(|node| json!({ "node": node.name, "disks": node.disks.disks, "health": node.disks.health }))
         .collect();
     context.screen.show(&value, || {
         let headings = [
-            "NODE", "DISK", "SERIAL", "MODEL", "CLASS", "SIZE", "USED", "AT REST", "CONTENT",
+            "NODE", "DISK", "SERIAL", "MODEL", "CLASS", "SIZE", "USED", "AT REST", "HEALTH",
+            "CONTENT",
         ];
         let all = asked
             .iter()
-            .flat_map(|node| node.disks.disks.iter().map(|disk| (&node.name, disk)));
-        let row = |(node, disk): (&Name, &Disk)| {
+            .flat_map(|node| node.disks.disks.iter().map(move |disk| (node, disk)));
+        let row = |(node, disk): (&Asked, &Disk)| {
+            let health = node.disks.health.iter().find(|of| of.disk == disk.name);
             let why = disk.because.iter().map(|why| format!(": {why}"));
             [
-                node.to_string(),
+                node.name.to_string(),
                 disk.name.clone(),
                 disk.serial.clone(),
                 disk.model.clone(),
@@ -109,6 +121,7 @@ async fn list(context: &Context, nodes: &[Name]) -> anyhow::Result<()> {
                 mebibytes(disk.size.0),
                 used(disk).to_owned(),
                 at_rest(disk).to_owned(),
+                health.map_or_else(String::new, |of| of.health.verdict.to_string()),
                 format!("{}{}", disk.content, why.collect::<String>()),
             ]
         };

@@ -12,6 +12,7 @@ mod drill;
 mod explain;
 mod failure;
 mod flists;
+mod health;
 mod home;
 mod lifecycle;
 mod mounts;

@@ -15,6 +15,7 @@ use flist::format::Flist;
 use tokio::sync::{Notify, mpsc};
 use types::claim::Claimed;
 use types::deployment::{Action, Deployment};
+use types::health::{self, DiskHealth, Figures, Health, Source};
 use types::node::{
     Capacity, Clock, Disk, DiskClass, DiskUse, Drill, Drilled, Encryption, NodeDisks, NodeInfo,
 };
@@ -227,7 +228,47 @@ impl Node {
             troubles: Vec::new(),
             workloads: BTreeMap::new(),
             tpm: None,
+            health: self.health(),
         }
+    }
+
+    /// The first fails, the second says nothing.
+    fn health(&self) -> Vec<DiskHealth> {
+        let disk = |name: &str, verdict, source, why: &str, figures| DiskHealth {
+            disk: name.to_owned(),
+            serial: format!("S-{name}"),
+            model: "Flash 9000".to_owned(),
+            health: Health {
+                verdict,
+                hot: false,
+                source,
+                reasons: vec![why.to_owned()],
+                figures,
+            },
+            uptime_ms: 5,
+        };
+        let figures = Figures {
+            temperature_celsius: Some(41),
+            spare_percent: Some(3),
+            ..Figures::default()
+        };
+        let none = Figures::default();
+        vec![
+            disk(
+                "vda",
+                health::Verdict::Failing,
+                Some(Source::Nvme),
+                "it runs\x1b[2J out",
+                figures,
+            ),
+            disk(
+                "vdb",
+                health::Verdict::NotOffered,
+                None,
+                "it says nothing",
+                none,
+            ),
+        ]
     }
 
     /// Two disks: its pool, and one of somebody.
@@ -254,6 +295,7 @@ impl Node {
         };
         NodeDisks {
             challenge: Digest([4; 32]),
+            health: self.health(),
             disks: vec![
                 disk("vda", DiskUse::Pool, "pool", None),
                 disk(

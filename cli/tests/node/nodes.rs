@@ -110,6 +110,33 @@ fn disks_are_shown_with_what_is_on_them_and_why_they_are_used_so() {
         .json();
     assert_eq!(json[0]["disks"][1]["used"], "left_alone");
     bench.run(&["disk", "list", "lab", "lab"]).ends(2);
+    bench.run(&["disk", "list"]).ends(0).says("not offered");
+}
+
+#[test]
+fn health_of_disks_is_shown_with_its_reasons_and_silence_is_not_shown_as_health() {
+    let bench = Bench::with_node(true);
+    let shown = bench.run(&["disk", "health"]).ends(0);
+    assert!(!shown.out.contains('\u{1b}'), "{}", shown.out);
+    let line = |name: &str| {
+        let line = shown.out.lines().find(|line| line.contains(name));
+        line.unwrap_or_else(|| panic!("{}", shown.out)).to_owned()
+    };
+    for says in ["failing", "41", "3 %", "it runs"] {
+        assert!(line("vda").contains(says), "{}", line("vda"));
+    }
+    assert!(line("vdb").contains("not offered") && !line("vdb").contains("passed"));
+    let json = bench
+        .run(&["disk", "health", "lab", "--output", "json"])
+        .ends(0)
+        .json();
+    assert_eq!(json[0]["disks"][0]["health"]["verdict"], "failing");
+    assert_eq!(
+        json[0]["disks"][1]["health"]["figures"]["spare_percent"],
+        serde_json::Value::Null
+    );
+    bench.run(&["disk", "health", "lab", "lab"]).ends(2);
+    bench.run(&["disk", "health", "moon"]).ends(2);
 }
 
 #[test]

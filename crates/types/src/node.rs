@@ -8,6 +8,7 @@ use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::health::DiskHealth;
 use crate::status::State;
 use crate::trouble::Trouble;
 use crate::{Bytes, Cidr, Digest, Mac, Name, PublicKey};
@@ -51,6 +52,9 @@ pub struct NodeInfo {
     /// What the kernel found of a TPM; `None`: none.
     #[serde(default)]
     pub tpm: Option<String>,
+    /// Of each disk that is there, as it last answered.
+    #[serde(default)]
+    pub health: Vec<DiskHealth>,
 }
 
 /// How a boot ended. Braces, as serde would read over unknown fields of a bare variant.
@@ -296,6 +300,9 @@ pub struct NodeDisks {
     /// A claim repeats it. Drawn anew at each start of the node agent and after each claim, so that no claim counts twice.
     pub challenge: Digest,
     pub disks: Vec<Disk>,
+    /// As in [`NodeInfo`].
+    #[serde(default)]
+    pub health: Vec<DiskHealth>,
 }
 
 /// One line of the boot table.

@@ -1,7 +1,8 @@
 //! Which pool a writable layer or volume goes to.
 //!
 //! Owns: the rule. What lies somewhere stays there. The fastest class that has room comes first, among pools of one class
-//! the one with most room; who asks for a class gets that or nothing. The largest is placed first.
+//! the one with most room; who asks for a class gets that or nothing. The largest is placed first. A pool whose disk fails comes
+//! last of all: better there, and said, than nowhere.
 //! Refuses: promising more of a pool than it has, and to split what is one file over two.
 //!
 //! The same question has the same answer: nothing but the arguments counts, and not their order.
@@ -22,6 +23,8 @@ pub struct Shelf {
     pub capacity: Bytes,
     /// What of it is free just now and promised to nobody.
     pub room: Bytes,
+    /// Its disk says that it fails: what is new goes elsewhere, where there is room.
+    pub failing: bool,
 }
 
 /// Where something lies, or is to lie.
@@ -154,7 +157,10 @@ fn choose(shelves: &[Shelf], left: &Left, item: &Item) -> Result<usize, Misfit> 
     let fits = |at: &usize| item.class.is_none_or(|class| class == shelves[*at].class);
     let possible = || (0..shelves.len()).filter(fits);
     let roomy = possible().filter(|at| left[*at] >= i128::from(item.bytes.0));
-    let best = roomy.min_by_key(|at| (shelves[*at].class, Reverse(left[*at]), &shelves[*at].pool));
+    let best = roomy.min_by_key(|at| {
+        let shelf = &shelves[*at];
+        (shelf.failing, shelf.class, Reverse(left[*at]), &shelf.pool)
+    });
     best.ok_or_else(|| {
         let most = possible().map(|at| left[at]).max();
         misfit(item, most.map(left_as_bytes))
@@ -177,6 +183,7 @@ mod tests {
             class,
             capacity: Bytes(room),
             room: Bytes(room),
+            failing: false,
         }
     }
 
@@ -214,6 +221,26 @@ mod tests {
         assert_eq!(place(500), Ok(0));
         let none = place(2000).expect_err("no room");
         assert_eq!(none.most, Some(Bytes(1000)));
+    }
+
+    #[test]
+    fn a_pool_whose_disk_fails_is_the_last_resort_and_what_lies_there_stays() {
+        let mut shelves = [shelf(0, Nvme, 1000), shelf(1, Hdd, 100), shelf(2, Nvme, 50)];
+        shelves[0].failing = true;
+        let place = |item: Item| placed(&shelves, &[item]).map(|p| p[&id(1)]);
+        assert_eq!(place(item(1, 40)), Ok(2));
+        assert_eq!(place(item(1, 60)), Ok(1));
+        assert_eq!(place(item(1, 500)), Ok(0), "no other has the room");
+        let held = Item {
+            place: Place::Here(0),
+            ..item(1, 40)
+        };
+        assert_eq!(place(held), Ok(0));
+        let asks = Item {
+            class: Some(Nvme),
+            ..item(1, 60)
+        };
+        assert_eq!(place(asks), Ok(0), "no other of the class has it");
     }
 
     #[test]

@@ -301,6 +301,7 @@ impl World {
                 class: types::node::DiskClass::Ssd,
                 capacity: Bytes::gib(64),
                 room: Bytes::gib(64),
+                failing: false,
             }],
             places: &BTreeMap::new(),
         };

@@ -12,6 +12,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use flist::cache::Cache;
 use flist::format::Flist;
+use tokio::sync::watch;
+use types::node::NodeInfo;
 use types::{Bytes, Digest, VmId, VolumeId};
 use workload::admission::{self, Image, ImagePresence, ImageSize, Placement, disk_of, volume_of};
 use workload::desired::{Desired, Wanted};
@@ -21,6 +23,7 @@ use super::context::tenant_disk;
 use super::host::Pools;
 use super::machine;
 use super::machines::{Machines, Site};
+use super::smart;
 use super::volumes::Volumes;
 use crate::room::{Promises, Room};
 
@@ -37,6 +40,8 @@ pub(crate) struct Accounts {
     pools: Vec<Account>,
     machines: Machines,
     volumes: Volumes,
+    /// Which disks fail.
+    info: watch::Receiver<NodeInfo>,
     /// Of the images that deployments name; one whose flist is not here yet has none.
     sizes: BTreeMap<Digest, ImageSize>,
     /// What is decided and not made yet, or why it could not be decided.
@@ -53,6 +58,7 @@ impl Accounts {
         sites: &[Site],
         machines: Machines,
         volumes: Volumes,
+        info: watch::Receiver<NodeInfo>,
     ) -> Self {
         let account = |(at, site): (usize, &Site)| Account {
             site: site.clone(),
@@ -67,6 +73,7 @@ impl Accounts {
             pools: sites.iter().enumerate().map(account).collect(),
             machines,
             volumes,
+            info,
             sizes: BTreeMap::new(),
             decided: Pools::new(),
             places: BTreeMap::new(),
@@ -247,8 +254,13 @@ impl Accounts {
 
     /// All pools, each with what of it is free and promised to nobody. Nothing, where that cannot be told.
     pub(crate) fn shelves(&self) -> Vec<Shelf> {
+        let failing = {
+            let info = self.info.borrow();
+            smart::failing_pools(&info.pools, &info.health)
+        };
         let shelf = |account: &Account| Shelf {
             pool: account.site.id.clone(),
+            failing: failing.contains(&account.site.id),
             class: account.site.class,
             capacity: tenant_disk(machine::size_of(&account.site.mountpoint)),
             room: Bytes(account.room.left().unwrap_or_else(|error| {

@@ -13,6 +13,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use tokio::sync::watch;
+use types::health::{DiskHealth, Verdict};
 use types::node::{Disk, NodeInfo};
 use types::status::State;
 use types::trouble::Trouble;
@@ -89,7 +90,7 @@ pub(crate) fn block(info: &NodeInfo, uplink: &Uplink) -> Vec<String> {
         Some(owner) => format!("sifr: owner {owner}"),
         None => "sifr: owner none: nothing is accepted; boot with sifr.owner=ed25519:…".to_owned(),
     });
-    lines.extend(info.disks.iter().map(disk));
+    lines.extend(info.disks.iter().map(|of| disk(of, &info.health)));
     lines.push(match (info.durable, &info.volatile_because) {
         (true, _) => "sifr: durable yes".to_owned(),
         (false, None) => "sifr: durable no: this node runs from memory".to_owned(),
@@ -134,11 +135,20 @@ pub(crate) fn block(info: &NodeInfo, uplink: &Uplink) -> Vec<String> {
     lines
 }
 
-fn disk(disk: &Disk) -> String {
+fn disk(disk: &Disk, health: &[DiskHealth]) -> String {
     let (name, mib, content) = (&disk.name, disk.size.as_mib(), &disk.content);
     let because = disk.because.iter().map(|why| format!(" ({why})"));
+    // What is well, or says nothing, needs no word here.
+    let health = health.iter().find(|of| of.disk == *name);
+    let ill = health.and_then(|of| match of.health.verdict {
+        Verdict::Passed | Verdict::NotOffered | Verdict::Unknown => None,
+        verdict @ (Verdict::Worn | Verdict::Failing | Verdict::Silent) => {
+            Some(format!(", health {verdict}"))
+        }
+    });
     format!(
-        "sifr: disk {name} {mib} MiB {content}{}",
+        "sifr: disk {name} {mib} MiB {content}{}{}",
+        ill.unwrap_or_default(),
         because.collect::<String>()
     )
 }
@@ -219,6 +229,7 @@ pub(crate) mod tests {
             troubles: Vec::new(),
             workloads: BTreeMap::new(),
             tpm: None,
+            health: Vec::new(),
         }
     }
 

@@ -242,6 +242,7 @@ impl Disks {
         Ok(NodeDisks {
             challenge: self.challenge.get(),
             disks,
+            health: self.info.borrow().health.clone(),
         })
     }
 

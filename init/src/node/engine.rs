@@ -254,6 +254,7 @@ fn accounts_of(
         pools,
         machines.clone(),
         volumes.clone(),
+        context.info.subscribe(),
     )
 }
 

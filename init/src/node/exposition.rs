@@ -19,6 +19,8 @@ pub(crate) enum Type {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Value {
     Count(u64),
+    /// What may be below zero.
+    Signed(i64),
     /// Shown in seconds.
     Micros(u64),
 }
@@ -94,6 +96,7 @@ impl Family {
         }
         let done = match value {
             Value::Count(count) => writeln!(out, " {count}"),
+            Value::Signed(number) => writeln!(out, " {number}"),
             Value::Micros(us) => writeln!(out, " {}", seconds(us)),
         };
         done.expect("a String takes all");

@@ -29,6 +29,7 @@ const LATENCY_SAMPLES: usize = 14;
 const GROUP_FILE_MAX: u64 = 4096;
 
 pub(crate) mod disks;
+pub(crate) mod health;
 pub(crate) mod volumes;
 
 /// A workload whose VMM has been asked.

@@ -41,6 +41,7 @@ mod resolv;
 mod retire;
 mod runspec;
 mod server;
+mod smart;
 mod smbios;
 mod sweep;
 mod tail;

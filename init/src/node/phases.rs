@@ -31,8 +31,8 @@ use super::engine::Engine;
 use super::machines::Site;
 use super::pulse::Pulse;
 use super::{
-    clock, dashboard, disks, ending, health, machine, mirror, pools, resolv, retire, troubles,
-    uplink,
+    clock, dashboard, disks, ending, health, machine, mirror, pools, resolv, retire, smart,
+    troubles, uplink,
 };
 use crate::console::Console;
 use crate::options::Options;
@@ -97,6 +97,7 @@ impl Boot {
         let rows = self.rows;
         info.send_modify(|i| i.boot = rows);
         tokio::task::spawn_local(health::watch(pools, info.clone()));
+        tokio::task::spawn_local(smart::watch(info.clone()));
         let shown = dashboard::show(self.console, info.subscribe(), uplink);
         tokio::task::spawn_local(shown);
     }
@@ -140,6 +141,12 @@ pub(crate) async fn run() -> anyhow::Error {
     }
 }
 
+/// The time is read when somebody asks, and no server has been heard yet.
+const UNHEARD: Clock = Clock {
+    realtime_ms: 0,
+    synchronised: false,
+};
+
 async fn provision() -> anyhow::Result<Engine> {
     let mut boot = Boot::begin();
     let pid1: OwnedFd =
@@ -170,10 +177,7 @@ async fn provision() -> anyhow::Result<Engine> {
         volatile_because: pool.remark.clone().filter(|_| !pool.durable),
         virtualisation_problem: kvm_problem.clone(),
         encryption_problem: custody.problem(),
-        clock: Clock {
-            realtime_ms: 0,
-            synchronised: false,
-        },
+        clock: UNHEARD,
         capacity,
         links: Vec::new(),
         disks: disks::reports(found, owner.as_ref(), &standing),
@@ -184,6 +188,7 @@ async fn provision() -> anyhow::Result<Engine> {
         troubles: Vec::new(),
         workloads: BTreeMap::new(),
         tpm: machine::tpm(),
+        health: Vec::new(),
     });
     say_what_stands(&info, &options, &problems);
     say_what_goes(&info, &looked.retired, &standing);

@@ -261,7 +261,9 @@ impl Server {
         let own = self.ask(|reply| Request::List { signer, reply }).await?;
         let mut text = metrics::render(node, &figures);
         if is_owner {
-            text.push_str(&metrics::disks::render(&self.node_info().pools));
+            let info = self.node_info();
+            text.push_str(&metrics::disks::render(&info.pools));
+            text.push_str(&metrics::health::render(&info.health));
         }
         text.push_str(&metrics::volumes::render(&own));
         Ok(Answer::metrics(text))

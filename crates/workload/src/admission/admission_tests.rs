@@ -27,6 +27,7 @@ fn pool(capacity: Bytes, room: Bytes) -> Shelf {
         class: types::node::DiskClass::Ssd,
         capacity,
         room,
+        failing: false,
     }
 }
 

@@ -14,6 +14,7 @@ fn shelf(pool: &str, class: DiskClass, mib: u64) -> Shelf {
         class,
         capacity: Bytes::mib(mib),
         room: Bytes::mib(mib),
+        failing: false,
     }
 }
 

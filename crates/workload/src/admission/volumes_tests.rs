@@ -26,6 +26,7 @@ fn node(disk: Bytes) -> Node<'static> {
             class: types::node::DiskClass::Ssd,
             capacity: disk,
             room: disk,
+            failing: false,
         }],
         places: &NOTHING,
     }
