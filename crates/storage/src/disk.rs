@@ -9,7 +9,7 @@
 //! neither reservations nor NVMe's `nmic` in sysfs.
 
 use std::fs;
-use std::io;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use types::node::DiskClass;
@@ -18,6 +18,8 @@ use crate::recognise::printable;
 
 /// Disks looked at: more than any server has, and a bound on a hostile bus.
 pub const DISKS_MAX: usize = 256;
+/// Longest page of a SCSI disk's product data that is read: one byte counts what follows its header in most.
+const VPD_BYTES_MAX: u64 = 4 + 255;
 /// Kernel names that are never disks of their own.
 const NOT_DISKS: [&str; 7] = ["loop", "ram", "dm-", "md", "sr", "fd", "zram"];
 
@@ -158,6 +160,7 @@ fn read(at: &Path, name: String) -> Option<Identified> {
     let serial = ["serial", "device/serial", "device/wwid", "wwid"]
         .iter()
         .find_map(|f| text(f))
+        .or_else(|| unit_serial(&at.join("device/vpd_pg80")))
         .unwrap_or_default();
     // Namespaces of one NVMe controller have one serial, and each a `wwid` of its own.
     let identity = ["wwid", "device/wwid"].iter().find_map(|f| text(f));
@@ -180,6 +183,24 @@ fn read(at: &Path, name: String) -> Option<Identified> {
         sharing,
     };
     Some((disk, identity))
+}
+
+/// What a SCSI disk says in its page 0x80 (SPC-4 7.8.15), where it says nothing else: four bytes before it, the last two its length.
+fn unit_serial(page: &Path) -> Option<String> {
+    let mut bytes = Vec::new();
+    let file = fs::File::open(page).ok()?;
+    file.take(VPD_BYTES_MAX).read_to_end(&mut bytes).ok()?;
+    unit_serial_of(&bytes)
+}
+
+fn unit_serial_of(page: &[u8]) -> Option<String> {
+    let (&[_, 0x80, high, low], rest) = page.split_first_chunk()? else {
+        return None;
+    };
+    let length = usize::from(u16::from_be_bytes([high, low]));
+    let text = rest.get(..length.min(rest.len()))?;
+    let text = printable(&String::from_utf8_lossy(text));
+    Some(text.trim().to_owned()).filter(|text| !text.is_empty())
 }
 
 /// As the disk says: whether it rotates, and by what it is spoken to.
@@ -324,6 +345,33 @@ mod tests {
         };
         let twins: Vec<_> = disks.iter().filter_map(twins).collect();
         assert_eq!(twins, ["sda=sdb", "sdb=sda", "vda=vdb", "vdb=vda"]);
+    }
+
+    #[test]
+    fn a_scsi_disk_that_has_a_unit_serial_alone_is_known_by_it() {
+        let sys = tempfile::tempdir().expect("a directory");
+        fake_disk(sys.path(), "sda", &[("size", "8")]);
+        let page = sys.path().join("block/sda/device/vpd_pg80");
+        fs::write(&page, b"\0\x80\0\x08  ZC1A\x1b ").expect("a page");
+        let serial = || {
+            inventory(sys.path())
+                .expect("an inventory")
+                .remove(0)
+                .serial
+        };
+        assert_eq!(serial().replace(|c: char| !c.is_alphanumeric(), ""), "ZC1A");
+        for wrong in [
+            &b""[..],
+            b"\0\x80\0",
+            b"\0\x83\0\x04ZC1A",
+            b"\0\x80\xff\xff",
+            b"\0\x80\0\x02  ",
+        ] {
+            fs::write(&page, wrong).expect("a page");
+            assert_eq!(serial(), "", "{wrong:?}");
+        }
+        fake_disk(sys.path(), "sda", &[("device/wwid", "naa.5000")]);
+        assert_eq!(serial(), "naa.5000", "pools are known by it since before");
     }
 
     #[test]
