@@ -234,6 +234,11 @@ pub fn close(disk: &Disk) {
     }
 }
 
+/// The same of a partition whose disk may have gone.
+pub(crate) fn close_over(partition: &Path) {
+    let _ = mapper::close(&device_name(partition));
+}
+
 /// What a disk's pool says of its encryption. `None`: it is in the clear, or there is no pool.
 pub fn outside(disk: &Disk) -> Option<Outside> {
     let partition = our_partition(disk).ok()?;

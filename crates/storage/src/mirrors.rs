@@ -150,6 +150,37 @@ pub(crate) fn start(found: &[Found], owner: &PublicKey, layout: Layout) -> Mirro
     mirrored
 }
 
+/// What disks that came while the node runs may become pools, beside the disks that pools in use are known by: no halves, which
+/// are taken back by [`heal`] or wait for the next boot, and no blank one while a mirror lacks a half.
+pub(crate) fn others(found: &[Found], used: &[String]) -> Vec<Found> {
+    let disks: Vec<Disk> = found.iter().map(|(disk, _)| disk.clone()).collect();
+    let in_use = disks.iter().filter(|disk| used.contains(&disk.name));
+    let arrays: Vec<_> = in_use
+        .filter_map(|disk| md::over(&disk.partition_device(1)))
+        .collect();
+    let kept = arrays.iter().any(|array| lacks(array, &disks));
+    let may = |(disk, content): &&Found| match content {
+        _ if used.contains(&disk.name) => true,
+        Content::Blank => !kept,
+        Content::Pool { .. } => !is_half(disk),
+        Content::Foreign(_) => true,
+    };
+    found.iter().filter(may).cloned().collect()
+}
+
+/// Of a disk with a pool of ours: it is one of several of that pool, or cannot be read.
+pub fn is_half(disk: &Disk) -> bool {
+    !matches!(half_on(disk), Ok(None))
+}
+
+/// The mirror has a place for another disk, whether or not the kernel has heard of it.
+pub fn lacks(array: &str, disks: &[Disk]) -> bool {
+    look(array, disks).is_none_or(|mirror| {
+        let works = |(_, state): &&(String, State)| matches!(state, State::InStep | State::Filling);
+        mirror.degraded || mirror.members.iter().filter(works).count() < 2
+    })
+}
+
 fn layout_keeps(disk: &Disk) -> bool {
     disk.objection().is_none()
 }
@@ -380,6 +411,14 @@ pub fn release(disk: &Disk) {
     }
 }
 
+/// Ends the mirror that this is, if it is one: both its disks have gone, or what lay on it failed.
+pub(crate) fn stop_over(device: &Path) {
+    let name = device.file_name().and_then(|name| name.to_str());
+    if let Some(name) = name.filter(|name| name.starts_with("md_")) {
+        let _ = md::stop(name);
+    }
+}
+
 /// Name of the array on which the pool lies that is mounted here.
 pub fn array_of(mountpoint: &Path) -> Option<String> {
     let mounted = sys::mount::mounted(mountpoint).ok()??;
@@ -408,6 +447,13 @@ pub struct Mirror {
     /// Of a hundred, while a half is being filled.
     pub percent: Option<u8>,
     pub degraded: bool,
+}
+
+impl Mirror {
+    /// A disk of it is there.
+    pub fn has_disk(&self) -> bool {
+        self.members.iter().any(|(_, state)| *state != State::Gone)
+    }
 }
 
 /// The mirror as it is now. `None`: it does not run.

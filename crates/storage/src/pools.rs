@@ -18,7 +18,7 @@ use crate::marker;
 use crate::mirrors::{self, Layout, Mirrored};
 use crate::plan::{Addition, Choice, LeftAlone, Place, Standing, additions, choose};
 use crate::pool::{self, Pool, PoolError};
-use crate::probe::Content;
+use crate::probe::{Content, Stage, owner_mark};
 use crate::roster::{Member, PoolId, Roster};
 
 /// What is in a pool. The caller knows how to read it.
@@ -62,6 +62,8 @@ pub struct Further {
 pub struct Pools {
     /// Its problems are those of all.
     pub first: Pool,
+    /// It lay there already: an earlier agent has mounted it.
+    pub adopted: bool,
     pub further: Vec<Further>,
     pub left: Vec<LeftAlone>,
     /// Pools of the node that are not there.
@@ -76,6 +78,7 @@ impl Pools {
     fn only(first: Pool) -> Self {
         Self {
             first,
+            adopted: false,
             further: Vec::new(),
             left: Vec::new(),
             missing: Vec::new(),
@@ -94,9 +97,10 @@ impl Pools {
     }
 }
 
-/// Opens or makes the node's pools. Called again after a restart of the node agent it finds its own mounts, keeps them
-/// whatever would be chosen now, and changes nothing: VMs run from them. Where nothing was mounted before, nothing is
-/// after an error.
+/// Opens or makes the node's pools. Called again after a restart of the node agent it finds its own mounts and keeps them
+/// whatever would be chosen now: VMs run from them. Disks that came since then join them by the rules of a boot, and
+/// where the first pool's disk has gone, another becomes the first. Where nothing was mounted before, nothing is after an
+/// error.
 pub fn open(
     found: &[(Disk, Content)],
     owner: Option<&PublicKey>,
@@ -138,10 +142,22 @@ fn open_all(
         path: places.first.to_owned(),
         source,
     })?;
+    let beside = let_go_of_gone(&disks, places);
+    // One whose disk has gone is none any more, where another can take its place.
+    let mounted = mounted.filter(|mounted| !(beside && is_gone(mounted, &disks)));
     if let Some(mounted) = mounted {
         let first = pool::adopt(&mounted, &disks, owner, places.first)?;
-        return Ok(adopt_further(first, &disks, owner, places));
+        let pools = adopt_further(first, &disks, owner, places);
+        let (true, Some(owner)) = (pools.first.durable, owner) else {
+            return Ok(pools);
+        };
+        let found = mirrors::others(found, &pools.standing().used);
+        let disks: Vec<Disk> = found.iter().map(|(disk, _)| disk.clone()).collect();
+        let opening = Opening::new(&disks, owner, keys, places);
+        return Ok(opening.join(&found, pools, inspect));
     }
+    // Nothing is there, or what is there is dead: it must not hide what comes.
+    let _ = sys::mount::detach(places.first);
     let Some(owner) = owner else {
         return pool::memory("no owner key", places.first).map(Pools::only);
     };
@@ -156,14 +172,8 @@ fn open_all(
     if let Choice::Memory { why } = &choice {
         return pool::memory(why, places.first).map(Pools::only);
     }
-    let node = Opening {
-        disks: &disks,
-        owner,
-        keys,
-        places,
-        mounted: Vec::new(),
-        left,
-    };
+    let mut node = Opening::new(&disks, owner, keys, places);
+    node.left = left;
     let mut pools = node.open(&found, &choice, inspect)?;
     pools.first.problems.extend(problems);
     let used = pools.standing().used;
@@ -193,9 +203,138 @@ struct Opening<'a> {
     places: Places<'a>,
     mounted: Vec<Mounted>,
     left: Vec<LeftAlone>,
+    /// Pools that were in use before this began are encrypted.
+    encrypted: bool,
+}
+
+impl<'a> Opening<'a> {
+    fn new(
+        disks: &'a [Disk],
+        owner: &'a PublicKey,
+        keys: &'a dyn Keys,
+        places: Places<'a>,
+    ) -> Self {
+        Self {
+            disks,
+            owner,
+            keys,
+            places,
+            mounted: Vec::new(),
+            left: Vec::new(),
+            encrypted: false,
+        }
+    }
 }
 
 impl Opening<'_> {
+    /// What is there beside pools in use joins them. Whatever it says, those stay, and the first stays the first.
+    fn join(mut self, found: &[(Disk, Content)], mut pools: Pools, inspect: Inspect<'_>) -> Pools {
+        let standing = pools.standing();
+        let at = |name: &String| self.disks.iter().position(|disk| disk.name == *name);
+        let used: Vec<usize> = standing.used.iter().filter_map(at).collect();
+        if used.len() != standing.used.len() {
+            // One that is in use has gone just now: that is seen to first.
+            return pools;
+        }
+        let further = pools.further.iter().map(|further| &further.mountpoint);
+        let mut in_use = std::iter::once(&pools.first.mountpoint).chain(further);
+        self.encrypted = in_use.any(|at| crypt::is_beneath(at));
+        let known: Vec<usize> = standing
+            .left
+            .iter()
+            .filter_map(|left| at(&left.disk))
+            .collect();
+        let others = found.iter().enumerate();
+        let others = others.filter(|(at, _)| !used.contains(at) && !known.contains(at));
+        for (disk, (_, content)) in others {
+            if let Some(partition) = live_partition(content, self.owner) {
+                let opened = self.enter(Place { disk, partition });
+                // It is told.
+                let _ = self.take(disk, opened);
+            }
+        }
+        let all = used.iter().chain(&known).map(|disk| Place {
+            disk: *disk,
+            partition: 0,
+        });
+        let choice = Choice::Use {
+            pools: all.collect(),
+        };
+        self.add(found, &choice);
+        let new = std::mem::take(&mut self.mounted);
+        if !new.is_empty() {
+            self.settle_beside(&mut pools, &used, new, inspect);
+        }
+        pools.left.append(&mut self.left);
+        pools
+    }
+
+    fn settle_beside(
+        &mut self,
+        pools: &mut Pools,
+        used: &[usize],
+        new: Vec<Mounted>,
+        inspect: Inspect<'_>,
+    ) {
+        let further = pools.further.iter().map(|further| Pool {
+            id: Some(further.id.clone()),
+            mountpoint: further.mountpoint.clone(),
+            durable: true,
+            disk: Some(further.disk.clone()),
+            remark: None,
+            problems: Vec::new(),
+        });
+        let mounted = std::iter::once(pools.first.clone()).chain(further);
+        let mounted: Vec<Mounted> = used.iter().copied().zip(mounted).collect();
+        let inspect = |pool: &Path| inspect(pool, Depth::Beside);
+        let seen = mounted.iter().chain(&new).map(|m| self.see(m, &inspect));
+        let seen: Vec<Seen> = seen.collect();
+        let Some(assembly) = assemble(&seen) else {
+            return;
+        };
+        let (old, roles) = assembly.roles.split_at(mounted.len());
+        // Nothing is taken from under what runs.
+        let stay = old.iter().all(|role| !matches!(role, Role::Left(_)));
+        for ((disk, pool), role) in new.into_iter().zip(roles) {
+            let name = self.disks[disk].name.clone();
+            let why = match role {
+                Role::Left(left) => Some(left.because().to_owned()),
+                Role::First | Role::Further if stay => None,
+                Role::First | Role::Further => Some(
+                    "it contradicts the pools in use: which counts is decided at the next boot"
+                        .to_owned(),
+                ),
+            };
+            match why {
+                None => pools.further.push(Further {
+                    id: pool.id.unwrap_or_default(),
+                    mountpoint: pool.mountpoint,
+                    disk: name,
+                }),
+                Some(why) => {
+                    let _ = sys::mount::unmount(&pool.mountpoint);
+                    crypt::close(&self.disks[disk]);
+                    self.left.push(LeftAlone { disk: name, why });
+                }
+            }
+        }
+        if stay {
+            pools.missing = assembly.missing;
+            pools.outline = Some(assembly.outline);
+        }
+    }
+
+    fn add(&mut self, found: &[(Disk, Content)], choice: &Choice) {
+        for addition in additions(found, self.owner, choice) {
+            let (disk, opened) = match addition {
+                Addition::Finish(place) => (place.disk, self.go_on(place)),
+                Addition::Provision { disk } => (disk, self.make(disk)),
+            };
+            // It is told, and the others are enough.
+            let _ = self.take(disk, opened);
+        }
+    }
+
     fn open(
         mut self,
         found: &[(Disk, Content)],
@@ -241,14 +380,7 @@ impl Opening<'_> {
                 },
             });
         }
-        for addition in additions(found, self.owner, choice) {
-            let (disk, opened) = match addition {
-                Addition::Finish(place) => (place.disk, self.go_on(place)),
-                Addition::Provision { disk } => (disk, self.make(disk)),
-            };
-            // It is told, and the others are enough.
-            let _ = self.take(disk, opened);
-        }
+        self.add(found, choice);
         self.settle(inspect)
     }
 
@@ -286,6 +418,10 @@ impl Opening<'_> {
 
     fn enter(&self, place: Place) -> Result<Pool, PoolError> {
         let room = self.room(place.disk)?;
+        // It was beside the first, whose disk has gone.
+        if let Ok(Some(mounted)) = sys::mount::mounted(&room) {
+            return pool::adopt(&mounted, self.disks, Some(self.owner), &room);
+        }
         pool::enter(place, self.disks, self.owner, self.keys, &room)
     }
 
@@ -298,7 +434,8 @@ impl Opening<'_> {
     /// Nothing in the clear is made beside encrypted pools.
     fn keeps_the_secret(&self, disk: usize) -> Result<(), PoolError> {
         let encrypted = |(_, pool): &Mounted| crypt::is_beneath(&pool.mountpoint);
-        let made = crypt::beside(self.mounted.iter().any(encrypted), self.keys);
+        let encrypted = self.encrypted || self.mounted.iter().any(encrypted);
+        let made = crypt::beside(encrypted, self.keys);
         made.map_err(|source: CryptError| PoolError::Crypt {
             disk: self.disks[disk].name.clone(),
             source: Box::new(source),
@@ -363,6 +500,7 @@ impl Opening<'_> {
         first.problems = problems;
         Ok(Pools {
             first,
+            adopted: false,
             further,
             left: self.left,
             missing,
@@ -393,6 +531,62 @@ impl Opening<'_> {
     }
 }
 
+/// Of a pool of this owner that has been in use.
+fn live_partition(content: &Content, owner: &PublicKey) -> Option<u32> {
+    match content {
+        Content::Pool {
+            owner: theirs,
+            stage: Stage::Live,
+            partition,
+        } if *theirs == owner_mark(owner) => Some(*partition),
+        Content::Pool { .. } | Content::Blank | Content::Foreign(_) => None,
+    }
+}
+
+/// Its disk is not there any more.
+fn is_gone(mounted: &sys::mount::Mounted, disks: &[Disk]) -> bool {
+    mounted.fstype != "tmpfs" && pool::disk_of(&mounted.source, disks).is_none()
+}
+
+/// Ends mounts beside the first whose disks have gone. Whether others are there.
+fn let_go_of_gone(disks: &[Disk], places: Places<'_>) -> bool {
+    let mut others = false;
+    for entry in fs::read_dir(places.beside).into_iter().flatten().flatten() {
+        let Ok(Some(mounted)) = sys::mount::mounted(&entry.path()) else {
+            continue;
+        };
+        if is_gone(&mounted, disks) {
+            let_go(&entry.path());
+        } else {
+            others = true;
+        }
+    }
+    others
+}
+
+/// Takes a pool that has failed out of the tree, and ends what decrypts it. Its last user ends it for good.
+pub fn let_go(mountpoint: &Path) {
+    let Ok(Some(mounted)) = sys::mount::mounted(mountpoint) else {
+        return;
+    };
+    let under = crypt::partition_of(Path::new(&mounted.source));
+    let _ = sys::mount::detach(mountpoint);
+    crypt::close_over(&under);
+    mirrors::stop_over(&under);
+}
+
+/// Pools that are mounted, with those of these disks that they lie on.
+pub fn there<'a>(disks: &'a [Disk], places: Places<'_>) -> Vec<(&'a Disk, PathBuf)> {
+    let beside = fs::read_dir(places.beside).into_iter().flatten().flatten();
+    let all = std::iter::once(places.first.to_owned()).chain(beside.map(|entry| entry.path()));
+    let on_disk = |place: PathBuf| {
+        let mounted = sys::mount::mounted(&place).ok()??;
+        let disk = pool::disk_of(&mounted.source, disks)?;
+        Some((disk, place))
+    };
+    all.filter_map(on_disk).collect()
+}
+
 /// For people.
 pub fn away(member: &Member) -> String {
     let Member { pool, serial, .. } = member;
@@ -409,6 +603,7 @@ fn adopt_further(
     places: Places<'_>,
 ) -> Pools {
     let mut pools = Pools::only(first);
+    pools.adopted = true;
     // A mirror may have lost the disk that its place is named after.
     for name in mirrors::directories(places.beside) {
         let mountpoint = places.beside.join(&name);
@@ -437,4 +632,45 @@ fn adopt_further(
     let members = roster.map_or_else(Vec::new, |roster| roster.members);
     pools.missing = members.into_iter().filter(|m| !used(&m.pool)).collect();
     pools
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The same door as at a boot: a blank disk that is plugged in gets no key of an encrypted node in the clear.
+    #[test]
+    fn no_pool_in_the_clear_is_made_beside_encrypted_ones_that_are_in_use() {
+        let places = tempfile::tempdir().expect("a directory");
+        let beside = places.path().join("beside");
+        let places = Places {
+            first: &places.path().join("first"),
+            beside: &beside,
+        };
+        let disks = [Disk {
+            name: "none0".to_owned(),
+            serial: String::new(),
+            model: String::new(),
+            class: types::node::DiskClass::Ssd,
+            size_bytes: 1 << 30,
+            removable: false,
+            read_only: false,
+            block_bytes: 512,
+            sharing: crate::disk::Sharing::None,
+        }];
+        let owner = PublicKey([1; 32]);
+        let mut opening = Opening::new(&disks, &owner, &crypt::Without, places);
+        opening.encrypted = true;
+        let place = Place {
+            disk: 0,
+            partition: 1,
+        };
+        for refused in [opening.make(0), opening.go_on(place)] {
+            let Err(PoolError::Crypt { source, .. }) = refused else {
+                panic!("{refused:?}");
+            };
+            assert!(matches!(*source, CryptError::Beside(_)), "{source:?}");
+        }
+        assert!(!beside.exists(), "nothing was begun");
+    }
 }

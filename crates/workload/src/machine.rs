@@ -589,6 +589,9 @@ impl Machine {
             (Activity::Idle, Intent::Run { launch, target, .. }) => {
                 if self.is_finished(launch, target) {
                     State::Exited
+                } else if matches!(self.pool, Some(OnPool::Away { .. })) {
+                    // It is not tried again before the disk is back.
+                    State::Pending
                 } else if self.failures > 0 || matches!(self.pool, Some(OnPool::Unreadable(_))) {
                     State::Backoff
                 } else {

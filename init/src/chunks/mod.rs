@@ -33,6 +33,9 @@ use crate::room::{PROMISES_DIRECTORY, Room};
 /// none that a VM waits for waits behind a guess.
 const BLOCKING_THREADS_MAX: usize = queue::IN_FLIGHT_MAX + queue::CACHED_MAX + queue::AHEAD_MAX;
 
+/// Of a node.
+pub(crate) const MAPS: &str = "/run/sifr/maps";
+
 /// Where everything is; tests put it elsewhere.
 #[derive(Debug, Clone)]
 pub(crate) struct Paths {
@@ -54,7 +57,7 @@ impl Paths {
             pool: pool.to_owned(),
             room: Room::of_the_node(pool),
             promises: PROMISES_DIRECTORY.into(),
-            maps: run.join("maps"),
+            maps: MAPS.into(),
             socket: run.join("chunks.sock"),
         }
     }

@@ -15,7 +15,9 @@ use types::{Bytes, Cidr, PublicKey};
 use workload::admission::Storage;
 
 use super::custody::Custody;
+use super::disks::Found;
 use super::machines::Site;
+use super::vigil::Guarded;
 use crate::room::{HEADROOM, Room};
 
 /// Share of the machine's memory that stays with the node: host kernel, its page cache for images,
@@ -81,6 +83,14 @@ pub(crate) struct NodeContext {
     pub(crate) pool: PathBuf,
     /// All pools of the node, the first first.
     pub(crate) pools: Vec<Site>,
+    /// Their disks, in the same order. Of a node that runs from RAM those that it waits for.
+    pub(crate) guarded: Vec<Guarded>,
+    /// The first pool is mounted since an earlier agent: what runs from it goes on.
+    pub(crate) adopted: bool,
+    /// None of the node's pools is there, and why nothing is accepted until one is.
+    pub(crate) waits: Option<String>,
+    /// All disks, as they were at this agent's start.
+    pub(crate) found: Vec<Found>,
     /// Which disks they are on, and which disks of this owner are left alone.
     pub(crate) standing: Standing,
     /// The keys of disks.

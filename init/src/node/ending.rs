@@ -61,11 +61,12 @@ fn judge(traces: Traces) -> Option<LastEnd> {
 pub(crate) fn begin(pool: &Path) -> Option<LastEnd> {
     let this = std::fs::read_to_string(BOOT_ID).unwrap_or_default();
     let noted: Option<Noted> = read(&file(pool));
-    if noted
-        .as_ref()
-        .is_some_and(|noted| noted.boot == this.trim())
-    {
-        return read(Path::new(FOUND))?;
+    if let Some(found) = read(Path::new(FOUND)) {
+        // Another pool may have come in place of one that is lost.
+        if noted.is_none_or(|noted| noted.boot != this.trim()) {
+            note(pool, this.trim(), None);
+        }
+        return found;
     }
     let found = judge(Traces {
         forced: noted.as_ref().is_some_and(|noted| noted.forced),

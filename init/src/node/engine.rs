@@ -42,9 +42,13 @@ use super::pauses::Pauses;
 use super::prepare::Means;
 use super::pulse;
 use super::server::Server;
+use super::vigil::{Turn, Vigil};
 use super::volumes::Volumes;
 use super::{retire, sweep, troubles};
 use crate::wire::{CHUNKS_ID, FromPid1, Mode, PACKET_MAX, ToPid1, Victim};
+
+mod loss;
+mod reading;
 
 /// Requests that wait for the loop: one of each connection that the server admits.
 const REQUESTS_MAX: usize = 256;
@@ -83,6 +87,8 @@ pub(crate) enum Request {
     Images {
         reply: oneshot::Sender<BTreeMap<Digest, Keep>>,
     },
+    /// A pool is lost, or a disk has come.
+    Disks { turn: Turn },
     /// What the chunk daemon has done.
     Counts { reply: oneshot::Sender<Counts> },
 }
@@ -98,6 +104,7 @@ impl Request {
             | Self::Counts { .. } => true,
             Self::Statement { .. }
             | Self::Drill { .. }
+            | Self::Disks { .. }
             | Self::End
             | Self::Reboot
             | Self::PowerOff => false,
@@ -153,6 +160,7 @@ pub(crate) struct Engine {
     /// The node is to go down, once nothing runs.
     down: Option<Mode>,
     down_said: bool,
+    disks: loss::Disks,
 }
 
 fn now() -> u64 {
@@ -173,48 +181,6 @@ pub(crate) fn verify(envelope: &[u8], owner: Option<PublicKey>) -> Result<Verifi
 /// Where a pool has its ledger.
 pub(crate) fn ledger_copies(pool: &Path) -> [PathBuf; 2] {
     ["a", "b"].map(|copy| pool.join("ledger").join(copy))
-}
-
-/// The ledger, and what its statements add up to. What is wrong with it is shown; where it cannot be
-/// read at all, the reason stands in its place.
-fn read_ledger(context: &NodeContext) -> (Result<Ledger, String>, Desired) {
-    let owner = context.owner;
-    let pools = context.pools.iter().take(ledger::POOLS_MAX);
-    let pools: Vec<_> = pools.map(|pool| ledger_copies(&pool.mountpoint)).collect();
-    let opened = Ledger::open_in(&pools, sys::fs::reserve, |envelope| {
-        verify(envelope, owner).map_err(|refusal| refusal.message)
-    });
-    let show = |code: Code, error: &String| {
-        log::error!("{error}");
-        context
-            .info
-            .send_modify(|info| info.last_error = Some(error.clone()));
-        troubles::say(&context.info, code, error);
-    };
-    let mut desired = Desired::default();
-    match opened {
-        Ok(opened) => {
-            let healed = |problem| show(Code::LedgerHealed, problem);
-            opened.problems.iter().for_each(healed);
-            opened
-                .statements
-                .iter()
-                .for_each(|statement| desired.apply(statement));
-            (Ok(opened.ledger), desired)
-        }
-        Err(error) => {
-            let why = sys::error::chain(&error);
-            let code = match error {
-                LedgerError::Newer { .. } => Code::LedgerNewer,
-                _ => Code::LedgerUnread,
-            };
-            show(
-                code,
-                &format!("the ledger is not read, nothing is accepted: {why}"),
-            );
-            (Err(why), desired)
-        }
-    }
 }
 
 /// What deployments need and another pool has is brought where machines run from, while the node already serves.
@@ -239,6 +205,18 @@ fn gather(
             let _ = news.send(News::Progress);
         }
     });
+}
+
+/// Those who ask the loop: the API, and the kernel where disks come and go.
+fn open_doors(
+    context: &NodeContext,
+    requests: mpsc::Sender<Request>,
+    cache: Cache,
+    machines: &Machines,
+    changed: watch::Receiver<u64>,
+) -> anyhow::Result<Server> {
+    tokio::task::spawn_local(Vigil::of(context, requests.clone()).keep());
+    Server::new(context, requests, cache, machines.clone(), changed)
 }
 
 fn accounts_of(
@@ -267,7 +245,7 @@ impl Engine {
     /// Phase "ledger": reads both copies, heals them, and knows what should run.
     pub(crate) async fn open(context: NodeContext) -> anyhow::Result<Self> {
         let owner = context.owner;
-        let (ledger, desired) = read_ledger(&context);
+        let (ledger, desired) = reading::read_ledger(&context);
         let machines = Machines::open_in(&context.pools)?;
         let volumes = Volumes::open_in(&context.pools)?;
         let cache = Cache::open(&context.pool).and_then(|cache| cache.given_to(CHUNKS_ID));
@@ -283,15 +261,13 @@ impl Engine {
         reconciler.resume(pauses.kept(), now());
         let (requests_tx, requests) = mpsc::channel(REQUESTS_MAX);
         let (changes, _) = watch::channel(0);
-        let server = Server::new(
-            &context,
-            requests_tx,
-            cache,
-            machines.clone(),
-            changes.subscribe(),
-        )?;
+        let changed = changes.subscribe();
+        let server = open_doors(&context, requests_tx, cache, &machines, changed)?;
         let pid1 = Packets::new(context.pid1, PACKET_MAX).context("take the socket to pid1")?;
         let pid1 = Rc::new(pid1);
+        if !context.adopted {
+            loss::forget_images(&pid1);
+        }
         let images = Images::new(news_tx);
         let (networks_tx, networks) = watch::channel(BTreeSet::new());
         let means = Means {
@@ -330,6 +306,7 @@ impl Engine {
             server: Some(server),
             down: None,
             down_said: false,
+            disks: loss::Disks::of(context.pools, context.guarded, context.adopted),
         };
         engine.host.decide(engine.accounts.decisions());
         engine.show();
@@ -348,6 +325,7 @@ impl Engine {
 
     /// Phase "workloads": takes over the VMs that pid1 kept.
     pub(crate) async fn adopt(&mut self) -> anyhow::Result<()> {
+        let mut survivors = BTreeSet::new();
         tokio::task::spawn_local(self.images.clone().run());
         loop {
             let received = self
@@ -371,6 +349,7 @@ impl Engine {
                     match self.host.adopt(vm.clone(), slot, &tag, status, fds, store) {
                         Ok(survivor) => {
                             self.host.is_process(&vm, pid);
+                            survivors.insert(vm);
                             self.reconciler.adopt(survivor, now());
                         }
                         // Not one of this version: it runs on, and nobody can speak to it.
@@ -381,6 +360,7 @@ impl Engine {
                 other => self.hear_pid1(other),
             }
         }
+        self.end_orphans(&survivors);
         // An earlier agent did not live to say so.
         if retire::stands(&self.info.borrow()).is_err() {
             self.go_down(Mode::PowerOff);
@@ -470,6 +450,11 @@ impl Engine {
             if !heard {
                 break deadline;
             }
+        };
+        let parting = self.go_on_parting()?;
+        let deadline = match (deadline, parting) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
         };
         let wanted = self.wanted_images();
         self.images.retain(&wanted);
@@ -613,6 +598,7 @@ impl Engine {
                 let used = self.images.used();
                 let _ = reply.send(sweep::needed(self.reconciler.desired(), &used));
             }
+            Request::Disks { turn } => self.disks_changed(turn),
             Request::Counts { reply } => {
                 let _ = reply.send(self.images.counts());
             }
@@ -678,6 +664,7 @@ impl Engine {
             });
             info.last_error = Some(error.clone());
         });
+        troubles::say(&self.info, Code::PoolFailing, error);
     }
 
     fn admit(&self, verified: Verified) -> Result<Admitted, Refused> {

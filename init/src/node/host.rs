@@ -133,6 +133,8 @@ pub(crate) struct NodeHost {
     timelines: BTreeMap<VmId, Began>,
     /// The pool of each layer and volume, or why there is none.
     pools: Pools,
+    /// Why nothing can start.
+    barred: Option<String>,
     attempts: u64,
     messages: mpsc::Sender<Message>,
     events: VecDeque<Event>,
@@ -159,6 +161,7 @@ impl NodeHost {
             vms: BTreeMap::new(),
             timelines: BTreeMap::new(),
             pools: Pools::new(),
+            barred: None,
             attempts: 0,
             messages,
             events: VecDeque::new(),
@@ -169,6 +172,16 @@ impl NodeHost {
     /// What has been decided of layers and volumes: to be said before a step for them.
     pub(crate) fn decide(&mut self, pools: Pools) {
         self.pools = pools;
+    }
+
+    /// From now on nothing starts.
+    pub(crate) fn bar(&mut self, why: String) {
+        self.barred = Some(why);
+    }
+
+    /// Its process has not ended.
+    pub(crate) fn is_alive(&self, vm: &VmId) -> bool {
+        self.vms.get(vm).is_some_and(|held| held.status.is_none())
     }
 
     fn pool_for(&self, id: &VmId) -> Result<usize, String> {
@@ -536,6 +549,14 @@ impl NodeHost {
     }
 
     fn start(&mut self, start: Start) {
+        if let Some(why) = &self.barred {
+            let message = why.clone();
+            self.events.push_back(Event::StartFailed {
+                vm: start.vm,
+                message,
+            });
+            return;
+        }
         self.attempts += 1;
         self.timelines.insert(start.vm.clone(), Began::now());
         let (attempt, vm) = (self.attempts, start.vm.clone());

@@ -125,6 +125,20 @@ pub(crate) fn load_or_make(pool: &Path) -> Result<Identity, IdentityError> {
     })
 }
 
+/// The identity in a place that has one. Nothing is made.
+pub(crate) fn load(place: &Path) -> Result<[u8; 32], IdentityError> {
+    let copies = ["a", "b"].map(|copy| read(&place.join("identity").join(copy)));
+    match copies {
+        [Copy::Good(seed), _] | [_, Copy::Good(seed)] => Ok(seed),
+        [Copy::Unreadable(error), _] | [_, Copy::Unreadable(error)] => Err(error),
+        [Copy::Absent | Copy::Damaged, Copy::Absent | Copy::Damaged] => {
+            Err(IdentityError::Damaged {
+                path: place.join("identity"),
+            })
+        }
+    }
+}
+
 /// Gives a pool that has no identity this one. Both copies are on disk when this returns.
 pub(crate) fn keep(pool: &Path, seed: &[u8; 32]) -> Result<(), IdentityError> {
     let paths = ["a", "b"].map(|copy| pool.join("identity").join(copy));

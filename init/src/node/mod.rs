@@ -18,10 +18,12 @@ mod errands;
 mod exposition;
 #[cfg(any(test, feature = "fuzz"))]
 pub(crate) mod fuzz;
+mod given_up;
 mod health;
 mod host;
 mod identity;
 mod images;
+mod known;
 mod logs;
 mod machine;
 mod machines;
@@ -48,6 +50,7 @@ mod tail;
 mod told;
 mod troubles;
 mod uplink;
+mod vigil;
 mod volumes;
 mod witness;
 

@@ -28,11 +28,12 @@ use super::context::{NodeContext, Uplink, tenant_capacity, tenant_disk};
 use super::custody::Custody;
 use super::disks::{Found, Looked};
 use super::engine::Engine;
+use super::known::Known;
 use super::machines::Site;
 use super::pulse::Pulse;
 use super::{
-    clock, dashboard, disks, ending, health, machine, mirror, pools, resolv, retire, smart,
-    troubles, uplink,
+    clock, dashboard, disks, ending, given_up, health, known, machine, mirror, pools, resolv,
+    retire, smart, troubles, uplink, vigil,
 };
 use crate::console::Console;
 use crate::options::Options;
@@ -159,11 +160,10 @@ async fn provision() -> anyhow::Result<Engine> {
     let (looked, all) = disks_and_pools(&mut boot, owner.as_ref(), (&custody, options.disks))?;
     let (found, pool) = (&looked.found, &all.first);
     let mut problems = pool.problems.clone();
-    let (seed, key) = boot.must("identity", || identity(&all, &mut problems))?;
+    let (seed, key) = boot.must("identity", || identity((&all, found), &mut problems))?;
     let sites = pools::sites(&all, found);
     let floors: Vec<_> = sites.iter().map(|s| s.mountpoint.clone()).collect();
     let start = boot.must("clock", || Ok((clock::start(&floors)?, None)))?;
-    let standing = all.standing();
     let kvm_problem = boot.must("kvm", kvm)?;
     let storage = storage_of(pool);
     let capacity = capacity_of(storage, &sites);
@@ -180,7 +180,7 @@ async fn provision() -> anyhow::Result<Engine> {
         clock: UNHEARD,
         capacity,
         links: Vec::new(),
-        disks: disks::reports(found, owner.as_ref(), &standing),
+        disks: disks::reports(found, owner.as_ref(), &all.standing()),
         pools: pools::report(&all, found),
         boot: Vec::new(),
         last_error: last_error(&options, &problems),
@@ -191,7 +191,7 @@ async fn provision() -> anyhow::Result<Engine> {
         health: Vec::new(),
     });
     say_what_stands(&info, &options, &problems);
-    say_what_goes(&info, &looked.retired, &standing);
+    say_what_goes(&info, &looked.retired, &all.standing());
     start.say(&info);
     let uplink = network(&mut boot, &options, floors, start, &info).await?;
     let context = NodeContext {
@@ -201,8 +201,12 @@ async fn provision() -> anyhow::Result<Engine> {
         storage,
         room: Room::of_the_node(&pool.mountpoint),
         pool: pool.mountpoint.clone(),
+        guarded: pools::guarded(&all, found),
+        adopted: all.adopted,
+        waits: pools::waits(&all),
+        found: looked.found,
         pools: sites,
-        standing,
+        standing: all.standing(),
         custody,
         kvm_problem,
         capacity,
@@ -235,7 +239,14 @@ fn disks_and_pools(
     how: (&Custody, Layout),
 ) -> anyhow::Result<(Looked, Pools)> {
     let mut looked = boot.must("disks", || look(owner))?;
-    let pools = boot.must("pool", || pool(&looked.found, owner, how))?;
+    let given_up = given_up::read();
+    let (failed, whole): (Vec<Found>, Vec<Found>) = looked
+        .found
+        .iter()
+        .cloned()
+        .partition(|(disk, _)| given_up.contains(&disk.serial));
+    let mut pools = boot.must("pool", || pool(&whole, owner, how))?;
+    pools.left.extend(failed.iter().map(pools::failed));
     pools::remember_classes(&pools, &mut looked.found);
     Ok((looked, pools))
 }
@@ -288,7 +299,8 @@ fn say_what_stands(info: &watch::Sender<NodeInfo>, options: &Options, problems: 
     if let Some(why) = &now.virtualisation_problem {
         troubles::say(info, Code::NoVirtualisation, why);
     }
-    if let Some(why) = &now.volatile_because {
+    // One that waits for its disks says what it waits for.
+    if let (Some(why), true) = (&now.volatile_because, now.pools.is_empty()) {
         troubles::say(info, Code::RunsFromMemory, why);
     }
     if let Some(error) = options.errors.first() {
@@ -297,6 +309,7 @@ fn say_what_stands(info: &watch::Sender<NodeInfo>, options: &Options, problems: 
     if let Some(problem) = problems.first() {
         troubles::say(info, Code::PoolProblem, problem);
     }
+    pools::say(info);
     match &now.last_end {
         Some(LastEnd::Panicked { headline }) => {
             troubles::say(info, Code::LastBootPanicked, headline);
@@ -353,10 +366,19 @@ fn pool(
         beside: Path::new(FURTHER),
     };
     let inspect = |pool: &Path, depth| pools::inspect(pool, depth, owner.copied());
-    let mut pools = match storage::pools::open(found, owner, (custody, layout), places, &inspect) {
+    let open =
+        |found: &[Found]| storage::pools::open(found, owner, (custody, layout), places, &inspect);
+    let opened = match waits(found, owner, places) {
+        Some(known) => Ok(known.wait(places)?),
+        None => open(found),
+    };
+    let mut pools = match opened {
         Ok(pools) => pools,
         // VMs run from it. pid1 starts another agent, which looks again.
-        Err(error @ PoolError::InUse { .. }) => return Err(error.into()),
+        Err(error @ PoolError::InUse { .. }) => {
+            give_up_on_dead(places, found);
+            return Err(error.into());
+        }
         // A node with a broken disk is still a node that can say so.
         Err(error) => {
             let why = sys::error::chain(&error);
@@ -367,7 +389,8 @@ fn pool(
     };
     let pool = &mut pools.first;
     // One that an earlier agent has made does not say why.
-    if let (false, Choice::Memory { why }) = (pool.durable, choose(found, owner)) {
+    let waits = !pools.missing.is_empty();
+    if let (false, false, Choice::Memory { why }) = (pool.durable, waits, choose(found, owner)) {
         pool.remark = Some(why);
     }
     let size = machine::size_of(&pool.mountpoint).as_mib();
@@ -389,6 +412,32 @@ fn pool(
     };
     let text = format!("{size} MiB {place}{further}{remark}");
     Ok((pools, Some(text)))
+}
+
+/// The node had pools in this boot, and none of their disks is there. Else what hides them is taken away.
+fn waits(found: &[Found], owner: Option<&PublicKey>, places: Places<'_>) -> Option<Known> {
+    let known = known::read()?;
+    let disks: Vec<_> = found.iter().map(|(disk, _)| disk.clone()).collect();
+    if !storage::pools::there(&disks, places).is_empty() {
+        return None;
+    }
+    let is_back = |(disk, content): &Found| owner.is_some_and(|o| known.awaits(disk, content, o));
+    if !found.iter().any(is_back) {
+        return Some(known);
+    }
+    storage::pools::let_go(places.first);
+    None
+}
+
+/// A pool that cannot be checked for as long as it is mounted is none: the agent that comes next does without it.
+fn give_up_on_dead(places: Places<'_>, found: &[Found]) {
+    let disks: Vec<_> = found.iter().map(|(disk, _)| disk.clone()).collect();
+    for (disk, mountpoint) in storage::pools::there(&disks, places) {
+        if vigil::flush(&mountpoint).is_err() {
+            given_up::add(&disk.serial);
+            storage::pools::let_go(&mountpoint);
+        }
+    }
 }
 
 fn storage_of(pool: &Pool) -> Storage {
@@ -415,8 +464,12 @@ fn capacity_of(storage: Storage, sites: &[Site]) -> Capacity {
     }
 }
 
-fn identity(pools: &Pools, problems: &mut Vec<String>) -> Done<([u8; 32], PublicKey)> {
+fn identity(
+    (pools, found): (&Pools, &[Found]),
+    problems: &mut Vec<String>,
+) -> Done<([u8; 32], PublicKey)> {
     let (seed, key, said) = pools::identity(pools)?;
+    known::keep(pools, found, &seed);
     problems.extend(said);
     Ok(((seed, key), Some(key.to_string())))
 }

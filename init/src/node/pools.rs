@@ -9,17 +9,22 @@
 use std::path::{Path, PathBuf};
 
 use storage::assemble::History;
+use storage::mirrors;
+use storage::plan::LeftAlone;
 use storage::pool::Pool;
 use storage::pools::{Depth, Further, Inside, Pools, away};
 use storage::roster::{PoolId, Roster};
+use tokio::sync::watch;
 use types::PublicKey;
-use types::node::{DiskClass, PoolState};
+use types::node::{DiskClass, NodeInfo, PoolState};
+use types::trouble::Code;
 use workload::ledger;
 
 use super::disks::Found;
 use super::engine::{ledger_copies, verify};
 use super::machines::Site;
-use super::{identity, machine, places};
+use super::vigil::Guarded;
+use super::{identity, known, machine, places, troubles};
 
 /// What is in a pool of this owner.
 pub(crate) fn inspect(pool: &Path, depth: Depth, owner: Option<PublicKey>) -> Inside {
@@ -118,6 +123,59 @@ pub(crate) fn remember_classes(pools: &Pools, found: &mut [Found]) {
     }
 }
 
+/// None of the node's pools is there, and why nothing is accepted until one is.
+pub(crate) fn waits(pools: &Pools) -> Option<String> {
+    let waits = !pools.first.durable && !pools.missing.is_empty();
+    pools.first.remark.clone().filter(|_| waits)
+}
+
+/// Their disks, in the order of [`sites`]; where none is there, those that are waited for.
+pub(crate) fn guarded(pools: &Pools, found: &[Found]) -> Vec<Guarded> {
+    if !pools.first.durable {
+        let waits = |serial: String| Guarded {
+            serial,
+            ..Guarded::default()
+        };
+        let known = known::read().filter(|_| !pools.missing.is_empty());
+        let serials = known.map(|known| known.serials).unwrap_or_default();
+        return serials.into_iter().map(waits).collect();
+    }
+    let guarded = |(_, disk, mountpoint): (PoolId, Option<&str>, &Path)| {
+        let disk = disk?.to_owned();
+        let of_it = found.iter().find(|(found, _)| found.name == disk);
+        Some(Guarded {
+            serial: of_it.map(|(d, _)| d.serial.clone()).unwrap_or_default(),
+            array: mirrors::array_of(mountpoint),
+            mountpoint: mountpoint.to_owned(),
+            disk,
+        })
+    };
+    used(pools).into_iter().filter_map(guarded).collect()
+}
+
+/// A disk whose pool has failed in this boot.
+pub(crate) fn failed((disk, _): &Found) -> LeftAlone {
+    LeftAlone {
+        disk: disk.name.clone(),
+        why: "its pool failed while the node ran: replace it, or start the node again to have it tried".to_owned(),
+    }
+}
+
+/// What is wrong with pools from the start of this agent on.
+pub(crate) fn say(info: &watch::Sender<NodeInfo>) {
+    let pools = info.borrow().pools.clone();
+    for (code, state) in [
+        (Code::PoolMissing, PoolState::Missing),
+        (Code::PoolFailing, PoolState::Failed),
+    ] {
+        let of_it = pools.iter().filter(|pool| pool.state == state);
+        let said: Vec<_> = of_it.filter_map(|pool| pool.because.clone()).collect();
+        if !said.is_empty() {
+            troubles::say(info, code, said.join("; "));
+        }
+    }
+}
+
 /// Sizes as they are now; of pools that are not there they stay zero.
 pub(crate) fn refresh(pools: &mut [types::node::Pool], sites: &[Site]) {
     for site in sites {
@@ -133,9 +191,6 @@ pub(crate) fn refresh(pools: &mut [types::node::Pool], sites: &[Site]) {
 
 /// What the API says of them, in the order of [`sites`]; missing ones come last.
 pub(crate) fn report(pools: &Pools, found: &[Found]) -> Vec<types::node::Pool> {
-    if !pools.first.durable {
-        return Vec::new();
-    }
     let pool = |(id, name, mountpoint): (PoolId, Option<&str>, &Path)| {
         let disk = found.iter().map(|(disk, _)| disk);
         let disk = disk
@@ -153,17 +208,30 @@ pub(crate) fn report(pools: &Pools, found: &[Found]) -> Vec<types::node::Pool> {
             mirror: None,
         }
     };
-    let mut report: Vec<_> = used(pools).into_iter().map(pool).collect();
-    report.extend(pools.missing.iter().map(|member| types::node::Pool {
-        id: member.pool.clone(),
-        disk: None,
-        serial: member.serial.clone(),
-        class: member.class,
-        state: PoolState::Missing,
-        size: types::Bytes(0),
-        free: types::Bytes(0),
-        because: Some(away(member)),
-        mirror: None,
+    let mut report: Vec<_> = match pools.first.durable {
+        true => used(pools).into_iter().map(pool).collect(),
+        false => Vec::new(),
+    };
+    report.extend(pools.missing.iter().map(|member| {
+        let is_its = |left: &&LeftAlone| {
+            let mut disks = found.iter().map(|(disk, _)| disk);
+            disks.any(|d| d.name == left.disk && !d.serial.is_empty() && d.serial == member.serial)
+        };
+        let left = pools.left.iter().find(is_its);
+        types::node::Pool {
+            id: member.pool.clone(),
+            disk: left.map(|left| left.disk.clone()),
+            serial: member.serial.clone(),
+            class: member.class,
+            state: match left {
+                Some(_) => PoolState::Failed,
+                None => PoolState::Missing,
+            },
+            size: types::Bytes(0),
+            free: types::Bytes(0),
+            because: Some(left.map_or_else(|| away(member), |left| left.why.clone())),
+            mirror: None,
+        }
     }));
     report
 }

@@ -44,6 +44,10 @@ fn context(pool: &Path, owner: Option<PublicKey>, seed: [u8; 32]) -> NodeContext
         storage: workload::admission::Storage::Disk,
         pool: pool.to_owned(),
         pools: Vec::new(),
+        guarded: Vec::new(),
+        adopted: false,
+        waits: None,
+        found: Vec::new(),
         standing: storage::plan::Standing {
             used: vec!["vda".to_owned()],
             left: Vec::new(),
@@ -136,6 +140,7 @@ async fn play<S: Into<Option<State>>>(
                 Victim::Chunks => None,
                 Victim::Machine { .. } => Some(99),
             })),
+            Request::Disks { turn } => panic!("{turn:?} is the vigil's to say"),
             Request::Reboot | Request::PowerOff | Request::End => return,
             Request::Statement { reply, .. } => {
                 let no = refusal(RefusalCode::Malformed, "no");

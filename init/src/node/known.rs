@@ -1,0 +1,139 @@
+//! What this node is, for an agent of this boot that finds none of its pools.
+//!
+//! Owns: a copy of the identity and the list of the node's disks in `/run`, which is gone with the boot, and the pool in memory
+//! of a node that waits for a disk. Refuses: another node: while this stands, none is made of a blank disk, and nothing that
+//! the memory takes counts.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use storage::disk::Disk;
+use storage::pools::{Places, Pools};
+use storage::probe::{Content, Stage, owner_mark};
+use storage::roster::{Member, Roster};
+use types::PublicKey;
+
+use super::disks::Found;
+use super::identity;
+
+/// As short-lived as the boot, and nobody else's to read.
+const DIRECTORY: &str = "/run/sifr/known";
+
+/// The node, as its pools last said.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Known {
+    pub(crate) members: Vec<Member>,
+    /// Of all disks that its pools lie on, both of a mirror's. None is empty.
+    pub(crate) serials: BTreeSet<String>,
+}
+
+fn list() -> PathBuf {
+    Path::new(DIRECTORY).join("pools.json")
+}
+
+/// `None`: in this boot the node has had no pool on a disk.
+pub(crate) fn read() -> Option<Known> {
+    serde_json::from_slice(&std::fs::read(list()).ok()?).ok()
+}
+
+/// Kept from here on, where the node has a pool on a disk. What cannot be kept is told: no boot fails over it.
+pub(crate) fn keep(pools: &Pools, found: &[Found], seed: &[u8; 32]) {
+    if !pools.first.durable {
+        return;
+    }
+    let members = Roster::read(&pools.first.mountpoint).map_or_else(Vec::new, |r| r.members);
+    if members.is_empty() {
+        return;
+    }
+    let used = pools.standing().used;
+    let serials = found.iter().map(|(disk, _)| disk);
+    let serials = serials.filter(|disk| used.contains(&disk.name));
+    let known = Known {
+        serials: serials
+            .map(|disk| disk.serial.clone())
+            .chain(members.iter().map(|member| member.serial.clone()))
+            .filter(|serial| !serial.is_empty())
+            .collect(),
+        members,
+    };
+    let json = serde_json::to_vec(&known).expect("text always serialises");
+    let kept = identity::keep(Path::new(DIRECTORY), seed)
+        .map_err(|error| sys::error::chain(&error))
+        .and_then(|()| {
+            sys::fs::write_atomic(&list(), &json, 0o600).map_err(|error| sys::error::chain(&error))
+        });
+    if let Err(why) = kept {
+        log::error!("keep in mind what this node is, should its disks go: {why}");
+    }
+}
+
+impl Known {
+    /// Whether it is one of the disks that are waited for.
+    pub(crate) fn awaits(&self, disk: &Disk, content: &Content, owner: &PublicKey) -> bool {
+        let live = matches!(content, Content::Pool { owner: theirs, stage: Stage::Live, .. } if *theirs == owner_mark(owner));
+        live && self.serials.contains(&disk.serial)
+    }
+
+    /// The node goes on from memory until a disk is back: reached, the same, and taking nothing.
+    pub(crate) fn wait(self, places: Places<'_>) -> anyhow::Result<Pools> {
+        // What is dead must not hide what comes.
+        storage::pools::let_go(places.first);
+        let serials: Vec<_> = self.serials.iter().map(String::as_str).collect();
+        let why = format!(
+            "none of the node's disks works: put one back ({}); until then nothing runs and nothing is accepted",
+            serials.join(", ")
+        );
+        let mut pools = storage::pools::in_memory(&why, places)?;
+        let known = Path::new(DIRECTORY);
+        let kept = identity::load(known)?;
+        identity::keep(places.first, &kept)?;
+        pools.missing = self.members;
+        Ok(pools)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_is_awaited_by_its_serial_and_only_with_a_pool_of_this_owner_that_was_in_use() {
+        let (ours, theirs) = (PublicKey([1; 32]), PublicKey([2; 32]));
+        let known = Known {
+            members: Vec::new(),
+            serials: ["a".to_owned()].into(),
+        };
+        let disk = |serial: &str| Disk {
+            name: "sda".to_owned(),
+            serial: serial.to_owned(),
+            model: String::new(),
+            class: types::node::DiskClass::Ssd,
+            size_bytes: 1 << 30,
+            removable: false,
+            read_only: false,
+            block_bytes: 512,
+            sharing: storage::disk::Sharing::None,
+        };
+        let pool = |owner: &PublicKey, stage| Content::Pool {
+            owner: owner_mark(owner),
+            stage,
+            partition: 1,
+        };
+        let live = pool(&ours, Stage::Live);
+        assert!(known.awaits(&disk("a"), &live, &ours));
+        for (serial, content) in [
+            ("b", live.clone()),
+            ("", live),
+            ("a", pool(&theirs, Stage::Live)),
+            ("a", pool(&ours, Stage::Made)),
+            ("a", Content::Blank),
+        ] {
+            assert!(
+                !known.awaits(&disk(serial), &content, &ours),
+                "{serial} {content:?}"
+            );
+        }
+    }
+}

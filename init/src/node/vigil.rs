@@ -1,0 +1,558 @@
+//! Disks while the node runs: pools that vanish or fail, and disks that come.
+//!
+//! Owns: the kernel's events of block devices, the look that follows each, and what is made of it.
+//! Refuses: doing anything about it: the engine stops what ran there, and the agent that comes next opens the pools again.
+//!
+//! The kernel tells of disks that come and go. It tells nobody of a file system that has shut itself down or of a disk that
+//! answers with errors: that is found out by a flush of each pool every [`LOOK_EVERY`].
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nix::sys::statvfs::{FsFlags, statvfs};
+use storage::disk::Disk;
+use storage::mirrors;
+use storage::plan::{POOL_MIN_BYTES, Standing};
+use storage::probe::{Content, Stage, owner_mark};
+use sys::uevent::Uevents;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::{mpsc, watch};
+use tokio::task::{AbortHandle, JoinHandle};
+use tokio::time::Instant;
+use types::PublicKey;
+use types::node::NodeInfo;
+use types::trouble::Code;
+
+use super::context::NodeContext;
+use super::disks::{self, Found};
+use super::engine::Request;
+use super::{given_up, troubles};
+
+/// Between two flushes of a pool: nothing tells of a file system that shut down, and who reads of it can wait so long.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
+/// Disks that come in one go have some events each: they are looked at together.
+const SETTLE: Duration = Duration::from_millis(300);
+/// In each pool, since before it was in use.
+const WITNESS: &str = "pool.json";
+
+/// Longest wait for the answers of all disks in one look: who has not answered by then is asked no second time, and the others
+/// are not waited with.
+const LOOK_MAX: Duration = Duration::from_secs(2);
+/// A disk that has said nothing for so long is told of: the kernel's drivers give up a request of theirs after half a minute,
+/// and try again a few times.
+const SILENCE: Duration = Duration::from_secs(120);
+
+/// A pool in use, or one that is waited for.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Guarded {
+    pub(crate) mountpoint: PathBuf,
+    pub(crate) disk: String,
+    pub(crate) serial: String,
+    /// It lies on several disks: it outlives each of them, and `mirror` looks after those.
+    pub(crate) array: Option<String>,
+}
+
+/// How a pool's disk is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Health {
+    Fine,
+    /// It is not there any more.
+    Gone,
+    /// It is there, and does not do what it should.
+    Failing(String),
+}
+
+/// What is to be done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Turn {
+    /// These pools, by their places in the list, are lost.
+    Lost(BTreeMap<usize, Health>),
+    /// There is a disk that a boot would use.
+    Join,
+}
+
+/// A disk that is not in use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Spare {
+    name: String,
+    serial: String,
+    kind: Kind,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// A pool of this owner.
+    Pool,
+    /// A pool may be made on it.
+    Blank,
+    /// It is listed, and that is all.
+    Other,
+}
+
+/// Kernel name and serial.
+type Called = (String, String);
+
+/// What is known from before.
+#[derive(Debug, Clone, Default)]
+struct Memory {
+    lost: BTreeSet<usize>,
+    /// Disks that were looked at and are still there.
+    seen: BTreeSet<Called>,
+}
+
+/// Pure. `guarded`: their serials; what was lost is lost until the agent starts again.
+fn decide(
+    memory: &mut Memory,
+    guarded: &[Guarded],
+    health: &[Health],
+    spare: &[Spare],
+) -> Option<Turn> {
+    let there: BTreeSet<_> = spare
+        .iter()
+        .map(|s| (s.name.clone(), s.serial.clone()))
+        .collect();
+    memory.seen.retain(|seen| there.contains(seen));
+    let ill = health
+        .iter()
+        .enumerate()
+        .filter(|(_, health)| **health != Health::Fine);
+    let new: BTreeMap<_, _> = ill
+        .filter(|(at, _)| !memory.lost.contains(at))
+        .map(|(at, health)| (at, health.clone()))
+        .collect();
+    if !new.is_empty() {
+        memory.lost.extend(new.keys());
+        // One that is there and fails is no disk that came.
+        let called = |at: &usize| (guarded[*at].disk.clone(), guarded[*at].serial.clone());
+        memory.seen.extend(new.keys().map(called));
+        return Some(Turn::Lost(new));
+    }
+    let all_lost = memory.lost.len() == guarded.len();
+    let fresh: Vec<&Spare> = spare
+        .iter()
+        .filter(|s| !memory.seen.contains(&(s.name.clone(), s.serial.clone())))
+        .collect();
+    memory.seen.extend(there);
+    let joins = |spare: &&&Spare| match spare.kind {
+        // Without any pool of its own left the node would become another: only its own disk may come back.
+        Kind::Pool if all_lost => guarded
+            .iter()
+            .any(|lost| !lost.serial.is_empty() && lost.serial == spare.serial),
+        Kind::Pool => true,
+        Kind::Blank => !all_lost,
+        Kind::Other => false,
+    };
+    fresh
+        .iter()
+        .any(|spare| joins(&spare))
+        .then_some(Turn::Join)
+}
+
+/// Questions to disks, of which any may hang: each is asked in a thread of its own, and once.
+struct Asked<K, T>(BTreeMap<K, (Instant, JoinHandle<T>)>);
+
+impl<K: Ord + Clone, T: Send + 'static> Asked<K, T> {
+    fn ask(&mut self, about: K, question: impl FnOnce() -> T + Send + 'static) {
+        let asked = || (Instant::now(), tokio::task::spawn_blocking(question));
+        self.0.entry(about).or_insert_with(asked);
+    }
+
+    /// What has been answered, at the latest at `until`.
+    async fn answers(&mut self, until: Instant) -> BTreeMap<K, T> {
+        let mut answers = BTreeMap::new();
+        let mut waiting = BTreeMap::new();
+        for (about, (since, mut asked)) in std::mem::take(&mut self.0) {
+            match tokio::time::timeout_at(until, &mut asked).await {
+                Ok(Ok(answer)) => drop(answers.insert(about, answer)),
+                // It is asked again.
+                Ok(Err(_)) => {}
+                Err(_) => drop(waiting.insert(about, (since, asked))),
+            }
+        }
+        self.0 = waiting;
+        answers
+    }
+
+    fn silent(&self, now: Instant) -> Vec<&K> {
+        let silent = self.0.iter();
+        let silent =
+            silent.filter(|(_, (since, _))| now.saturating_duration_since(*since) > SILENCE);
+        silent.map(|(about, _)| about).collect()
+    }
+}
+
+pub(crate) struct Vigil {
+    guarded: Vec<Guarded>,
+    /// None of them is there.
+    waits: bool,
+    /// The disks as this agent has found them at its start.
+    found: Vec<Found>,
+    standing: Standing,
+    owner: Option<PublicKey>,
+    info: watch::Sender<NodeInfo>,
+    engine: mpsc::Sender<Request>,
+}
+
+impl Vigil {
+    pub(crate) fn of(context: &NodeContext, engine: mpsc::Sender<Request>) -> Self {
+        Self {
+            guarded: context.guarded.clone(),
+            waits: context.waits.is_some(),
+            found: context.found.clone(),
+            standing: context.standing.clone(),
+            owner: context.owner,
+            info: context.info.clone(),
+            engine,
+        }
+    }
+
+    pub(crate) async fn keep(self) {
+        let events = subscribe();
+        let events = events
+            .inspect_err(|e| log::error!("disks are looked at without events: {e:#}"))
+            .ok();
+        let mut memory = Memory::default();
+        if self.waits {
+            memory.lost = (0..self.guarded.len()).collect();
+        }
+        memory.seen = self.found.iter().map(|(disk, _)| called(disk)).collect();
+        let mut names = memory.seen.clone();
+        let (mut pools, mut spares) = (Asked(BTreeMap::new()), Asked(BTreeMap::new()));
+        let mut listing = None;
+        loop {
+            let disks = storage::disk::inventory(Path::new("/sys")).unwrap_or_default();
+            let until = Instant::now() + LOOK_MAX;
+            let health = self.health(&memory, &mut pools, &disks, until).await;
+            let spare = self.spare(&memory, &mut spares, &disks, until).await;
+            let turn = decide(&mut memory, &self.guarded, &health, &spare);
+            let now: BTreeSet<_> = disks.iter().map(called).collect();
+            if now != names {
+                given_up::retain(|serial| now.iter().any(|(_, there)| there == serial));
+                self.publish(&mut listing);
+                names = now;
+            }
+            if let Some(turn) = turn {
+                // Fails only when the loop has ended.
+                let _ = self.engine.send(Request::Disks { turn }).await;
+            }
+            self.next(events.as_ref()).await;
+        }
+    }
+
+    async fn health(
+        &self,
+        memory: &Memory,
+        asked: &mut Asked<usize, Health>,
+        disks: &[Disk],
+        until: Instant,
+    ) -> Vec<Health> {
+        let kept = self.guarded.iter().enumerate();
+        let kept = kept.filter(|(at, _)| !memory.lost.contains(at));
+        for (at, pool) in kept {
+            let (pool, disks) = (pool.clone(), disks.to_vec());
+            asked.ask(at, move || health(&pool, &disks));
+        }
+        let mut answers = asked.answers(until).await;
+        self.tell_silent(&asked.silent(Instant::now()));
+        let all = 0..self.guarded.len();
+        all.map(|at| answers.remove(&at).unwrap_or(Health::Fine))
+            .collect()
+    }
+
+    /// Nothing is done about them: who uses them waits, and an agent that ended would wait as well, for ever maybe.
+    fn tell_silent(&self, silent: &[&usize]) {
+        let said: Vec<_> = silent
+            .iter()
+            .map(|at| {
+                let Guarded { disk, serial, .. } = &self.guarded[**at];
+                let seconds = SILENCE.as_secs();
+                format!("the disk {disk} (serial {serial:?}) has not answered for {seconds} seconds and more: what uses it waits")
+            })
+            .collect();
+        if said.is_empty() {
+            troubles::over(&self.info, Code::PoolSilent);
+        } else {
+            troubles::say(&self.info, Code::PoolSilent, said.join("; "));
+        }
+    }
+
+    /// Disks that are in no use. Those that have not answered are none yet.
+    async fn spare(
+        &self,
+        memory: &Memory,
+        asked: &mut Asked<Called, Kind>,
+        disks: &[Disk],
+        until: Instant,
+    ) -> Vec<Spare> {
+        // What was lost and is back is looked at as any other.
+        let kept = self.guarded.iter().enumerate();
+        let kept: Vec<&Guarded> = kept
+            .filter(|(at, _)| !memory.lost.contains(at))
+            .map(|(_, pool)| pool)
+            .collect();
+        let used = |disk: &&Disk| {
+            let mut kept = kept.iter();
+            !kept.any(|pool| (&pool.disk, &pool.serial) == (&disk.name, &disk.serial))
+        };
+        let spare: Vec<&Disk> = disks.iter().filter(used).collect();
+        let place = Position {
+            standing: self.standing.clone(),
+            owner: self.owner,
+            waits: self.waits,
+            arrays: kept.iter().filter_map(|pool| pool.array.clone()).collect(),
+        };
+        for disk in spare.iter().filter(|d| !memory.seen.contains(&called(d))) {
+            let (disk, place, all) = ((*disk).clone(), place.clone(), disks.to_vec());
+            asked.ask(called(&disk), move || kind(disk, &place, &all));
+        }
+        let mut answers = asked.answers(until).await;
+        let judged = |disk: &&Disk| {
+            let called = called(disk);
+            let kind = match memory.seen.contains(&called) {
+                // It was judged when it came.
+                true => Some(Kind::Other),
+                false => answers.remove(&called),
+            };
+            let (name, serial) = called;
+            Some(Spare {
+                kind: kind?,
+                name,
+                serial,
+            })
+        };
+        spare.iter().filter_map(judged).collect()
+    }
+
+    /// What the API and the console list, as soon as all disks have answered.
+    fn publish(&self, listing: &mut Option<AbortHandle>) {
+        if let Some(before) = listing.take() {
+            before.abort();
+        }
+        let (owner, standing, info) = (self.owner, self.standing.clone(), self.info.clone());
+        let listed = tokio::task::spawn_local(async move {
+            let listed = tokio::task::spawn_blocking(move || {
+                let disks = storage::disk::inventory(Path::new("/sys")).unwrap_or_default();
+                let found: Vec<Found> = disks.into_iter().map(disks::content).collect();
+                disks::reports(&found, owner.as_ref(), &standing)
+            });
+            if let Ok(disks) = listed.await {
+                info.send_modify(|info| info.disks = disks);
+            }
+        });
+        *listing = Some(listed.abort_handle());
+    }
+
+    /// Until the kernel says that a block device came or went, or it is time.
+    async fn next(&self, events: Option<&AsyncFd<Uevents>>) {
+        let Some(events) = events else {
+            return tokio::time::sleep(LOOK_EVERY).await;
+        };
+        let told = async {
+            loop {
+                let Ok(mut ready) = events.readable().await else {
+                    return std::future::pending().await;
+                };
+                let of_disks = drain(events.get_ref());
+                ready.clear_ready();
+                if of_disks {
+                    return;
+                }
+            }
+        };
+        // Safe to drop: what waits in the socket stays there.
+        if tokio::time::timeout(LOOK_EVERY, told).await.is_ok() {
+            tokio::time::sleep(SETTLE).await;
+            drain(events.get_ref());
+        }
+    }
+}
+
+#[expect(
+    deprecated,
+    reason = "`register` asks the caller to vouch that the descriptor stays open and the same; `Uevents` owns it"
+)]
+fn subscribe() -> anyhow::Result<AsyncFd<Uevents>> {
+    Ok(AsyncFd::new(Uevents::subscribe()?)?)
+}
+
+/// Reads all events that wait. Whether one was of a disk.
+fn drain(events: &Uevents) -> bool {
+    let mut of_disks = false;
+    while let Ok(Some(event)) = events.next() {
+        of_disks |= event.subsystem == "block" && event.devpath.contains("/block/");
+    }
+    of_disks
+}
+
+/// What a new disk is judged by.
+#[derive(Debug, Clone)]
+struct Position {
+    standing: Standing,
+    owner: Option<PublicKey>,
+    waits: bool,
+    /// Mirrors that pools in use lie on.
+    arrays: Vec<String>,
+}
+
+fn called(disk: &Disk) -> Called {
+    (disk.name.clone(), disk.serial.clone())
+}
+
+fn kind(disk: Disk, place: &Position, disks: &[Disk]) -> Kind {
+    let left = place.standing.left.iter().any(|l| l.disk == disk.name);
+    let (disk, content) = disks::content(disk);
+    // The owner puts it in for one that is lost.
+    let reserved = || {
+        place
+            .arrays
+            .iter()
+            .any(|array| mirrors::lacks(array, disks))
+    };
+    match (content, place.owner) {
+        (
+            Content::Pool {
+                owner: theirs,
+                stage,
+                ..
+            },
+            Some(owner),
+        ) if theirs == owner_mark(&owner) => match stage {
+            // Halves are taken back into their mirrors by `mirror`, or wait for the next boot.
+            _ if !place.waits && mirrors::is_half(&disk) => Kind::Other,
+            Stage::Live => Kind::Pool,
+            Stage::Made if disk.objection().is_none() => Kind::Blank,
+            Stage::Made => Kind::Other,
+        },
+        (Content::Blank, Some(_))
+            if disk.objection().is_none() && disk.size_bytes >= POOL_MIN_BYTES && !left =>
+        {
+            match reserved() {
+                true => Kind::Other,
+                false => Kind::Blank,
+            }
+        }
+        (Content::Blank | Content::Pool { .. } | Content::Foreign(_), _) => Kind::Other,
+    }
+}
+
+fn health(pool: &Guarded, disks: &[Disk]) -> Health {
+    let there = match &pool.array {
+        Some(array) => mirrors::look(array, disks).is_some_and(|mirror| mirror.has_disk()),
+        None => {
+            let same = |disk: &&Disk| called(disk) == (pool.disk.clone(), pool.serial.clone());
+            match disks.iter().find(same) {
+                Some(disk) if disk.read_only => {
+                    return Health::Failing("it has become read-only".to_owned());
+                }
+                found => found.is_some(),
+            }
+        }
+    };
+    if !there {
+        return Health::Gone;
+    }
+    match statvfs(&pool.mountpoint) {
+        Ok(stat) if stat.flags().contains(FsFlags::ST_RDONLY) => {
+            return Health::Failing("its file system has become read-only".to_owned());
+        }
+        Ok(_) => {}
+        Err(errno) => return Health::Failing(errno.desc().to_owned()),
+    }
+    match flush(&pool.mountpoint) {
+        Ok(()) => Health::Fine,
+        Err(error) => Health::Failing(format!("it answers with an error: {error}")),
+    }
+}
+
+/// On a file system that has shut down, and on a disk that takes nothing any more, this fails.
+pub(crate) fn flush(mountpoint: &Path) -> std::io::Result<()> {
+    File::open(mountpoint.join(WITNESS)).and_then(|file| file.sync_all())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn guarded(serials: &[&str]) -> Vec<Guarded> {
+        let one = |serial: &&str| Guarded {
+            mountpoint: PathBuf::from("/pool"),
+            disk: format!("vd{serial}"),
+            serial: (*serial).to_owned(),
+            array: None,
+        };
+        serials.iter().map(one).collect()
+    }
+
+    fn spare(serial: &str, kind: Kind) -> Spare {
+        Spare {
+            name: format!("vd{serial}"),
+            serial: serial.to_owned(),
+            kind,
+        }
+    }
+
+    use Health::{Fine, Gone};
+
+    #[test]
+    fn a_pool_is_lost_once_and_stays_lost() {
+        let (mut memory, pools) = (Memory::default(), guarded(&["a", "b"]));
+        assert_eq!(decide(&mut memory, &pools, &[Fine, Fine], &[]), None);
+        let lost = Some(Turn::Lost([(1, Gone)].into()));
+        assert_eq!(decide(&mut memory, &pools, &[Fine, Gone], &[]), lost);
+        assert_eq!(decide(&mut memory, &pools, &[Fine, Gone], &[]), None);
+        // Its file system does not come back by itself.
+        assert_eq!(decide(&mut memory, &pools, &[Fine, Fine], &[]), None);
+    }
+
+    #[test]
+    fn what_a_boot_would_use_joins_once_and_all_else_is_listed() {
+        let (mut memory, pools) = (Memory::default(), guarded(&["a"]));
+        let mut ask = |spare: &[Spare]| decide(&mut memory, &pools, &[Fine], spare);
+        let other = spare("x", Kind::Other);
+        assert_eq!(ask(std::slice::from_ref(&other)), None);
+        let blank = spare("b", Kind::Blank);
+        let both = [other, blank];
+        assert_eq!(ask(&both), Some(Turn::Join));
+        assert_eq!(ask(&both), None, "once is enough");
+        assert_eq!(ask(&[]), None);
+        assert_eq!(ask(&both), Some(Turn::Join), "it was away and is new again");
+    }
+
+    #[test]
+    fn a_node_that_has_lost_all_pools_takes_only_its_own_disk() {
+        let (mut memory, pools) = (Memory::default(), guarded(&["a", ""]));
+        let mut ask = |spare: &[Spare]| decide(&mut memory, &pools, &[Gone, Gone], spare);
+        assert!(matches!(ask(&[]), Some(Turn::Lost(_))));
+        for other in [
+            spare("b", Kind::Blank),
+            spare("c", Kind::Pool),
+            spare("", Kind::Pool),
+            spare("a", Kind::Other),
+        ] {
+            assert_eq!(ask(std::slice::from_ref(&other)), None, "{other:?}");
+            assert_eq!(ask(&[]), None);
+        }
+        assert_eq!(ask(&[spare("a", Kind::Pool)]), Some(Turn::Join));
+    }
+
+    #[tokio::test]
+    async fn a_disk_that_hangs_is_asked_once_and_keeps_nobody_from_the_others_answers() {
+        let mut asked = Asked(BTreeMap::new());
+        let (release, hangs) = std::sync::mpsc::channel::<()>();
+        asked.ask("hangs", move || {
+            let _ = hangs.recv();
+            1
+        });
+        asked.ask("hangs", || unreachable!("it has not answered yet"));
+        let asked_at = Instant::now();
+        assert_eq!(asked.answers(asked_at).await, [].into());
+        assert!(asked.silent(asked_at).is_empty());
+        let later = asked_at + 2 * SILENCE;
+        assert_eq!(asked.silent(later), [&"hangs"]);
+        drop(release);
+        assert_eq!(asked.answers(later).await, [("hangs", 1)].into());
+        assert!(asked.silent(later).is_empty());
+    }
+}
