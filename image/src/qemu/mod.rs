@@ -35,6 +35,9 @@ pub struct Machine {
     pub boot: Boot,
     pub firmware: Firmware,
     pub disks: Vec<Disk>,
+    /// Empty PCIe slots, `slot0` onwards, for what is plugged in while the machine runs ([`Node::monitor`]). Disk number N
+    /// there is `unitN`.
+    pub slots: u8,
     pub nets: Vec<Net>,
     pub clock: Clock,
     pub time: Time,
@@ -96,6 +99,8 @@ pub enum Bus {
     Ahci,
     /// Marked as removable.
     Usb,
+    /// On a controller of its own. Its serial is a world wide name: `0x5000c50000000001`.
+    Scsi,
 }
 
 /// What the machine's battery-backed clock shows at power-on.
@@ -177,6 +182,7 @@ impl Machine {
             },
             firmware: Firmware::Bios,
             disks: Vec::new(),
+            slots: 0,
             nets: vec![Net {
                 card: Card::Virtio,
                 mac: None,
@@ -288,6 +294,7 @@ impl Machine {
         self.socket_arguments(&mut line);
         self.platform_arguments(&mut line);
         self.boot_arguments(accelerator, &mut line);
+        self.slot_arguments(&mut line);
         (0..)
             .zip(&self.disks)
             .for_each(|(index, disk)| disk.arguments(index, &mut line));
@@ -309,6 +316,21 @@ impl Machine {
         }
         for string in &self.oem_strings {
             line.pair("-smbios", format!("type=11,value={}", doubled(string)));
+        }
+    }
+
+    fn slot_arguments(&self, line: &mut Line) {
+        if self.slots > 0 {
+            // By PCIe's own way, which real machines have, and not by ACPI.
+            let native = "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off";
+            line.pair("-global", native);
+        }
+        for slot in 0..self.slots {
+            let chassis = slot + 1;
+            line.pair(
+                "-device",
+                format!("pcie-root-port,id=slot{slot},chassis={chassis}"),
+            );
         }
     }
 
@@ -404,6 +426,12 @@ impl Disk {
                 .pair(
                     "-device",
                     format!("usb-storage,bus=usb{index}.0,removable=on,{common}"),
+                ),
+            Bus::Scsi => line
+                .pair("-device", format!("virtio-scsi-pci,id=scsi{index}"))
+                .pair(
+                    "-device",
+                    format!("scsi-hd,bus=scsi{index}.0,wwn={serial},{common}"),
                 ),
         };
     }
@@ -536,9 +564,10 @@ mod tests {
             serial: "S1".to_owned(),
         };
         let mut machine = Machine {
-            disks: [Bus::Virtio, Bus::Nvme, Bus::Ahci, Bus::Usb]
+            disks: [Bus::Virtio, Bus::Nvme, Bus::Ahci, Bus::Usb, Bus::Scsi]
                 .map(disk)
                 .into(),
+            slots: 1,
             clock: Clock::At("2020-01-01T00:00:00".to_owned()),
             watchdog: true,
             monitor: Some("/m".into()),
@@ -562,6 +591,8 @@ mod tests {
             "-device nvme,id=unit1,drive=disk1,serial=S1",
             "-device ide-hd,bus=ide.2,id=unit2,drive=disk2,serial=S1",
             "-device usb-storage,bus=usb3.0,removable=on,id=unit3,drive=disk3,serial=S1",
+            "-device virtio-scsi-pci,id=scsi4 -device scsi-hd,bus=scsi4.0,wwn=S1,id=unit4,drive=disk4,serial=S1",
+            "-device pcie-root-port,id=slot0,chassis=1",
             "-rtc base=2020-01-01T00:00:00",
             "-device i6300esb -action watchdog=reset",
             "-drive if=pflash,format=raw,unit=0,readonly=on,file=/usr/share/OVMF/OVMF_CODE_4M.fd",
