@@ -150,8 +150,7 @@ const UNHEARD: Clock = Clock {
 
 async fn provision() -> anyhow::Result<Engine> {
     let mut boot = Boot::begin();
-    let pid1: OwnedFd =
-        sys::socket::inherited(crate::wire::PID1_FD).context("take the socket to pid1")?;
+    let pid1 = socket_to_pid1()?;
     // Until the engine speaks for itself.
     let _pulse = Pulse::start(&pid1).context("give signs of life")?;
     let options = options(&boot);
@@ -218,6 +217,10 @@ async fn provision() -> anyhow::Result<Engine> {
     let engine = engine(&mut boot, context).await?;
     boot.over(sites, &info, uplink);
     Ok(engine)
+}
+
+fn socket_to_pid1() -> anyhow::Result<OwnedFd> {
+    sys::socket::inherited(crate::wire::PID1_FD).context("take the socket to pid1")
 }
 
 async fn engine(boot: &mut Boot, context: NodeContext) -> anyhow::Result<Engine> {

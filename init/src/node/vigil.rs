@@ -54,6 +54,13 @@ pub(crate) struct Guarded {
     pub(crate) array: Option<String>,
 }
 
+impl Guarded {
+    /// A disk that fails may not say its serial any more, and is the same while it has the name.
+    fn is_on(&self, disk: &Disk) -> bool {
+        self.disk == disk.name && (disk.serial.is_empty() || self.serial == disk.serial)
+    }
+}
+
 /// How a pool's disk is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Health {
@@ -222,7 +229,15 @@ impl Vigil {
         let (mut pools, mut spares) = (Asked(BTreeMap::new()), Asked(BTreeMap::new()));
         let mut listing = None;
         loop {
-            let disks = storage::disk::inventory(Path::new("/sys")).unwrap_or_default();
+            let disks = match storage::disk::inventory(Path::new("/sys")) {
+                Ok(disks) => disks,
+                // It says of no disk that it is gone.
+                Err(error) => {
+                    log::error!("cannot look at the disks: {}", sys::error::chain(&error));
+                    self.next(events.as_ref()).await;
+                    continue;
+                }
+            };
             let until = Instant::now() + LOOK_MAX;
             let health = self.health(&memory, &mut pools, &disks, until).await;
             let spare = self.spare(&memory, &mut spares, &disks, until).await;
@@ -294,7 +309,7 @@ impl Vigil {
             .collect();
         let used = |disk: &&Disk| {
             let mut kept = kept.iter();
-            !kept.any(|pool| (&pool.disk, &pool.serial) == (&disk.name, &disk.serial))
+            !kept.any(|pool| pool.is_on(disk))
         };
         let spare: Vec<&Disk> = disks.iter().filter(used).collect();
         let place = Position {
@@ -333,11 +348,11 @@ impl Vigil {
         let (owner, standing, info) = (self.owner, self.standing.clone(), self.info.clone());
         let listed = tokio::task::spawn_local(async move {
             let listed = tokio::task::spawn_blocking(move || {
-                let disks = storage::disk::inventory(Path::new("/sys")).unwrap_or_default();
+                let disks = storage::disk::inventory(Path::new("/sys")).ok()?;
                 let found: Vec<Found> = disks.into_iter().map(disks::content).collect();
-                disks::reports(&found, owner.as_ref(), &standing)
+                Some(disks::reports(&found, owner.as_ref(), &standing))
             });
-            if let Ok(disks) = listed.await {
+            if let Ok(Some(disks)) = listed.await {
                 info.send_modify(|info| info.disks = disks);
             }
         });
@@ -440,15 +455,12 @@ fn kind(disk: Disk, place: &Position, disks: &[Disk]) -> Kind {
 fn health(pool: &Guarded, disks: &[Disk]) -> Health {
     let there = match &pool.array {
         Some(array) => mirrors::look(array, disks).is_some_and(|mirror| mirror.has_disk()),
-        None => {
-            let same = |disk: &&Disk| called(disk) == (pool.disk.clone(), pool.serial.clone());
-            match disks.iter().find(same) {
-                Some(disk) if disk.read_only => {
-                    return Health::Failing("it has become read-only".to_owned());
-                }
-                found => found.is_some(),
+        None => match disks.iter().find(|disk| pool.is_on(disk)) {
+            Some(disk) if disk.read_only => {
+                return Health::Failing("it has become read-only".to_owned());
             }
-        }
+            found => found.is_some(),
+        },
     };
     if !there {
         return Health::Gone;
@@ -504,6 +516,24 @@ mod tests {
         assert_eq!(decide(&mut memory, &pools, &[Fine, Gone], &[]), None);
         // Its file system does not come back by itself.
         assert_eq!(decide(&mut memory, &pools, &[Fine, Fine], &[]), None);
+    }
+
+    #[test]
+    fn a_disk_that_does_not_say_its_serial_any_more_is_not_gone() {
+        let disk = |name: &str, serial: &str| Disk {
+            name: name.to_owned(),
+            serial: serial.to_owned(),
+            model: String::new(),
+            class: types::node::DiskClass::Ssd,
+            size_bytes: 1 << 30,
+            removable: false,
+            read_only: false,
+            block_bytes: 512,
+            sharing: storage::disk::Sharing::None,
+        };
+        let pool = &guarded(&["a"])[0];
+        assert!(pool.is_on(&disk("vda", "a")) && pool.is_on(&disk("vda", "")));
+        assert!(!pool.is_on(&disk("vda", "b")) && !pool.is_on(&disk("vdb", "a")));
     }
 
     #[test]
