@@ -168,6 +168,22 @@ fn a_port_that_the_machine_lacks_is_told_with_those_it_has() {
 }
 
 #[test]
+fn what_is_made_takes_no_name_that_something_else_has() {
+    let mut observed = machine(2);
+    observed.links.push(Link {
+        kind: Kind::Other,
+        ..port("sit0", 9)
+    });
+    for name in ["eth1", "sit0"] {
+        let vlan = site(&format!("net.{name}.vlan=7 net.{name}.on=eth0"));
+        let wanted = vlan.wanted(&observed, &BTreeMap::new());
+        let expected = format!("{name} is there already");
+        assert!(wanted.problems[0].starts_with(&expected), "{wanted:?}");
+        assert_eq!(wanted.roles, []);
+    }
+}
+
+#[test]
 fn options_that_say_nothing_or_two_things_are_refused_with_what_would_be_right() {
     let cases = [
         ("net.eth0.adress=192.0.2.7/24", "there is no such key"),

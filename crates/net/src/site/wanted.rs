@@ -247,12 +247,13 @@ impl Plan<'_> {
         }
     }
 
-    /// No port of the machine has the name.
+    /// Nothing else has the name: what is made by its name is made anew where it is of another kind.
     fn free(&mut self, name: &str) -> bool {
-        let taken = self.observed.ethernet().any(|port| port.name == *name);
+        let mut all = self.observed.links.iter();
+        let taken = all.any(|link| link.name == *name && !is_made(link.kind));
         if taken {
             self.problem(format!(
-                "{name} is a port of the machine: give the link that is to be made another name"
+                "{name} is there already: give the link that is to be made another name"
             ));
         }
         !taken
