@@ -116,4 +116,55 @@ mod tests {
             (&json!("passed"), &json!(true))
         );
     }
+
+    /// What lies on the pools of the slower disks, by the node's own word.
+    fn used_beside(lab: &Lab) -> u64 {
+        let answer = lab.sifr(&["--output", "json", "node", "info"]);
+        let text = answer.expect("sifr runs").must().expect("info").stdout;
+        let info: Value = serde_json::from_str(&text).expect("JSON");
+        let pools = info["pools"].as_array().expect("pools").iter();
+        let beside = pools.filter(|pool| pool["serial"] != "FAST");
+        let bytes = |pool: &Value, what: &str| {
+            let bytes = pool[what].as_str().map(|text| text.parse::<Bytes>());
+            bytes.expect("bytes").expect("bytes").0
+        };
+        beside.map(|p| bytes(p, "size") - bytes(p, "free")).sum()
+    }
+
+    #[test]
+    fn while_the_fastest_disk_fails_new_machines_have_their_data_elsewhere() {
+        let directory = tempfile::TempDir::with_prefix("sifr-smart-").expect("a directory");
+        let lab = node(directory.path());
+        let flist = qemu_tests::busybox(lab.command(), lab.directory()).expect("an image");
+        let console = lab.console();
+        assert!(
+            !console.contains("sifr: trouble"),
+            "nothing is wrong: {console}"
+        );
+        let fill = |name: &str| {
+            let before = used_beside(&lab);
+            let yaml = format!(
+                "name: {name}\nimage: {}\nmemory: 64Mi\ndisk: 64Mi\nrestart: never\n\
+                 command: [sh, -c, \"dd if=/dev/zero of=/all bs=1M count=24; sync\"]\n",
+                flist.display()
+            );
+            lab.deploy(&yaml)
+                .expect("sifr runs")
+                .must()
+                .expect("deployed");
+            lab.wait(name, "exited")
+                .expect("sifr runs")
+                .must()
+                .expect("done");
+            used_beside(&lab) - before
+        };
+        assert!(fill("fine") < 1 << 20);
+        health(&lab, "FAST");
+        warn(&lab, 4);
+        let line = lab
+            .node()
+            .wait_for_line("sifr: trouble disk_failing: FAST", PATIENCE);
+        line.expect("told");
+        assert!(fill("careful") >= 24 << 20);
+    }
 }

@@ -56,6 +56,8 @@ pub struct Further {
     /// Kernel name of its disk.
     pub disk: String,
     pub mountpoint: PathBuf,
+    /// What was done to it on the way, which is nothing wrong.
+    pub remark: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -310,6 +312,7 @@ impl Opening<'_> {
                     id: pool.id.unwrap_or_default(),
                     mountpoint: pool.mountpoint,
                     disk: name,
+                    remark: pool.remark,
                 }),
                 Some(why) => {
                     let _ = sys::mount::unmount(&pool.mountpoint);
@@ -469,11 +472,11 @@ impl Opening<'_> {
             match role {
                 Role::First => first = Some((disk, pool)),
                 Role::Further => {
-                    problems.extend(pool.remark.map(|remark| format!("{name}: {remark}")));
                     further.push(Further {
                         id: pool.id.unwrap_or_default(),
                         mountpoint: pool.mountpoint,
                         disk: name,
+                        remark: pool.remark,
                     });
                 }
                 Role::Left(left) => {
@@ -617,6 +620,7 @@ fn adopt_further(
                     id: pool.id.unwrap_or_default(),
                     disk: pool.disk.unwrap_or(name),
                     mountpoint,
+                    remark: None,
                 });
             }
             Err(error) => pools.left.push(LeftAlone {

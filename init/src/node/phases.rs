@@ -403,17 +403,22 @@ fn pool(
         .map_or("in memory: nothing survives a reboot".to_owned(), |d| {
             format!("on {d}")
         });
-    let remark = pool
-        .remark
-        .as_deref()
-        .map(|r| format!(" ({r})"))
-        .unwrap_or_default();
-    let further: Vec<_> = pools.further.iter().map(|f| f.disk.as_str()).collect();
-    let further = match further.as_slice() {
-        [] => String::new(),
-        disks => format!(", and pools on {}", disks.join(", ")),
+    let said = |remark: &Option<String>| {
+        remark
+            .as_deref()
+            .map_or(String::new(), |r| format!(" ({r})"))
     };
-    let text = format!("{size} MiB {place}{further}{remark}");
+    let remark = said(&pool.remark);
+    let further = pools
+        .further
+        .iter()
+        .map(|f| format!("{}{}", f.disk, said(&f.remark)));
+    let further = further.collect::<Vec<_>>().join(", ");
+    let further = match further.as_str() {
+        "" => String::new(),
+        disks => format!(", and pools on {disks}"),
+    };
+    let text = format!("{size} MiB {place}{remark}{further}");
     Ok((pools, Some(text)))
 }
 

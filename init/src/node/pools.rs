@@ -88,6 +88,7 @@ fn used(pools: &Pools) -> Vec<(PoolId, Option<&str>, &Path)> {
             id,
             disk,
             mountpoint,
+            remark: _,
         } = further;
         (id.clone(), Some(disk.as_str()), mountpoint.as_path())
     });
