@@ -207,6 +207,8 @@ pub struct Torture {
     /// Those that are in the machine in this life.
     present: Vec<usize>,
     chip: Option<Chip>,
+    /// A boot of this node has ended before it began.
+    stillborn: bool,
     flushes: Flushes,
     images: Vec<Image>,
     promises: Promises,
@@ -286,6 +288,7 @@ impl Torture {
             ears: None,
             key: None,
             has_claimed: false,
+            stillborn: false,
             random: Random::new(seed),
             tally: Tally::default(),
         };
@@ -412,6 +415,13 @@ impl Torture {
                 Err(Trouble::Broken(_)) if was_cut => {
                     let in_boot = matches!(when, When::InBoot(_) | When::Alone(_));
                     self.tally.in_boot += u64::from(in_boot);
+                    Ok(())
+                }
+                // As if the power had gone then, by the emulator's fault (docs/testing.md); a disk that no kernel can boot
+                // with does it again.
+                Err(Trouble::Broken(error)) if !self.stillborn && !self.lab.has_begun() => {
+                    println!("the node ended before its first program began: {error:#}");
+                    self.stillborn = true;
                     Ok(())
                 }
                 Err(Trouble::Broken(error)) => Err(error),
