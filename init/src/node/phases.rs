@@ -491,6 +491,15 @@ fn problems_of_links(info: &watch::Sender<NodeInfo>) -> impl Fn(&[String]) + use
     }
 }
 
+/// What the kernel refuses of links, as it is published.
+fn refused_links(info: &watch::Sender<NodeInfo>) -> impl Fn(&Option<String>) + use<> {
+    let info = info.clone();
+    move |refused| match refused {
+        None => troubles::over(&info, Code::PhaseLinks),
+        Some(why) => troubles::say(&info, Code::PhaseLinks, why),
+    }
+}
+
 /// Why a node has no address yet.
 fn none_yet(options: &Options, info: &watch::Sender<NodeInfo>) -> String {
     let troubles = &info.borrow().troubles;
@@ -523,6 +532,7 @@ async fn network(
         time_servers: servers_tx,
         time_server: options.ntp,
         problems: Box::new(problems_of_links(info)),
+        refused: Box::new(refused_links(info)),
         links: Box::new(move |now| {
             links.send_if_modified(|i| {
                 let new = i.links != now;

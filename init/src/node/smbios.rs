@@ -6,8 +6,8 @@
 
 /// The structures as the kernel has copied them (`drivers/firmware/dmi_scan.c`).
 pub(crate) const TABLE: &str = "/sys/firmware/dmi/tables/DMI";
-/// Longest table that is read: 64 KiB is the most that the old entry point can say.
-pub(crate) const TABLE_MAX: u64 = 64 << 10;
+/// Longest table that is read: the old entry point can say 64 KiB, and servers with many parts have a few times that.
+pub(crate) const TABLE_MAX: u64 = 1 << 20;
 
 /// Type, length of the formatted part, handle.
 const HEADER: usize = 4;

@@ -14,17 +14,17 @@ const FILE_MAX: u64 = 64 << 10;
 /// All options. What a place holds that cannot be read is among the errors.
 pub(crate) fn options() -> Options {
     let mut errors = Vec::new();
-    let mut text = |path: &str, max: u64| {
-        let bytes = read(path, max).unwrap_or_else(|error| {
+    let mut bytes = |path: &str, max: u64| {
+        read(path, max).unwrap_or_else(|error| {
             errors.push(format!("cannot read {path}: {error}"));
             Vec::new()
-        });
-        String::from_utf8_lossy(&bytes).into_owned()
+        })
     };
-    let file = text(FILE, FILE_MAX);
-    let command_line = text("/proc/cmdline", CMDLINE_MAX as u64);
-    let table = read(smbios::TABLE, smbios::TABLE_MAX).unwrap_or_default();
+    let file = bytes(FILE, FILE_MAX);
+    let command_line = bytes("/proc/cmdline", CMDLINE_MAX as u64);
+    let table = bytes(smbios::TABLE, smbios::TABLE_MAX);
     let strings = smbios::oem_strings(&table).join("\n");
+    let [file, command_line] = [&file, &command_line].map(|text| String::from_utf8_lossy(text));
     let mut options = options::read(&[
         (Place::File, &file),
         (Place::Smbios, &strings),

@@ -38,6 +38,8 @@ pub(crate) struct Publish {
     pub(crate) links: Box<dyn Fn(Vec<Link>)>,
     /// What the site names and the machine has not.
     pub(crate) problems: Tell<[String]>,
+    /// Why a link is not as it should be, where the kernel refuses it.
+    pub(crate) refused: Tell<Option<String>>,
 }
 
 /// The DHCP client of one link.
@@ -99,6 +101,7 @@ impl Uplinks {
         }
     }
 
+    /// An error where the kernel's links cannot be seen.
     async fn converge(&mut self) -> Result<(), net::Error> {
         // A connection of its own for each time: what ended one must not end the next.
         let mut handle = link::Handle::open()?;
@@ -117,7 +120,11 @@ impl Uplinks {
         }
         self.ask(&observed, &wanted.roles);
         self.tell(&observed, &wanted);
-        applied
+        // What the kernel refuses of one link ends nothing: the node is reached by the others, and says it there.
+        let refused = applied.err().map(|error| sys::error::chain(&error));
+        refused.iter().for_each(|error| log::error!("{error}"));
+        (self.publish.refused)(&refused);
+        Ok(())
     }
 
     fn wanted(&mut self, observed: &Observed) -> Wanted {

@@ -92,12 +92,18 @@ impl FromStr for Port {
         if ours.iter().any(|begin| text.starts_with(begin)) {
             return Err(format!("{text} is a name that the node gives itself"));
         }
+        if KERNELS.contains(&text) {
+            return Err(format!("{text} is a name that the kernel gives no link"));
+        }
         Ok(Self::Name(text.to_owned()))
     }
 }
 
 /// How the names of links begin that are not the owner's to give: `lo`, and those of tenants ([`crate::network`]).
 const OURS: [&str; 2] = ["lo", "tenant"];
+
+/// Of its settings for all links (`sysctl_dev_name_is_allowed`).
+const KERNELS: [&str; 2] = ["all", "default"];
 
 impl fmt::Display for Port {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

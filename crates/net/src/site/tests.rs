@@ -206,6 +206,7 @@ fn options_that_say_nothing_or_two_things_are_refused_with_what_would_be_right()
         ("net.eth0=dhcp", "sifr.net.<link>.<key>=<value>"),
         ("net.lo.address=192.0.2.7/24", "the node gives itself"),
         ("net.tenant3.dhcp=on", "the node gives itself"),
+        ("net.all.dhcp=on", "the kernel gives no link"),
         ("net.much-too-long-a-name.dhcp=on", "no name of a link"),
         ("net.a.vlan=4095 net.a.on=eth0", "1 to 4094"),
         ("net.a.vlan=5", "name it with on="),
