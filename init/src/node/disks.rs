@@ -461,6 +461,22 @@ fn print(file: &File, disk: &Disk, content: &Content) -> std::io::Result<Digest>
     claim::fingerprint(file, disk.size_bytes, disk.block_bytes, &words)
 }
 
+/// Any disk, for tests.
+#[cfg(test)]
+pub(crate) fn a_disk(name: &str, serial: &str) -> Disk {
+    Disk {
+        name: name.to_owned(),
+        serial: serial.to_owned(),
+        model: String::new(),
+        class: types::node::DiskClass::Ssd,
+        size_bytes: 1 << 30,
+        removable: false,
+        read_only: false,
+        block_bytes: 512,
+        sharing: storage::disk::Sharing::None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use api::SecretKey;

@@ -105,17 +105,7 @@ mod tests {
             members: Vec::new(),
             serials: ["a".to_owned()].into(),
         };
-        let disk = |serial: &str| Disk {
-            name: "sda".to_owned(),
-            serial: serial.to_owned(),
-            model: String::new(),
-            class: types::node::DiskClass::Ssd,
-            size_bytes: 1 << 30,
-            removable: false,
-            read_only: false,
-            block_bytes: 512,
-            sharing: storage::disk::Sharing::None,
-        };
+        let disk = |serial| crate::node::disks::a_disk("sda", serial);
         let pool = |owner: &PublicKey, stage| Content::Pool {
             owner: owner_mark(owner),
             stage,

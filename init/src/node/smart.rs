@@ -261,24 +261,13 @@ pub(crate) fn failing_pools(pools: &[Pool], health: &[DiskHealth]) -> BTreeSet<S
 
 #[cfg(test)]
 mod tests {
-    use storage::disk::Sharing;
     use types::Bytes;
     use types::node::{DiskClass, Half, Mirror, PoolState};
 
     use super::*;
 
     fn disk(name: &str) -> Disk {
-        Disk {
-            name: name.to_owned(),
-            serial: format!("S-{name}"),
-            model: String::new(),
-            class: DiskClass::Ssd,
-            size_bytes: 1,
-            removable: false,
-            read_only: false,
-            block_bytes: 512,
-            sharing: Sharing::None,
-        }
+        crate::node::disks::a_disk(name, &format!("S-{name}"))
     }
 
     fn health(verdict: Verdict) -> Health {

@@ -520,17 +520,7 @@ mod tests {
 
     #[test]
     fn a_disk_that_does_not_say_its_serial_any_more_is_not_gone() {
-        let disk = |name: &str, serial: &str| Disk {
-            name: name.to_owned(),
-            serial: serial.to_owned(),
-            model: String::new(),
-            class: types::node::DiskClass::Ssd,
-            size_bytes: 1 << 30,
-            removable: false,
-            read_only: false,
-            block_bytes: 512,
-            sharing: storage::disk::Sharing::None,
-        };
+        use crate::node::disks::a_disk as disk;
         let pool = &guarded(&["a"])[0];
         assert!(pool.is_on(&disk("vda", "a")) && pool.is_on(&disk("vda", "")));
         assert!(!pool.is_on(&disk("vda", "b")) && !pool.is_on(&disk("vdb", "a")));
