@@ -62,8 +62,8 @@ impl Network {
     fn outside(&self, namespace: &Arc<OwnedFd>) -> Desired {
         let (node, tenant) = self.transfer();
         let route = DesiredRoute {
-            destination: self.gateway.network(),
-            gateway: Some(tenant.address),
+            destination: self.gateway.network().into(),
+            gateway: Some(tenant.address.into()),
             metric: 0,
         };
         Desired {
@@ -72,7 +72,7 @@ impl Network {
                 namespace: namespace.clone(),
             }),
             mtu: Some(self.mtu),
-            addresses: vec![node],
+            addresses: vec![node.into()],
             routes: vec![route],
             ..Desired::up(self.host_link())
         }
@@ -83,19 +83,19 @@ impl Network {
         let (node, tenant) = self.transfer();
         let everywhere = Cidr::new(Ipv4Addr::UNSPECIFIED, 0).expect("0 is a prefix length");
         let default = DesiredRoute {
-            destination: everywhere,
-            gateway: Some(node.address),
+            destination: everywhere.into(),
+            gateway: Some(node.address.into()),
             metric: 0,
         };
         let loopback = Cidr::new(Ipv4Addr::LOCALHOST, 8).expect("8 is a prefix length");
         [
             Desired {
-                addresses: vec![loopback],
+                addresses: vec![loopback.into()],
                 ..Desired::up("lo")
             },
             Desired {
                 mtu: Some(self.mtu),
-                addresses: vec![tenant],
+                addresses: vec![tenant.into()],
                 routes: vec![default],
                 ..Desired::up(WAN)
             },
@@ -104,7 +104,7 @@ impl Network {
                 mtu: Some(self.mtu),
                 // Set, and so no longer the lowest of its ports': guests may remember it.
                 mac: Some(guest_mac(self.gateway.address)),
-                addresses: vec![self.gateway],
+                addresses: vec![self.gateway.into()],
                 ..Desired::up(BRIDGE)
             },
         ]

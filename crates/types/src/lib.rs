@@ -5,6 +5,7 @@
 //! Refuses: I/O, clocks, randomness, cryptography. A value that exists here has been checked.
 #![forbid(unsafe_code)]
 
+pub mod cidr;
 pub mod claim;
 pub mod cpio;
 pub mod deployment;
@@ -23,6 +24,7 @@ pub mod unit;
 pub mod vm;
 pub mod volume;
 
+pub use cidr::{AnyCidr, Cidr, Cidr6};
 pub use id::{Digest, Name, PublicKey, VmId, VolumeId};
 pub use stores::Stores;
-pub use unit::{Bytes, Cidr, Mac};
+pub use unit::{Bytes, Mac};

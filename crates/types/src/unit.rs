@@ -1,10 +1,9 @@
-//! Units: byte quantities, network prefixes, MAC addresses.
+//! Units: byte quantities, MAC addresses.
 //!
-//! Owns: their text forms (Kubernetes quantities such as `512Mi`, CIDR, colon-separated octets).
+//! Owns: their text forms (Kubernetes quantities such as `512Mi`, colon-separated octets).
 //! Refuses: bare numbers whose unit must be guessed.
 
 use std::fmt;
-use std::net::Ipv4Addr;
 use std::str::FromStr;
 
 use crate::id::serde_as_text;
@@ -14,7 +13,9 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 pub enum UnitError {
     #[error("quantity {0:?} is not a whole number with an optional suffix Ki, Mi, Gi or Ti")]
     Bytes(String),
-    #[error("network {0:?} is not an IPv4 address and prefix length such as 10.1.2.0/24")]
+    #[error(
+        "network {0:?} is not an address and prefix length such as 10.1.2.0/24 or 2001:db8::/32"
+    )]
     Cidr(String),
     #[error("MAC address {0:?} is not six hexadecimal octets separated by colons")]
     Mac(String),
@@ -65,64 +66,6 @@ impl fmt::Display for Bytes {
     }
 }
 
-/// An IPv4 address with its prefix length: an interface address or a network.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Cidr {
-    pub address: Ipv4Addr,
-    prefix: u8,
-}
-
-impl Cidr {
-    /// `None` where `prefix` is over 32.
-    pub const fn new(address: Ipv4Addr, prefix: u8) -> Option<Self> {
-        if prefix <= 32 {
-            Some(Self { address, prefix })
-        } else {
-            None
-        }
-    }
-    pub const fn prefix(&self) -> u8 {
-        self.prefix
-    }
-    /// The netmask as 32 bits.
-    pub const fn mask(&self) -> u32 {
-        match self.prefix {
-            0 => 0,
-            n => u32::MAX << (32 - n as u32),
-        }
-    }
-    /// The same network with all host bits zero.
-    pub fn network(&self) -> Self {
-        Self {
-            address: Ipv4Addr::from(u32::from(self.address) & self.mask()),
-            ..*self
-        }
-    }
-    pub fn contains(&self, other: Ipv4Addr) -> bool {
-        (u32::from(self.address) ^ u32::from(other)) & self.mask() == 0
-    }
-}
-
-impl FromStr for Cidr {
-    type Err = UnitError;
-    fn from_str(s: &str) -> Result<Self, UnitError> {
-        let parse = || {
-            let (address, prefix) = s.split_once('/')?;
-            // A number's own parser would take a sign and zeros in front.
-            let plain = prefix == "0" || prefix.starts_with(|c: char| matches!(c, '1'..='9'));
-            let prefix = Some(prefix).filter(|_| plain)?;
-            Self::new(address.parse().ok()?, prefix.parse().ok()?)
-        };
-        parse().ok_or_else(|| UnitError::Cidr(s.to_owned()))
-    }
-}
-
-impl fmt::Display for Cidr {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.address, self.prefix)
-    }
-}
-
 /// An Ethernet address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Mac(pub [u8; 6]);
@@ -152,7 +95,7 @@ impl fmt::Display for Mac {
     }
 }
 
-serde_as_text!(Bytes, Cidr, Mac);
+serde_as_text!(Bytes, Mac);
 
 #[cfg(test)]
 mod tests {
@@ -172,50 +115,21 @@ mod tests {
     }
 
     #[test]
-    fn a_prefix_knows_its_network() {
-        let cidr: Cidr = "10.1.2.3/24".parse().expect("a valid prefix");
-        assert_eq!(cidr.network().to_string(), "10.1.2.0/24");
-        assert!(cidr.contains([10, 1, 2, 200].into()) && !cidr.contains([10, 1, 3, 1].into()));
-        assert!("10.1.2.3/33".parse::<Cidr>().is_err());
-        assert!(
-            "0.0.0.0/0"
-                .parse::<Cidr>()
-                .expect("a valid prefix")
-                .contains([9, 9, 9, 9].into())
-        );
-    }
-
-    #[test]
-    fn signs_and_zeros_in_front_are_no_second_spelling() {
-        for text in [
-            "10.0.0.0/+8",
-            "10.0.0.0/08",
-            "10.0.0.0/00",
-            "10.0.0.0/ 8",
-            "10.0.0.0/",
-        ] {
-            assert!(text.parse::<Cidr>().is_err(), "{text}");
-        }
+    fn a_sign_is_no_second_spelling() {
         assert!("+2:00:0a:01:02:03".parse::<Mac>().is_err());
-        assert!("0.0.0.0/0".parse::<Cidr>().is_ok());
     }
 
     proptest! {
         #[test]
-        fn what_is_read_is_written_the_same(network in "[0-9.]{7,15}/[0-9+ ]{0,3}", mac in "[0-9a-f+ ]{2}(:[0-9a-f+ ]{2}){5}") {
-            if let Ok(read) = network.parse::<Cidr>() {
-                assert_eq!(read.to_string(), network);
-            }
+        fn what_is_read_is_written_the_same(mac in "[0-9a-f+ ]{2}(:[0-9a-f+ ]{2}){5}") {
             if let Ok(read) = mac.parse::<Mac>() {
                 assert_eq!(read.to_string(), mac);
             }
         }
 
         #[test]
-        fn what_is_written_is_read_as_the_same(bytes: u64, address: [u8; 4], prefix in 0u8..=32, mac: [u8; 6]) {
+        fn what_is_written_is_read_as_the_same(bytes: u64, mac: [u8; 6]) {
             assert_eq!(Bytes(bytes).to_string().parse(), Ok(Bytes(bytes)));
-            let cidr = Cidr::new(address.into(), prefix).expect("at most 32");
-            assert_eq!(cidr.to_string().parse(), Ok(cidr));
             assert_eq!(Mac(mac).to_string().parse(), Ok(Mac(mac)));
         }
 

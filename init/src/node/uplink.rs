@@ -14,7 +14,7 @@ use net::link::{self, Observed};
 use net::site::{Addressing, ROUNDS_MAX, Role, Site, Wanted};
 use tokio::sync::{Notify, mpsc, watch};
 use types::node::Link;
-use types::{Cidr, Mac};
+use types::{AnyCidr, Cidr, Mac};
 
 use super::context::Uplink;
 
@@ -184,7 +184,7 @@ impl Uplinks {
             role.and_then(|role| role.addressing.as_ref()?.gateway)
         };
         let links = own(observed).filter_map(|l| {
-            let (mac, address) = (l.mac?, l.addresses.first().copied());
+            let (mac, address) = (l.mac?, l.addresses.iter().find_map(AnyCidr::v4));
             Some(Link {
                 name: l.name.clone(),
                 mac,
@@ -253,8 +253,10 @@ fn came_back(carrier: &mut bool, now: bool) -> bool {
 fn networks(observed: &Observed, roles: &[Role]) -> Vec<Cidr> {
     let mut networks: Vec<Cidr> = Vec::new();
     let held = own(observed).flat_map(|link| &link.addresses);
+    let held = held.filter_map(AnyCidr::v4);
     let wanted = roles.iter().filter_map(|role| role.addressing.as_ref());
-    for address in held.chain(wanted.flat_map(|a| &a.addresses)) {
+    let wanted = wanted.flat_map(|a| a.addresses.iter().copied());
+    for address in held.chain(wanted) {
         if !networks.contains(&address.network()) {
             networks.push(address.network());
         }

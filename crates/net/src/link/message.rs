@@ -3,7 +3,8 @@
 //! Owns: which attributes of the kernel's messages matter, and what is asked of it for each step.
 //! Refuses: objects of other families, which it passes over. The bytes are `netlink-packet-route`'s.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsRawFd, RawFd};
 
 use rtnetlink::packet_route::AddressFamily;
@@ -20,7 +21,7 @@ use rtnetlink::{
     AddressMessageBuilder, LinkBond, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth,
     LinkVlan, RouteMessageBuilder,
 };
-use types::{Cidr, Mac};
+use types::{AnyCidr, Mac};
 
 use super::{BondMode, Create, DesiredRoute, Kind, Link, Route};
 
@@ -59,50 +60,57 @@ fn new_veth(name: &str, peer: &str, namespace: RawFd) -> LinkMessage {
         .build()
 }
 
-/// An address of a link, with the broadcast address of its subnet.
-pub(super) fn address(link: u32, address: Cidr) -> AddressMessage {
-    AddressMessageBuilder::<Ipv4Addr>::new()
-        .index(link)
-        .address(address.address, address.prefix())
-        .build()
+/// An address of a link, of IPv4 with the broadcast address of its subnet.
+pub(super) fn address(link: u32, address: AnyCidr) -> AddressMessage {
+    let prefix = address.prefix();
+    match address.address {
+        IpAddr::V4(address) => AddressMessageBuilder::<Ipv4Addr>::new()
+            .index(link)
+            .address(address, prefix)
+            .build(),
+        IpAddr::V6(address) => AddressMessageBuilder::<Ipv6Addr>::new()
+            .index(link)
+            .address(address, prefix)
+            .build(),
+    }
 }
 
 /// A route to be set.
-pub(super) fn new_route(link: u32, route: &DesiredRoute) -> RouteMessage {
-    let message = route_of(link, route.destination, route.gateway, route.metric);
-    match route.gateway {
+pub(super) fn new_route(link: u32, route: &DesiredRoute) -> io::Result<RouteMessage> {
+    let message = route_of(link, route.destination, route.gateway, route.metric)?;
+    Ok(match route.gateway {
         // The gateway is on the link even if no address says so: some providers hand out /32 addresses.
         Some(_) => message.onlink().build(),
         None => message.scope(RouteScope::Link).build(),
-    }
+    })
 }
 
 /// A route to be deleted, whatever its scope and whoever set it.
-pub(super) fn old_route(route: &Route) -> RouteMessage {
-    route_of(route.link, route.destination, route.gateway, route.metric)
-        .scope(RouteScope::NoWhere)
-        .protocol(RouteProtocol::Unspec)
-        .build()
+pub(super) fn old_route(route: &Route) -> io::Result<RouteMessage> {
+    let message = route_of(route.link, route.destination, route.gateway, route.metric)?;
+    let message = message.scope(RouteScope::NoWhere);
+    Ok(message.protocol(RouteProtocol::Unspec).build())
 }
 
+/// An error where the gateway cannot lead to the destination.
 fn route_of(
     link: u32,
-    destination: Cidr,
-    gateway: Option<Ipv4Addr>,
+    destination: AnyCidr,
+    gateway: Option<IpAddr>,
     metric: u32,
-) -> RouteMessageBuilder<Ipv4Addr> {
-    let mut message = RouteMessageBuilder::<Ipv4Addr>::new().output_interface(link);
-    if destination.prefix() > 0 {
-        let prefix = destination.network();
-        message = message.destination_prefix(prefix.address, prefix.prefix());
-    }
+) -> io::Result<RouteMessageBuilder<IpAddr>> {
+    let prefix = destination.network();
+    let mut message = RouteMessageBuilder::<IpAddr>::new()
+        .output_interface(link)
+        .destination_prefix(prefix.address, prefix.prefix())
+        .map_err(io::Error::other)?;
     if let Some(gateway) = gateway {
-        message = message.gateway(gateway);
+        message = message.gateway(gateway).map_err(io::Error::other)?;
     }
     if metric > 0 {
         message = message.priority(metric);
     }
-    message
+    Ok(message)
 }
 
 /// The question for all links, without their counters.
@@ -113,16 +121,14 @@ pub(super) fn all_links() -> LinkMessage {
     message
 }
 
-/// The question for all IPv4 addresses.
+/// The question for all addresses.
 pub(super) fn all_addresses() -> AddressMessage {
-    AddressMessageBuilder::<Ipv4Addr>::new().build()
+    AddressMessage::default()
 }
 
-/// The question for all IPv4 routes.
+/// The question for all routes.
 pub(super) fn all_routes() -> RouteMessage {
-    let mut message = RouteMessage::default();
-    message.header.address_family = AddressFamily::Inet;
-    message
+    RouteMessage::default()
 }
 
 /// `None` where the message describes no link.
@@ -214,8 +220,8 @@ fn bond_mode(info: &InfoBond) -> Option<BondMode> {
     }
 }
 
-/// (link, address); `None` where the message describes no IPv4 address.
-pub(super) fn address_of(message: &AddressMessage) -> Option<(u32, Cidr)> {
+/// (link, address); `None` where the message describes no address of IP.
+pub(super) fn address_of(message: &AddressMessage) -> Option<(u32, AnyCidr)> {
     let header = &message.header;
     let find = |wanted: fn(&AddressAttribute) -> Option<IpAddr>| {
         message.attributes.iter().find_map(wanted)
@@ -229,42 +235,49 @@ pub(super) fn address_of(message: &AddressMessage) -> Option<(u32, Cidr)> {
         AddressAttribute::Address(address) => Some(*address),
         _ => None,
     });
-    match (header.family, local.or(other)?) {
-        (AddressFamily::Inet, IpAddr::V4(address)) => {
-            Some((header.index, Cidr::new(address, header.prefix_len)?))
-        }
-        _ => None,
-    }
+    let address = local.or(other)?;
+    Some((header.index, AnyCidr::new(address, header.prefix_len)?))
 }
 
-/// `None` where the message describes no IPv4 unicast route of the main table.
+/// `None` where the message describes no unicast route of the main table.
 pub(super) fn route(message: &RouteMessage) -> Option<Route> {
     let header = &message.header;
-    let ours = header.address_family == AddressFamily::Inet
-        && header.table == RouteHeader::RT_TABLE_MAIN
+    let mut destination: IpAddr = match header.address_family {
+        AddressFamily::Inet => Ipv4Addr::UNSPECIFIED.into(),
+        AddressFamily::Inet6 => Ipv6Addr::UNSPECIFIED.into(),
+        _ => return None,
+    };
+    let ours = header.table == RouteHeader::RT_TABLE_MAIN
         && header.kind == RouteType::Unicast
         && !header.flags.contains(RouteFlags::Cloned);
     if !ours {
         return None;
     }
-    let mut destination = Ipv4Addr::UNSPECIFIED;
     let (mut gateway, mut link, mut metric) = (None, None, 0);
     for attribute in &message.attributes {
         match attribute {
-            RouteAttribute::Destination(RouteAddress::Inet(address)) => destination = *address,
-            RouteAttribute::Gateway(RouteAddress::Inet(address)) => gateway = Some(*address),
+            RouteAttribute::Destination(to) => destination = ip(to).unwrap_or(destination),
+            RouteAttribute::Gateway(by) => gateway = ip(by),
             RouteAttribute::Oif(index) => link = Some(*index),
             RouteAttribute::Priority(priority) => metric = *priority,
             _ => {}
         }
     }
     Some(Route {
-        destination: Cidr::new(destination, header.destination_prefix_length)?,
+        destination: AnyCidr::new(destination, header.destination_prefix_length)?,
         gateway,
         link: link?,
         metric,
         kernel: header.protocol == RouteProtocol::Kernel,
     })
+}
+
+fn ip(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(address) => Some((*address).into()),
+        RouteAddress::Inet6(address) => Some((*address).into()),
+        _ => None,
+    }
 }
 
 #[cfg(test)]
@@ -298,25 +311,39 @@ mod tests {
         }
     }
 
+    fn asked(destination: &str, gateway: &str) -> DesiredRoute {
+        DesiredRoute {
+            destination: destination.parse().expect("a prefix"),
+            gateway: Some(gateway.parse().expect("an address")),
+            metric: 100,
+        }
+    }
+
     #[test]
     fn a_route_reads_back_as_it_was_asked_for() {
-        let asked = DesiredRoute {
-            destination: "0.0.0.0/0".parse().expect("a prefix"),
-            gateway: Some([10, 0, 2, 2].into()),
-            metric: 100,
-        };
-        let read = route(&new_route(3, &asked)).expect("a route");
-        assert_eq!(
-            (read.destination, read.gateway),
-            (asked.destination, asked.gateway)
-        );
-        assert_eq!((read.link, read.metric, read.kernel), (3, 100, false));
+        for (destination, gateway) in [
+            ("0.0.0.0/0", "10.0.2.2"),
+            ("192.0.2.0/24", "10.0.2.2"),
+            ("::/0", "fe80::1"),
+            ("2001:db8::/32", "2001:db8:1::1"),
+        ] {
+            let asked = asked(destination, gateway);
+            let read = route(&new_route(3, &asked).expect("a message")).expect("a route");
+            assert_eq!(
+                (read.destination, read.gateway),
+                (asked.destination, asked.gateway)
+            );
+            assert_eq!((read.link, read.metric, read.kernel), (3, 100, false));
+        }
+        assert!(new_route(3, &asked("::/0", "10.0.2.2")).is_err());
     }
 
     #[test]
     fn an_address_reads_back_as_it_was_asked_for() {
-        let asked: Cidr = "10.0.2.15/24".parse().expect("an address");
-        assert_eq!(address_of(&address(3, asked)), Some((3, asked)));
+        for asked in ["10.0.2.15/24", "2001:db8::15/64"] {
+            let asked: AnyCidr = asked.parse().expect("an address");
+            assert_eq!(address_of(&address(3, asked)), Some((3, asked)));
+        }
         assert_eq!(address_of(&all_addresses()), None);
     }
 

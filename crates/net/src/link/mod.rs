@@ -1,18 +1,18 @@
 //! Links, addresses and routes of one network namespace.
 //!
 //! Owns: what they are (observe), what they should be (plan, pure) and the steps between (apply).
-//! Refuses: IPv6 (the node and its tenants use IPv4 only) and links that nobody described, which it
-//! leaves alone.
+//! Refuses: links that nobody described, which it leaves alone; and what the kernel sets itself beside them, such as
+//! link-local addresses.
 
 mod message;
 mod observe;
 mod plan;
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use types::{Cidr, Mac};
+use types::{AnyCidr, Mac};
 
 pub use observe::{Handle, Monitor};
 pub use plan::{Step, plan};
@@ -24,7 +24,7 @@ pub const NAME_MAX: usize = 15;
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Observed {
     pub links: Vec<Link>,
-    /// IPv4 routes of the main table.
+    /// Routes of the main table, of both families.
     pub routes: Vec<Route>,
 }
 
@@ -54,7 +54,7 @@ pub struct Link {
     pub kind: Kind,
     /// Index of the bridge or bond that it is a port of.
     pub master: Option<u32>,
-    pub addresses: Vec<Cidr>,
+    pub addresses: Vec<AnyCidr>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,9 +96,9 @@ pub enum BondMode {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Route {
-    /// `0.0.0.0/0` is the default route.
-    pub destination: Cidr,
-    pub gateway: Option<Ipv4Addr>,
+    /// `0.0.0.0/0` and `::/0` are the default routes.
+    pub destination: AnyCidr,
+    pub gateway: Option<IpAddr>,
     pub link: u32,
     pub metric: u32,
     /// Set by the kernel beside an address: never planned, never removed.
@@ -115,7 +115,7 @@ pub struct Desired {
     pub mac: Option<Mac>,
     /// Name of the bridge or bond that it is a port of.
     pub master: Option<String>,
-    pub addresses: Vec<Cidr>,
+    pub addresses: Vec<AnyCidr>,
     pub routes: Vec<DesiredRoute>,
 }
 
@@ -136,8 +136,10 @@ impl Desired {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DesiredRoute {
-    pub destination: Cidr,
-    pub gateway: Option<Ipv4Addr>,
+    pub destination: AnyCidr,
+    /// Of the destination's family.
+    pub gateway: Option<IpAddr>,
+    /// The least is used first. 0 is the kernel's own: 0 of IPv4, 1024 of IPv6.
     pub metric: u32,
 }
 

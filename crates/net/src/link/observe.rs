@@ -209,7 +209,7 @@ async fn perform(requests: rtnetlink::Handle, step: &Step) -> Result<(), rtnetli
         Step::Release { link } => change(named(link).nocontroller()).await,
         Step::AddAddress { link, address } => {
             let link = index(&requests, link).await?;
-            let add = addresses.add(link, address.address.into(), address.prefix());
+            let add = addresses.add(link, address.address, address.prefix());
             add.replace().execute().await
         }
         Step::DeleteAddress { link, address } => {
@@ -219,10 +219,14 @@ async fn perform(requests: rtnetlink::Handle, step: &Step) -> Result<(), rtnetli
         }
         Step::AddRoute { link, route } => {
             let link = index(&requests, link).await?;
-            let add = routes.add(message::new_route(link, route));
+            let route = message::new_route(link, route).map_err(refused)?;
+            let add = routes.add(route);
             add.replace().execute().await
         }
-        Step::DeleteRoute { route } => routes.del(message::old_route(route)).execute().await,
+        Step::DeleteRoute { route } => {
+            let route = message::old_route(route).map_err(refused)?;
+            routes.del(route).execute().await
+        }
     }
 }
 
@@ -256,6 +260,11 @@ fn excuse(step: &Step, done: io::Result<()>) -> io::Result<()> {
     }
 }
 
+/// No message can say it.
+fn refused(error: io::Error) -> rtnetlink::Error {
+    rtnetlink::Error::InvalidNla(error.to_string())
+}
+
 /// The kernel's error number, where it is one.
 fn cause(error: rtnetlink::Error) -> io::Error {
     match error {
@@ -277,10 +286,12 @@ impl fmt::Debug for Monitor {
     }
 }
 
-const GROUPS: [MulticastGroup; 3] = [
+const GROUPS: [MulticastGroup; 5] = [
     MulticastGroup::Link,
     MulticastGroup::Ipv4Ifaddr,
     MulticastGroup::Ipv4Route,
+    MulticastGroup::Ipv6Ifaddr,
+    MulticastGroup::Ipv6Route,
 ];
 
 impl Monitor {

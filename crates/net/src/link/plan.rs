@@ -3,9 +3,9 @@
 //! Owns: the difference. Refuses: doing it.
 
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
-use types::{Cidr, Mac};
+use types::{AnyCidr, Mac};
 
 use super::{Create, Desired, DesiredRoute, Link, Observed, Route};
 
@@ -20,8 +20,8 @@ pub enum Step {
     SetMac { link: String, mac: Mac },
     SetMaster { link: String, master: String },
     Release { link: String },
-    AddAddress { link: String, address: Cidr },
-    DeleteAddress { link: String, address: Cidr },
+    AddAddress { link: String, address: AnyCidr },
+    DeleteAddress { link: String, address: AnyCidr },
     AddRoute { link: String, route: DesiredRoute },
     DeleteRoute { route: Route },
 }
@@ -29,7 +29,7 @@ pub enum Step {
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let via =
-            |gateway: Option<Ipv4Addr>| gateway.map(|g| format!(" via {g}")).unwrap_or_default();
+            |gateway: Option<IpAddr>| gateway.map(|g| format!(" via {g}")).unwrap_or_default();
         match self {
             Self::Create {
                 link,
@@ -141,12 +141,9 @@ fn change(
     if !up {
         steps.push(Step::Up { link: link() });
     }
-    let stale: Vec<Cidr> = have
-        .addresses
-        .iter()
-        .filter(|a| !want.addresses.contains(a))
-        .copied()
-        .collect();
+    let stale = have.addresses.iter().copied();
+    let stale = stale.filter(|a| !want.addresses.contains(a) && !is_kernels(a.address));
+    let stale: Vec<AnyCidr> = stale.collect();
     let routes = |route: &&Route| have.index != 0 && route.link == have.index && !route.kernel;
     let present: Vec<&Route> = observed.routes.iter().filter(routes).collect();
     for route in &present {
@@ -162,7 +159,9 @@ fn change(
     }
     for address in &want.addresses {
         // The kernel may drop the other addresses of a subnet with the first: they are set again.
-        let shaken = stale.iter().any(|gone| gone.network() == address.network());
+        let mut shaken = stale.iter().any(|gone| gone.network() == address.network());
+        // A link that goes down loses those of IPv6.
+        shaken |= !up && address.address.is_ipv6();
         if shaken || !have.addresses.contains(address) {
             steps.push(Step::AddAddress {
                 link: link(),
@@ -204,12 +203,27 @@ fn join(want: &Desired, have: &Link, observed: &Observed, bonds: &[&str]) -> Vec
     down.into_iter().chain([join]).collect()
 }
 
+/// The metric that the kernel gives a route of IPv6 that is set with none (`IP6_RT_PRIO_USER`).
+const METRIC_IPV6: u32 = 1024;
+
 fn same(wanted: &DesiredRoute, have: &Route) -> bool {
     let DesiredRoute {
         destination,
         gateway,
         metric,
     } = *wanted;
+    let metric = match destination.address {
+        IpAddr::V6(_) if metric == 0 => METRIC_IPV6,
+        IpAddr::V4(_) | IpAddr::V6(_) => metric,
+    };
     (destination.network(), gateway, metric)
         == (have.destination.network(), have.gateway, have.metric)
+}
+
+/// What the kernel gives a link itself: `::1` and link-local addresses.
+fn is_kernels(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(_) => false,
+        IpAddr::V6(address) => address.is_loopback() || address.is_unicast_link_local(),
+    }
 }

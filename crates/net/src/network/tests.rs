@@ -32,14 +32,14 @@ const INTERNET: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 9);
 const NODE_ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 168, 77, 2);
 const PORT: u16 = 4242;
 
-fn cidr(text: &str) -> Cidr {
+fn cidr<A: types::cidr::Address>(text: &str) -> Cidr<A> {
     text.parse().expect("a prefix")
 }
 
 fn route(gateway: [u8; 4]) -> DesiredRoute {
     DesiredRoute {
         destination: cidr("0.0.0.0/0"),
-        gateway: Some(gateway.into()),
+        gateway: Some(std::net::IpAddr::from(gateway)),
         metric: 0,
     }
 }
@@ -103,19 +103,19 @@ fn build() -> Scratch {
     };
     let lan = Desired {
         create: veth("eth0", NODE),
-        addresses: vec![Cidr::new(LAN_HOST, 24).expect("a prefix")],
+        addresses: vec![Cidr::new(LAN_HOST.into(), 24).expect("a prefix")],
         ..Desired::up("lan0")
     };
     let internet = Desired {
         addresses: vec![
             cidr("127.0.0.1/8"),
-            Cidr::new(INTERNET, 32).expect("a prefix"),
+            Cidr::new(INTERNET.into(), 32).expect("a prefix"),
         ],
         ..Desired::up("lo")
     };
     configure(LAN, &[lan, internet]);
     let uplink = Desired {
-        addresses: vec![Cidr::new(NODE_ADDRESS, 24).expect("a prefix")],
+        addresses: vec![Cidr::new(NODE_ADDRESS.into(), 24).expect("a prefix")],
         routes: vec![route(LAN_HOST.octets())],
         ..Desired::up("eth0")
     };
@@ -159,7 +159,7 @@ fn build() -> Scratch {
         configure(TENANT, &[port]);
         let card = Desired {
             mac: Some(guest(last).mac),
-            addresses: vec![Cidr::new(guest(last).address, 24).expect("a prefix")],
+            addresses: vec![Cidr::new(guest(last).address.into(), 24).expect("a prefix")],
             routes: vec![route([10, 128, 7, 1])],
             ..Desired::up("eth0")
         };
@@ -260,12 +260,12 @@ fn guests_reach_what_they_may_and_nothing_else() {
     refused(LAN, (NODE_ADDRESS, 9));
     // Somebody on the LAN who routes to the guests through the node.
     let shortcut = |network: Network| DesiredRoute {
-        destination: network.gateway.network(),
-        gateway: Some(NODE_ADDRESS),
+        destination: network.gateway.network().into(),
+        gateway: Some(NODE_ADDRESS.into()),
         metric: 0,
     };
     let lan = Desired {
-        addresses: vec![Cidr::new(LAN_HOST, 24).expect("a prefix")],
+        addresses: vec![Cidr::new(LAN_HOST.into(), 24).expect("a prefix")],
         routes: vec![shortcut(network()), shortcut(open_network())],
         ..Desired::up("lan0")
     };

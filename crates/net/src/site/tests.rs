@@ -30,7 +30,7 @@ fn site(options: &str) -> Site {
     site
 }
 
-fn cidr(text: &str) -> Cidr {
+fn cidr<A: types::cidr::Address>(text: &str) -> Cidr<A> {
     text.parse().expect("a prefix")
 }
 
@@ -530,8 +530,8 @@ proptest! {
         let wanted = kernel.converge(&site, &leases);
         for role in &wanted.roles {
             let link = kernel.now.link(&role.link).expect("a link for each role");
-            let addresses = role.addressing.as_ref().map_or(Vec::new(), |a| a.addresses.clone());
-            let set = |addresses: &[Cidr]| addresses.iter().copied().collect::<std::collections::BTreeSet<_>>();
+            let addresses = role.addressing.iter().flat_map(|a| &a.addresses).map(|a| (*a).into()).collect::<Vec<_>>();
+            let set = |addresses: &[types::AnyCidr]| addresses.iter().copied().collect::<std::collections::BTreeSet<_>>();
             prop_assert_eq!(set(&link.addresses), set(&addresses));
             prop_assert!(link.up);
         }

@@ -289,7 +289,7 @@ fn asking(link: &Link) -> Spec {
 
 fn loopback() -> Desired {
     Desired {
-        addresses: vec![Cidr::new(Ipv4Addr::LOCALHOST, 8).expect("8 is a prefix length")],
+        addresses: vec![Cidr::new(Ipv4Addr::LOCALHOST.into(), 8).expect("8 is a prefix length")],
         ..Desired::up("lo")
     }
 }
@@ -299,14 +299,14 @@ fn desired(name: &str, addressing: Option<&Addressing>, metric: u32) -> Desired 
     let Some(addressing) = addressing else {
         return link;
     };
-    let everywhere = Cidr::new(Ipv4Addr::UNSPECIFIED, 0).expect("0 is a prefix length");
-    let route = |gateway| DesiredRoute {
+    let everywhere = Cidr::new(Ipv4Addr::UNSPECIFIED.into(), 0).expect("0 is a prefix length");
+    let route = |gateway: Ipv4Addr| DesiredRoute {
         destination: everywhere,
-        gateway: Some(gateway),
+        gateway: Some(gateway.into()),
         metric,
     };
     Desired {
-        addresses: addressing.addresses.clone(),
+        addresses: addressing.addresses.iter().map(|a| (*a).into()).collect(),
         routes: addressing.gateway.map(route).into_iter().collect(),
         ..link
     }

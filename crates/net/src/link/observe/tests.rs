@@ -21,7 +21,7 @@ fn ip(namespace: &str, arguments: &[&str]) -> Vec<Value> {
     serde_json::from_slice(&output.stdout).expect("JSON")
 }
 
-fn cidr(text: &str) -> types::Cidr {
+fn cidr(text: &str) -> types::AnyCidr {
     text.parse().expect("a prefix")
 }
 
@@ -65,9 +65,9 @@ async fn tell_of_changes() -> Result<(), Error> {
 
 /// Two namespaces with a pair between them, one end a port of a bridge that has addresses and routes.
 fn desired(other: &Arc<std::os::fd::OwnedFd>) -> [Desired; 3] {
-    let route = |destination, gateway: Option<[u8; 4]>, metric| DesiredRoute {
+    let route = |destination, gateway: Option<&str>, metric| DesiredRoute {
         destination: cidr(destination),
-        gateway: gateway.map(Into::into),
+        gateway: gateway.map(|gateway| gateway.parse().expect("an address")),
         metric,
     };
     [
@@ -79,11 +79,22 @@ fn desired(other: &Arc<std::os::fd::OwnedFd>) -> [Desired; 3] {
             create: Some(Create::Bridge),
             mtu: Some(1400),
             mac: Some("02:00:00:00:00:09".parse().expect("a MAC")),
-            addresses: vec![cidr("192.0.2.1/24"), cidr("198.51.100.1/32")],
+            addresses: [
+                "192.0.2.1/24",
+                "198.51.100.1/32",
+                "2001:db8::1/64",
+                "2001:db8::2/64",
+                "fe80::1/64",
+            ]
+            .map(cidr)
+            .to_vec(),
             routes: vec![
-                route("0.0.0.0/0", Some([192, 0, 2, 2]), 100),
-                route("203.0.113.0/24", Some([203, 0, 113, 7]), 0),
+                route("0.0.0.0/0", Some("192.0.2.2"), 100),
+                route("203.0.113.0/24", Some("203.0.113.7"), 0),
                 route("10.9.0.0/16", None, 7),
+                route("::/0", Some("fe80::9"), 100),
+                route("2001:db8:9::/48", Some("2001:db8::9"), 0),
+                route("2001:db8:7::/64", None, 7),
             ],
             ..Desired::up("bridge0")
         },
@@ -124,7 +135,10 @@ async fn make(other: &Arc<std::os::fd::OwnedFd>) -> Result<Observed, Error> {
     Handle::open_in(&**other)?.apply(&[up]).await?;
     loop {
         let observed = handle.observe().await?;
-        let ready = |want: &Desired| observed.link(&want.name).is_some_and(|link| link.carrier);
+        let ready = |want: &Desired| {
+            let link = observed.link(&want.name);
+            link.is_some_and(|link| link.carrier && has_its_own(link))
+        };
         if desired.iter().all(ready) {
             let rest = plan(&desired, &observed);
             assert!(rest.is_empty(), "nothing is left to do: {rest:?}");
@@ -133,6 +147,17 @@ async fn make(other: &Arc<std::os::fd::OwnedFd>) -> Result<Observed, Error> {
         let wait = tokio::time::timeout(ANSWER_TIME, monitor.changed());
         wait.await.expect("told in time")?;
     }
+}
+
+/// The kernel has given it the address that it gives itself.
+fn has_its_own(link: &Link) -> bool {
+    let own = |address: &types::AnyCidr| {
+        let own = address
+            .v6()
+            .filter(|a| *address != cidr("fe80::1/64") && a.prefix() >= 64);
+        own.is_some_and(|a| a.address.is_unicast_link_local() || a.address.is_loopback())
+    };
+    link.addresses.iter().any(own)
 }
 
 /// A namespace's links as `ip` has them.
@@ -178,10 +203,7 @@ fn listed_links(name: &str) -> Vec<Link> {
         master: link.get("master").map(index),
         addresses: {
             let infos = link["addr_info"].as_array().expect("addresses").iter();
-            infos
-                .filter(|info| info["family"] == "inet")
-                .map(address)
-                .collect()
+            infos.map(address).collect()
         },
     };
     // Namespaces of some kernels are born with tunnels that nobody asked for.
@@ -195,13 +217,16 @@ fn listed_links(name: &str) -> Vec<Link> {
 
 /// A namespace's main routes as `ip` has them.
 fn listed_routes(name: &str, observed: &Observed) -> Vec<super::super::Route> {
-    let found = ip(name, &["-4", "route", "show", "table", "main"]);
-    let route = |route: &Value| {
+    let show = ["route", "show", "table", "main"];
+    let of = |family| ip(name, &[&[family], &show[..]].concat());
+    let route = |route: &Value, family: &str| {
         let text = |key: &str| route[key].as_str();
         let destination = match text("dst").expect("a destination") {
-            "default" => "0.0.0.0/0".to_owned(),
+            "default" if family == "-4" => "0.0.0.0/0".to_owned(),
+            "default" => "::/0".to_owned(),
             prefix if prefix.contains('/') => prefix.to_owned(),
-            host => format!("{host}/32"),
+            host if family == "-4" => format!("{host}/32"),
+            host => format!("{host}/128"),
         };
         let link = observed.link(text("dev").expect("a link"));
         super::super::Route {
@@ -214,7 +239,46 @@ fn listed_routes(name: &str, observed: &Observed) -> Vec<super::super::Route> {
             kernel: text("protocol") == Some("kernel"),
         }
     };
-    found.iter().map(route).collect()
+    let mut all = Vec::new();
+    for family in ["-4", "-6"] {
+        all.extend(of(family).iter().map(|found| route(found, family)));
+    }
+    all
+}
+
+#[test]
+fn what_is_left_out_goes_and_what_a_link_lost_by_going_down_comes_again() {
+    let scratch = Scratch::new("changes");
+    let namespace = namespace::ensure(&scratch.name("one")).expect("a namespace; it needs root");
+    let other = Arc::new(namespace::ensure(&scratch.name("other")).expect("a namespace"));
+    let changed = || {
+        on_a_runtime(async {
+            make(&other).await?;
+            let mut handle = Handle::open()?;
+            let link = || "bridge0".to_owned();
+            let flapped = [Step::Down { link: link() }, Step::Up { link: link() }];
+            handle.apply(&flapped).await?;
+            let mut want = desired(&other);
+            for addresses in [5, 3, 0] {
+                want[1].addresses.truncate(addresses);
+                want[1].routes.truncate(addresses);
+                let steps = plan(&want, &handle.observe().await?);
+                handle.apply(&steps).await?;
+                let rest = plan(&want, &handle.observe().await?);
+                assert!(rest.is_empty(), "nothing is left to do: {rest:?}");
+            }
+            handle.observe().await
+        })
+    };
+    let observed = namespace::within(&namespace, changed).expect("no error");
+    let bridge = observed.link("bridge0").expect("made");
+    let left = &bridge.addresses;
+    assert!(
+        !left.is_empty()
+            && left
+                .iter()
+                .all(|a| a.v6().is_some_and(|a| a.address.is_unicast_link_local()))
+    );
 }
 
 #[test]
