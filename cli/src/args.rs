@@ -104,6 +104,9 @@ pub(crate) enum Command {
     /// Volumes and their snapshots
     #[command(subcommand)]
     Volume(VolumeCommand),
+    /// Networks of machines
+    #[command(subcommand)]
+    Network(NetworkCommand),
     /// What a code means, and what to do
     Explain { code: String },
     /// Which sifr this is
@@ -479,6 +482,25 @@ pub(crate) enum VolumeCommand {
     Delete { target: SnapshotTarget },
 }
 
+#[derive(Debug, Subcommand)]
+pub(crate) enum NetworkCommand {
+    /// Write down what a machine's card sends and hears, as tcpdump and Wireshark read it
+    Capture {
+        /// Deployment, or deployment/workload
+        target: Target,
+        /// Where to; to standard output where there is none
+        #[arg(short, long, value_name = "FILE")]
+        write: Option<PathBuf>,
+        /// Of each frame at most so many bytes
+        #[arg(long, value_name = "BYTES", default_value_t = api::route::SNAP_MAX,
+              value_parser = clap::value_parser!(u32).range(1..=i64::from(api::route::SNAP_MAX)))]
+        snap: u32,
+        /// End after a time, for example 90s or 5m; a node ends it after an hour
+        #[arg(long = "for", value_name = "TIME", value_parser = duration)]
+        limit: Option<Duration>,
+    },
+}
+
 /// `deployment/volume@snapshot`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct SnapshotTarget {
@@ -663,6 +685,8 @@ mod tests {
             "volume snapshot shop/data@monday",
             "volume restore shop/data@monday",
             "volume delete shop/data@monday",
+            "network capture shop",
+            "network capture shop/web -w web.pcapng --snap 96 --for 30s",
             "version",
         ] {
             assert!(

@@ -16,6 +16,7 @@ mod health;
 mod home;
 mod lifecycle;
 mod mounts;
+mod networks;
 mod nodes;
 mod pack;
 mod patience;
@@ -123,6 +124,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
             lifecycle::act(&context, name, verb).await
         }
         Command::Volume(command) => volumes::volume(&context, command).await,
+        Command::Network(command) => networks::network(&context, command).await,
         Command::Explain { code } => explain::explain(&context.screen, &code),
         Command::Version => context.screen.identity(),
     }

@@ -76,6 +76,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ),
     ("uidmap", "lets mmdebstrap work without root"),
     ("umoci", "makes test images as others make them"),
+    ("tcpdump", "tests read captures with it"),
     ("uuid-dev", "xfsprogs: identifiers"),
     ("xfsprogs", "tests check pools with xfs_db"),
     ("xz-utils", "unpacks the kernel source"),

@@ -4,8 +4,9 @@
 #![cfg(test)]
 
 mod tests {
+    use std::io::{Read, Write};
     use std::path::{Path, PathBuf};
-    use std::process::Command;
+    use std::process::{Command, Stdio};
     use std::sync::OnceLock;
     use std::time::Instant;
 
@@ -468,6 +469,50 @@ mod tests {
             assert_eq!(text, "word 1\nword 2\nword 3\n", "{when}");
         }
         lab.delete("speaks").expect("deleted");
+    }
+
+    #[test]
+    fn what_a_machine_sends_and_hears_is_captured_for_who_deployed_it() {
+        let (lab, _) = lab();
+        let ports = format!("ports: [\"{WEB_PORT}:80\"]\n");
+        deploy("seen", &ports).must().expect("deployed");
+        let runs = lab.wait("seen", "running").expect("sifr runs");
+        runs.must().expect("it runs");
+        let mut sifr = Command::new(lab.command());
+        let sifr = sifr.args(["network", "capture", "seen"]);
+        let sifr = sifr.env("SIFR_HOME", lab.directory().join("home"));
+        let mut sifr = sifr.stdout(Stdio::piped()).spawn().expect("sifr");
+        let mut frames = vec![0; 4];
+        let mut from = sifr.stdout.take().expect("a pipe");
+        // The head of the file: from here on nothing is missed.
+        from.read_exact(&mut frames).expect("a capture");
+        http::page(lab.web, "/").expect("a page");
+        let word = b"It works, in a micro VM.";
+        while !frames.windows(word.len()).any(|part| part == word) {
+            let mut more = [0; 4096];
+            let length = from.read(&mut more).expect("frames");
+            assert!(length > 0, "it ended before the page");
+            frames.extend(&more[..length]);
+        }
+        sifr.kill().and_then(|()| sifr.wait()).expect("it ends");
+        let text = tcpdump(&frames);
+        assert!(text.contains(".80: Flags [S]"), "{text}");
+        assert!(text.contains("HTTP: GET / HTTP/1."), "{text}");
+        let stranger = lab.sifr(&["network", "capture", "nobody"]);
+        assert_eq!(stranger.expect("sifr runs").code, 1);
+        lab.delete("seen").expect("deleted");
+    }
+
+    /// Debian's own reads them: a line for each frame.
+    fn tcpdump(frames: &[u8]) -> String {
+        let mut tcpdump = Command::new("tcpdump");
+        let tcpdump = tcpdump.args(["-nr", "-"]).stdin(Stdio::piped());
+        let mut tcpdump = tcpdump.stdout(Stdio::piped()).spawn().expect("tcpdump");
+        let mut to = tcpdump.stdin.take().expect("a pipe");
+        to.write_all(frames).expect("tcpdump reads");
+        drop(to);
+        let output = tcpdump.wait_with_output().expect("an end");
+        String::from_utf8(output.stdout).expect("text")
     }
 
     #[test]

@@ -29,6 +29,11 @@ fn a_deployment_lives_from_pack_to_delete() {
         (logs.out.as_str(), logs.err.as_str()),
         ("to out\n", "to err\n")
     );
+    let capture = bench.run(&["network", "capture", "shop", "--snap", "96"]);
+    assert_eq!(capture.ends(0).out, "frames of 96 bytes");
+    let capture = ["network", "capture", "shop/main", "-w", "shop.pcapng"];
+    bench.run(&capture).ends(0).says("Ctrl-C").says("22 bytes");
+    assert!(bench.path("shop.pcapng").exists());
     bench
         .run(&["stop", "shop"])
         .ends(0)

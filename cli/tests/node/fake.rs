@@ -489,6 +489,14 @@ impl Node {
                 });
                 Ok(Answer::json_lines(lines))
             }
+            Route::Capture { snap, .. } => {
+                let (sender, pieces) = mpsc::channel(1);
+                tokio::spawn(async move {
+                    let piece = format!("frames of {snap} bytes");
+                    let _ = sender.send(Ok(piece.into())).await;
+                });
+                Ok(Answer::pcapng(pieces))
+            }
         }
     }
 }

@@ -22,6 +22,8 @@ const TEXT: &str = "text/plain; charset=utf-8";
 /// Prometheus' text exposition format.
 const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
 const JSON_LINES: &str = "application/jsonl";
+/// draft-ietf-opsawg-pcapng, section 10.
+const PCAPNG: &str = "application/x-pcapng";
 
 #[derive(Debug)]
 pub struct Answer {
@@ -78,11 +80,19 @@ impl Answer {
 
     /// JSON lines (see [`crate::LogLine::to_json_line`]), for as long as a sender lives.
     pub fn json_lines(lines: Receiver<Result<Bytes, BrokenOff>>) -> Self {
-        let body = AnswerBody::Stream(lines);
+        Self::stream(JSON_LINES, lines)
+    }
+
+    /// Frames, as tcpdump and Wireshark read them; likewise.
+    pub fn pcapng(pieces: Receiver<Result<Bytes, BrokenOff>>) -> Self {
+        Self::stream(PCAPNG, pieces)
+    }
+
+    fn stream(content_type: &'static str, pieces: Receiver<Result<Bytes, BrokenOff>>) -> Self {
         Self {
             status: StatusCode::OK,
-            content_type: JSON_LINES,
-            body,
+            content_type,
+            body: AnswerBody::Stream(pieces),
             close: false,
             over: None,
         }

@@ -386,6 +386,29 @@ impl Client {
         })
     }
 
+    /// The frames of a machine's cards as pcapng, each cut to `snap` bytes, until the caller drops the stream, the machine's
+    /// cards go, or the node ends it.
+    pub async fn capture(
+        &self,
+        deployment: &Name,
+        workload: &Name,
+        snap: u32,
+    ) -> Result<ByteStream<'_>, ClientError> {
+        let route = Route::Capture {
+            deployment: deployment.clone(),
+            workload: workload.clone(),
+            snap,
+        };
+        let connection = self.open().await?;
+        let answer = self.send(connection, &route, Bytes::new()).await?;
+        let body = self.accepted(&route, answer).await?.into_body();
+        Ok(ByteStream {
+            client: self,
+            route,
+            body,
+        })
+    }
+
     /// Sends chunks, [`UPLOADS`] at a time. `load` gives a chunk's stored bytes; `sent` hears their number.
     pub async fn put_chunks<L, F, E>(
         &self,
@@ -523,7 +546,7 @@ impl Client {
             Ok(Err(source)) => Err(self.broken(describe(route), source)),
             Ok(Ok((answer, connection))) => {
                 // Hyper lets the next request wait until this answer has been read.
-                if !matches!(route, Route::Logs { .. }) {
+                if !matches!(route, Route::Logs { .. } | Route::Capture { .. }) {
                     self.put_back(connection);
                 }
                 Ok(answer)
@@ -654,6 +677,25 @@ impl LogStream<'_> {
                     .pending
                     .extend_from_slice(&frame.into_data().unwrap_or_default()),
             }
+        }
+    }
+}
+
+/// Bytes as they come.
+#[derive(Debug)]
+pub struct ByteStream<'a> {
+    client: &'a Client,
+    route: Route,
+    body: Incoming,
+}
+
+impl ByteStream<'_> {
+    /// The next of them, `None` at the end.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, ClientError> {
+        match self.body.frame().await {
+            None => Ok(None),
+            Some(Ok(frame)) => Ok(Some(frame.into_data().unwrap_or_default())),
+            Some(Err(source)) => Err(self.client.broken(describe(&self.route), source)),
         }
     }
 }

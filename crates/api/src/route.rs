@@ -30,6 +30,9 @@ pub const TARGET_MAX: usize = 1024;
 pub const UNLOCK_MAX: u64 = 8 << 10;
 /// Largest body of a drill: three short fields, the two names of at most 63 bytes.
 pub const DRILL_MAX: u64 = 512;
+/// Longest part of a frame that a capture keeps, and the whole of any that a card hands over: segments which are still to be
+/// cut into frames of the link have up to 64 KiB and their headers.
+pub const SNAP_MAX: u32 = 128 << 10;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Route {
@@ -63,6 +66,12 @@ pub enum Route {
         workload: Name,
         follow: bool,
         begin: Begin,
+    },
+    /// `GET /v1/deployments/{name}/workloads/{w}/capture`: the frames of its cards, from now on; of each at most `snap` bytes
+    Capture {
+        deployment: Name,
+        workload: Name,
+        snap: u32,
     },
     /// `POST /v1/node/drill`
     Drill,
@@ -209,6 +218,11 @@ impl Route {
                 follow: query.flag("follow")?,
                 begin: query.begin()?,
             },
+            ("GET", ["deployments", name, "workloads", workload, "capture"]) => Self::Capture {
+                deployment: label(name)?,
+                workload: label(workload)?,
+                snap: query.snap()?,
+            },
             ("POST", ["node", "drill"]) => Self::Drill,
             ("GET", ["node", "metrics"]) => Self::NodeMetrics,
             ("GET", ["deployments", name, "metrics"]) => Self::Metrics(label(name)?),
@@ -234,6 +248,7 @@ impl Route {
             | Self::Deployment { .. }
             | Self::NodeMetrics
             | Self::Metrics(_)
+            | Self::Capture { .. }
             | Self::Logs { .. } => Method::GET,
         }
     }
@@ -278,6 +293,11 @@ impl Route {
                     "/v1/deployments/{deployment}/workloads/{workload}/logs?follow={follow}{begin}"
                 )
             }
+            Self::Capture {
+                deployment,
+                workload,
+                snap,
+            } => format!("/v1/deployments/{deployment}/workloads/{workload}/capture?snap={snap}"),
             Self::Drill => "/v1/node/drill".to_owned(),
             Self::NodeMetrics => "/v1/node/metrics".to_owned(),
             Self::Metrics(name) => format!("/v1/deployments/{name}/metrics"),
@@ -300,6 +320,7 @@ impl Route {
             | Self::Deployment { .. }
             | Self::NodeMetrics
             | Self::Metrics(_)
+            | Self::Capture { .. }
             | Self::Logs { .. } => 0,
         }
     }
@@ -354,6 +375,13 @@ impl<'a> Query<'a> {
 
     fn flag(&mut self, name: &str) -> Result<bool, Refusal> {
         Ok(self.number(name, 1)? == Some(1))
+    }
+
+    fn snap(&mut self) -> Result<u32, Refusal> {
+        let bytes = self.number("snap", u64::from(SNAP_MAX))?;
+        let bytes = bytes.map_or(Ok(SNAP_MAX), u32::try_from);
+        let bytes = bytes.ok().filter(|bytes| *bytes > 0);
+        bytes.ok_or_else(|| malformed(format!("snap is 1 to {SNAP_MAX} bytes of each frame")))
     }
 
     fn begin(&mut self) -> Result<Begin, Refusal> {
@@ -428,6 +456,13 @@ mod tests {
             label().prop_map(Route::Metrics),
             (label(), proptest::option::of(wait))
                 .prop_map(|(name, wait)| Route::Deployment { name, wait }),
+            (label(), label(), 1..=SNAP_MAX).prop_map(|(deployment, workload, snap)| {
+                Route::Capture {
+                    deployment,
+                    workload,
+                    snap,
+                }
+            }),
             (label(), label(), any::<bool>(), begin).prop_map(
                 |(deployment, workload, follow, begin)| Route::Logs {
                     deployment,
@@ -511,6 +546,14 @@ mod tests {
                 logs(true, Begin::At(u64::MAX)),
                 "GET /v1/deployments/shop/workloads/web/logs?follow=1&from=18446744073709551615",
             ),
+            (
+                Route::Capture {
+                    deployment: name("shop"),
+                    workload: name("web"),
+                    snap: 96,
+                },
+                "GET /v1/deployments/shop/workloads/web/capture?snap=96",
+            ),
             (Route::Drill, "POST /v1/node/drill"),
             (Route::NodeMetrics, "GET /v1/node/metrics"),
             (
@@ -559,6 +602,11 @@ mod tests {
                 Method::GET,
                 "/v1/deployments/a/workloads/b/logs?tail=1&tail=2",
                 "stands twice",
+            ),
+            (
+                Method::GET,
+                "/v1/deployments/a/workloads/b/capture?snap=0",
+                "snap",
             ),
             (
                 Method::GET,

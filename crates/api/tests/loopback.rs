@@ -143,6 +143,15 @@ mod tests {
                     });
                     Ok(Answer::json_lines(lines))
                 }
+                Route::Capture { snap, .. } => {
+                    let (sender, pieces) = mpsc::channel(1);
+                    tokio::spawn(async move {
+                        let piece = vec![7; snap as usize];
+                        let _ = sender.send(Ok(piece.into())).await;
+                        let _ = sender.send(Err(api::answer::BrokenOff)).await;
+                    });
+                    Ok(Answer::pcapng(pieces))
+                }
             }
         }
     }
@@ -296,6 +305,17 @@ mod tests {
         let lines = client.logs(&shop, &web, true, Begin::At(41)).await;
         let first = lines.expect("a stream").next().await.expect("a line");
         assert_eq!(first.map(|line| line.seq), Some(41));
+    }
+
+    #[tokio::test]
+    async fn a_capture_comes_as_it_is_and_one_that_breaks_off_has_no_end() {
+        let (address, _) = start().await;
+        let client = client(address, &owner_key());
+        let capture = client.capture(&name("shop"), &name("web"), 9).await;
+        let mut capture = capture.expect("a stream");
+        let piece = capture.next().await.expect("bytes");
+        assert_eq!(piece.expect("not the end"), vec![7; 9]);
+        capture.next().await.expect_err("it broke off");
     }
 
     #[tokio::test]

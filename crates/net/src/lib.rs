@@ -7,6 +7,7 @@
 //! [`namespace`], lives for one call, and is how the caller stays in its own namespace.
 #![forbid(unsafe_code)]
 
+pub mod capture;
 pub mod dhcp;
 pub mod dns;
 mod error;

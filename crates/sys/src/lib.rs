@@ -5,6 +5,7 @@
 
 pub mod acpi;
 pub mod block;
+pub mod capture;
 pub mod clock;
 pub mod confine;
 pub mod error;

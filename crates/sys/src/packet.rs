@@ -1,4 +1,4 @@
-//! Packet sockets: IPv4 on a link that has no address yet.
+//! Packet sockets: IPv4 on a link that has no address yet. Those that hear everything are in [`crate::capture`].
 //!
 //! Owns: opening one that hears only one UDP port, and sending to everybody on the link.
 //! Refuses: checking what arrives.
@@ -7,7 +7,7 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 /// The size of a C struct, which fits the type that C gives it.
-const fn size<T>() -> libc::socklen_t {
+pub(crate) const fn size<T>() -> libc::socklen_t {
     let size = size_of::<T>();
     assert!(size <= 1 << 16);
     #[expect(clippy::cast_possible_truncation, reason = "checked in the line above")]
@@ -33,7 +33,13 @@ pub fn open_udp(index: u32, port: u16) -> io::Result<OwnedFd> {
     // SAFETY: the kernel just made this descriptor, and nothing else knows it.
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };
     attach(&fd, &mut udp_filter(port))?;
-    let address = address(index);
+    bind(&fd, index, IPV4)?;
+    Ok(fd)
+}
+
+/// From here on the socket hears frames of `protocol` on link `index`.
+pub(crate) fn bind(fd: &OwnedFd, index: u32, protocol: u16) -> io::Result<()> {
+    let address = address(index, protocol);
     // SAFETY: `address` is a sockaddr_ll that lives over the call, and its true size is given.
     let result = unsafe {
         libc::bind(
@@ -45,13 +51,13 @@ pub fn open_udp(index: u32, port: u16) -> io::Result<OwnedFd> {
     if result < 0 {
         Err(io::Error::last_os_error())
     } else {
-        Ok(fd)
+        Ok(())
     }
 }
 
 /// Sends one IPv4 packet to everybody on the link.
 pub fn broadcast(socket: BorrowedFd<'_>, index: u32, packet: &[u8]) -> io::Result<()> {
-    let mut address = address(index);
+    let mut address = address(index, IPV4);
     address.sll_halen = 6;
     address.sll_addr[..6].copy_from_slice(&BROADCAST);
     // SAFETY: `packet` and `address` live over the call and their true sizes are given.
@@ -72,11 +78,11 @@ pub fn broadcast(socket: BorrowedFd<'_>, index: u32, packet: &[u8]) -> io::Resul
     }
 }
 
-fn address(index: u32) -> libc::sockaddr_ll {
+fn address(index: u32, protocol: u16) -> libc::sockaddr_ll {
     // SAFETY: sockaddr_ll is plain data, for which all zero is a value.
     let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
     address.sll_family = FAMILY;
-    address.sll_protocol = IPV4.to_be();
+    address.sll_protocol = protocol.to_be();
     address.sll_ifindex = index.cast_signed();
     address
 }

@@ -4,6 +4,7 @@
 
 mod accounts;
 mod alter;
+mod capture;
 mod clock;
 mod content;
 mod context;

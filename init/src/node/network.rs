@@ -54,6 +54,11 @@ fn tap_name(address: Ipv4Addr) -> String {
     format!("tap{}", address.octets()[3])
 }
 
+/// The card of a machine with this address: its namespace and its TAP.
+pub(crate) fn card(address: Ipv4Addr) -> Option<(String, String)> {
+    Some((network_of(address)?.name, tap_name(address)))
+}
+
 /// Opens a machine's TAP, a descriptor for each queue. Its network must have been applied. Blocking: on a
 /// thread of the runtime's pool.
 pub(crate) fn open_tap(address: Ipv4Addr, queues: NonZeroU8) -> Result<Vec<OwnedFd>, String> {

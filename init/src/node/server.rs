@@ -15,10 +15,11 @@ use tokio::net::TcpListener;
 use tokio::sync::{RwLock, Semaphore, mpsc, oneshot, watch};
 use types::deployment::API_PORT;
 use types::node::{Drill, Drilled, NodeInfo};
-use types::status::{DeploymentStatus, Refusal, RefusalCode};
+use types::status::{DeploymentStatus, Refusal, RefusalCode, WorkloadStatus};
 use types::{Bytes, Digest, Name, PublicKey, VmId};
 use workload::desired::Key;
 
+use super::capture::Captures;
 use super::context::NodeContext;
 use super::disks::Disks;
 use super::drills::DrillReply;
@@ -27,6 +28,7 @@ use super::logs;
 use super::machine;
 use super::machines::{Machines, Site};
 use super::metrics;
+use super::network;
 use super::pools;
 use super::retire;
 use super::sweep;
@@ -51,6 +53,7 @@ pub(crate) struct Server {
     room: Room,
     changes: watch::Receiver<u64>,
     pushes: Rc<Semaphore>,
+    captures: Captures,
     /// Shared by those who count on content being there, alone for who removes it: else a deployment could
     /// be acknowledged whose chunks are just going.
     content: Arc<RwLock<()>>,
@@ -112,6 +115,7 @@ impl Server {
             room: context.room.clone(),
             changes,
             pushes: Rc::new(Semaphore::new(PUSHES_MAX)),
+            captures: Captures::default(),
             content: Arc::default(),
         })
     }
@@ -153,6 +157,7 @@ impl Server {
             | Route::Metrics(_)
             | Route::Deployments
             | Route::Deployment { .. }
+            | Route::Capture { .. }
             | Route::Logs { .. } => Ok(()),
         }
     }
@@ -176,6 +181,7 @@ impl Server {
             | Route::PostStatement
             | Route::Deployments
             | Route::Deployment { .. }
+            | Route::Capture { .. }
             | Route::Logs { .. } => {}
         }
         let info = self.info.borrow();
@@ -236,6 +242,17 @@ impl Server {
                     name: deployment,
                 };
                 self.logs(key, workload, follow, begin).await
+            }
+            Route::Capture {
+                deployment,
+                workload,
+                snap,
+            } => {
+                let key = Key {
+                    signer: peer,
+                    name: deployment,
+                };
+                self.capture(&key, &workload, snap).await
             }
         }
     }
@@ -433,15 +450,31 @@ impl Server {
             signer,
             name: deployment,
         };
-        let status = self.status(&key).await?;
-        if !status.workloads.contains_key(workload) {
+        self.workload(&key, workload).await?;
+        Ok(VmId::new(&key.signer, &key.name, workload))
+    }
+
+    async fn workload(&self, key: &Key, workload: &Name) -> Result<WorkloadStatus, Refusal> {
+        let mut status = self.status(key).await?;
+        status.workloads.remove(workload).ok_or_else(|| {
             let message = format!(
                 "{} has no workload {workload}: `sifr get` lists them",
                 key.name
             );
-            return Err(refusal(RefusalCode::NotFound, message));
-        }
-        Ok(VmId::new(&key.signer, &key.name, workload))
+            refusal(RefusalCode::NotFound, message)
+        })
+    }
+
+    async fn capture(&self, key: &Key, workload: &Name, snap: u32) -> Result<Answer, Refusal> {
+        let address = self.workload(key, workload).await?.address;
+        let card = address.and_then(network::card).ok_or_else(|| {
+            let message = format!(
+                "{}/{workload} has no card yet: `sifr get` says how it is",
+                key.name
+            );
+            refusal(RefusalCode::NotFound, message)
+        })?;
+        self.captures.begin(card, workload, snap).await
     }
 
     /// Where content that nobody deployed is in the way, it goes, and the statement is judged once more.
