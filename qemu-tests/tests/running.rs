@@ -499,7 +499,7 @@ mod tests {
         assert!(text.contains(".80: Flags [S]"), "{text}");
         assert!(text.contains("HTTP: GET / HTTP/1."), "{text}");
         let stranger = lab.sifr(&["network", "capture", "nobody"]);
-        assert_eq!(stranger.expect("sifr runs").code, 1);
+        assert_eq!(stranger.expect("sifr runs").code, 3);
         lab.delete("seen").expect("deleted");
     }
 
