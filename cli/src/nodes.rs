@@ -277,6 +277,11 @@ fn report(name: &Name, pin: &Pin, info: &NodeInfo) -> String {
     text
 }
 
+fn listed<T: ToString>(all: &[T]) -> String {
+    let all: Vec<String> = all.iter().map(ToString::to_string).collect();
+    all.join(", ")
+}
+
 /// Links, disks, pools and the phases of the boot.
 fn tables(info: &NodeInfo) -> [String; 4] {
     let yes_no = |yes: bool| if yes { "yes" } else { "no" }.to_owned();
@@ -284,20 +289,12 @@ fn tables(info: &NodeInfo) -> [String; 4] {
         .links
         .iter()
         .map(|link| {
-            let address = link
-                .address
-                .map(|address| address.to_string())
-                .unwrap_or_default();
-            let gateway = link
-                .gateway
-                .map(|gateway| gateway.to_string())
-                .unwrap_or_default();
             [
                 link.name.clone(),
                 link.mac.to_string(),
                 yes_no(link.up),
-                address,
-                gateway,
+                listed(&link.addresses),
+                listed(&link.gateways),
             ]
         })
         .collect();

@@ -1,11 +1,17 @@
-//! Packets from the network: DHCP servers, guests and name servers, time servers.
+//! Packets from the network: DHCP servers, routers, guests and name servers, time servers.
 
-use ::net::fuzz::{Dhcp, dns_query, dns_reply, sntp};
+use ::net::fuzz::{Autoconf, Dhcp, dns_query, dns_reply, sntp};
 
 use crate::Target;
 use crate::choices::{Choices, Made};
 
-pub(crate) const TARGETS: [Target; 4] = [
+pub(crate) const TARGETS: [Target; 5] = [
+    Target {
+        name: "net-autoconf",
+        bytes_max: 4096,
+        run: autoconf,
+        seeds: links,
+    },
     Target {
         name: "net-dhcp",
         bytes_max: 4096,
@@ -55,6 +61,66 @@ fn dhcp(input: &[u8]) {
             said = now;
         }
     }
+}
+
+/// Routers and DHCPv6 servers in any order. A server's answer can fit the transaction: its number is put in where it says so.
+fn autoconf(input: &[u8]) {
+    let mut choices = Choices(input);
+    let mut link = Autoconf::default();
+    let mut asked = link.wait(0);
+    while !choices.is_empty() {
+        let now = match choices.u8() & 7 {
+            0 => link.wait(choices.u32()),
+            1 => link.wait_for_deadline(),
+            2 => link.attach(),
+            3 => link.hear_router(choices.u8(), choices.u8(), choices.long()),
+            4 | 5 => link.hear_router(choices.u8() & 1, 255, choices.long()),
+            _ => {
+                let mut answer = choices.long().to_vec();
+                if let (Some(question), Some(number)) = (asked.last(), answer.get_mut(1..4)) {
+                    number.copy_from_slice(&question[1..4]);
+                }
+                link.hear_server(&answer)
+            }
+        };
+        if !now.is_empty() {
+            asked = now;
+        }
+    }
+}
+
+/// A link where addresses follow from a prefix, one where a server lends them, and one that becomes the other.
+fn links() -> Vec<Vec<u8>> {
+    let prefix = |flags: u8| {
+        let mut option = vec![3, 4, 64, flags, 0, 0, 28, 32, 0, 0, 14, 16, 0, 0, 0, 0];
+        option.extend_from_slice(&[0x20, 1, 0x0d, 0xb8, 0, 0, 0, 7]);
+        option.resize(32, 0);
+        option
+    };
+    let advert = |flags: u8, options: &[Vec<u8>]| {
+        let mut packet = vec![134, 0, 0, 0, 64, flags, 7, 8];
+        packet.resize(16, 0);
+        packet.extend(options.concat());
+        packet
+    };
+    let mut dns = vec![25, 3, 0, 0, 0, 0, 4, 0xb0];
+    dns.extend_from_slice(&[0x20, 1, 0x0d, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x53]);
+    let plain = advert(0, &[prefix(0xc0), dns, vec![5, 1, 0, 0, 0, 0, 5, 0x78]]);
+    let managed = advert(0x80, &[prefix(0x80)]);
+    let server = |kind: u8| {
+        let mut answer = vec![kind, 0, 0, 0, 0, 1, 0, 10, 0, 3, 0, 1, 2, 0, 0, 0, 0, 1];
+        answer.extend_from_slice(&[0, 2, 0, 10, 0, 3, 0, 1, 2, 0, 0, 0, 0, 9, 0, 3, 0, 40]);
+        answer.extend_from_slice(&[0, 0, 0, 1, 0, 0, 0, 100, 0, 0, 0, 200, 0, 5, 0, 24]);
+        answer.extend_from_slice(&[0x20, 1, 0x0d, 0xb8, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0, 9]);
+        answer.extend_from_slice(&[0, 0, 1, 44, 0, 0, 1, 144]);
+        answer
+    };
+    let alone = Made::default().u8(4).u8(1).long(&plain).u8(1).u8(1);
+    let bound = Made::default().u8(4).u8(1).long(&managed);
+    let bound = bound.u8(6).long(&server(2)).u8(6).long(&server(7));
+    let renewed = bound.clone().u8(1).u8(1).u8(6).long(&server(7)).u8(2);
+    let turned = bound.clone().u8(4).u8(1).long(&plain).u8(0).u32(9000);
+    [alone, bound, renewed, turned].map(|made| made.0).to_vec()
 }
 
 /// The transaction's number in a request, with or without its IPv4 and UDP headers.

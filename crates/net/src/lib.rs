@@ -1,4 +1,4 @@
-//! The node's network: links, addresses, routes, DHCP, time, tenant networks, firewall, DNS.
+//! The node's network: links, addresses, routes, DHCP, router advertisements, time, tenant networks, firewall, DNS.
 //!
 //! Owns: what is asked of the kernel by netlink, and every protocol the node itself speaks below HTTP.
 //! Refuses: deciding what a deployment may do. Tenant networks and published ports are given.
@@ -7,8 +7,10 @@
 //! [`namespace`], lives for one call, and is how the caller stays in its own namespace.
 #![forbid(unsafe_code)]
 
+pub mod autoconf;
 pub mod capture;
 pub mod dhcp;
+mod dhcp6;
 pub mod dns;
 mod error;
 pub mod firewall;

@@ -4,14 +4,14 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
 use crate::health::DiskHealth;
 use crate::status::State;
 use crate::trouble::Trouble;
-use crate::{Bytes, Cidr, Digest, Mac, Name, PublicKey};
+use crate::{AnyCidr, Bytes, Digest, Mac, Name, PublicKey};
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeInfo {
@@ -115,8 +115,9 @@ pub struct Link {
     pub name: String,
     pub mac: Mac,
     pub up: bool,
-    pub address: Option<Cidr>,
-    pub gateway: Option<Ipv4Addr>,
+    /// Of both families; those that every link has by itself are left out. The first is shown where there is room for one.
+    pub addresses: Vec<AnyCidr>,
+    pub gateways: Vec<IpAddr>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -4,14 +4,14 @@
 //! does).
 
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 use storage::plan::Standing;
 use tokio::sync::watch;
 use types::node::{Capacity, NodeInfo};
-use types::{Bytes, Cidr, PublicKey};
+use types::{AnyCidr, Bytes, Cidr, PublicKey};
 use workload::admission::Storage;
 
 use super::custody::Custody;
@@ -61,11 +61,11 @@ pub(crate) fn tenant_capacity(cpus: u64, memory: Bytes, storage: Storage, pool: 
 pub(crate) struct Uplink {
     /// The link with the default route; `None` until there is one.
     pub(crate) link: Option<String>,
-    pub(crate) address: Option<Cidr>,
+    /// Of that link, the one that is shown first.
+    pub(crate) addresses: Vec<AnyCidr>,
     /// The prefixes on all physical links, not only that one's: guests must reach no neighbour on any.
     pub(crate) networks: Vec<Cidr>,
-    pub(crate) gateway: Option<Ipv4Addr>,
-    pub(crate) dns: Vec<Ipv4Addr>,
+    pub(crate) dns: Vec<IpAddr>,
     /// Every physical link of the node: the host firewall knows them by name.
     pub(crate) links: Vec<String>,
 }

@@ -9,6 +9,7 @@
 
 use std::cell::RefCell;
 use std::fmt::Write;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -128,8 +129,11 @@ pub(crate) fn block(info: &NodeInfo, uplink: &Uplink) -> Vec<String> {
     let newest = info.troubles.len().saturating_sub(TROUBLES_MAX);
     lines.extend(info.troubles[newest..].iter().map(trouble));
     let port = types::deployment::API_PORT;
-    lines.push(match uplink.address {
-        Some(address) => format!("sifr: ready https://{}:{port}", address.address),
+    lines.push(match uplink.addresses.first() {
+        Some(address) => {
+            let at = SocketAddr::new(address.address, port);
+            format!("sifr: ready https://{at}")
+        }
         None => "sifr: ready, waiting for an address".to_owned(),
     });
     lines
@@ -154,9 +158,12 @@ fn disk(disk: &Disk, health: &[DiskHealth]) -> String {
 }
 
 pub(crate) fn address(uplink: &Uplink) -> String {
-    match (&uplink.link, uplink.address) {
-        (Some(link), Some(address)) => format!("{address} {link}"),
-        (None, _) | (_, None) => "none".to_owned(),
+    match (&uplink.link, uplink.addresses.as_slice()) {
+        (Some(link), [_, ..]) => {
+            let all: Vec<String> = uplink.addresses.iter().map(ToString::to_string).collect();
+            format!("{} {link}", all.join(" "))
+        }
+        (None, _) | (_, []) => "none".to_owned(),
     }
 }
 
@@ -252,13 +259,24 @@ pub(crate) mod tests {
     fn a_node_with_an_address_says_where_its_api_is() {
         let uplink = Uplink {
             link: Some("eth0".to_owned()),
-            address: "10.0.2.15/24".parse().ok(),
+            addresses: ["10.0.2.15/24", "2001:db8::7/64"]
+                .map(|a| a.parse().expect("one"))
+                .to_vec(),
             ..Uplink::default()
         };
         let lines = block(&info(), &uplink);
-        assert!(lines.contains(&"sifr: address 10.0.2.15/24 eth0".to_owned()));
+        assert!(lines.contains(&"sifr: address 10.0.2.15/24 2001:db8::7/64 eth0".to_owned()));
         let last = lines.last().expect("a line");
         assert_eq!(last, "sifr: ready https://10.0.2.15:7443");
+        let six = Uplink {
+            addresses: uplink.addresses[1..].to_vec(),
+            ..uplink
+        };
+        let lines = block(&info(), &six);
+        assert_eq!(
+            lines.last().expect("a line"),
+            "sifr: ready https://[2001:db8::7]:7443"
+        );
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! Refuses: choosing addresses (`workload` does).
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::num::NonZeroU8;
 use std::os::fd::OwnedFd;
 
@@ -219,7 +219,7 @@ impl Forwarders {
         let servers: Vec<SocketAddr> = uplink
             .dns
             .iter()
-            .map(|ip| SocketAddr::new(IpAddr::V4(*ip), DNS_PORT))
+            .map(|ip| SocketAddr::new(*ip, DNS_PORT))
             .collect();
         let upstreams = self
             .upstreams
@@ -325,7 +325,7 @@ mod tests {
     #[test]
     fn a_node_whose_second_port_is_in_all_of_10_still_has_subnets() {
         let uplink = Uplink {
-            address: "192.168.1.9/24".parse().ok(),
+            addresses: "192.168.1.9/24".parse().into_iter().collect(),
             networks: ["192.168.1.0/24", "10.0.0.0/8"]
                 .map(|lan| lan.parse().expect("a prefix"))
                 .into(),
@@ -356,7 +356,7 @@ mod tests {
         ]
         .into();
         let uplink = Uplink {
-            address: "192.168.1.9/24".parse().ok(),
+            addresses: "192.168.1.9/24".parse().into_iter().collect(),
             networks: ["192.168.1.0/24", "198.51.100.0/24"]
                 .map(|lan| lan.parse().expect("a prefix"))
                 .into(),

@@ -552,7 +552,7 @@ async fn network(
     tokio::task::spawn_local(resolv::keep(uplink.clone()));
     let mut first = uplink.clone();
     boot.must_async("address", async {
-        let address = first.wait_for(|u| u.address.is_some());
+        let address = first.wait_for(|u| !u.addresses.is_empty());
         let text = match tokio::time::timeout(ADDRESS_WAIT, address).await {
             Ok(Ok(now)) => dashboard::address(&now),
             Ok(Err(_)) => return Err(anyhow!("the network loop has ended")),

@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
@@ -17,11 +17,11 @@ use crate::wire::RESOLV_CONF;
 /// Servers that musl reads (resolv.conf(5): MAXNS).
 const SERVERS_MAX: usize = 3;
 /// Longer than any content of ours: the file has one length, so that one write replaces all of it.
-const LENGTH: usize = 128;
+const LENGTH: usize = 256;
 /// Two tries of two seconds: within the five that a store has to answer in.
 const OPTIONS: &str = "options timeout:2 attempts:2\n";
 
-fn content(servers: &[Ipv4Addr]) -> Vec<u8> {
+fn content(servers: &[IpAddr]) -> Vec<u8> {
     let mut text = OPTIONS.to_owned();
     for server in servers.iter().take(SERVERS_MAX) {
         text.push_str(&format!("nameserver {server}\n"));
@@ -32,7 +32,7 @@ fn content(servers: &[Ipv4Addr]) -> Vec<u8> {
 }
 
 /// In place: another file would not be the one that is mounted.
-fn write(file: &Path, servers: &[Ipv4Addr]) -> io::Result<()> {
+fn write(file: &Path, servers: &[IpAddr]) -> io::Result<()> {
     let file = File::options().write(true).open(file)?;
     file.write_all_at(&content(servers), 0)
 }
@@ -59,7 +59,8 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         let file = directory.path().join("resolv.conf");
         std::fs::write(&file, "").expect("as pid1 makes it");
-        let many: Vec<Ipv4Addr> = (1..=9).map(|n| [255, 255, 255, 200 + n].into()).collect();
+        let longest = |n| IpAddr::from([0x2001, 0xdb8, 0xffff, 0xffff, 0xffff, 0xffff, 0xffff, n]);
+        let many: Vec<IpAddr> = (0xff01..=0xff09).map(longest).collect();
         write(&file, &many).expect("written");
         let longest = std::fs::read_to_string(&file).expect("read");
         assert_eq!(longest.matches("nameserver").count(), SERVERS_MAX);

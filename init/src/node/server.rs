@@ -3,6 +3,7 @@
 //! Owns: who may ask, what is answered from where, and room for pushed content.
 //! Refuses: everybody but the owner, and everything on a node without one.
 
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,6 +11,7 @@ use std::time::Duration;
 use anyhow::Context;
 use api::{Answer, Begin, Body, Handler, Limits, Route, SecretKey, Verdict, Wait};
 use flist::cache::{Cache, CacheError};
+use nix::errno::Errno;
 use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::sync::{RwLock, Semaphore, mpsc, oneshot, watch};
@@ -121,10 +123,14 @@ impl Server {
     }
 
     pub(crate) async fn bind(&self) -> anyhow::Result<TcpListener> {
-        let address = (std::net::Ipv4Addr::UNSPECIFIED, API_PORT);
-        TcpListener::bind(address)
-            .await
-            .with_context(|| format!("listen on TCP port {API_PORT}"))
+        // Both families come to the socket of IPv6 (`net::ground`), which a kernel may lack.
+        let bound = match TcpListener::bind((Ipv6Addr::UNSPECIFIED, API_PORT)).await {
+            Err(error) if error.raw_os_error() == Some(Errno::EAFNOSUPPORT as i32) => {
+                TcpListener::bind((Ipv4Addr::UNSPECIFIED, API_PORT)).await
+            }
+            bound => bound,
+        };
+        bound.with_context(|| format!("listen on TCP port {API_PORT}"))
     }
 
     /// Serves for ever.

@@ -1,30 +1,38 @@
-//! The node's connection to the world: its ports, bonds and VLANs as its site says, DHCP where that asks for it, addresses
-//! and routes as both say.
+//! The node's connection to the world: its ports, bonds and VLANs as its site says, DHCP and routers where that asks for
+//! them, addresses and routes as all say.
 //!
 //! Owns: the loop that keeps the kernel's links as they should be, and the [`Uplink`] that others watch.
 //! Refuses: what should be ([`net::site`]), and tenant networks.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::collections::btree_map::Entry;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use net::autoconf::{self, Learned};
 use net::dhcp::{self, Lease};
 use net::link::{self, Observed};
-use net::site::{Addressing, ROUNDS_MAX, Role, Site, Wanted};
+use net::site::{Addressing, Heard, ROUNDS_MAX, Role, Site, Wanted};
 use tokio::sync::{Notify, mpsc, watch};
 use types::node::Link;
 use types::{AnyCidr, Cidr, Mac};
 
 use super::context::Uplink;
 
-/// Leases that wait to be applied: one per port is usual, and a port's newest is what counts.
-const LEASES_QUEUED: usize = 16;
+/// News that wait to be applied: one per port and family is usual, and the newest is what counts.
+const NEWS_QUEUED: usize = 16;
 /// Pause after the kernel could not be listened to: without, a lasting fault would keep the loop busy.
 const DEAF: Duration = Duration::from_secs(1);
 
-/// The link, and its lease or the loss of it.
-type Heard = (String, Option<Lease>);
+/// What one link was told, or that it holds no more.
+enum News {
+    Lease(Option<Lease>),
+    Learned(Learned),
+}
+
+/// Of the link of this name.
+type Named = (String, News);
 
 type Tell<T> = Box<dyn Fn(&T)>;
 
@@ -32,7 +40,7 @@ type Tell<T> = Box<dyn Fn(&T)>;
 pub(crate) struct Publish {
     pub(crate) uplink: watch::Sender<Uplink>,
     pub(crate) time_servers: watch::Sender<Vec<SocketAddr>>,
-    /// From `sifr.ntp=`: asked before what DHCP names.
+    /// From `sifr.ntp=`: asked before whom the network names.
     pub(crate) time_server: Option<SocketAddr>,
     /// The links for the node report.
     pub(crate) links: Box<dyn Fn(Vec<Link>)>,
@@ -42,11 +50,20 @@ pub(crate) struct Publish {
     pub(crate) refused: Tell<Option<String>>,
 }
 
-/// The DHCP client of one link.
+/// Who speaks for a link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Family {
+    V4,
+    V6,
+}
+
+/// The addresses that a client speaks from. A bond gets its own from its first port, and changes it with that.
+type From = (Mac, Option<Ipv6Addr>);
+
+/// The client of one family on one link. Neither waits for the other.
 struct Client {
     task: tokio::task::JoinHandle<()>,
-    /// A bond gets its address from its first port, and changes it with that.
-    mac: Mac,
+    from: From,
     /// The link had its cable when last looked at.
     carrier: bool,
     attached: Arc<Notify>,
@@ -56,9 +73,9 @@ struct Client {
 pub(crate) struct Uplinks {
     site: Site,
     monitor: link::Monitor,
-    leases: BTreeMap<String, Lease>,
-    clients: BTreeMap<u32, Client>,
-    heard: (mpsc::Sender<Heard>, mpsc::Receiver<Heard>),
+    heard: BTreeMap<String, Heard>,
+    clients: BTreeMap<(u32, Family), Client>,
+    news: (mpsc::Sender<Named>, mpsc::Receiver<Named>),
     publish: Publish,
 }
 
@@ -68,9 +85,9 @@ impl Uplinks {
         let mut uplinks = Self {
             site,
             monitor: link::Monitor::open()?,
-            leases: BTreeMap::new(),
+            heard: BTreeMap::new(),
             clients: BTreeMap::new(),
-            heard: mpsc::channel(LEASES_QUEUED),
+            news: mpsc::channel(NEWS_QUEUED),
             publish,
         };
         uplinks.converge().await?;
@@ -82,11 +99,12 @@ impl Uplinks {
         loop {
             tokio::select! {
                 // Both are safe to drop: the channel and the socket keep what was not taken.
-                Some((port, lease)) = self.heard.1.recv() => {
-                    match lease {
-                        Some(lease) => self.leases.insert(port, lease),
-                        None => self.leases.remove(&port),
-                    };
+                Some((link, news)) = self.news.1.recv() => {
+                    let heard = self.heard.entry(link).or_default();
+                    match news {
+                        News::Lease(lease) => heard.lease = lease,
+                        News::Learned(learned) => heard.learned = Some(learned),
+                    }
                 }
                 changed = self.monitor.changed() => {
                     if let Err(error) = changed {
@@ -122,56 +140,48 @@ impl Uplinks {
         self.tell(&observed, &wanted);
         // What the kernel refuses of one link ends nothing: the node is reached by the others, and says it there.
         let refused = applied.err().map(|error| sys::error::chain(&error));
+        let refused = refused.or(taken(&observed));
         refused.iter().for_each(|error| log::error!("{error}"));
         (self.publish.refused)(&refused);
         Ok(())
     }
 
     fn wanted(&mut self, observed: &Observed) -> Wanted {
-        let wanted = self.site.wanted(observed, &self.leases);
-        if keep_asked(&mut self.leases, &wanted.roles) {
-            return self.site.wanted(observed, &self.leases);
+        let wanted = self.site.wanted(observed, &self.heard);
+        if keep_asked(&mut self.heard, &wanted.roles) {
+            return self.site.wanted(observed, &self.heard);
         }
         wanted
     }
 
-    /// A DHCP client for each link that asks, and none for others.
+    /// A client for each link and family that asks, and none for others.
     fn ask(&mut self, observed: &Observed, roles: &[Role]) {
-        let asks = |l: &&link::Link| l.up && roles.iter().any(|r| r.asks && r.link == l.name);
-        let asking: Vec<(&link::Link, Mac)> = observed
+        let asking: Vec<(&link::Link, Family, From)> = observed
             .links
             .iter()
-            .filter(asks)
-            .filter_map(|l| Some((l, l.mac?)))
+            .flat_map(|link| asking(link, roles))
             .collect();
-        self.clients.retain(|index, client| {
-            let same = |(l, mac): &(&link::Link, Mac)| l.index == *index && *mac == client.mac;
+        self.clients.retain(|(index, family), client| {
+            let same = |(link, of, from): &(&link::Link, Family, From)| {
+                link.index == *index && of == family && is_same(client.from, *from)
+            };
             let stays = asking.iter().any(same);
             if !stays {
                 client.task.abort();
             }
             stays
         });
-        for (port, mac) in asking {
-            let (name, heard) = (port.name.clone(), self.heard.0.clone());
-            let client = self.clients.entry(port.index).or_insert_with(|| {
-                let attached = Arc::new(Notify::new());
-                let nic = dhcp::Nic {
-                    name: name.clone(),
-                    index: port.index,
-                    mac,
-                    hostname: None,
-                };
-                let lease = lease_loop(nic, name, heard, attached.clone());
-                Client {
-                    task: tokio::task::spawn_local(lease),
-                    mac,
-                    carrier: port.carrier,
-                    attached,
-                }
-            });
-            // The cable may lead to another network now, where the lease is worth nothing.
-            if came_back(&mut client.carrier, port.carrier) {
+        for (port, family, from) in asking {
+            // Of IPv6 nobody speaks before it is known that no neighbour has the same address.
+            let ready = family == Family::V4 || from.1.is_some();
+            let news = self.news.0.clone();
+            let client = match self.clients.entry((port.index, family)) {
+                Entry::Occupied(client) => client.into_mut(),
+                Entry::Vacant(_) if !ready => continue,
+                Entry::Vacant(place) => place.insert(Client::start(port, from, news)),
+            };
+            // The cable may lead to another network now, where what was told is worth nothing.
+            if came_back(&mut client.carrier, port.carrier && ready) {
                 client.attached.notify_one();
             }
         }
@@ -179,18 +189,13 @@ impl Uplinks {
 
     fn tell(&self, observed: &Observed, wanted: &Wanted) {
         (self.publish.problems)(&wanted.problems);
-        let gateway = |name: &str| {
-            let role = wanted.roles.iter().find(|role| role.link == name);
-            role.and_then(|role| role.addressing.as_ref()?.gateway)
-        };
         let links = own(observed).filter_map(|l| {
-            let (mac, address) = (l.mac?, l.addresses.iter().find_map(AnyCidr::v4));
             Some(Link {
                 name: l.name.clone(),
-                mac,
+                mac: l.mac?,
                 up: l.up && l.carrier,
-                address,
-                gateway: gateway(&l.name),
+                addresses: shown(&l.addresses),
+                gateways: gateways(&wanted.roles, &l.name),
             })
         });
         (self.publish.links)(links.collect());
@@ -202,9 +207,8 @@ impl Uplinks {
         };
         let uplink = Uplink {
             link: first.map(|(name, _)| name.to_owned()),
-            address: addressing.and_then(|a| a.addresses.first().copied()),
+            addresses: addressing.map(|a| a.addresses.clone()).unwrap_or_default(),
             networks: networks(observed, &wanted.roles),
-            gateway: addressing.and_then(|a| a.gateway),
             dns,
             links: own(observed).map(|l| l.name.clone()).collect(),
         };
@@ -212,6 +216,90 @@ impl Uplinks {
         publish(&self.publish.time_servers, servers);
         publish(&self.publish.uplink, uplink);
     }
+}
+
+impl Client {
+    /// Of IPv6 where `from` has its address.
+    fn start(port: &link::Link, from: From, news: mpsc::Sender<Named>) -> Self {
+        let attached = Arc::new(Notify::new());
+        let ((mac, local), name, index) = (from, port.name.clone(), port.index);
+        let told = attached.clone();
+        let task = match local {
+            None => {
+                let nic = dhcp::Nic {
+                    name: name.clone(),
+                    index,
+                    mac,
+                    hostname: None,
+                };
+                tokio::task::spawn_local(lease_loop(nic, name, news, told))
+            }
+            Some(local) => {
+                let port = autoconf::Port {
+                    name,
+                    index,
+                    mac,
+                    local,
+                };
+                tokio::task::spawn_local(learn_loop(port, news, told))
+            }
+        };
+        Self {
+            task,
+            from,
+            carrier: port.carrier,
+            attached,
+        }
+    }
+}
+
+/// Who is to speak for a link, and from which address: of IPv6 `None` while neighbours are asked for it, as they are anew
+/// when a cable comes back.
+fn asking<'a>(
+    link: &'a link::Link,
+    roles: &[Role],
+) -> impl Iterator<Item = (&'a link::Link, Family, From)> + use<'a> {
+    let role = roles.iter().find(|role| role.link == link.name && link.up);
+    let from = |family| match family {
+        Family::V4 => Some((link.mac?, None)),
+        Family::V6 => Some((link.mac?, link.local)),
+    };
+    let v4 = role.filter(|role| role.asks).and(from(Family::V4));
+    let v6 = role.filter(|role| role.listens).and(from(Family::V6));
+    let v4 = v4.map(|from| (link, Family::V4, from));
+    v4.into_iter()
+        .chain(v6.map(|from| (link, Family::V6, from)))
+}
+
+fn is_same(client: From, now: From) -> bool {
+    client.0 == now.0 && (now.1.is_none() || client.1 == now.1)
+}
+
+/// Addresses that neighbours have too, for people.
+fn taken(observed: &Observed) -> Option<String> {
+    let links = own(observed).filter(|link| !link.taken.is_empty());
+    let each = links.map(|link| {
+        let all: Vec<String> = link.taken.iter().map(ToString::to_string).collect();
+        let (all, name) = (all.join(", "), &link.name);
+        format!("another machine on {name} has {all}: give one of them another address")
+    });
+    let each: Vec<String> = each.collect();
+    (!each.is_empty()).then(|| each.join("; "))
+}
+
+/// What every link has by itself tells nobody anything.
+fn shown(addresses: &[AnyCidr]) -> Vec<AnyCidr> {
+    let local = |a: &AnyCidr| a.v6().is_some_and(|a| a.address.is_unicast_link_local());
+    addresses.iter().filter(|a| !local(a)).copied().collect()
+}
+
+fn gateways(roles: &[Role], link: &str) -> Vec<IpAddr> {
+    let role = roles.iter().find(|role| role.link == link);
+    let Some(addressing) = role.and_then(|role| role.addressing.as_ref()) else {
+        return Vec::new();
+    };
+    let v4 = addressing.gateway.map(IpAddr::from).into_iter();
+    v4.chain(addressing.gateway6.map(IpAddr::from)).collect()
 }
 
 /// The machine's ports, and the bonds and VLANs made of them.
@@ -232,16 +320,26 @@ fn preferred<'a>(observed: &Observed, roles: &'a [Role]) -> Option<(&'a str, &'a
     let addressed = |role: &'a Role| Some((role.link.as_str(), role.addressing.as_ref()?));
     let rank = |(name, addressing): &(&str, &Addressing)| {
         let carrier = observed.link(name).is_some_and(|link| link.carrier);
-        (!carrier, addressing.gateway.is_none())
+        (!carrier, !addressing.has_gateway())
     };
     roles.iter().filter_map(addressed).min_by_key(rank)
 }
 
-/// A link that does not ask (any more) has no lease, and leaves none to what comes later under its name. Whether one went.
-fn keep_asked(leases: &mut BTreeMap<String, Lease>, roles: &[Role]) -> bool {
-    let before = leases.len();
-    leases.retain(|link, _| roles.iter().any(|role| role.asks && role.link == *link));
-    leases.len() < before
+/// A link that does not ask (any more) was told nothing, and leaves none of it to what comes later under its name. Whether
+/// something went.
+fn keep_asked(heard: &mut BTreeMap<String, Heard>, roles: &[Role]) -> bool {
+    let before = heard.clone();
+    heard.retain(|link, heard| {
+        let role = roles.iter().find(|role| role.link == *link);
+        heard.lease = heard
+            .lease
+            .take()
+            .filter(|_| role.is_some_and(|role| role.asks));
+        let learned = heard.learned.take();
+        heard.learned = learned.filter(|_| role.is_some_and(|role| role.listens));
+        *heard != Heard::default()
+    });
+    *heard != before
 }
 
 /// Notes whether the cable is there. True if it was not, and now is.
@@ -249,13 +347,14 @@ fn came_back(carrier: &mut bool, now: bool) -> bool {
     !std::mem::replace(carrier, now) && now
 }
 
-/// The prefixes on all links: what the kernel holds, and what it will.
+/// The prefixes on all links: what the kernel holds, and what it will. Guests speak IPv4.
 fn networks(observed: &Observed, roles: &[Role]) -> Vec<Cidr> {
     let mut networks: Vec<Cidr> = Vec::new();
     let held = own(observed).flat_map(|link| &link.addresses);
     let held = held.filter_map(AnyCidr::v4);
     let wanted = roles.iter().filter_map(|role| role.addressing.as_ref());
-    let wanted = wanted.flat_map(|a| a.addresses.iter().copied());
+    let wanted = wanted.flat_map(|a| &a.addresses);
+    let wanted = wanted.filter_map(AnyCidr::v4);
     for address in held.chain(wanted) {
         if !networks.contains(&address.network()) {
             networks.push(address.network());
@@ -291,19 +390,35 @@ fn publish<T: PartialEq>(to: &watch::Sender<T>, value: T) {
 async fn lease_loop(
     nic: dhcp::Nic,
     port: String,
-    heard: mpsc::Sender<Heard>,
+    news: mpsc::Sender<Named>,
     attached: Arc<Notify>,
 ) {
     let (told, mut lease) = watch::channel(None);
     let pass_on = async {
         while lease.changed().await.is_ok() {
             let newest = lease.borrow_and_update().clone();
-            if heard.send((port.clone(), newest)).await.is_err() {
+            let newest = (port.clone(), News::Lease(newest));
+            if news.send(newest).await.is_err() {
                 return;
             }
         }
     };
     tokio::join!(dhcp::run(nic, told, attached), pass_on);
+}
+
+/// Listens on one link and passes on what it learns.
+async fn learn_loop(port: autoconf::Port, news: mpsc::Sender<Named>, attached: Arc<Notify>) {
+    let name = port.name.clone();
+    let (told, mut learned) = watch::channel(Learned::default());
+    let pass_on = async {
+        while learned.changed().await.is_ok() {
+            let newest = News::Learned(learned.borrow_and_update().clone());
+            if news.send((name.clone(), newest)).await.is_err() {
+                return;
+            }
+        }
+    };
+    tokio::join!(autoconf::run(port, told, attached), pass_on);
 }
 
 #[cfg(test)]
@@ -319,6 +434,7 @@ mod tests {
         Role {
             link: link.to_owned(),
             asks: true,
+            listens: true,
             addressing,
         }
     }
@@ -346,6 +462,8 @@ mod tests {
             permanent: None,
             master: None,
             addresses: addresses.iter().map(|a| a.parse().expect("one")).collect(),
+            local: None,
+            taken: Vec::new(),
         }
     }
 
@@ -421,14 +539,47 @@ mod tests {
     }
 
     #[test]
-    fn a_cable_that_comes_back_is_noticed_once_and_a_link_that_does_not_ask_has_no_lease() {
+    fn a_cable_that_comes_back_is_noticed_once_and_a_link_that_does_not_ask_was_told_nothing() {
         let mut carrier = true;
         let seen = [true, false, false, true, true].map(|now| came_back(&mut carrier, now));
         assert_eq!(seen, [false, false, false, true, false]);
-        let mut leases =
-            BTreeMap::from([("eth0".to_owned(), lease()), ("eth1".to_owned(), lease())]);
-        assert!(keep_asked(&mut leases, &[role("eth1", None, false)]));
-        assert_eq!(leases.keys().collect::<Vec<_>>(), ["eth1"]);
-        assert!(!keep_asked(&mut leases, &[role("eth1", None, false)]));
+        let told = || Heard {
+            lease: Some(lease()),
+            learned: Some(Learned::default()),
+        };
+        let mut heard = BTreeMap::from([("eth0".to_owned(), told()), ("eth1".to_owned(), told())]);
+        let deaf = Role {
+            listens: false,
+            ..role("eth1", None, false)
+        };
+        assert!(keep_asked(&mut heard, std::slice::from_ref(&deaf)));
+        assert_eq!(heard.keys().collect::<Vec<_>>(), ["eth1"]);
+        assert!(heard["eth1"].lease.is_some() && heard["eth1"].learned.is_none());
+        assert!(!keep_asked(&mut heard, &[deaf]));
+    }
+
+    #[test]
+    fn a_client_stays_while_its_address_is_asked_about_and_goes_with_it() {
+        let roles = [role("eth0", None, false)];
+        let mut link = link::Link {
+            mac: Some(Mac([2, 0, 0, 0, 0, 1])),
+            ..ethernet("eth0", 2, &["fe80::1/64"])
+        };
+        let speaks = |link: &link::Link| -> Vec<(Family, From)> {
+            let all = asking(link, &roles);
+            all.map(|(_, family, from)| (family, from)).collect()
+        };
+        let mac = Mac([2, 0, 0, 0, 0, 1]);
+        let unsure = (mac, None);
+        assert_eq!(speaks(&link), [(Family::V4, unsure), (Family::V6, unsure)]);
+        link.local = "fe80::1".parse().ok();
+        let sure = speaks(&link)[1].1;
+        assert_eq!(sure, (mac, link.local));
+        assert!(is_same(sure, unsure) && is_same(sure, sure));
+        assert!(!is_same(sure, (mac, "fe80::2".parse().ok())));
+        assert!(!is_same(sure, (Mac([2; 6]), link.local)));
+        link.up = false;
+        assert_eq!(speaks(&link), []);
+        assert_eq!(shown(&link.addresses), []);
     }
 }

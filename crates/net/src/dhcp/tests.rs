@@ -9,7 +9,7 @@ use super::*;
 use crate::link::{Create, Desired, Handle, plan};
 use crate::namespace;
 use crate::scratch::{Scratch, on_a_runtime};
-use crate::site::Site;
+use crate::site::{Heard, Site};
 
 /// How long a lease may take here; the server answers in milliseconds, after an ARP probe of its own.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -126,13 +126,17 @@ async fn as_ethernet(handle: &mut Handle) -> crate::link::Observed {
 
 /// What init does with a lease.
 async fn configure_with(handle: &mut Handle, lease: Lease) {
-    let leases = BTreeMap::from([("eth0".to_owned(), lease)]);
+    let heard = Heard {
+        lease: Some(lease),
+        learned: None,
+    };
+    let heard = BTreeMap::from([("eth0".to_owned(), heard)]);
     let observed = as_ethernet(handle).await;
     let everywhere = Site::default();
-    let steps = everywhere.wanted(&observed, &leases).steps(&observed);
+    let steps = everywhere.wanted(&observed, &heard).steps(&observed);
     handle.apply(&steps).await.expect("applied");
     let observed = as_ethernet(handle).await;
-    let rest = everywhere.wanted(&observed, &leases).steps(&observed);
+    let rest = everywhere.wanted(&observed, &heard).steps(&observed);
     assert!(rest.is_empty(), "nothing is left to do: {rest:?}");
     let link = observed.link("eth0").expect("the link");
     assert_eq!((link.mtu, link.carrier), (1400, true));

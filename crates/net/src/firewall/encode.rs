@@ -26,6 +26,7 @@ const NEWRULE: u16 = NFNL_SUBSYS_NFTABLES << 8 | 6;
 const NFPROTO_UNSPEC: u8 = 0;
 const NFPROTO_INET: u8 = 1;
 const NFPROTO_IPV4: u8 = 2;
+const NFPROTO_IPV6: u8 = 10;
 const NFPROTO_BRIDGE: u8 = 7;
 
 /// The registers that expressions hand values on in.
@@ -44,6 +45,7 @@ const CMP_EQ: u32 = 0;
 const CMP_NEQ: u32 = 1;
 
 const IPPROTO_ICMP: u8 = 1;
+const IPPROTO_ICMPV6: u8 = 58;
 const IPPROTO_TCP: u8 = 6;
 const IPPROTO_UDP: u8 = 17;
 const ICMP_ECHO: u8 = 8;
@@ -251,6 +253,27 @@ fn write_test(list: &mut Writer, family: Family, test: &Test) {
             payload(list, Header::Transport, 0, 1);
             compare(list, CMP_EQ, &[ICMP_ECHO]);
         }
+        Test::Icmp6(kind) => {
+            ipv6(list, family);
+            meta(list, META_L4PROTO, &[IPPROTO_ICMPV6]);
+            payload(list, Header::Transport, 0, 1);
+            compare(list, CMP_EQ, &[*kind]);
+        }
+        Test::Neighbour => {
+            ipv6(list, family);
+            payload(list, Header::Network, 7, 1);
+            compare(list, CMP_EQ, &[255]);
+        }
+        Test::LinkLocal => {
+            ipv6(list, family);
+            payload(list, Header::Network, 8, 16);
+            // fe80::/10
+            let (mut bits, mut network) = ([0; 16], [0; 16]);
+            bits[..2].copy_from_slice(&[0xff, 0xc0]);
+            network[..2].copy_from_slice(&[0xfe, 0x80]);
+            mask(list, &bits);
+            compare(list, CMP_EQ, &network);
+        }
         Test::PerSecond { rate, burst } => expression(list, "limit", |limit| {
             limit
                 .be64(1, *rate)
@@ -281,6 +304,16 @@ fn ipv4(list: &mut Writer, family: Family) {
     match family {
         Family::Inet => meta(list, META_NFPROTO, &[NFPROTO_IPV4]),
         Family::Bridge => ether_type(list, EtherType::Ipv4),
+    }
+}
+
+fn ipv6(list: &mut Writer, family: Family) {
+    match family {
+        Family::Inet => meta(list, META_NFPROTO, &[NFPROTO_IPV6]),
+        Family::Bridge => {
+            payload(list, Header::Link, 12, 2);
+            compare(list, CMP_EQ, &0x86dd_u16.to_be_bytes());
+        }
     }
 }
 
@@ -352,14 +385,15 @@ fn address(list: &mut Writer, offset: u32, prefix: &Cidr) {
     compare(list, CMP_EQ, &prefix.network().address.octets());
 }
 
-fn mask(list: &mut Writer, mask: &[u8; 4]) {
+fn mask<const N: usize>(list: &mut Writer, mask: &[u8; N]) {
+    let length = u32::try_from(N).expect("a register has sixteen bytes");
     expression(list, "bitwise", |bitwise| {
-        bitwise.be32(1, REGISTER).be32(2, REGISTER).be32(3, 4);
+        bitwise.be32(1, REGISTER).be32(2, REGISTER).be32(3, length);
         bitwise.nest(4, |data| {
             data.bytes(1, mask);
         });
         bitwise.nest(5, |data| {
-            data.bytes(1, &[0; 4]);
+            data.bytes(1, &[0; N]);
         });
     });
 }

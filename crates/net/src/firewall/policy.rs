@@ -1,8 +1,7 @@
 //! What may speak to what: the node's policies as rules.
 //!
 //! Owns: the default-deny policies of the node's own namespace and of tenant namespaces.
-//! Refuses: exceptions that are not named in its inputs. IPv6 is dropped on the node (but for its own
-//! loopback) and in tenant networks.
+//! Refuses: exceptions that are not named in its inputs. IPv6 is the node's own: it is dropped in tenant networks.
 
 use std::net::Ipv4Addr;
 
@@ -228,7 +227,46 @@ fn from_uplink(open_ports: &[u16]) -> Vec<Rule> {
             .iter()
             .map(|port| rule([tcp(*port)], Verdict::Accept)),
     );
+    rules.extend(of_ipv6_links());
     rules
+}
+
+const DHCP6_SERVER: u16 = 547;
+const DHCP6_CLIENT: u16 = 546;
+/// Types of ICMPv6 (RFC 4443, RFC 4861, RFC 2710). Errors, such as that a packet is too big for the way, belong to
+/// connections and pass with those.
+const ECHO_REQUEST: u8 = 128;
+const LISTENER_QUERY: u8 = 130;
+const ROUTER_ADVERTISEMENT: u8 = 134;
+const NEIGHBOUR_SOLICITATION: u8 = 135;
+const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
+
+/// Without which a link has no IPv6 (RFC 4890 section 4.4): neighbours find each other, routers say what they know, switches
+/// learn which groups to bring, and servers answer the DHCPv6 client, which asks a group and so is of no connection. Nothing
+/// of it comes from beyond the link.
+fn of_ipv6_links() -> [Rule; 6] {
+    let accept = |tests: Vec<Test>| Rule {
+        tests,
+        ..rule([], Verdict::Accept)
+    };
+    let dhcp = vec![
+        Test::LinkLocal,
+        Test::SourcePort(Transport::Udp, DHCP6_SERVER),
+        Test::DestinationPort(Transport::Udp, DHCP6_CLIENT),
+    ];
+    let neighbour = |kind| accept(vec![Test::Icmp6(kind), Test::Neighbour]);
+    [
+        accept(vec![Test::Icmp6(ECHO_REQUEST), PING]),
+        neighbour(NEIGHBOUR_SOLICITATION),
+        neighbour(NEIGHBOUR_ADVERTISEMENT),
+        accept(vec![
+            Test::Icmp6(ROUTER_ADVERTISEMENT),
+            Test::Neighbour,
+            Test::LinkLocal,
+        ]),
+        accept(vec![Test::Icmp6(LISTENER_QUERY), Test::LinkLocal]),
+        accept(dhcp),
+    ]
 }
 
 /// A tenant's packets may leave by an uplink, under its own addresses only.

@@ -97,6 +97,12 @@ pub enum Test {
     DestinationPort(Transport, u16),
     /// ICMP echo request.
     Ping,
+    /// ICMPv6 message of this type.
+    Icmp6(u8),
+    /// IPv6 packet that came through no router, and nobody behind one can have sent (hop limit 255).
+    Neighbour,
+    /// IPv6 source is of this link only.
+    LinkLocal,
     /// At most this many a second, and as many more at once.
     PerSecond {
         rate: u64,

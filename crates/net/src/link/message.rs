@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsRawFd, RawFd};
 
 use rtnetlink::packet_route::AddressFamily;
-use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
+use rtnetlink::packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
 use rtnetlink::packet_route::link::{
     self as packet, BondLacpRate, BondXmitHashPolicy, InfoBond, InfoData, InfoKind, InfoVeth,
     InfoVlan, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
@@ -149,6 +149,8 @@ pub(super) fn link(message: &LinkMessage) -> Option<Link> {
         },
         master: None,
         addresses: Vec::new(),
+        local: None,
+        taken: Vec::new(),
     };
     let ethernet = link.kind == Kind::Ethernet;
     let mut on = 0;
@@ -217,6 +219,27 @@ fn bond_mode(info: &InfoBond) -> Option<BondMode> {
         InfoBond::Mode(packet::BondMode::Ieee8023Ad) => Some(BondMode::Lacp),
         InfoBond::Mode(packet::BondMode::ActiveBackup) => Some(BondMode::ActiveBackup),
         _ => None,
+    }
+}
+
+/// What neighbours have said of an address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Twin {
+    /// They are still being asked.
+    Unknown,
+    None,
+    Found,
+}
+
+/// Of IPv4 nobody is asked.
+pub(super) fn twin(message: &AddressMessage) -> Twin {
+    let flags = message.header.flags;
+    if flags.contains(AddressHeaderFlags::Dadfailed) {
+        Twin::Found
+    } else if flags.contains(AddressHeaderFlags::Tentative) {
+        Twin::Unknown
+    } else {
+        Twin::None
     }
 }
 

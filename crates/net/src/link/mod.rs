@@ -8,7 +8,7 @@ mod message;
 mod observe;
 mod plan;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -55,6 +55,10 @@ pub struct Link {
     /// Index of the bridge or bond that it is a port of.
     pub master: Option<u32>,
     pub addresses: Vec<AnyCidr>,
+    /// Its own address on the link itself, once it is known that no neighbour has the same.
+    pub local: Option<Ipv6Addr>,
+    /// Addresses that a neighbour has too: the kernel does not use them.
+    pub taken: Vec<AnyCidr>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::io::{self, ErrorKind};
+use std::net::Ipv6Addr;
 use std::os::fd::AsFd;
 use std::time::Duration;
 
@@ -17,8 +18,10 @@ use rtnetlink::packet_core::{
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::proto::Connection;
 use rtnetlink::{LinkMessageBuilder, LinkUnspec, MulticastGroup};
+use types::AnyCidr;
 
-use super::{Create, Observed, Step, message};
+use super::message::Twin;
+use super::{Create, Link, Observed, Step, message};
 use crate::Error;
 use crate::namespace::within;
 
@@ -74,12 +77,14 @@ impl Handle {
         links.sort_by_key(|link| link.index);
         let question = RouteNetlinkMessage::GetAddress(message::all_addresses());
         let addresses = self.list("list addresses", question, |answer| match answer {
-            RouteNetlinkMessage::NewAddress(address) => message::address_of(&address),
+            RouteNetlinkMessage::NewAddress(address) => {
+                Some((message::address_of(&address)?, message::twin(&address)))
+            }
             _ => None,
         });
-        for (index, address) in addresses.await? {
+        for ((index, address), twin) in addresses.await? {
             if let Some(link) = links.iter_mut().find(|link| link.index == index) {
-                link.addresses.push(address);
+                hold(link, address, twin);
             }
         }
         let question = RouteNetlinkMessage::GetRoute(message::all_routes());
@@ -147,6 +152,17 @@ impl Handle {
         let done = tokio::time::timeout(ANSWER_TIME, carried).await;
         done.unwrap_or_else(|_| Err(ErrorKind::TimedOut.into()))
             .map_err(Error::io(operation))
+    }
+}
+
+fn hold(link: &mut Link, address: AnyCidr, twin: Twin) {
+    link.addresses.push(address);
+    let local = address.v6().map(|address| address.address);
+    let local = local.filter(Ipv6Addr::is_unicast_link_local);
+    match twin {
+        Twin::None => link.local = link.local.or(local),
+        Twin::Found => link.taken.push(address),
+        Twin::Unknown => {}
     }
 }
 

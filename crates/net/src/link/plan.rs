@@ -116,6 +116,8 @@ fn nothing() -> Link {
         kind: super::Kind::Other,
         master: None,
         addresses: Vec::new(),
+        local: None,
+        taken: Vec::new(),
     }
 }
 

@@ -4,11 +4,12 @@
 //! Refuses: guessing. A link with an error is left out, and with it what lies on it.
 
 use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
-use types::Cidr;
+use types::AnyCidr;
 
 use super::{LINKS_MAX, MTU, Made, PARTS_MAX, Port, Site, Spec};
+use crate::autoconf::MTU_MIN;
 use crate::link::BondMode;
 
 /// An MTU below what every IPv4 host accepts (RFC 791) or above what Ethernet has is a slip.
@@ -20,7 +21,7 @@ const VLANS: std::ops::RangeInclusive<u16> = 1..=4094;
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Draft {
     links: Vec<(Port, Parts)>,
-    dns: Vec<Ipv4Addr>,
+    dns: Vec<IpAddr>,
     /// Links of which something could not be read.
     spoilt: BTreeSet<Port>,
     /// Something was said of links, if only what could not be read.
@@ -35,8 +36,9 @@ struct Parts {
     bond: Option<BondMode>,
     ports: Vec<Port>,
     dhcp: Option<bool>,
-    addresses: Vec<Cidr>,
-    gateway: Option<Ipv4Addr>,
+    ra: Option<bool>,
+    addresses: Vec<AnyCidr>,
+    gateways: Vec<IpAddr>,
     mtu: Option<u32>,
 }
 
@@ -57,7 +59,13 @@ impl Draft {
     }
 
     pub fn set_dns(&mut self, value: &str) -> Result<(), String> {
-        self.dns = list(value, "a name server's IPv4 address")?;
+        let dns: Vec<IpAddr> = list(value, "a name server's address")?;
+        if let Some(local) = dns.iter().find(|server| is_local(**server)) {
+            return Err(format!(
+                "{local} is another machine on each link: use an address that is not of one link only"
+            ));
+        }
+        self.dns = dns;
         Ok(())
     }
 
@@ -113,21 +121,25 @@ impl Parts {
     fn set(&mut self, key: &str, value: &str) -> Result<(), String> {
         match key {
             "address" => {
-                self.addresses = list(value, "an address with its prefix length, as 192.0.2.7/24")?;
+                self.addresses = list(
+                    value,
+                    "an address with its prefix length, as 192.0.2.7/24 or 2001:db8::7/64",
+                )?;
                 let unusable = self.addresses.iter().find(|a| !is_usable(a));
                 unusable.map_or(Ok(()), |a| Err(format!("{a} is no address of a machine")))?;
             }
             "gateway" => {
-                let gateway = value.parse().ok().filter(|g| !is_special(*g));
-                self.gateway = Some(gateway.ok_or("use the router's IPv4 address")?);
-            }
-            "dhcp" => {
-                self.dhcp = match value {
-                    "on" => Some(true),
-                    "off" => Some(false),
-                    _ => return Err("use on or off".to_owned()),
+                self.gateways = list(value, "a router's address")?;
+                let v6 = self.gateways.iter().filter(|g| g.is_ipv6()).count();
+                let special = self.gateways.iter().any(|g| is_special(*g));
+                if special || v6 > 1 || self.gateways.len() - v6 > 1 {
+                    return Err(
+                        "use the router's address: one of IPv4, one of IPv6 or both".to_owned()
+                    );
                 }
             }
+            "dhcp" => self.dhcp = Some(is_on(value)?),
+            "ra" => self.ra = Some(is_on(value)?),
             "mtu" => {
                 let (least, most) = (MTUS.start(), MTUS.end());
                 let mtu = value.parse().ok().filter(|mtu| MTUS.contains(mtu));
@@ -154,7 +166,7 @@ impl Parts {
             }
             _ => {
                 return Err(
-                    "there is no such key: address, gateway, dhcp, mtu, vlan, on, bond and ports exist"
+                    "there is no such key: address, gateway, dhcp, ra, mtu, vlan, on, bond and ports exist"
                         .to_owned(),
                 );
             }
@@ -169,35 +181,57 @@ impl Parts {
                 "a port of a bond has no options of its own: give them to the bond".to_owned(),
             );
         }
-        let dhcp = self
-            .dhcp
-            .unwrap_or_else(|| self.addresses.is_empty() && !all.carries_vlans(port));
-        if let Some(gateway) = self.gateway {
-            let reached = |a: &Cidr| a.contains(gateway) || a.prefix() == 32;
-            if self.addresses.is_empty() && !dhcp {
-                return Err(format!(
-                    "the gateway {gateway} cannot be used without an address"
-                ));
-            }
-            if !self.addresses.is_empty() && !self.addresses.iter().any(reached) {
-                return Err(format!(
-                    "the gateway {gateway} lies in no network of its addresses"
-                ));
-            }
-            if self.addresses.iter().any(|a| a.address == gateway) {
-                return Err(format!(
-                    "{gateway} cannot be the node's own and the gateway's"
-                ));
-            }
+        let asks = self.addresses.is_empty() && !all.carries_vlans(port);
+        let narrow = self.mtu.is_some_and(|mtu| mtu < MTU_MIN);
+        let dhcp = self.dhcp.unwrap_or(asks);
+        let ra = self.ra.unwrap_or(asks && !narrow);
+        if narrow && (ra || self.addresses.iter().any(|a| a.address.is_ipv6())) {
+            return Err(format!("IPv6 needs an mtu of {MTU_MIN} or more"));
         }
+        for gateway in &self.gateways {
+            self.reaches(*gateway, if gateway.is_ipv4() { dhcp } else { ra })?;
+        }
+        let v4 = |gateway: &IpAddr| match gateway {
+            IpAddr::V4(gateway) => Some(*gateway),
+            IpAddr::V6(_) => None,
+        };
+        let v6 = |gateway: &IpAddr| match gateway {
+            IpAddr::V4(_) => None,
+            IpAddr::V6(gateway) => Some(*gateway),
+        };
         Ok(Spec {
             port: port.clone(),
             made,
             dhcp,
+            ra,
             addresses: self.addresses.clone(),
-            gateway: self.gateway,
+            gateway: self.gateways.iter().find_map(v4),
+            gateway6: self.gateways.iter().find_map(v6),
             mtu: self.mtu,
         })
+    }
+
+    /// `asks`: addresses of its family come from others.
+    fn reaches(&self, gateway: IpAddr, asks: bool) -> Result<(), String> {
+        let of_family = |a: &&AnyCidr| a.address.is_ipv4() == gateway.is_ipv4();
+        let own: Vec<&AnyCidr> = self.addresses.iter().filter(of_family).collect();
+        let reached = |a: &&AnyCidr| a.contains(gateway) || AnyCidr::host(a.address) == **a;
+        if own.is_empty() && !asks {
+            return Err(format!(
+                "the gateway {gateway} cannot be used without an address of its kind"
+            ));
+        }
+        if !own.is_empty() && !own.iter().any(reached) && !is_local(gateway) {
+            return Err(format!(
+                "the gateway {gateway} lies in no network of its addresses"
+            ));
+        }
+        if own.iter().any(|a| a.address == gateway) {
+            return Err(format!(
+                "{gateway} cannot be the node's own and the gateway's"
+            ));
+        }
+        Ok(())
     }
 
     fn made(&self, port: &Port) -> Result<Made, String> {
@@ -335,14 +369,43 @@ fn list<T: std::str::FromStr>(value: &str, what: &str) -> Result<Vec<T>, String>
     Ok(items)
 }
 
-fn is_special(address: Ipv4Addr) -> bool {
-    let first = address.octets()[0];
-    first == 0 || first == 127 || first >= 224
+fn is_on(value: &str) -> Result<bool, String> {
+    match value {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err("use on or off".to_owned()),
+    }
 }
 
-/// Neither the network's own address nor its broadcast address.
-fn is_usable(address: &Cidr) -> bool {
-    let host = u32::from(address.address) & !address.mask();
-    let edge = address.prefix() < 31 && (host == 0 || host == !address.mask());
-    !is_special(address.address) && !edge && address.prefix() > 0
+/// Of one link only.
+fn is_local(address: IpAddr) -> bool {
+    matches!(address, IpAddr::V6(address) if address.is_unicast_link_local())
+}
+
+/// No machine's on any network.
+fn is_special(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => {
+            let first = address.octets()[0];
+            first == 0 || first == 127 || first >= 224
+        }
+        IpAddr::V6(address) => {
+            let nobody = address.is_unspecified() || address.is_loopback();
+            nobody || address.is_multicast() || address.to_ipv4_mapped().is_some()
+        }
+    }
+}
+
+/// Neither the network's own address, which of IPv6 is its routers', nor its broadcast address, nor one that every link has
+/// by itself.
+fn is_usable(address: &AnyCidr) -> bool {
+    let edge = match (address.v4(), address.v6()) {
+        (Some(v4), _) => {
+            let host = u32::from(v4.address) & !v4.mask();
+            v4.prefix() < 31 && (host == 0 || host == !v4.mask())
+        }
+        (None, Some(v6)) => v6.prefix() < 127 && v6.network().address == v6.address,
+        (None, None) => false,
+    };
+    !is_special(address.address) && !is_local(address.address) && !edge && address.prefix() > 0
 }

@@ -4,17 +4,18 @@
 //! for the ports that a machine has ([`Site::wanted`]).
 //! Refuses: where options are written down, and changing links.
 //!
-//! Without options every port asks DHCP. With any, exactly what is named is used.
+//! Without options every port asks DHCP and listens to routers. With any, exactly what is named is used.
 
 mod draft;
 mod wanted;
 
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
-use types::{Cidr, Mac};
+use types::{AnyCidr, Cidr6, Mac};
 
+use crate::autoconf::{Learned, MTU_MIN};
 use crate::dhcp::Lease;
 use crate::link::{self, BondMode};
 
@@ -34,10 +35,10 @@ pub const PARTS_MAX: usize = 16;
 /// The node's own network as it should be.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Site {
-    /// In the order in which they were named: the first with a gateway leads to the world. `None`: every port asks DHCP.
+    /// In the order in which they were named: the first with a gateway leads to the world. `None`: every port asks.
     pub links: Option<Vec<Spec>>,
     /// Name servers; empty: those that DHCP names.
-    pub dns: Vec<Ipv4Addr>,
+    pub dns: Vec<IpAddr>,
 }
 
 /// One link.
@@ -45,9 +46,13 @@ pub struct Site {
 pub struct Spec {
     pub port: Port,
     pub made: Made,
+    /// IPv4 from DHCP.
     pub dhcp: bool,
-    pub addresses: Vec<Cidr>,
+    /// IPv6 from router advertisements, and from DHCPv6 where they say so.
+    pub ra: bool,
+    pub addresses: Vec<AnyCidr>,
     pub gateway: Option<Ipv4Addr>,
+    pub gateway6: Option<Ipv6Addr>,
     pub mtu: Option<u32>,
 }
 
@@ -114,42 +119,82 @@ impl fmt::Display for Port {
     }
 }
 
-/// What one link has, from its options or its lease.
+/// What one link was told by others.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Heard {
+    pub lease: Option<Lease>,
+    pub learned: Option<Learned>,
+}
+
+/// What one link has, from its options or from others.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Addressing {
     /// The first is the one that is shown.
-    pub addresses: Vec<Cidr>,
+    pub addresses: Vec<AnyCidr>,
     pub gateway: Option<Ipv4Addr>,
-    pub dns: Vec<Ipv4Addr>,
-    pub ntp: Vec<Ipv4Addr>,
+    pub gateway6: Option<Ipv6Addr>,
+    /// By this router, or directly.
+    pub routes: Vec<(Cidr6, Option<Ipv6Addr>)>,
+    pub dns: Vec<IpAddr>,
+    pub ntp: Vec<IpAddr>,
     pub mtu: Option<u32>,
 }
 
 impl Addressing {
-    fn leased(lease: &Lease) -> Self {
-        Self {
-            addresses: vec![lease.address],
-            gateway: lease.gateway,
-            dns: lease.dns.clone(),
-            ntp: lease.ntp.clone(),
-            mtu: lease.mtu.map(u32::from),
-        }
+    pub fn has_gateway(&self) -> bool {
+        self.gateway.is_some() || self.gateway6.is_some()
     }
 }
 
 impl Spec {
-    /// What is written counts before what is leased.
-    fn addressing(&self, lease: Option<&Lease>) -> Option<Addressing> {
-        let lease = lease.filter(|_| self.dhcp).map(Addressing::leased);
-        if lease.is_none() && self.addresses.is_empty() {
+    /// What is written counts before what is told. Neither family waits for the other.
+    fn addressing(&self, heard: Option<&Heard>) -> Option<Addressing> {
+        let lease = heard.and_then(|heard| heard.lease.as_ref());
+        let lease = lease.filter(|_| self.dhcp);
+        let learned = heard.and_then(|heard| heard.learned.as_ref());
+        let learned = learned.filter(|_| self.ra);
+        let mut addresses = self.addresses.clone();
+        let leased = lease.map(|lease| AnyCidr::from(lease.address));
+        let announced = learned.into_iter().flat_map(|learned| &learned.addresses);
+        for told in leased.into_iter().chain(announced.map(|a| (*a).into())) {
+            // One address with two lengths is one address to the kernel.
+            if !addresses.iter().any(|a| a.address == told.address) {
+                addresses.push(told);
+            }
+        }
+        if addresses.is_empty() {
             return None;
         }
-        let mut all = lease.unwrap_or_default();
-        let leased = all.addresses.iter().filter(|a| !self.addresses.contains(a));
-        all.addresses = self.addresses.iter().chain(leased).copied().collect();
-        all.gateway = self.gateway.or(all.gateway);
-        all.mtu = self.mtu.or(all.mtu);
-        Some(all)
+        // The kernel takes IPv6 off a link that carries less than it needs.
+        let least = if self.ra { MTU_MIN } else { 0 };
+        let mtu = lease.and_then(|lease| lease.mtu).map(u32::from);
+        let mtu = mtu.map(|mtu| mtu.max(least));
+        let lower = learned.and_then(|l| l.mtu).filter(|mtu| *mtu < MTU);
+        Some(Addressing {
+            addresses,
+            gateway: self.gateway.or(lease.and_then(|lease| lease.gateway)),
+            gateway6: self.gateway6.or(learned.and_then(|l| l.gateway)),
+            routes: learned.map(|l| l.routes.clone()).unwrap_or_default(),
+            dns: in_turn(lease.map(|l| &l.dns[..]), learned.map(|l| &l.dns[..])),
+            ntp: in_turn(lease.map(|l| &l.ntp[..]), learned.map(|l| &l.ntp[..])),
+            mtu: self.mtu.or(mtu.into_iter().chain(lower).min()),
+        })
+    }
+}
+
+/// One of each in turn: who asks the first few asks servers of both families. A server's address on one link only would
+/// need the link's name beside it, which askers do not take.
+fn in_turn(v4: Option<&[Ipv4Addr]>, v6: Option<&[Ipv6Addr]>) -> Vec<IpAddr> {
+    let (v4, v6) = (v4.unwrap_or_default(), v6.unwrap_or_default());
+    let everywhere = v6.iter().filter(|a| !a.is_unicast_link_local());
+    let mut v4 = v4.iter().map(|a| IpAddr::from(*a));
+    let mut v6 = everywhere.map(|a| IpAddr::from(*a));
+    let mut all = Vec::new();
+    loop {
+        match (v4.next(), v6.next()) {
+            (None, None) => return all,
+            (one, other) => all.extend(one.into_iter().chain(other)),
+        }
     }
 }
 

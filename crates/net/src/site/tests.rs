@@ -6,6 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::link::{Create, Kind, Link, Observed, Route, Step};
+use types::Cidr;
 
 /// Reads options as they stand on a command line, without `sifr.`.
 fn read(options: &str) -> (Site, Vec<String>) {
@@ -50,6 +51,8 @@ fn port(name: &str, index: u32) -> Link {
         kind: Kind::Ethernet,
         master: None,
         addresses: Vec::new(),
+        local: None,
+        taken: Vec::new(),
     }
 }
 
@@ -68,14 +71,41 @@ fn machine(ports: u32) -> Observed {
     }
 }
 
-fn lease(address: &str, gateway: [u8; 4]) -> Lease {
-    Lease {
+/// What a DHCP server says.
+fn lease(address: &str, gateway: [u8; 4]) -> Heard {
+    let lease = Some(Lease {
         address: cidr(address),
         gateway: Some(gateway.into()),
         dns: vec![[10, 0, 2, 3].into()],
         ntp: Vec::new(),
         mtu: Some(1400),
         expires: None,
+    });
+    Heard {
+        lease,
+        learned: None,
+    }
+}
+
+/// What a router says.
+fn learned(address: &str) -> Heard {
+    let address: Cidr6 = cidr(address);
+    Heard {
+        lease: None,
+        learned: Some(Learned {
+            addresses: vec![address],
+            gateway: "fe80::1".parse().ok(),
+            routes: vec![
+                (cidr("2001:db8:9::/48"), "fe80::2".parse().ok()),
+                (cidr("2001:db8:8::/64"), None),
+            ],
+            dns: vec![
+                "2001:db8::53".parse().expect("one"),
+                "fe80::53".parse().expect("one"),
+            ],
+            ntp: Vec::new(),
+            mtu: Some(1450),
+        }),
     }
 }
 
@@ -89,9 +119,9 @@ fn words(steps: &[Step]) -> Vec<String> {
 }
 
 /// The first steps towards `options` on a machine as it is found.
-fn steps(options: &str, leases: &BTreeMap<String, Lease>) -> Vec<String> {
+fn steps(options: &str, heard: &BTreeMap<String, Heard>) -> Vec<String> {
     let observed = machine(2);
-    words(&site(options).wanted(&observed, leases).steps(&observed))
+    words(&site(options).wanted(&observed, heard).steps(&observed))
 }
 
 #[test]
@@ -99,7 +129,7 @@ fn without_options_every_port_asks_and_a_lease_becomes_address_mtu_and_route() {
     let leases = BTreeMap::from([("eth0".to_owned(), lease("10.0.2.15/24", [10, 0, 2, 2]))]);
     let observed = machine(2);
     let wanted = Site::default().wanted(&observed, &leases);
-    assert!(wanted.roles.iter().all(|role| role.asks) && wanted.roles.len() == 2);
+    assert!(wanted.roles.iter().all(|role| role.asks && role.listens) && wanted.roles.len() == 2);
     let expected = [
         "set MTU 1400 on link eth0",
         "set link eth0 up",
@@ -108,6 +138,62 @@ fn without_options_every_port_asks_and_a_lease_becomes_address_mtu_and_route() {
         "set link eth1 up",
     ];
     assert_eq!(words(&wanted.steps(&observed)), expected);
+}
+
+#[test]
+fn both_families_stand_beside_each_other_and_neither_waits() {
+    let observed = machine(1);
+    let mut heard = BTreeMap::from([("eth0".to_owned(), learned("2001:db8:1::7/64"))]);
+    let v6 = [
+        "set MTU 1450 on link eth0",
+        "set link eth0 up",
+        "add address 2001:db8:1::7/64 to link eth0",
+        "add route to ::/0 via fe80::1 on link eth0",
+        "add route to 2001:db8:9::/48 via fe80::2 on link eth0",
+        "add route to 2001:db8:8::/64 on link eth0",
+    ];
+    let wanted = Site::default().wanted(&observed, &heard);
+    assert_eq!(words(&wanted.steps(&observed)), v6);
+    let both = heard.get_mut("eth0").expect("it is there");
+    both.lease = lease("10.0.2.15/24", [10, 0, 2, 2]).lease;
+    let wanted = Site::default().wanted(&observed, &heard);
+    let mut expected = v6.to_vec();
+    expected[0] = "set MTU 1400 on link eth0";
+    expected.insert(2, "add address 10.0.2.15/24 to link eth0");
+    expected.insert(4, "add route to 0.0.0.0/0 via 10.0.2.2 on link eth0");
+    assert_eq!(words(&wanted.steps(&observed)), expected);
+    let addressing = wanted.roles[0].addressing.as_ref().expect("addresses");
+    let dns: Vec<String> = addressing.dns.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        dns,
+        ["10.0.2.3", "2001:db8::53"],
+        "and none of one link only"
+    );
+}
+
+#[test]
+fn addresses_of_both_families_are_written_down_with_their_gateways() {
+    let options = "net.eth0.address=192.0.2.7/24,2001:db8::7/64,2001:db8::8/64 \
+        net.eth0.gateway=fe80::1,192.0.2.1 dns=2001:db8::53,192.0.2.53";
+    let expected = [
+        "set link eth0 up",
+        "add address 192.0.2.7/24 to link eth0",
+        "add address 2001:db8::7/64 to link eth0",
+        "add address 2001:db8::8/64 to link eth0",
+        "add route to 0.0.0.0/0 via 192.0.2.1 on link eth0",
+        "add route to ::/0 via fe80::1 on link eth0",
+        "set link eth1 up",
+    ];
+    assert_eq!(steps(options, &BTreeMap::new()), expected);
+    let heard = BTreeMap::from([("eth0".to_owned(), learned("2001:db8:1::7/64"))]);
+    assert_eq!(steps(options, &heard), expected, "nobody was to be heard");
+    let both = format!("{options} net.eth0.ra=on");
+    let steps = steps(&both, &heard);
+    assert!(
+        steps.contains(&"add address 2001:db8:1::7/64 to link eth0".to_owned()),
+        "{steps:?}"
+    );
+    assert!(steps.contains(&"add route to ::/0 via fe80::1 on link eth0".to_owned()));
 }
 
 #[test]
@@ -254,7 +340,40 @@ fn options_that_say_nothing_or_two_things_are_refused_with_what_would_be_right()
             "net.a.address=192.0.2.7/24 net.b.address=192.0.2.7/25",
             "another link's address",
         ),
-        ("dns=one.one.one.one", "a name server's IPv4 address"),
+        ("dns=one.one.one.one", "a name server's address"),
+        ("dns=fe80::1", "another machine on each link"),
+        ("net.eth0.address=fe80::7/64", "no address of a machine"),
+        ("net.eth0.address=2001:db8::/64", "no address of a machine"),
+        ("net.eth0.address=ff02::1/64", "no address of a machine"),
+        (
+            "net.eth0.address=::ffff:192.0.2.7/64",
+            "no address of a machine",
+        ),
+        ("net.eth0.address=2001:db8::7", "with its prefix length"),
+        ("net.eth0.address=2001:db8::7/129", "with its prefix length"),
+        (
+            "net.eth0.address=2001:db8::7/64 net.eth0.gateway=2001:db9::1",
+            "lies in no network",
+        ),
+        (
+            "net.eth0.address=192.0.2.7/24 net.eth0.gateway=fe80::1",
+            "without an address of its kind",
+        ),
+        (
+            "net.eth0.address=2001:db8::7/64 net.eth0.gateway=192.0.2.1",
+            "without an address of its kind",
+        ),
+        (
+            "net.eth0.gateway=fe80::1,fe80::2",
+            "one of IPv4, one of IPv6",
+        ),
+        ("net.eth0.gateway=::1", "one of IPv4, one of IPv6"),
+        ("net.eth0.ra=yes", "use on or off"),
+        (
+            "net.eth0.address=2001:db8::7/64 net.eth0.mtu=1200",
+            "an mtu of 1280 or more",
+        ),
+        ("net.eth0.ra=on net.eth0.mtu=1200", "an mtu of 1280 or more"),
     ];
     for (options, expected) in cases {
         let (_, errors) = read(options);
@@ -296,7 +415,10 @@ impl Kernel {
     fn down(&mut self, index: u32) {
         self.now.routes.retain(|route| route.link != index);
         let link = self.now.links.iter_mut().find(|l| l.index == index);
-        link.into_iter().for_each(|link| link.up = false);
+        if let Some(link) = link {
+            link.up = false;
+            link.addresses.retain(|a| a.address.is_ipv4());
+        }
     }
 
     fn release(&mut self, index: u32) {
@@ -376,6 +498,8 @@ impl Kernel {
         for l in &mut self.now.links {
             if l.index == link.index || l.master == Some(link.index) {
                 l.mtu = mtu;
+                let fits = mtu >= MTU_MIN;
+                l.addresses.retain(|a| fits || a.address.is_ipv4());
             }
             if matches!(l.kind, Kind::Vlan { on, .. } if on == link.index) {
                 l.mtu = l.mtu.min(mtu);
@@ -408,7 +532,14 @@ impl Kernel {
                 let index = self.index(link)?;
                 self.delete(index);
             }
-            Step::Up { link } => self.link(link)?.up = true,
+            Step::Up { link } => {
+                let link = self.link(link)?;
+                link.up = true;
+                let own = cidr(&format!("fe80::{:x}/64", link.index));
+                if link.mtu >= MTU_MIN && !link.addresses.contains(&own) {
+                    link.addresses.push(own);
+                }
+            }
             Step::Down { link } => {
                 let index = self.index(link)?;
                 self.down(index);
@@ -422,6 +553,9 @@ impl Kernel {
             }
             Step::AddAddress { link, address } => {
                 let link = self.link(link)?;
+                if address.address.is_ipv6() && link.mtu < MTU_MIN {
+                    return Err(format!("{} carries no IPv6", link.name));
+                }
                 if !link.addresses.contains(address) {
                     link.addresses.push(*address);
                 }
@@ -452,9 +586,9 @@ impl Kernel {
     }
 
     /// Goes from wherever it is to what the site wants, as the agent does.
-    fn converge(&mut self, site: &Site, leases: &BTreeMap<String, Lease>) -> Wanted {
+    fn converge(&mut self, site: &Site, heard: &BTreeMap<String, Heard>) -> Wanted {
         for _ in 0..ROUNDS_MAX {
-            let wanted = site.wanted(&self.now, leases);
+            let wanted = site.wanted(&self.now, heard);
             let steps = wanted.steps(&self.now);
             if steps.is_empty() {
                 return wanted;
@@ -464,7 +598,7 @@ impl Kernel {
                 assert_eq!(done, Ok(()), "{step}, of {:?}", words(&steps));
             }
         }
-        let rest = site.wanted(&self.now, leases).steps(&self.now);
+        let rest = site.wanted(&self.now, heard).steps(&self.now);
         panic!("it does not come to rest: {:?}", words(&rest));
     }
 }
@@ -472,7 +606,12 @@ impl Kernel {
 fn any_link() -> impl Strategy<Value = String> {
     let any_port = || prop_oneof![Just("eth0"), Just("eth1"), Just("02:00:00:00:00:04")];
     let name = || prop_oneof![Just("lan"), Just("wan"), Just("a")];
-    let address = (1..4u8, 1..4u8).prop_map(|(net, host)| format!("10.0.{net}.{host}/24"));
+    let address = (1..4u8, 1..4u8, 0..4u8).prop_map(|(net, host, kind)| match kind {
+        0 => format!("10.0.{net}.{host}/24"),
+        1 => format!("2001:db8:{net}::{host}/64"),
+        2 => format!("2001:db8:{net}::{host}/64,2001:db8:{net}::{host}9/64,10.0.{net}.{host}/24"),
+        _ => format!("2001:db8:{net}::{host}/128,10.0.{net}.{host}/24"),
+    });
     let address = prop::option::of(address);
     let kind = prop_oneof![
         any_port().prop_map(|port| (port.to_owned(), String::new())),
@@ -496,7 +635,7 @@ fn any_link() -> impl Strategy<Value = String> {
             )
         }),
     ];
-    let mtu = prop::option::of(prop_oneof![Just(1400), Just(1500), Just(9000)]);
+    let mtu = prop::option::of(prop_oneof![Just(1200), Just(1400), Just(1500), Just(9000)]);
     (kind, address, mtu).prop_map(|((name, kind), address, mtu)| {
         let address = address.map_or("dhcp=on".to_owned(), |a| format!("address={a}"));
         let mtu = mtu.map_or(String::new(), |mtu| format!("net.{name}.mtu={mtu}"));
@@ -513,26 +652,38 @@ proptest! {
     fn from_any_site_the_kernel_comes_to_any_other(
         before in any_site(),
         after in any_site(),
-        leased in prop::collection::btree_map(prop_oneof![Just("eth0"), Just("lan"), Just("a")], 2..9u8, 0..3),
+        told in prop::collection::btree_map(prop_oneof![Just("eth0"), Just("lan"), Just("a")], (2..9u8, 0..3u8), 0..3),
         pulled in any::<bool>(),
     ) {
-        let leases = leased.into_iter().map(|(link, last)| {
-            (link.to_owned(), lease(&format!("10.9.{last}.7/24"), [10, 9, last, 1]))
+        let heard = told.into_iter().map(|(link, (last, which))| {
+            let lease = lease(&format!("10.9.{last}.7/24"), [10, 9, last, 1]);
+            // Two links may well be in one network.
+            let learned = learned(&format!("2001:db8:9{}::7/64", last / 4));
+            let heard = match which {
+                0 => lease,
+                1 => learned,
+                _ => Heard { lease: lease.lease, ..learned },
+            };
+            (link.to_owned(), heard)
         });
-        let leases: BTreeMap<String, Lease> = leases.collect();
+        let heard: BTreeMap<String, Heard> = heard.collect();
         let mut kernel = Kernel { now: machine(3), next: 100, before: BTreeMap::new() };
-        kernel.converge(&read(&before).0, &leases);
+        kernel.converge(&read(&before).0, &heard);
         if pulled {
             // A port is taken out of the machine, with what lay on it.
             kernel.delete(2);
         }
         let (site, _) = read(&after);
-        let wanted = kernel.converge(&site, &leases);
+        let wanted = kernel.converge(&site, &heard);
         for role in &wanted.roles {
-            let link = kernel.now.link(&role.link).expect("a link for each role");
-            let addresses = role.addressing.iter().flat_map(|a| &a.addresses).map(|a| (*a).into()).collect::<Vec<_>>();
+            let link = kernel.now.link(&role.link).expect("a link for each role").clone();
+            let addresses = role.addressing.iter().flat_map(|a| a.addresses.clone()).collect::<Vec<_>>();
             let set = |addresses: &[types::AnyCidr]| addresses.iter().copied().collect::<std::collections::BTreeSet<_>>();
-            prop_assert_eq!(set(&link.addresses), set(&addresses));
+            let given = link.addresses.iter().filter(|a| !a.to_string().starts_with("fe80:")).copied();
+            prop_assert_eq!(set(&given.collect::<Vec<_>>()), set(&addresses));
+            let routes = kernel.now.routes.iter().filter(|r| r.link == link.index).count();
+            let wanted = role.addressing.as_ref().map_or(0, |a| a.routes.len() + usize::from(a.gateway.is_some()) + usize::from(a.gateway6.is_some()));
+            prop_assert_eq!(routes, wanted);
             prop_assert!(link.up);
         }
         let made = kernel.now.links.iter().filter(|l| matches!(l.kind, Kind::Bond(_) | Kind::Vlan { .. }));

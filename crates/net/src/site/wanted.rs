@@ -4,15 +4,14 @@
 //! Refuses: asking for leases and changing links.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use types::Cidr;
+use types::AnyCidr;
 
-use super::{Addressing, MTU, Made, Port, Site, Spec};
-use crate::dhcp::Lease;
+use super::{Addressing, Heard, MTU, Made, Port, Site, Spec};
 use crate::link::{self, Create, Desired, DesiredRoute, Kind, Link, Observed, Step};
 
-/// Metric of the first link's default route; later links count up from here.
+/// Metric of the first link's routes; later links count up from here: the kernel keeps one route to a network for each.
 const METRIC: u32 = 100;
 
 /// What follows from a site.
@@ -33,13 +32,15 @@ pub struct Role {
     pub link: String,
     /// It asks DHCP.
     pub asks: bool,
+    /// It listens to routers.
+    pub listens: bool,
     /// `None`: it has no address yet.
     pub addressing: Option<Addressing>,
 }
 
 impl Site {
-    /// What each link should be. `leases` by the kernel's name.
-    pub fn wanted(&self, observed: &Observed, leases: &BTreeMap<String, Lease>) -> Wanted {
+    /// What each link should be. `heard` by the kernel's name.
+    pub fn wanted(&self, observed: &Observed, heard: &BTreeMap<String, Heard>) -> Wanted {
         let all;
         let specs = match &self.links {
             Some(specs) => specs,
@@ -67,7 +68,7 @@ impl Site {
                 continue;
             }
             let metric = METRIC.saturating_add(u32::try_from(roles.len()).unwrap_or(u32::MAX));
-            let addressing = spec.addressing(leases.get(&name));
+            let addressing = spec.addressing(heard.get(&name));
             let mut desired = desired(&name, addressing.as_ref(), metric);
             let told = addressing.as_ref().and_then(|addressing| addressing.mtu);
             desired.mtu = Some(plan.mtu(spec, told));
@@ -82,6 +83,7 @@ impl Site {
             roles.push(Role {
                 link: name,
                 asks: spec.dhcp,
+                listens: spec.ra,
                 addressing,
             });
         }
@@ -259,7 +261,7 @@ impl Plan<'_> {
         !taken
     }
 
-    /// What is written counts, else what a DHCP server has told; but a VLAN's packets must fit the link that it lies on,
+    /// What is written counts, else what others have told; but a VLAN's packets must fit the link that it lies on,
     /// whatever a server says of either.
     fn mtu(&self, spec: &Spec, told: Option<u32>) -> u32 {
         let carries = |s: &Spec| matches!(&s.made, Made::Vlan { on, .. } if *on == spec.port);
@@ -281,15 +283,18 @@ fn asking(link: &Link) -> Spec {
         port: Port::Name(link.name.clone()),
         made: Made::Found,
         dhcp: true,
+        ra: true,
         addresses: Vec::new(),
         gateway: None,
+        gateway6: None,
         mtu: None,
     }
 }
 
 fn loopback() -> Desired {
+    let ours = AnyCidr::new(Ipv4Addr::LOCALHOST.into(), 8);
     Desired {
-        addresses: vec![Cidr::new(Ipv4Addr::LOCALHOST.into(), 8).expect("8 is a prefix length")],
+        addresses: vec![ours.expect("8 is a prefix length")],
         ..Desired::up("lo")
     }
 }
@@ -299,15 +304,27 @@ fn desired(name: &str, addressing: Option<&Addressing>, metric: u32) -> Desired 
     let Some(addressing) = addressing else {
         return link;
     };
-    let everywhere = Cidr::new(Ipv4Addr::UNSPECIFIED.into(), 0).expect("0 is a prefix length");
-    let route = |gateway: Ipv4Addr| DesiredRoute {
-        destination: everywhere,
-        gateway: Some(gateway.into()),
-        metric,
+    let default = |gateway: IpAddr| {
+        let everywhere: IpAddr = match gateway {
+            IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        DesiredRoute {
+            destination: AnyCidr::new(everywhere, 0).expect("0 is a prefix length"),
+            gateway: Some(gateway),
+            metric,
+        }
     };
+    let gateways = addressing.gateway.map(IpAddr::from).into_iter();
+    let gateways = gateways.chain(addressing.gateway6.map(IpAddr::from));
+    let further = addressing.routes.iter().map(|(to, by)| DesiredRoute {
+        destination: (*to).into(),
+        gateway: by.map(IpAddr::from),
+        metric,
+    });
     Desired {
-        addresses: addressing.addresses.iter().map(|a| (*a).into()).collect(),
-        routes: addressing.gateway.map(route).into_iter().collect(),
+        addresses: addressing.addresses.clone(),
+        routes: gateways.map(default).chain(further).collect(),
         ..link
     }
 }
