@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, ensure};
 use image::assemble::Image;
 use image::paths::Paths;
-use image::qemu::{Bus, Disk, Machine, Node, blank_disk};
+use image::qemu::{Bus, Disk, Link, Machine, Net, Node, blank_disk};
 use serde_json::Value;
 use tempfile::{TempDir, TempPath};
 use types::Bytes;
@@ -28,6 +28,9 @@ const DISK: Bytes = Bytes::gib(4);
 
 /// Of pid1, before it does anything.
 const FIRST_WORDS: &str = "starts: nothing here can be logged in to";
+
+/// Of the console, before the node's address.
+const READY: &str = "sifr: ready https://";
 
 /// The socket behind the second serial port of a node that is watched.
 const WATCH: &str = "watch.sock";
@@ -191,13 +194,19 @@ impl Lab {
 
     /// Waits until the node says that it is ready.
     pub(crate) fn ready(&self) -> Result<()> {
-        let ready = self.node().wait_for_line("sifr: ready https://", PATIENCE);
+        let ready = self.node().wait_for_line(READY, PATIENCE);
         ready.map(drop)
     }
 
     /// Pins the key that the node's console shows, as a person at the console would.
     fn learn_key(&self) -> Result<()> {
-        let (key, address) = (self.key()?, format!("127.0.0.1:{}", self.api));
+        let key = self.key()?;
+        let forwarded = |net: &Net| !matches!(net.link, Link::Tap { .. });
+        let address = if self.machine.nets.iter().any(forwarded) {
+            format!("127.0.0.1:{}", self.api)
+        } else {
+            self.address()?
+        };
         self.sifr(&["node", "add", "lab", &address, "--key", &key])?
             .must()
             .map(|_| ())
@@ -212,6 +221,13 @@ impl Lab {
             .context("an empty line")?
             .trim()
             .to_owned())
+    }
+
+    /// Where the node says that it is.
+    pub fn address(&self) -> Result<String> {
+        let line = self.node().wait_for_line(READY, PATIENCE)?;
+        let address = line.rsplit("https://").next().context("an empty line")?;
+        Ok(address.trim().to_owned())
     }
 
     /// The machine, while the power is off.

@@ -18,6 +18,7 @@ mod lab;
 pub mod nested;
 pub mod poison;
 pub mod registry;
+pub mod router;
 pub mod s3;
 pub mod scan;
 pub mod store;

@@ -1,10 +1,11 @@
-//! Networks of sites: without DHCP, with two cables as one, and on a VLAN.
+//! Networks of sites: without DHCP, without IPv4, with two cables as one, and on a VLAN.
 //!
 //! Owns: that a node is reached as its options say, wherever they are written. Refuses: tenants' networks.
 #![cfg(test)]
 
 mod tests {
     use image::qemu::{Card, Link, Machine, Net};
+    use qemu_tests::router::{Announced, Router, TAP};
     use qemu_tests::trunk::Trunk;
     use qemu_tests::{Lab, PATIENCE, Setup};
     use serde_json::Value;
@@ -20,10 +21,11 @@ mod tests {
         info["links"].as_array().expect("links").clone()
     }
 
+    /// The first of the link's.
     fn address(lab: &Lab, link: &str) -> Value {
         let links = links(lab);
         let link = links.iter().find(|l| l["name"] == link);
-        link.unwrap_or_else(|| panic!("no such link: {links:?}"))["address"].clone()
+        link.unwrap_or_else(|| panic!("no such link: {links:?}"))["addresses"][0].clone()
     }
 
     fn told(arguments: &str) -> Setup {
@@ -55,7 +57,7 @@ mod tests {
         });
         let lab = lab.expect("a node");
         assert_eq!(address(&lab, "eth0"), "10.0.2.77/25");
-        assert_eq!(links(&lab)[0]["gateway"], "10.0.2.2");
+        assert_eq!(links(&lab)[0]["gateways"][0], "10.0.2.2");
     }
 
     #[test]
@@ -102,6 +104,51 @@ mod tests {
             Ok(())
         });
         assert_eq!(address(&lab.expect("a node"), "lan"), "10.0.2.15/24");
+    }
+
+    /// Nobody says anything at first: the node is up all the same, and asks again.
+    #[test]
+    fn a_node_on_a_network_without_ipv4_follows_its_router_and_keeps_its_deployments() {
+        let own = ["2001:db8:6::1/64", "2001:db8:7::1/64"].map(|a| a.parse().expect("an address"));
+        let router = Router::lay(&own, 3).expect("a network; it needs root");
+        let lab = Lab::with(&Setup::default(), |machine| {
+            machine.nets = vec![Net {
+                card: Card::Virtio,
+                mac: Some("52:54:00:00:00:06".parse()?),
+                link: Link::Tap {
+                    name: TAP.to_owned(),
+                },
+            }];
+            Ok(())
+        });
+        let lab = lab.expect("a node");
+        assert_eq!(
+            lab.address().expect("shown"),
+            "[2001:db8:6:0:5054:ff:fe00:6]:7443"
+        );
+        assert!(router.asked() >= 3);
+        assert_eq!(address(&lab, "eth0"), "2001:db8:6:0:5054:ff:fe00:6/64");
+        assert_eq!(links(&lab)[0]["gateways"][0], "fe80::1");
+        let yaml = "name: shop\nworkloads:\n  data: {volume: {size: 64Mi}}\n";
+        let deployed = lab.deploy(yaml).expect("sifr runs");
+        deployed.must().expect("deployed");
+        // The server of the time is one that DHCPv6 names.
+        let console = lab.node();
+        let synchronised = console.wait_for_line("sifr: time synchronised", PATIENCE);
+        synchronised.expect("the time");
+        let [old, new] = own.map(|own| own.network());
+        let says = [(old, 0), (new, 3600)];
+        let says = says.map(|(network, preferred)| Announced { network, preferred });
+        router.announce(says.to_vec()).expect("sent");
+        let there = "[2001:db8:7:0:5054:ff:fe00:6]:7443";
+        let moved = console.wait_for_line(&format!("sifr: ready https://{there}"), PATIENCE);
+        moved.expect("another address");
+        let key = lab.key().expect("the key");
+        let again = lab.sifr(&["node", "add", "moved", there, "--key", &key]);
+        again.expect("sifr runs").must().expect("it is the node");
+        let shop = lab.sifr(&["--output", "json", "get", "shop", "--node", "moved"]);
+        let shop = shop.expect("sifr runs").must().expect("it is kept").stdout;
+        assert!(shop.contains("data"), "{shop}");
     }
 
     /// The VLAN is named in a file behind the initramfs, its address in the firmware's tables.

@@ -247,33 +247,14 @@ fn write_test(list: &mut Writer, family: Family, test: &Test) {
         }
         Test::SourcePort(transport, port) => self::port(list, *transport, 0, *port),
         Test::DestinationPort(transport, port) => self::port(list, *transport, 2, *port),
-        Test::Ping => {
-            ipv4(list, family);
-            meta(list, META_L4PROTO, &[IPPROTO_ICMP]);
-            payload(list, Header::Transport, 0, 1);
-            compare(list, CMP_EQ, &[ICMP_ECHO]);
-        }
-        Test::Icmp6(kind) => {
-            ipv6(list, family);
-            meta(list, META_L4PROTO, &[IPPROTO_ICMPV6]);
-            payload(list, Header::Transport, 0, 1);
-            compare(list, CMP_EQ, &[*kind]);
-        }
+        Test::Ping => ping(list, family),
+        Test::Icmp6(kind) => icmp6(list, family, *kind),
         Test::Neighbour => {
             ipv6(list, family);
             payload(list, Header::Network, 7, 1);
             compare(list, CMP_EQ, &[255]);
         }
-        Test::LinkLocal => {
-            ipv6(list, family);
-            payload(list, Header::Network, 8, 16);
-            // fe80::/10
-            let (mut bits, mut network) = ([0; 16], [0; 16]);
-            bits[..2].copy_from_slice(&[0xff, 0xc0]);
-            network[..2].copy_from_slice(&[0xfe, 0x80]);
-            mask(list, &bits);
-            compare(list, CMP_EQ, &network);
-        }
+        Test::LinkLocal => link_local(list, family),
         Test::PerSecond { rate, burst } => expression(list, "limit", |limit| {
             limit
                 .be64(1, *rate)
@@ -297,6 +278,31 @@ fn write_test(list: &mut Writer, family: Family, test: &Test) {
             compare(list, CMP_EQ, &address.octets());
         }
     }
+}
+
+fn ping(list: &mut Writer, family: Family) {
+    ipv4(list, family);
+    meta(list, META_L4PROTO, &[IPPROTO_ICMP]);
+    payload(list, Header::Transport, 0, 1);
+    compare(list, CMP_EQ, &[ICMP_ECHO]);
+}
+
+fn icmp6(list: &mut Writer, family: Family, kind: u8) {
+    ipv6(list, family);
+    meta(list, META_L4PROTO, &[IPPROTO_ICMPV6]);
+    payload(list, Header::Transport, 0, 1);
+    compare(list, CMP_EQ, &[kind]);
+}
+
+/// A source in fe80::/10.
+fn link_local(list: &mut Writer, family: Family) {
+    ipv6(list, family);
+    payload(list, Header::Network, 8, 16);
+    let (mut bits, mut network) = ([0; 16], [0; 16]);
+    bits[..2].copy_from_slice(&[0xff, 0xc0]);
+    network[..2].copy_from_slice(&[0xfe, 0x80]);
+    mask(list, &bits);
+    compare(list, CMP_EQ, &network);
 }
 
 /// IPv4 only, where the family has more than that. A bridge's rules test the EtherType themselves.

@@ -101,10 +101,8 @@ impl Site {
                 }),
             });
         let ports: Vec<Desired> = ports.collect();
-        let links = std::iter::once(loopback())
-            .chain(bonds)
-            .chain(ports)
-            .chain(vlans);
+        let links = std::iter::once(loopback()).chain(bonds).chain(ports);
+        let links = links.chain(vlans);
         Wanted {
             links: links.collect(),
             roles,

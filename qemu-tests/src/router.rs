@@ -1,0 +1,230 @@
+//! A network of IPv6 alone: a TAP that a node's card is plugged into, and a router, a DHCPv6 server and a time server on it.
+//!
+//! Owns: a network namespace of the calling thread's own, which ends with the thread and what it started. Needs root and
+//! Debian's iproute2. Refuses: IPv4 but for its own loopback, and speaking before it is told to.
+
+use std::io::{self, ErrorKind};
+use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result, ensure};
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn6, recv, sendto,
+    setsockopt, socket, sockopt,
+};
+use types::Cidr6;
+
+/// The TAP's name in its namespace.
+pub const TAP: &str = "lan6";
+/// The router's address on the link.
+const LOCAL: &str = "fe80::1";
+const SOLICITATION: u8 = 133;
+/// Seconds from 1900, where NTP begins, to 1970.
+const NTP_TO_UNIX: u64 = 2_208_988_800;
+
+/// What the router says of one prefix.
+#[derive(Debug, Clone, Copy)]
+pub struct Announced {
+    pub network: Cidr6,
+    /// Seconds for which addresses of it are to be used.
+    pub preferred: u32,
+}
+
+/// The network; threads of it live as long as the test's process.
+#[derive(Debug)]
+pub struct Router {
+    socket: Arc<OwnedFd>,
+    index: u32,
+    says: Arc<Mutex<Vec<Announced>>>,
+    asked: Arc<AtomicUsize>,
+}
+
+impl Router {
+    /// Moves the calling thread, and so all that it starts from then on, into a namespace with such a network. The router
+    /// answers who asks for routers from the `patience`th time on.
+    /// `own`: the router's address in each of its prefixes, of which it announces the first.
+    pub fn lay(own: &[Cidr6], patience: usize) -> Result<Self> {
+        unshare(CloneFlags::CLONE_NEWNET).context("make a network namespace; it needs root")?;
+        ip("link set lo up")?;
+        ip(&format!("tuntap add dev {TAP} mode tap"))?;
+        ip(&format!("link set dev {TAP} addrgenmode none"))?;
+        let settings = "/proc/sys/net/ipv6/conf";
+        // What is sent to all routers is heard by one.
+        std::fs::write(format!("{settings}/all/forwarding"), "1").context("be a router")?;
+        ip(&format!("link set dev {TAP} up"))?;
+        ip(&format!("address add {LOCAL}/64 dev {TAP} nodad"))?;
+        for own in own {
+            ip(&format!("address add {own} dev {TAP} nodad"))?;
+        }
+        let index = std::fs::read_to_string(format!("/sys/class/net/{TAP}/ifindex"));
+        let index = match index {
+            Ok(index) => index.trim().parse()?,
+            // What is mounted there is of another namespace.
+            Err(_) => nix::net::if_::if_nametoindex(TAP)?,
+        };
+        let announced = |own: &Cidr6| Announced {
+            network: own.network(),
+            preferred: 3600,
+        };
+        let router = Self {
+            socket: Arc::new(open()?),
+            index,
+            says: Arc::new(Mutex::new(own.iter().take(1).map(announced).collect())),
+            asked: Arc::default(),
+        };
+        router.answer(patience);
+        let first = own.first().context("a network has a prefix")?.address;
+        serve(index, first)?;
+        Ok(router)
+    }
+
+    /// Says something else from now on, and at once.
+    pub fn announce(&self, says: Vec<Announced>) -> Result<()> {
+        let said = advertisement(&says);
+        *self.says.lock().unwrap_or_else(PoisonError::into_inner) = says;
+        send(&self.socket, self.index, &said)
+    }
+
+    /// How often was asked for routers.
+    pub fn asked(&self) -> usize {
+        self.asked.load(Ordering::Relaxed)
+    }
+
+    fn answer(&self, patience: usize) {
+        let (socket, index) = (self.socket.clone(), self.index);
+        let (says, asked) = (self.says.clone(), self.asked.clone());
+        thread::spawn(move || -> Result<()> {
+            let mut packet = [0; 1500];
+            loop {
+                let length = recv(socket.as_raw_fd(), &mut packet, MsgFlags::empty())?;
+                if packet[..length].first() != Some(&SOLICITATION) {
+                    continue;
+                }
+                if asked.fetch_add(1, Ordering::Relaxed) + 1 >= patience {
+                    let says = says.lock().unwrap_or_else(PoisonError::into_inner);
+                    send(&socket, index, &advertisement(&says))?;
+                }
+            }
+        });
+    }
+}
+
+fn ip(arguments: &str) -> Result<()> {
+    let output = Command::new("ip").args(arguments.split(' ')).output();
+    let output = output.context("run Debian's ip")?;
+    ensure!(output.status.success(), "ip {arguments}: {output:?}");
+    Ok(())
+}
+
+fn open() -> Result<OwnedFd> {
+    let flags = SockFlag::SOCK_CLOEXEC;
+    let icmp = SockProtocol::IcmpV6;
+    let socket =
+        socket(AddressFamily::Inet6, SockType::Raw, flags, icmp).context("a raw socket")?;
+    setsockopt(&socket, sockopt::Ipv6MulticastHops, &255)?;
+    setsockopt(&socket, sockopt::BindToDevice, &TAP.to_owned().into())?;
+    Ok(socket)
+}
+
+fn send(socket: &OwnedFd, index: u32, packet: &[u8]) -> Result<()> {
+    let everybody = SocketAddrV6::new("ff02::1".parse()?, 0, 0, index);
+    let to = SockaddrIn6::from(everybody);
+    sendto(socket.as_raw_fd(), packet, &to, MsgFlags::empty()).context("send an advertisement")?;
+    Ok(())
+}
+
+/// RFC 4861 section 4.2: half an hour, and name and time servers from DHCPv6.
+fn advertisement(says: &[Announced]) -> Vec<u8> {
+    let mut packet = vec![134, 0, 0, 0, 64, 0x40, 0x07, 0x08];
+    packet.resize(16, 0);
+    for Announced { network, preferred } in says {
+        packet.extend([3, 4, network.prefix(), 0xc0]);
+        packet.extend(86_400_u32.to_be_bytes());
+        packet.extend(preferred.to_be_bytes());
+        packet.extend([0; 4]);
+        packet.extend(network.address.octets());
+    }
+    packet
+}
+
+/// Answers requests for information (RFC 8415 section 18.3.6) and for the time.
+fn serve(index: u32, own: Ipv6Addr) -> Result<()> {
+    let servers = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 547)).context("listen for DHCPv6")?;
+    servers.join_multicast_v6(&"ff02::1:2".parse()?, index)?;
+    answer_each(servers, move |question| information(question, own));
+    let time = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 123)).context("listen for NTP")?;
+    answer_each(time, now);
+    Ok(())
+}
+
+fn answer_each(socket: UdpSocket, answer: impl Fn(&[u8]) -> Option<Vec<u8>> + Send + 'static) {
+    thread::spawn(move || -> io::Result<()> {
+        let mut packet = [0; 1500];
+        loop {
+            let received: (usize, SocketAddr) = match socket.recv_from(&mut packet) {
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                received => received?,
+            };
+            if let Some(answer) = answer(&packet[..received.0]) {
+                socket.send_to(&answer, received.1)?;
+            }
+        }
+    });
+}
+
+/// `None` where it asks for more.
+fn information(question: &[u8], own: Ipv6Addr) -> Option<Vec<u8>> {
+    let (&[11, a, b, c], options) = question.split_first_chunk()? else {
+        return None;
+    };
+    // The client's identity is what it says first.
+    let (&[0, 1, high, low], rest) = options.split_first_chunk()? else {
+        return None;
+    };
+    let length = usize::from(u16::from_be_bytes([high, low]));
+    let client = rest.get(..length)?;
+    let mut answer = vec![7, a, b, c, 0, 1, high, low];
+    answer.extend(client);
+    answer.extend([0, 2, 0, 10, 0, 3, 0, 1, 2, 0, 0, 0, 0, 9]);
+    answer.extend([0, 23, 0, 16]);
+    answer.extend(own.octets());
+    answer.extend([0, 56, 0, 20, 0, 1, 0, 16]);
+    answer.extend(own.octets());
+    Some(answer)
+}
+
+/// RFC 4330: version 4, a server of stratum 2, the client's number returned.
+fn now(question: &[u8]) -> Option<Vec<u8>> {
+    let number = question.get(40..48)?;
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    let since = since.unwrap_or(Duration::ZERO);
+    let seconds = u32::try_from((since.as_secs() + NTP_TO_UNIX) & 0xffff_ffff).ok()?;
+    let stamp = [seconds.to_be_bytes(), [0; 4]].concat();
+    let mut answer = vec![4 << 3 | 4, 2];
+    answer.resize(24, 0);
+    answer.extend(number);
+    answer.extend(&stamp);
+    answer.extend(&stamp);
+    Some(answer)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_goes_to_who_asked_and_names_both_servers() {
+        let own: Ipv6Addr = "2001:db8::1".parse().expect("an address");
+        let question = [11, 1, 2, 3, 0, 1, 0, 2, 8, 9, 0, 8, 0, 2, 0, 0];
+        let answer = information(&question, own).expect("an answer");
+        assert_eq!(answer[..10], [7, 1, 2, 3, 0, 1, 0, 2, 8, 9]);
+        assert_eq!(information(&[1, 1, 2, 3], own), None);
+        assert_eq!(now(&[0; 48]).expect("an answer").len(), 48);
+    }
+}
