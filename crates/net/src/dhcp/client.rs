@@ -489,6 +489,22 @@ mod tests {
     }
 
     #[test]
+    fn a_server_that_answers_after_ten_minutes_is_heard() {
+        let start = Instant::now();
+        let mut client = client(start);
+        let mut discover = sent(&client.tick(start));
+        let mut now = start;
+        while now < start + Duration::from_secs(600) {
+            now = client.deadline().expect("it asks on");
+            discover = sent(&client.tick(now));
+        }
+        assert!(now < start + Duration::from_secs(600) + WAIT_MAX * 5 / 4);
+        let request = sent(&answer(&mut client, now, 2, &discover, &[SERVER, HOUR]));
+        let leased = answer(&mut client, now, 5, &request, &[SERVER, HOUR]);
+        assert!(matches!(&leased[..], [Action::Lease(Some(_))]));
+    }
+
+    #[test]
     fn replies_of_strangers_change_nothing() {
         let now = Instant::now();
         let mut client = client(now);
