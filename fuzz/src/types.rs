@@ -9,7 +9,7 @@ use ::types::guest::{FromGuest, RunSpec, ToGuest};
 use ::types::node::NodeInfo;
 use ::types::status::{Ack, DeploymentStatus, Refusal};
 use ::types::vm::{FromVmm, LogRecord, ToVmm, VmSpec};
-use ::types::{Bytes, Cidr, Digest, Mac, Name, PublicKey, VmId};
+use ::types::{AnyCidr, Bytes, Cidr, Digest, Mac, Name, PublicKey, VmId};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -161,6 +161,10 @@ fn texts(input: &[u8]) {
     one_spelling::<Digest>(text);
     one_spelling::<PublicKey>(text);
     one_spelling::<Cidr>(text);
+    // An address of IPv6 has several spellings, of which one is written.
+    if let Ok(cidr) = text.parse::<AnyCidr>() {
+        assert_eq!(cidr.to_string().parse(), Ok(cidr));
+    }
     // Either case is what people write.
     one_spelling::<Mac>(&text.to_ascii_lowercase());
     if let Ok(bytes) = text.parse::<Bytes>() {
@@ -182,6 +186,7 @@ fn text() -> Vec<Vec<u8>> {
         Digest([0xab; 32]).to_string(),
         PublicKey([0xcd; 32]).to_string(),
         "10.1.2.0/24".to_owned(),
+        "2001:db8::7/64".to_owned(),
         "02:00:0a:01:02:0f".to_owned(),
         "512Mi".to_owned(),
     ];

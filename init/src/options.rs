@@ -213,6 +213,21 @@ mod tests {
     }
 
     #[test]
+    fn a_time_server_has_an_address_of_either_family_and_perhaps_a_port() {
+        for (value, expected) in [
+            ("2001:db8::9", "[2001:db8::9]:123"),
+            ("[2001:db8::9]:1230", "[2001:db8::9]:1230"),
+            ("192.0.2.9", "192.0.2.9:123"),
+        ] {
+            let options = parse(&format!("sifr.ntp={value}"));
+            assert_eq!(options.ntp, expected.parse().ok());
+        }
+        for wrong in ["[2001:db8::9]", "2001:db8::9/64", "time.example"] {
+            assert_eq!(parse(&format!("sifr.ntp={wrong}")).errors.len(), 1);
+        }
+    }
+
+    #[test]
     fn what_cannot_be_read_is_shown_and_not_guessed() {
         let options = parse(
             "sifr.owner=me sifr.colour=red sifr.panic=perhaps sifr.encrypt=yes sifr.recovery=me sifr.disks=three",
