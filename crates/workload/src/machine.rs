@@ -1,7 +1,7 @@
 //! One machine on its way from what it is to what it should be.
 //!
 //! Owns: the state of a machine, what follows from each event, and when a failed start is tried again.
-//! Refuses: other machines. Nothing here can make one wait for another.
+//! Refuses: other machines. Nothing here can make one wait for another; how many start at once the reconciler counts.
 
 use std::net::Ipv4Addr;
 
@@ -34,6 +34,9 @@ const SETTLE_MAX_MS: u64 = 60_000;
 pub const STOP_MAX_MS: u64 = STOP_GRACE_MS + STOP_MARGIN_MS + SETTLE_MAX_MS;
 /// Longest start: an image that trickles in over a poor line.
 const START_MAX_MS: u64 = 10 * 60_000;
+/// So long a start keeps others waiting, where no more may be under way at once: a guest that comes up as it should has
+/// needed the processor by then, and one that waits for its image or for ever needs none.
+pub(crate) const SEAT_MS: u64 = 10_000;
 
 /// What a machine should be.
 #[derive(Debug, Clone)]
@@ -222,6 +225,18 @@ impl Machine {
             | Activity::Settling { .. }
             | Activity::Stopping { .. } => true,
             Activity::Idle | Activity::Removing => false,
+        }
+    }
+
+    /// Until when its start counts among those that are under way.
+    pub(crate) fn has_seat_until(&self) -> Option<u64> {
+        match self.activity {
+            Activity::Starting { since, .. } => Some(since.saturating_add(SEAT_MS)),
+            Activity::Idle
+            | Activity::Running { .. }
+            | Activity::Settling { .. }
+            | Activity::Stopping { .. }
+            | Activity::Removing => None,
         }
     }
 

@@ -543,3 +543,64 @@ fn an_unreadable_record_keeps_its_disk_until_the_deployment_is_deleted() {
     world.settle();
     assert!(world.host.pool.is_empty());
 }
+
+/// A node that has just booted: five machines are to run, two may start at once.
+fn crowd() -> (Reconciler, u64) {
+    let mut five = deployment(1);
+    let machine = five.workloads.values().next().expect("a machine").clone();
+    for name in ["b", "c", "d", "e"] {
+        five.workloads
+            .insert(name.parse().expect("a name"), machine.clone());
+    }
+    let mut world = World::new();
+    world.say(Action::Deploy(five));
+    world.reconciler.event(Event::Published, world.now);
+    (world.reconciler, world.now)
+}
+
+fn starts(steps: &[Step]) -> Vec<VmId> {
+    let vm = |step: &Step| match step {
+        Step::Start(start) => Some(start.vm.clone()),
+        _ => None,
+    };
+    steps.iter().filter_map(vm).collect()
+}
+
+#[test]
+fn so_many_machines_start_at_once_and_the_next_when_one_runs() {
+    let (mut reconciler, now) = crowd();
+    let first = starts(&reconciler.plan(now).steps);
+    assert_eq!(first.len(), STARTS);
+    assert_eq!(starts(&reconciler.plan(now).steps), []);
+    let (vm, start_ms) = (first[0].clone(), 5);
+    reconciler.event(Event::Running { vm, start_ms }, now);
+    let next = starts(&reconciler.plan(now).steps);
+    assert!(next.len() == 1 && !first.contains(&next[0]), "{next:?}");
+}
+
+#[test]
+fn starts_that_take_for_ever_hold_up_the_others_for_a_while() {
+    let (mut reconciler, mut now) = crowd();
+    let mut begun = 0;
+    while begun < 5 {
+        let plan = reconciler.plan(now);
+        let starts = starts(&plan.steps).len();
+        assert!(starts > 0, "{begun} of 5 are begun at {now}");
+        begun += starts;
+        // Nothing happens: what was said to be the time of the next look is all there is.
+        let deadline = plan.deadline.expect("a time to look again");
+        assert!(deadline > now && deadline <= now + 10_000 || begun == 5);
+        now = deadline;
+    }
+}
+
+#[test]
+fn a_start_that_fails_leaves_its_place_to_another() {
+    let (mut reconciler, now) = crowd();
+    let first = starts(&reconciler.plan(now).steps);
+    for vm in first {
+        let message = "no".to_owned();
+        reconciler.event(Event::StartFailed { vm, message }, now);
+    }
+    assert_eq!(starts(&reconciler.plan(now).steps).len(), STARTS);
+}

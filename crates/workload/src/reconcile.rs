@@ -47,12 +47,36 @@ struct Network {
     error: Option<String>,
 }
 
+/// The starts that are under way. A boot of a node with many machines is done sooner, and its agent has the processor in between,
+/// where they come one after another than where all come at once.
+#[derive(Debug)]
+struct Seats {
+    most: usize,
+    /// Of each that is taken, until when. Known while there is a plan being made.
+    until: Vec<u64>,
+}
+
+impl Seats {
+    fn look(&mut self, machines: &BTreeMap<VmId, Machine>, now: u64) {
+        let until = machines.values().filter_map(Machine::has_seat_until);
+        self.until.clear();
+        self.until.extend(until.filter(|until| *until > now));
+    }
+
+    /// When to ask again, where there is none.
+    fn is_taken_until(&self) -> Option<u64> {
+        let first = self.until.iter().min().copied();
+        first.filter(|_| self.until.len() >= self.most)
+    }
+}
+
 pub struct Reconciler {
     desired: Desired,
     machines: BTreeMap<VmId, Machine>,
     volumes: BTreeMap<VolumeId, Volume>,
     network: Network,
     choose_subnet: ChooseSubnet,
+    seats: Seats,
     /// The node goes down: nothing is to run, whatever the ledger says.
     draining: bool,
 }
@@ -96,10 +120,20 @@ impl Reconciler {
             volumes: BTreeMap::new(),
             network,
             choose_subnet,
+            seats: Seats {
+                most: usize::MAX,
+                until: Vec::new(),
+            },
             draining: false,
         };
         reconciler.add_wanted();
         reconciler
+    }
+
+    /// At most so many machines start at once, from now on; a start that takes long counts no more after a while, so that none
+    /// waits for another for ever. At least one.
+    pub fn limit_starts(&mut self, most: usize) {
+        self.seats.most = most.max(1);
     }
 
     /// Whether a machine was missing.
@@ -236,6 +270,7 @@ impl Reconciler {
     pub fn plan(&mut self, now: u64) -> Plan {
         let mut plan = Plan::default();
         let mut rest = self.plan_volumes(now, &mut plan.deadline);
+        self.seats.look(&self.machines, now);
         let ids: Vec<VmId> = self.machines.keys().cloned().collect();
         for vm in ids {
             let step = self.plan_machine(&vm, now, &mut plan.deadline);
@@ -260,6 +295,10 @@ impl Reconciler {
             self.draining,
         );
         let action = machine.next(&intent, now);
+        if let (Action::Start { .. }, Some(until)) = (&action, self.seats.is_taken_until()) {
+            earlier(deadline, until);
+            return None;
+        }
         let start = match (&action, &intent) {
             (Action::Start { launch, layer }, Intent::Run { .. }) => {
                 Some(self.start(vm, *launch, *layer))
@@ -272,6 +311,7 @@ impl Reconciler {
                 Ok(start) => {
                     let volumes = start.volumes.iter().map(|v| v.attached.clone());
                     machine.starting(launch, start.record.clone(), volumes.collect(), now);
+                    self.seats.until.extend(machine.has_seat_until());
                     Some(Step::Start(Box::new(start)))
                 }
                 Err(Obstacle::Wait(message)) => {

@@ -249,6 +249,9 @@ impl Host for Fake {
     }
 }
 
+/// Fewer than a deployment of the tests has machines.
+const STARTS: usize = 2;
+
 /// A node with its ledger and clock.
 struct World {
     host: Fake,
@@ -264,7 +267,8 @@ fn choose() -> ChooseSubnet {
 
 impl World {
     fn new() -> Self {
-        let reconciler = Reconciler::new(Desired::default(), [], choose());
+        let mut reconciler = Reconciler::new(Desired::default(), [], choose());
+        reconciler.limit_starts(STARTS);
         Self {
             host: Fake::default(),
             ledger: Vec::new(),
@@ -352,6 +356,7 @@ impl World {
             .map(|(vm, r)| (vm.clone(), OnPool::Record(r.clone())))
             .collect();
         self.reconciler = Reconciler::new(desired, found, choose());
+        self.reconciler.limit_starts(STARTS);
         let volumes = self.host.volumes.iter();
         let volumes = volumes.map(|(id, v)| (id.clone(), VolumeOnPool::Record(v.record.clone())));
         self.reconciler.find_volumes(volumes.collect::<Vec<_>>());

@@ -52,6 +52,10 @@ mod reading;
 
 /// Requests that wait for the loop: one of each connection that the server admits.
 const REQUESTS_MAX: usize = 256;
+/// Machines that start at once, for each of the node's processors: while one waits for its disk another has the processor.
+const STARTS_PER_CPU: u64 = 2;
+/// As many on the smallest node: a few machines come up together.
+const STARTS_MIN: u64 = 4;
 
 /// What the API asks of the loop.
 #[derive(Debug)]
@@ -237,6 +241,11 @@ fn accounts_of(
 }
 
 /// Gives signers subnets that touch none of the uplink's.
+fn starts_max() -> usize {
+    let starts = super::machine::cpus().saturating_mul(STARTS_PER_CPU);
+    usize::try_from(starts.max(STARTS_MIN)).unwrap_or(usize::MAX)
+}
+
 fn subnets(uplink: watch::Receiver<super::context::Uplink>) -> ChooseSubnet {
     Box::new(move |signer, taken| network::choose_subnet(signer, taken, &uplink.borrow()))
 }
@@ -257,6 +266,7 @@ impl Engine {
         gather(&context, &cache, &desired, news_tx.clone());
         let mut reconciler = Reconciler::new(desired, machines.scan()?, choose);
         reconciler.find_volumes(volumes.scan()?);
+        reconciler.limit_starts(starts_max());
         let pauses = Pauses::open();
         reconciler.resume(pauses.kept(), now());
         let (requests_tx, requests) = mpsc::channel(REQUESTS_MAX);
