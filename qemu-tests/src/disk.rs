@@ -112,6 +112,23 @@ pub fn first_partition(disk: &Path, sector_bytes: u64, copy: &Path) -> Result<()
         .arg(format!("of={}", copy.display())))
 }
 
+/// Where there are zeros the copy takes no room.
+pub fn copy(file: &Path, to: &Path) -> Result<()> {
+    run(Command::new("cp").arg("--sparse=always").args([file, to]))
+}
+
+/// What lies beyond the first `bytes` of a file, in that file's place.
+pub fn beyond(file: &Path, bytes: u64) -> Result<PathBuf> {
+    let rest = file.with_extension("rest");
+    run(Command::new("dd")
+        .args(["bs=1M", "iflag=skip_bytes", "conv=sparse", "status=none"])
+        .arg(format!("skip={bytes}"))
+        .arg(format!("if={}", file.display()))
+        .arg(format!("of={}", rest.display())))?;
+    fs::remove_file(file)?;
+    Ok(rest)
+}
+
 /// 16 MiB that do not compress.
 fn noise(seed: u32) -> Vec<u8> {
     (0..4 << 20)

@@ -35,7 +35,7 @@ fn main() -> Result<()> {
             ("--cuts", Ok(number)) => cuts = number,
             ("--seed", Ok(number)) => seed = Some(number),
             _ => bail!(
-                "usage: torture [--cuts {CUTS}] [--seed NUMBER] [--kind plain|large|volumes|encrypted|two]"
+                "usage: torture [--cuts {CUTS}] [--seed NUMBER] [--kind plain|large|volumes|encrypted|two|fill|mirror]"
             ),
         }
     }
@@ -80,8 +80,8 @@ fn one_node(mut torture: Torture, kind: Kind, cuts: u64, bar: &ProgressBar) -> R
     // What is claimed is one disk; a node with volumes has other things to do.
     let (first_boots, claims) = match kind {
         Kind::Plain | Kind::Large | Kind::Encrypted => (FIRST_BOOTS, CLAIMS),
-        Kind::Two => (FIRST_BOOTS, 0),
-        Kind::Volumes => (0, 0),
+        Kind::Two | Kind::Mirror => (FIRST_BOOTS, 0),
+        Kind::Volumes | Kind::Fill => (0, 0),
     };
     for _ in 0..first_boots.min(cuts / 4) {
         torture.first_boot()?;

@@ -6,21 +6,22 @@
 //! Refuses: looking at the pool while the node runs, but for the chunks, which [`crate::watch`] reads.
 
 mod client;
+mod encrypted;
+mod filler;
 mod keeper;
 mod medium;
 mod nbd;
 mod promises;
 mod random;
 mod scribe;
+mod tally;
 
-use std::fmt;
 use std::fs;
-use std::ops::AddAssign;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail};
 use image::qemu::Bus;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -31,12 +32,14 @@ use crate::store;
 use crate::tpm::Chip;
 use crate::{Answer, Follower, Lab, PATIENCE, Setup, disk, variant};
 use client::Client;
+use filler::Filler;
 use keeper::{Act, Keeper};
 use medium::{Fate, Flushes, Sectors};
 use nbd::Disks;
 use promises::{Deed, Desired, Promises, Standing};
 use random::Random;
 use scribe::Scribe;
+pub use tally::Tally;
 
 const DISK: Bytes = Bytes::gib(4);
 /// Names that are deployed, changed and deleted.
@@ -49,6 +52,8 @@ const DEEDS_MAX: u64 = 4;
 const REQUESTS_MAX: u64 = 120;
 /// The same for deeds with volumes, each of which waits for its end while the keeper flushes number after number.
 const VOLUME_REQUESTS_MAX: u64 = 600;
+/// The same for an image that is fetched, chunk by chunk, while the scribe flushes its numbers.
+const FILL_REQUESTS_MAX: u64 = 250;
 /// The same for a node that finds a blank disk: what it takes to make a pool, and some.
 const FIRST_REQUESTS_MAX: u64 = 200;
 /// The same for a boot of a node that has a pool.
@@ -63,72 +68,6 @@ const LIVES_ALONE: u64 = 3;
 const LOOK_AGAIN: Duration = Duration::from_millis(300);
 /// One cut in so many is followed by an orderly end and a check of the file system, for itself and after the others.
 const CHECK_EVERY: u64 = 10;
-
-/// What was done, for people.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Tally {
-    pub cuts: u64,
-    /// Of these, while a pool was being made or recovered.
-    pub in_boot: u64,
-    /// Sectors that had not been flushed, and those of them that were there all the same.
-    pub unflushed: u64,
-    pub kept: u64,
-    /// Of these, while a disk of others was claimed.
-    pub in_claim: u64,
-    pub acknowledged: u64,
-    /// Statements that the power took before an answer.
-    pub unanswered: u64,
-    /// Numbers that a guest had flushed.
-    pub flushed: u64,
-    pub chunks: u64,
-    pub checks: u64,
-    /// Statements about volumes, snapshots and copies.
-    pub of_volumes: u64,
-    /// Boots with one of two disks.
-    pub alone: u64,
-}
-
-impl AddAssign for Tally {
-    fn add_assign(&mut self, other: Self) {
-        self.cuts += other.cuts;
-        self.in_boot += other.in_boot;
-        self.in_claim += other.in_claim;
-        self.unflushed += other.unflushed;
-        self.kept += other.kept;
-        self.acknowledged += other.acknowledged;
-        self.unanswered += other.unanswered;
-        self.flushed += other.flushed;
-        self.chunks += other.chunks;
-        self.checks += other.checks;
-        self.of_volumes += other.of_volumes;
-        self.alone += other.alone;
-    }
-}
-
-impl fmt::Display for Tally {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            cuts,
-            in_boot,
-            in_claim,
-            unflushed,
-            kept,
-            acknowledged,
-            unanswered,
-            flushed,
-            chunks,
-            checks,
-            of_volumes,
-            alone,
-        } = self;
-        write!(
-            f,
-            "{cuts} cuts ({in_boot} in a boot, {in_claim} in a claim), {kept} of {unflushed} unflushed sectors left, {acknowledged} statements \
-             acknowledged and {unanswered} not answered, {flushed} numbers flushed by a guest, {chunks} chunks compared, \
-             {checks} file systems checked, {of_volumes} statements about volumes, {alone} boots with one of two disks"
-        )
-    }
-}
 
 /// Why a life ended before its owner wanted.
 enum Trouble {
@@ -171,29 +110,58 @@ pub enum Kind {
     Encrypted,
     /// With two disks: each is the node.
     Two,
+    /// With machines whose images come from a store while the power goes.
+    Fill,
+    /// With two disks that are one mirror: what each of them lost, the other may have.
+    Mirror,
 }
 
 impl Kind {
     /// `make torture` takes them in turn, by the seed.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 7] = [
         Self::Plain,
         Self::Volumes,
         Self::Large,
         Self::Encrypted,
         Self::Two,
+        Self::Fill,
+        Self::Mirror,
     ];
 
     fn sectors(self) -> Sectors {
         match self {
             Self::Large => Sectors::Large,
-            Self::Plain | Self::Volumes | Self::Encrypted | Self::Two => Sectors::Small,
+            Self::Plain
+            | Self::Volumes
+            | Self::Encrypted
+            | Self::Two
+            | Self::Fill
+            | Self::Mirror => Sectors::Small,
         }
     }
 
     fn disks(self) -> usize {
         match self {
-            Self::Two => 2,
-            Self::Plain | Self::Large | Self::Volumes | Self::Encrypted => 1,
+            Self::Two | Self::Mirror => 2,
+            Self::Plain | Self::Large | Self::Volumes | Self::Encrypted | Self::Fill => 1,
+        }
+    }
+
+    /// Kernel arguments.
+    fn arguments(self) -> &'static str {
+        match self {
+            Self::Encrypted => "sifr.encrypt=required",
+            Self::Mirror => "sifr.disks=mirror",
+            Self::Plain | Self::Large | Self::Volumes | Self::Two | Self::Fill => "",
+        }
+    }
+
+    /// After how many requests the power goes, at most, while the owner does what this kind is for.
+    fn requests_max(self) -> u64 {
+        match self {
+            Self::Volumes => VOLUME_REQUESTS_MAX,
+            Self::Fill => FILL_REQUESTS_MAX,
+            Self::Plain | Self::Large | Self::Encrypted | Self::Two | Self::Mirror => REQUESTS_MAX,
         }
     }
 }
@@ -214,6 +182,7 @@ pub struct Torture {
     promises: Promises,
     scribe: Scribe,
     keeper: Keeper,
+    filler: Filler,
     /// Hears the keeper, in this life.
     ears: Option<Follower>,
     key: Option<String>,
@@ -244,10 +213,7 @@ impl Torture {
     fn with(seed: u64, flushes: Flushes, kind: Kind) -> Result<Self> {
         let setup = Setup {
             watched: true,
-            arguments: match kind {
-                Kind::Encrypted => "sifr.encrypt=required".to_owned(),
-                Kind::Plain | Kind::Large | Kind::Volumes | Kind::Two => String::new(),
-            },
+            arguments: kind.arguments().to_owned(),
             ..Setup::default()
         };
         let mut lab = Lab::unpowered(&setup)?;
@@ -262,18 +228,22 @@ impl Torture {
             ..first.clone()
         };
         let disks: Vec<_> = (0..kind.disks()).map(disk).collect();
-        let chip = match kind {
-            Kind::Encrypted => Some(Chip::new(&lab.directory().join("chip"))?),
-            Kind::Plain | Kind::Large | Kind::Volumes | Kind::Two => None,
-        };
+        let chip = (kind == Kind::Encrypted).then(|| Chip::new(&lab.directory().join("chip")));
+        let chip = chip.transpose()?;
         lab.machine().tpm = chip.as_ref().map(Chip::socket);
-        let images = (0..IMAGES).map(|n| {
+        let count = if kind == Kind::Fill {
+            filler::IMAGES
+        } else {
+            IMAGES
+        };
+        let images = (0..count).map(|n| {
             let store = format!("store-{n}");
             let flist = variant(lab.command(), lab.directory(), &store, n)?;
             let url = store::serve(flist.parent().context("a store")?)?;
             Ok(Image { flist, url })
         });
-        let images = images.collect::<Result<_>>()?;
+        let images: Vec<Image> = images.collect::<Result<_>>()?;
+        let filler = Filler::of(lab.directory(), &images)?;
         let mut torture = Self {
             lab,
             kind,
@@ -285,6 +255,7 @@ impl Torture {
             promises: Promises::default(),
             scribe: Scribe::default(),
             keeper: Keeper::default(),
+            filler,
             ears: None,
             key: None,
             has_claimed: false,
@@ -310,6 +281,7 @@ impl Torture {
         Tally {
             flushed: self.scribe.count() + self.keeper.heard,
             of_volumes: self.keeper.acts,
+            filled: self.filler.heard,
             ..self.tally
         }
     }
@@ -353,10 +325,7 @@ impl Torture {
         }
         let when = match self.random.below(SHORT_LIVES) {
             0 => When::InBoot(1 + self.random.below(BOOT_REQUESTS_MAX)),
-            _ if self.kind == Kind::Volumes => {
-                When::Later(1 + self.random.below(VOLUME_REQUESTS_MAX))
-            }
-            _ => When::Later(1 + self.random.below(REQUESTS_MAX)),
+            _ => When::Later(1 + self.random.below(self.kind.requests_max())),
         };
         self.life(when)?;
         if self.tally.cuts.is_multiple_of(CHECK_EVERY) {
@@ -491,8 +460,10 @@ impl Torture {
                 break;
             }
         }
-        if self.kind == Kind::Volumes {
-            self.wakes(client)?;
+        match self.kind {
+            Kind::Volumes => self.wakes(client)?,
+            Kind::Fill => self.reads()?,
+            Kind::Plain | Kind::Large | Kind::Encrypted | Kind::Two | Kind::Mirror => {}
         }
         if requests < u64::MAX {
             disk.cut_after(requests);
@@ -501,7 +472,10 @@ impl Torture {
         for _ in 0..=self.random.below(DEEDS_MAX) {
             lives = match self.kind {
                 Kind::Volumes => self.keeps(client),
-                Kind::Plain | Kind::Large | Kind::Encrypted | Kind::Two => self.deed(client),
+                Kind::Fill => self.fills(client),
+                Kind::Plain | Kind::Large | Kind::Encrypted | Kind::Two | Kind::Mirror => {
+                    self.deed(client)
+                }
             };
             if lives.is_err() {
                 break;
@@ -584,6 +558,9 @@ impl Torture {
                     true => self.keeper.stands(),
                     false => self.keeper.falls(),
                 }
+            }
+            if name == filler::NAME {
+                self.filler.settle(self.promises.was_asked(&name, said));
             }
             self.promises.confirm(&name, said).map_err(Trouble::Lie)?;
         }
@@ -734,18 +711,22 @@ impl Torture {
         Ok(())
     }
 
-    /// Lets the node recover, has it end in order, and looks at its pools with Debian's own `xfs_repair`, where they are not
-    /// encrypted.
+    /// Lets the node recover, has it end in order, and looks at its pools with Debian's own `xfs_repair`.
     pub fn check(&mut self) -> Result<()> {
         *self.lab.disks() = self.disks.clone();
         self.switch_on()?;
         self.lab.ready()?;
-        self.lab.power_button()?;
-        if self.chip.is_some() {
-            return Ok(());
+        if self.kind == Kind::Mirror {
+            self.in_step()?;
         }
+        let passphrase = match self.chip {
+            Some(_) => Some(encrypted::passphrase(&self.lab)?),
+            None => None,
+        };
+        self.lab.power_button()?;
         for disk in &self.disks {
-            check_pool(&disk.file, self.kind.sectors(), self.lab.directory())?;
+            let inside = (self.kind, passphrase.as_deref());
+            check_pool(&disk.file, inside, self.lab.directory())?;
             self.tally.checks += 1;
         }
         Ok(())
@@ -761,21 +742,33 @@ fn standing(json: &str) -> Result<Standing> {
     })
 }
 
+/// Beyond the superblock and the bitmap of a half of a mirror (ARCHITECTURE.md).
+const MIRROR_BYTES: u64 = 2 << 20;
+
 /// The pool's file system, without a mount: its log is empty after an orderly end.
-fn check_pool(file: &Path, sectors: Sectors, scratch: &Path) -> Result<()> {
+fn check_pool(file: &Path, (kind, passphrase): (Kind, Option<&str>), scratch: &Path) -> Result<()> {
     let partition = scratch.join("partition");
-    disk::first_partition(file, sectors.bytes() as u64, &partition)?;
+    disk::first_partition(file, kind.sectors().bytes() as u64, &partition)?;
+    let inside = match (kind, passphrase) {
+        (_, Some(passphrase)) => encrypted::open(&partition, passphrase)?,
+        (Kind::Mirror, None) => disk::beyond(&partition, MIRROR_BYTES)?,
+        (_, None) => partition,
+    };
     let output = std::process::Command::new("/sbin/xfs_repair")
         .arg("-n")
-        .arg(&partition)
+        .arg(&inside)
         .output();
     let output = output.context("start xfs_repair: run 'make setup'")?;
-    fs::remove_file(&partition)?;
-    ensure!(
-        output.status.success(),
-        "xfs_repair -n: {}{}",
+    if output.status.success() {
+        fs::remove_file(&inside)?;
+        return Ok(());
+    }
+    let kept = std::env::temp_dir().join(format!("sifr-torture-{}.xfs", std::process::id()));
+    disk::copy(&inside, &kept)?;
+    bail!(
+        "{} is what xfs_repair -n was given: {}{}",
+        kept.display(),
         String::from_utf8_lossy(&output.stdout),
         String::from_utf8_lossy(&output.stderr)
-    );
-    Ok(())
+    )
 }
