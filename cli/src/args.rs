@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use api::Until;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use types::deployment::{Port, RestartPolicy};
+use types::deployment::{Port, Protocol, RestartPolicy};
 use types::{Bytes, Digest, Name, PublicKey};
 
 /// Longest wait of `sifr wait`: a day.
@@ -567,12 +567,21 @@ impl std::str::FromStr for DrillTarget {
 
 /// `80:8080`, or `8080` where both are the same.
 pub(crate) fn port(text: &str) -> Result<Port, String> {
-    let (node, machine) = text.split_once(':').unwrap_or((text, text));
+    let (ports, protocol) = match text.rsplit_once('/') {
+        None | Some((_, "tcp")) => (text.trim_end_matches("/tcp"), Some(Protocol::Tcp)),
+        Some((ports, "udp")) => (ports, Some(Protocol::Udp)),
+        Some((ports, _)) => (ports, None),
+    };
+    let (node, machine) = ports.split_once(':').unwrap_or((ports, ports));
     let number = |text: &str| text.parse().ok().filter(|n| *n != 0);
-    match (number(node), number(machine)) {
-        (Some(node), Some(machine)) => Ok(Port { node, machine }),
+    match (number(node), number(machine), protocol) {
+        (Some(node), Some(machine), Some(protocol)) => Ok(Port {
+            node,
+            machine,
+            protocol,
+        }),
         _ => Err(format!(
-            "port {text:?} is not NODE:MACHINE with numbers from 1 to 65535, such as 80:8080"
+            "port {text:?} is not NODE:MACHINE with numbers from 1 to 65535, such as 80:8080 or 53:53/udp"
         )),
     }
 }
@@ -750,20 +759,16 @@ mod tests {
 
     #[test]
     fn a_single_port_stands_for_both_sides() {
+        assert_eq!(port("8080"), Ok(Port::tcp(8080, 8080)));
+        assert_eq!(port("80:8080"), Ok(Port::tcp(80, 8080)));
+        assert_eq!(port("80:8080/tcp"), port("80:8080"));
+        let udp = port("53/udp").expect("a port");
         assert_eq!(
-            port("8080"),
-            Ok(Port {
-                node: 8080,
-                machine: 8080
-            })
+            (udp.protocol, udp.node, udp.machine),
+            (Protocol::Udp, 53, 53)
         );
-        assert_eq!(
-            port("80:8080"),
-            Ok(Port {
-                node: 80,
-                machine: 8080
-            })
-        );
-        assert!(port("80:8080/udp").is_err() && port("").is_err() && port("65536").is_err());
+        for bad in ["", "65536", "80:8080/sctp", "80/", "/udp", "0/udp"] {
+            assert!(port(bad).is_err(), "{bad}");
+        }
     }
 }

@@ -10,7 +10,9 @@ use std::path::Path;
 use anyhow::Context as _;
 use api::{Client, ClientError, Envelope};
 use serde::Serialize;
-use types::deployment::{Action, Deployment, Image, Machine, ONLY_WORKLOAD, Statement, Workload};
+use types::deployment::{
+    Action, Deployment, Image, Machine, ONLY_WORKLOAD, Protocol, Statement, Workload,
+};
 use types::status::{Ack, RefusalCode};
 use types::{Bytes, Digest, Name, Stores};
 
@@ -224,6 +226,7 @@ fn from_options(
         restart: options.restart.unwrap_or_default(),
         limits: None,
         mounts: Vec::new(),
+        networks: Vec::new(),
     };
     let only = ONLY_WORKLOAD.parse().expect("the constant is a name");
     let workloads = [(only, Workload::Machine(machine))].into();
@@ -294,8 +297,12 @@ fn acknowledged(ack: &Ack, node: &Name, deployment: &Deployment, pin: &Pin) -> S
     let host = host(&pin.address);
     for (workload, machine) in deployment.machines() {
         for port in &machine.ports {
+            let protocol = match port.protocol {
+                Protocol::Tcp => "",
+                Protocol::Udp => "/udp",
+            };
             text.push_str(&format!(
-                "{host}:{} → {workload}:{}\n",
+                "{host}:{} → {workload}:{}{protocol}\n",
                 port.node, port.machine
             ));
         }

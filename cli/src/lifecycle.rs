@@ -437,11 +437,7 @@ fn statuses(all: &[&DeploymentStatus]) -> String {
             ]));
         }
         for (name, workload) in &status.workloads {
-            let ports: Vec<_> = workload
-                .ports
-                .iter()
-                .map(|port| format!("{}:{}", port.node, port.machine))
-                .collect();
+            let ports: Vec<_> = workload.ports.iter().map(ToString::to_string).collect();
             rows.push(head([
                 state_text(workload),
                 workload
@@ -541,10 +537,7 @@ mod tests {
         let workload = WorkloadStatus {
             state,
             address: Some([10, 1, 0, 2].into()),
-            ports: vec![types::deployment::Port {
-                node: 80,
-                machine: 8080,
-            }],
+            ports: vec![types::deployment::Port::tcp(80, 8080)],
             restarts: 3,
             exit,
             message: None,
@@ -560,6 +553,7 @@ mod tests {
             durable: true,
             workloads: [("web".parse().expect("a name"), workload)].into(),
             volumes: Default::default(),
+            networks: Default::default(),
         }
     }
 

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod cards;
 mod deploy;
 mod depot;
 mod disks;

@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 use types::deployment::{Deployment, Machine, ONLY_WORKLOAD, Workload};
 use types::{Digest, Name};
 
-use crate::{args, mounts};
+use crate::{args, cards, mounts};
 
 /// Longest deployment file: far more than an envelope holds.
 pub(crate) const FILE_MAX: u64 = 1 << 20;
@@ -85,6 +85,12 @@ pub(crate) fn parse(yaml: &str, resolve: Resolve<'_>) -> Result<Draft, SpecError
             deployment.workloads.insert(name, Workload::Volume(volume?));
             continue;
         }
+        if let Some(network) = cards::network(&format!("workloads.{key}"), &value) {
+            deployment
+                .workloads
+                .insert(name, Workload::Network(network?));
+            continue;
+        }
         let machine = machine(&format!("workloads.{key}"), value, resolve)?;
         deployment
             .workloads
@@ -122,6 +128,9 @@ fn machine(place: &str, value: Value, resolve: Resolve<'_>) -> Result<Machine, S
     desugar(&mut fields, "ports", |value| ports(&inside("ports"), value))?;
     desugar(&mut fields, "mounts", |value| {
         mounts::mounts(&inside("mounts"), value)
+    })?;
+    desugar(&mut fields, "networks", |value| {
+        cards::cards(&inside("networks"), value)
     })?;
     desugar(&mut fields, "env", |value| env(&inside("env"), value))?;
     desugar(&mut fields, "restart", |value| {
@@ -376,7 +385,7 @@ mod tests {
             (2, Bytes::mib(512), Bytes::gib(2))
         );
         let ports =
-            [(80, 8080), (443, 443), (81, 82)].map(|(node, machine)| Port { node, machine });
+            [(80, 8080), (443, 443), (81, 82)].map(|(node, machine)| Port::tcp(node, machine));
         assert_eq!(machine.ports, ports);
         let env: Vec<_> = machine
             .env

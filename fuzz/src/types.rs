@@ -116,6 +116,12 @@ fn json() -> Vec<Vec<u8>> {
             "workloads":{{"data":{{"volume":{{"size":"1Gi","limits":{{"operations_per_second":99}},
             "from":{{"volume":"b","snapshot":"c"}}}}}}}}}}}}}}"#
         ),
+        format!(
+            r#"{{"node":"{key}","name":"shop","version":1,"action":{{"deploy":{{"workloads":{{
+            "front":{{"network":{{"subnet":"10.128.7.0/24","internal":true}}}},
+            "web":{{"machine":{{"image":{{"flist":"{digest}"}},"ports":[{{"node":53,"machine":53,"protocol":"udp"}}],
+            "networks":[{{"network":"front","address":"10.128.7.9"}},{{"network":"default"}}]}}}}}}}}}}}}"#
+        ),
         format!(r#"{{"node":"{key}","name":"shop","version":2,"action":{{"destroy":{{"volumes":["data"]}}}}}}"#),
         format!(r#"{{"node":"{key}","name":"shop","version":2,"action":{{"restore":{{"volume":"data","snapshot":"c"}}}}}}"#),
         r#"{"Entrypoint":["/a"],"Cmd":["b"],"Env":["A=b"],"User":"u","WorkingDir":"/","StopSignal":"SIGINT"}"#

@@ -79,8 +79,8 @@ fn first_header() -> Vec<u8> {
 /// Of any format since, its sums right: what it needs and what it reserves are the input's.
 fn header(choices: &mut Choices<'_>) -> Vec<u8> {
     let format = match choices.u8() {
-        format @ 0..=3 => u32::from(format),
-        _ => 2,
+        format @ 0..=4 => u32::from(format),
+        _ => 3,
     };
     let format = format.to_le_bytes();
     let mut out = [&b"SIFRLDGR"[..], &format, &check_of(&format)].concat();
@@ -159,7 +159,7 @@ fn ledgers() -> Vec<Vec<u8>> {
         let torn = head.u8(2).u8(2).raw(&[0, 0]);
         torn.u8(1).u8(20).raw(&[2, 1]).0
     };
-    let now = honest(second(2), &all);
+    let now = honest(second(3), &all);
     vec![
         [long.clone(), long.clone()].concat(),
         [long.clone(), short.clone()].concat(),
@@ -169,9 +169,10 @@ fn ledgers() -> Vec<Vec<u8>> {
         // A migration that was cut, both ways round.
         [now.clone(), long.clone()].concat(),
         [short, now.clone()].concat(),
-        [torn(second(2)), now.clone()].concat(),
+        [torn(second(3)), now.clone()].concat(),
+        [honest(second(2), &all), now.clone()].concat(),
         // One of the future, alone and beside one of ours.
-        [honest(second(3), &all), now].concat(),
-        [honest(second(3), &all), honest(second(3), &some)].concat(),
+        [honest(second(4), &all), now].concat(),
+        [honest(second(4), &all), honest(second(4), &some)].concat(),
     ]
 }

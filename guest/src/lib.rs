@@ -99,7 +99,7 @@ const PHASES: [Phase; 7] = [
     },
     Phase {
         name: "network",
-        run: |setup| link::bring_up(setup.spec.link.as_ref()),
+        run: |setup| link::bring_up(setup.spec.link.as_ref(), &setup.spec.further),
     },
     Phase {
         name: "cgroup",

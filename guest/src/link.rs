@@ -1,4 +1,4 @@
-//! The guest's network: loopback, and the one card of the specification.
+//! The guest's network: loopback, and the cards of the specification.
 //!
 //! Owns: their settings and the order in which they are made, and made anew. Refuses: DHCP; the host has decided.
 
@@ -14,7 +14,8 @@ use crate::rtnetlink::{Request, Socket};
 /// The kernel numbers loopback first.
 const LOOPBACK: u32 = 1;
 
-pub(crate) fn bring_up(link: Option<&Link>) -> Result<()> {
+/// `link` leads outside, each of `further` to its own network alone.
+pub(crate) fn bring_up(link: Option<&Link>, further: &[Link]) -> Result<()> {
     let mut socket = Socket::open()?;
     socket.ask(Request::Up {
         link: LOOPBACK,
@@ -23,7 +24,21 @@ pub(crate) fn bring_up(link: Option<&Link>) -> Result<()> {
     // As Docker does: what runs here needs no privilege for a port or a ping in a VM of its own.
     set("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0");
     set("/proc/sys/net/ipv4/ping_group_range", "0 2147483647");
+    for link in link.into_iter().chain(further) {
+        add(&mut socket, link)?;
+        if !further.is_empty() {
+            separate(link)?;
+        }
+    }
     let Some(link) = link else { return Ok(()) };
+    let (_, index) = device::card(link.mac)?;
+    socket.ask(Request::DefaultRoute {
+        link: index,
+        gateway: link.gateway,
+    })
+}
+
+fn add(socket: &mut Socket, link: &Link) -> Result<()> {
     let (name, index) = device::card(link.mac)?;
     // The host gives the address: probing for duplicates would only delay the first packet.
     set(&format!("/proc/sys/net/ipv6/conf/{name}/accept_dad"), "0");
@@ -38,11 +53,15 @@ pub(crate) fn bring_up(link: Option<&Link>) -> Result<()> {
     socket.ask(Request::Address {
         link: index,
         address: link.address,
-    })?;
-    socket.ask(Request::DefaultRoute {
-        link: index,
-        gateway: link.gateway,
     })
+}
+
+/// One that is on several networks answers in each for the address that it has there, and asks under it.
+fn separate(link: &Link) -> Result<()> {
+    let (name, _) = device::card(link.mac)?;
+    set(&format!("/proc/sys/net/ipv4/conf/{name}/arp_ignore"), "1");
+    set(&format!("/proc/sys/net/ipv4/conf/{name}/arp_announce"), "2");
+    Ok(())
 }
 
 /// In a restored machine: the card becomes another one.

@@ -15,6 +15,7 @@ pub mod foreign;
 pub mod http;
 pub mod inside;
 mod lab;
+pub mod neighbour;
 pub mod nested;
 pub mod poison;
 pub mod registry;

@@ -10,7 +10,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 
 pub(crate) const BUSYBOX: &str = "/bin/busybox";
-const APPLETS: &str = "sh cat echo httpd id ip kill ls mount nc nslookup ping ps pwd sed sleep sync test touch true \
+const APPLETS: &str = "sh cat cut echo httpd id ip kill ls mount nc nslookup ping ps pwd sed sleep sync test touch true \
                        wget dd arping sha256sum";
 
 /// Packs a busybox userland with `sifr flist pack` into `<directory>/store`; gives the .flist file.
@@ -66,7 +66,7 @@ pub fn tree(root: &Path, seed: u32) -> Result<()> {
     fs::write(root.join("www/large.bin"), noise).context("write the large file")
 }
 
-fn pack(sifr: &Path, root: &Path, store: &Path) -> Result<PathBuf> {
+pub(crate) fn pack(sifr: &Path, root: &Path, store: &Path) -> Result<PathBuf> {
     pack_with(sifr, root, store, |pack| pack)
 }
 

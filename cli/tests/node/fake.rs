@@ -129,6 +129,7 @@ impl Node {
             durable: true,
             workloads: workloads.collect(),
             volumes: Default::default(),
+            networks: Default::default(),
         })
     }
 

@@ -121,6 +121,7 @@ mod tests {
                 durable: true,
                 workloads: [(web.clone(), workload)].into(),
                 volumes: Default::default(),
+                networks: Default::default(),
             };
             assert_eq!(goes_on(&status, &web), more, "{state:?} {desired:?}");
             assert!(!goes_on(&status, &db), "what is gone says nothing more");

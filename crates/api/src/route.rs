@@ -659,6 +659,7 @@ mod tests {
                 .map(|(i, s)| (name(&format!("w{i}")), workload(*s)))
                 .collect(),
             volumes: Default::default(),
+            networks: Default::default(),
         }
     }
 

@@ -108,6 +108,7 @@ mod tests {
                         durable: true,
                         workloads,
                         volumes: Default::default(),
+                        networks: Default::default(),
                     }))
                 }
                 Route::Drill => {

@@ -9,6 +9,7 @@ use std::num::NonZeroU8;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use types::network::{RANGES, SUBNET_PREFIX};
 use types::{Cidr, Mac};
 
 use crate::link::{Create, Desired, DesiredRoute, Handle, Step, plan};
@@ -25,13 +26,6 @@ const DNS_PORT: u16 = 53;
 /// Both ends of each veth pair, two addresses a network (RFC 3021): 2^16 networks fill a /15. It lies in
 /// the shared space of RFC 6598, which neither a LAN nor a guest's image is likely to use.
 const TRANSFER: Ipv4Addr = Ipv4Addr::new(100, 126, 0, 0);
-/// Tenant subnets are the /24s of 10.128.0.0/9, numbered from 0; after them, for a LAN that takes all of
-/// 10.0.0.0/8, those of 172.16.0.0/12. The first of each and how many there are.
-const RANGES: [(Ipv4Addr, u16); 2] = [
-    (Ipv4Addr::new(10, 128, 0, 0), 1 << 15),
-    (Ipv4Addr::new(172, 16, 0, 0), 1 << 12),
-];
-const SUBNET_PREFIX: u8 = 24;
 
 /// One tenant network on this node.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -119,14 +113,16 @@ pub struct TapSpec {
     pub mtu: u32,
 }
 
+/// Whether a subnet touches none of `avoid`.
+pub fn is_free(subnet: &Cidr, avoid: &[Cidr]) -> bool {
+    let touches = |other: &Cidr| subnet.contains(other.address) || other.contains(subnet.address);
+    !avoid.iter().any(touches)
+}
+
 /// The first of the node's tenant subnets that touches none of `avoid`: in each range, `index` says where
 /// the search begins. The gateway is its first address. `None` when all are taken.
 pub fn subnet(index: u16, avoid: &[Cidr]) -> Option<Cidr> {
-    let free = |gateway: &Cidr| {
-        let touches =
-            |other: &Cidr| gateway.contains(other.address) || other.contains(gateway.address);
-        !avoid.iter().any(touches)
-    };
+    let free = |gateway: &Cidr| is_free(gateway, avoid);
     let mut first = 0;
     RANGES.iter().find_map(|(_, count)| {
         let from = first;
@@ -149,17 +145,7 @@ pub fn gateway(mut number: u16) -> Option<Cidr> {
     None
 }
 
-/// The number of the tenant subnet that an address lies in. `None`: in none.
-pub fn number(address: Ipv4Addr) -> Option<u16> {
-    let mut first = 0;
-    RANGES.iter().find_map(|(start, count)| {
-        let from = first;
-        first += count;
-        let at = u32::from(address).checked_sub(u32::from(*start))? >> (32 - SUBNET_PREFIX);
-        let at = u16::try_from(at).ok().filter(|at| at < count)?;
-        Some(from + at)
-    })
-}
+pub use types::network::number;
 
 /// The MAC of a guest, or of the gateway: locally administered, made from the address, so that it is
 /// unique within its network and the same after a restart.

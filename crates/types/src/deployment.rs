@@ -4,10 +4,12 @@
 //! Refuses: unknown fields, and values that can never be right on any node.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
 use crate::limits::Limits;
+use crate::network::{self, Card, Network, NetworkError};
 use crate::node::DiskClass;
 use crate::stores::{Stores, StoresError};
 use crate::volume::{self, Mount, Volume, VolumeError};
@@ -94,7 +96,7 @@ pub struct Deployment {
     pub destroy: BTreeSet<Name>,
 }
 
-/// The closed set of workload kinds. `network` joins when it is built.
+/// The closed set of workload kinds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[expect(
@@ -104,6 +106,7 @@ pub struct Deployment {
 pub enum Workload {
     Machine(Machine),
     Volume(Volume),
+    Network(Network),
 }
 
 /// A micro VM that runs one container image.
@@ -134,8 +137,12 @@ pub struct Machine {
     pub user: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workdir: Option<String>,
+    /// Lead to its first network.
     #[serde(default)]
     pub ports: Vec<Port>,
+    /// A card each, in this order; by the first it reaches the outside. None: [`network::DEFAULT_NETWORK`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub networks: Vec<Card>,
     #[serde(default)]
     pub restart: RestartPolicy,
     /// How fast it may use its disks and its card.
@@ -155,12 +162,75 @@ pub struct Image {
     pub store: Option<Stores>,
 }
 
-/// A TCP port of the node that leads to a port of the machine.
+/// A port of the node that leads to a port of the machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Port {
     pub node: u16,
     pub machine: u16,
+    #[serde(default, skip_serializing_if = "Protocol::is_tcp")]
+    pub protocol: Protocol,
+}
+
+/// Ports of one protocol are others than those of the next.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum Protocol {
+    #[default]
+    Tcp,
+    Udp,
+}
+
+impl Protocol {
+    fn is_tcp(&self) -> bool {
+        *self == Self::Tcp
+    }
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tcp => "TCP",
+            Self::Udp => "UDP",
+        })
+    }
+}
+
+impl Port {
+    pub fn tcp(node: u16, machine: u16) -> Self {
+        let protocol = Protocol::Tcp;
+        Self {
+            node,
+            machine,
+            protocol,
+        }
+    }
+
+    /// What no other port may share.
+    pub fn on_node(&self) -> (Protocol, u16) {
+        (self.protocol, self.node)
+    }
+
+    /// The node needs it for itself.
+    fn is_reserved(&self) -> bool {
+        match self.protocol {
+            Protocol::Tcp => self.node == API_PORT,
+            Protocol::Udp => DHCP_PORTS.contains(&self.node),
+        }
+    }
+}
+
+/// As Docker writes it.
+impl fmt::Display for Port {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.node, self.machine)?;
+        match self.protocol {
+            Protocol::Tcp => Ok(()),
+            Protocol::Udp => f.write_str("/udp"),
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -208,20 +278,28 @@ pub enum SpecError {
     Removals(usize),
     #[error("workload {0} stands in both workloads and remove: take it out of one of them")]
     Contradiction(Name),
-    #[error("port {0} of the node is published twice in this deployment")]
-    PortTwice(u16),
-    #[error("workload {name}: port {port} of the node is its own: choose another")]
-    PortReserved { name: Name, port: u16 },
+    #[error("{0} port {1} of the node is published twice in this deployment")]
+    PortTwice(Protocol, u16),
+    #[error("workload {name}: {protocol} port {port} of the node is its own: choose another")]
+    PortReserved {
+        name: Name,
+        protocol: Protocol,
+        port: u16,
+    },
     #[error("workload {name}: {problem}")]
     Store { name: Name, problem: StoresError },
     #[error(transparent)]
     Volume(#[from] VolumeError),
+    #[error(transparent)]
+    Network(#[from] NetworkError),
     #[error("version 0 does not exist: the first version of a deployment is 1")]
     Version,
 }
 
 /// The TCP port of the node's API.
 pub const API_PORT: u16 = 7443;
+/// UDP ports of the node's DHCP clients, IPv4 and IPv6.
+const DHCP_PORTS: [u16; 2] = [68, 546];
 
 impl Statement {
     /// Checks all that can be checked without knowing the node.
@@ -263,12 +341,13 @@ impl Deployment {
         for (name, machine) in self.machines() {
             machine.check(name)?;
             for port in &machine.ports {
-                if !published.insert(port.node) {
-                    return Err(SpecError::PortTwice(port.node));
+                if !published.insert(port.on_node()) {
+                    return Err(SpecError::PortTwice(port.protocol, port.node));
                 }
             }
         }
         volume::check(self)?;
+        network::check(self)?;
         Ok(())
     }
 
@@ -277,7 +356,7 @@ impl Deployment {
             .iter()
             .filter_map(|(name, workload)| match workload {
                 Workload::Machine(machine) => Some((name, machine)),
-                Workload::Volume(_) => None,
+                Workload::Volume(_) | Workload::Network(_) => None,
             })
     }
 
@@ -286,8 +365,24 @@ impl Deployment {
             .iter()
             .filter_map(|(name, workload)| match workload {
                 Workload::Volume(volume) => Some((name, volume)),
-                Workload::Machine(_) => None,
+                Workload::Machine(_) | Workload::Network(_) => None,
             })
+    }
+
+    pub fn networks(&self) -> impl Iterator<Item = (&Name, &Network)> {
+        self.workloads
+            .iter()
+            .filter_map(|(name, workload)| match workload {
+                Workload::Network(network) => Some((name, network)),
+                Workload::Machine(_) | Workload::Volume(_) => None,
+            })
+    }
+
+    pub fn network(&self, name: &Name) -> Option<&Network> {
+        match self.workloads.get(name)? {
+            Workload::Network(network) => Some(network),
+            Workload::Machine(_) | Workload::Volume(_) => None,
+        }
     }
 }
 
@@ -330,15 +425,11 @@ impl Machine {
         )?;
         for port in &self.ports {
             let fine = port.node != 0 && port.machine != 0;
-            range(
-                "port",
-                format!("{}:{}", port.node, port.machine),
-                fine,
-                "1 to 65535".to_owned(),
-            )?;
-            if port.node == API_PORT {
+            range("port", port.to_string(), fine, "1 to 65535".to_owned())?;
+            if port.is_reserved() {
                 return Err(SpecError::PortReserved {
                     name: name.clone(),
+                    protocol: port.protocol,
                     port: port.node,
                 });
             }

@@ -51,7 +51,11 @@ pub struct RunSpec {
     pub stop_signal: i32,
     /// How long after it everything is killed.
     pub stop_grace_ms: u64,
+    /// The card with the default route and the name server.
     pub link: Option<Link>,
+    /// Its other cards: through each it reaches the card's own network and no further.
+    #[serde(default)]
+    pub further: Vec<Link>,
     /// In the order in which they are mounted: parents first.
     #[serde(default)]
     pub volumes: Vec<VolumeMount>,
@@ -70,7 +74,7 @@ pub struct VolumeMount {
     pub read_only: bool,
 }
 
-/// The guest's one network card.
+/// One network card of the guest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Link {

@@ -15,6 +15,7 @@ pub mod health;
 pub mod id;
 pub mod limits;
 pub mod metrics;
+pub mod network;
 pub mod node;
 pub mod retire;
 pub mod status;

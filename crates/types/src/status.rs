@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::deployment::Port;
 use crate::trouble::Code;
-use crate::{Bytes, Digest, Name};
+use crate::{Bytes, Cidr, Digest, Name};
 
 /// The answer to an accepted statement.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,6 +33,16 @@ pub struct DeploymentStatus {
     pub workloads: BTreeMap<Name, WorkloadStatus>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub volumes: BTreeMap<Name, VolumeStatus>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub networks: BTreeMap<Name, NetworkStatus>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct NetworkStatus {
+    /// `None`: it has had no machine yet, and asks for none.
+    pub subnet: Option<Cidr>,
+    /// Those of its machines that have an address in it.
+    pub machines: BTreeMap<Name, Ipv4Addr>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,6 +76,7 @@ pub enum State {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WorkloadStatus {
     pub state: State,
+    /// In the first of its networks.
     pub address: Option<Ipv4Addr>,
     pub ports: Vec<Port>,
     /// Starts after the first.

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use types::deployment::{Action, Deployment, Statement};
+use types::network::DEFAULT_NETWORK;
 use types::node::Capacity;
 use types::status::{Refusal, RefusalCode};
 use types::{Bytes, Digest, Name, PublicKey, VmId};
@@ -301,13 +302,19 @@ fn check_left_out(
     }
 }
 
-/// All machines of a signer are in one network.
+/// All machines of a signer that name no other network are in one. In another are no more than a deployment has.
 fn check_addresses(key: &Key, deployment: &Deployment, desired: &Desired) -> Result<(), Refusal> {
+    let is_in = |machine: &types::deployment::Machine| {
+        let mut cards = machine.cards().into_iter();
+        cards.any(|card| card.network.as_str() == DEFAULT_NETWORK)
+    };
     let others = desired
         .machines()
         .filter(|(_, other, ..)| other.signer == key.signer && *other != key)
+        .filter(|(.., machine)| is_in(machine))
         .count();
-    let wanted = deployment.machines().count();
+    let wanted = deployment.machines().filter(|(_, machine)| is_in(machine));
+    let wanted = wanted.count();
     let most = address::COUNT as usize;
     if others + wanted <= most {
         return Ok(());
@@ -367,7 +374,7 @@ fn check_ports(key: &Key, deployment: &Deployment, desired: &Desired) -> Result<
         desired.machines().filter(|(_, other, ..)| *other != key)
     {
         for taken in &machine.ports {
-            let wanted = |p: &types::deployment::Port| p.node == taken.node;
+            let wanted = |p: &types::deployment::Port| p.on_node() == taken.on_node();
             if deployment
                 .machines()
                 .any(|(_, m)| m.ports.iter().any(wanted))
@@ -381,8 +388,8 @@ fn check_ports(key: &Key, deployment: &Deployment, desired: &Desired) -> Result<
                 return refuse(
                     RefusalCode::PortTaken,
                     format!(
-                        "port {} of the node is published by {by}: choose another",
-                        taken.node
+                        "{} port {} of the node is published by {by}: choose another",
+                        taken.protocol, taken.node
                     ),
                 );
             }

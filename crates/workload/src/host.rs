@@ -8,6 +8,7 @@ use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
 use types::deployment::{Machine, Port};
+use types::network::DEFAULT_NETWORK;
 use types::status::Exit;
 use types::vm::Limit;
 use types::{Bytes, Digest, Name, PublicKey, VmId, VolumeId};
@@ -25,8 +26,8 @@ pub struct Launch {
 }
 
 /// The digest of what a VM is made from. Published ports, the restart policy, the store and the size of volumes are
-/// not in it: they change without a restart. A machine without mounts has the digest that it had before there were
-/// any: what has ended for good stays so.
+/// not in it: they change without a restart. A machine without mounts, or on no other network than the default one, has
+/// the digest that it had before there were any: what has ended for good stays so.
 pub fn launch_digest(machine: &Machine, incarnation: u64) -> Digest {
     let made_from = (
         &machine.image.flist,
@@ -35,10 +36,14 @@ pub fn launch_digest(machine: &Machine, incarnation: u64) -> Digest {
         (&machine.user, &machine.workdir),
         incarnation,
     );
-    let json = if machine.mounts.is_empty() {
-        serde_json::to_vec(&made_from)
-    } else {
-        serde_json::to_vec(&(made_from, &machine.mounts))
+    let networks = match &machine.networks[..] {
+        [one] if one.network.as_str() == DEFAULT_NETWORK => &[],
+        networks => networks,
+    };
+    let json = match (&machine.mounts[..], networks) {
+        ([], []) => serde_json::to_vec(&made_from),
+        (mounts, []) => serde_json::to_vec(&(made_from, mounts)),
+        (mounts, networks) => serde_json::to_vec(&(made_from, mounts, networks)),
     };
     let json = json.expect("text keys and numbers always serialise");
     Digest(*blake3::hash(&json).as_bytes())
@@ -55,7 +60,11 @@ pub struct Record {
     pub incarnation: u64,
     pub image: Digest,
     pub disk: Bytes,
+    /// In the first of its networks.
     pub address: Ipv4Addr,
+    /// In each of them, the first too. Of a machine that names none, none: it is on the default one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub cards: Vec<CardAddress>,
     /// Set where the program has ended for good, as its restart policy says.
     pub finished: Option<Finished>,
 }
@@ -65,6 +74,57 @@ impl Record {
         Key {
             signer: self.signer,
             name: self.deployment.clone(),
+        }
+    }
+
+    /// Where it is on each of its networks.
+    pub fn cards(&self) -> Vec<CardAddress> {
+        all_cards(self.address, &self.cards)
+    }
+}
+
+/// The addresses of a machine of which these are said.
+pub(crate) fn all_cards(first: Ipv4Addr, cards: &[CardAddress]) -> Vec<CardAddress> {
+    if cards.is_empty() {
+        vec![CardAddress::default_network(first)]
+    } else {
+        cards.to_vec()
+    }
+}
+
+/// A machine's address in one of its networks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CardAddress {
+    pub network: Name,
+    pub address: Ipv4Addr,
+}
+
+impl CardAddress {
+    pub fn default_network(address: Ipv4Addr) -> Self {
+        let network = DEFAULT_NETWORK.parse().expect("it is a DNS label");
+        Self { network, address }
+    }
+
+    pub fn is_default(&self) -> bool {
+        self.network.as_str() == DEFAULT_NETWORK
+    }
+}
+
+/// Which network of the node.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum NetworkId {
+    /// Of all machines of a signer that name none.
+    Default(PublicKey),
+    /// One of a deployment's own.
+    Named(Key, Name),
+}
+
+impl NetworkId {
+    pub fn of(key: &Key, network: &Name) -> Self {
+        match network.as_str() {
+            DEFAULT_NETWORK => Self::Default(key.signer),
+            _ => Self::Named(key.clone(), network.clone()),
         }
     }
 }
@@ -85,6 +145,7 @@ pub enum OnPool {
     /// Its data lies where the node does not get at it now: it waits, and is not begun anew. Its address stays its own.
     Away {
         address: Ipv4Addr,
+        cards: Vec<CardAddress>,
         why: String,
     },
 }
@@ -250,13 +311,22 @@ pub struct Survivor {
     pub start_ms: Option<u64>,
 }
 
-/// A machine's place in the network.
+/// A machine's place in its networks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Placed {
     pub key: Key,
     pub workload: Name,
-    pub address: Ipv4Addr,
+    /// The first of them is its way outside.
+    pub cards: Vec<PlacedCard>,
+    /// Lead to the first.
     pub ports: Vec<Port>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PlacedCard {
+    pub address: Ipv4Addr,
+    /// Of a network that nothing leads out of.
+    pub internal: bool,
 }
 
 /// All machines that have a place in the network: what firewall, TAPs and names follow from.

@@ -3,8 +3,6 @@
 //! Owns: the state of a machine, what follows from each event, and when a failed start is tried again.
 //! Refuses: other machines. Nothing here can make one wait for another; how many start at once the reconciler counts.
 
-use std::net::Ipv4Addr;
-
 use serde::{Deserialize, Serialize};
 use types::Name;
 use types::deployment::{Machine as Spec, RestartPolicy};
@@ -12,7 +10,9 @@ use types::status::{Exit, State, WorkloadStatus};
 use types::trouble::Code;
 
 use crate::desired::{Key, Phase, Target};
-use crate::host::{Attached, End, Finished, Launch, Layer, OnPool, Record, Survivor};
+use crate::host::{
+    Attached, CardAddress, End, Finished, Launch, Layer, OnPool, Record, Survivor, all_cards,
+};
 
 /// First pause after a failure, doubled with each further one. No jitter: one node's machines do not
 /// press on anything together.
@@ -136,7 +136,7 @@ pub(crate) struct Machine {
     pub(crate) workload: Name,
     pub(crate) pool: Option<OnPool>,
     /// Kept while the record is being replaced.
-    pub(crate) address: Option<Ipv4Addr>,
+    pub(crate) cards: Vec<CardAddress>,
     /// A start has been tried: there may be remains even without a record.
     touched: bool,
     /// What the record becomes once the layer is there.
@@ -177,16 +177,16 @@ pub(crate) fn backoff(failures: u32) -> u64 {
 
 impl Machine {
     pub(crate) fn new(key: Key, workload: Name, pool: Option<OnPool>) -> Self {
-        let address = match &pool {
-            Some(OnPool::Record(record)) => Some(record.address),
-            Some(OnPool::Away { address, .. }) => Some(*address),
-            Some(OnPool::Unreadable(_)) | None => None,
+        let cards = match &pool {
+            Some(OnPool::Record(record)) => record.cards(),
+            Some(OnPool::Away { address, cards, .. }) => all_cards(*address, cards),
+            Some(OnPool::Unreadable(_)) | None => Vec::new(),
         };
         Self {
             key,
             workload,
             pool,
-            address,
+            cards,
             touched: false,
             pending: None,
             activity: Activity::Idle,
@@ -355,7 +355,7 @@ impl Machine {
         {
             (self.failed, self.failures) = (None, 0);
         }
-        self.address = Some(record.address);
+        self.cards = record.cards();
         self.touched = true;
         self.attached = attached;
         self.pending = Some(record);
@@ -443,7 +443,8 @@ impl Machine {
     }
 
     pub(crate) fn removed(&mut self) {
-        (self.pool, self.address, self.pending) = (None, None, None);
+        (self.pool, self.pending) = (None, None);
+        self.cards.clear();
         self.touched = false;
         (self.failures, self.not_before) = (0, 0);
         self.activity = Activity::Idle;
@@ -640,7 +641,7 @@ impl Machine {
         };
         WorkloadStatus {
             state,
-            address: self.address,
+            address: self.cards.first().map(|card| card.address),
             ports: spec.map(|spec| spec.ports.clone()).unwrap_or_default(),
             restarts: self.starts.saturating_sub(1),
             exit: self.exit.or(finished),

@@ -44,10 +44,7 @@ fn an_uplink_that_changes_while_the_network_is_made_is_not_forgotten() {
 fn a_change_that_no_vm_sees_restarts_nothing() {
     let mut world = running();
     world.say(changed(|m| {
-        m.ports = vec![types::deployment::Port {
-            node: 80,
-            machine: 8080,
-        }];
+        m.ports = vec![types::deployment::Port::tcp(80, 8080)];
         m.restart = RestartPolicy::Never;
     }));
     world.host.begun.clear();

@@ -5,26 +5,24 @@
 //! Refuses: doing steps ([`Host`] does), reading a clock, and removing anything that no signed
 //! statement has given up.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::collections::BTreeMap;
 
 use types::deployment::{Deployment, RestartPolicy};
 use types::status::{DeploymentStatus, VolumeStatus};
-use types::{Cidr, Name, PublicKey, VmId, VolumeId};
+use types::{Name, VmId, VolumeId};
 
-use crate::address;
 use crate::admission::Admitted;
 use crate::desired::{Desired, Key, Target};
 use crate::host::{
-    Event, Host, Launch, Layer, OnPool, Placed, Places, Record, Start, Step, Survivor,
+    Event, Host, Launch, Layer, OnPool, Placed, PlacedCard, Places, Record, Start, Step, Survivor,
 };
 use crate::machine::{Action, BACKOFF_MAX_MS, Intent, Machine, Pause};
 use crate::volume::Volume;
 
+mod networks;
 mod volumes;
 
-/// Gives a signer who has no machines yet a subnet that touches none of these.
-pub type ChooseSubnet = Box<dyn Fn(&PublicKey, &[Cidr]) -> Option<Cidr> + Send>;
+pub use networks::{ChooseSubnet, Wish};
 
 /// What [`Reconciler::plan`] says.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -360,12 +358,16 @@ impl Reconciler {
             .expect("and its target has a machine");
         let volumes = self.attachments(vm, machine, target, spec);
         let volumes = volumes.map_err(Obstacle::Wait)?;
-        let address = match machine.address {
-            Some(address) => address,
-            None => self
-                .choose_address(vm, &machine.key.signer)
-                .map_err(Obstacle::Failure)?,
-        };
+        let mut cards = self
+            .choose_cards(vm, machine, target)
+            .map_err(Obstacle::Failure)?;
+        let address = cards.first().map(|card| card.address);
+        let address = address.ok_or(Obstacle::Failure("it is on no network"))?;
+        if let [one] = &cards[..]
+            && one.is_default()
+        {
+            cards.clear();
+        }
         let record = Record {
             signer: machine.key.signer,
             deployment: machine.key.name.clone(),
@@ -374,6 +376,7 @@ impl Reconciler {
             image: spec.image.flist,
             disk: spec.disk,
             address,
+            cards,
             finished: None,
         };
         Ok(Start {
@@ -385,25 +388,6 @@ impl Reconciler {
             volumes,
             restarts: machine.starts(),
         })
-    }
-
-    fn choose_address(&self, vm: &VmId, signer: &PublicKey) -> Result<Ipv4Addr, &'static str> {
-        let of = |own: bool| {
-            self.machines
-                .values()
-                .filter(move |m| (m.key.signer == *signer) == own)
-                .filter_map(|m| m.address)
-        };
-        let subnet = match of(true).next() {
-            Some(address) => address::subnet_of(address),
-            None => {
-                let others: BTreeSet<Cidr> = of(false).map(address::subnet_of).collect();
-                let others: Vec<Cidr> = others.into_iter().collect();
-                (self.choose_subnet)(signer, &others).ok_or("the node has no subnet left")?
-            }
-        };
-        let taken: BTreeSet<Ipv4Addr> = of(true).collect();
-        address::choose(subnet, vm, &taken).ok_or("its network has no address left")
     }
 
     /// Machines that run or are to run.
@@ -418,13 +402,21 @@ impl Reconciler {
                 .map(|spec| spec.ports.clone())
                 .unwrap_or_default();
             let (key, workload) = (machine.key.clone(), machine.workload.clone());
-            let address = machine.address.filter(|_| wanted || machine.has_vm())?;
+            let card = |card: &crate::host::CardAddress| PlacedCard {
+                address: card.address,
+                internal: self.is_internal(&key, &card.network),
+            };
+            let cards: Vec<PlacedCard> = machine.cards.iter().map(card).collect();
+            let there = !cards.is_empty() && (wanted || machine.has_vm());
+            if !there {
+                return None;
+            }
             Some((
                 vm.clone(),
                 Placed {
                     key,
                     workload,
-                    address,
+                    cards,
                     ports,
                 },
             ))
@@ -501,6 +493,7 @@ impl Reconciler {
             durable,
             workloads,
             volumes,
+            networks: self.network_statuses(key),
         }
     }
 }

@@ -1,12 +1,12 @@
 //! The reconciler against a fake node: failures by script, restarts of the agent, any order of events.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use proptest::prelude::*;
 use types::deployment::{Action, Deployment, Workload};
 use types::node::Capacity;
 use types::status::{Desired as Want, Exit, State};
-use types::{Bytes, Digest};
+use types::{Bytes, Cidr, Digest, PublicKey};
 
 use super::*;
 use crate::admission::{self, ImagePresence, ImageSize};
@@ -17,6 +17,8 @@ use crate::host::{Attached, Change, End, VolumeOnPool, VolumeRecord, VolumeStep,
 
 #[path = "machines_tests.rs"]
 mod machines;
+#[path = "networks_tests.rs"]
+mod networks_tests;
 #[path = "volumes_tests.rs"]
 mod volumes;
 
@@ -262,7 +264,16 @@ struct World {
 }
 
 fn choose() -> ChooseSubnet {
-    Box::new(|_, _| "10.130.4.1/24".parse().ok())
+    Box::new(|wish, others| {
+        let free = |subnet: &Cidr| !others.contains(&subnet.network());
+        match wish {
+            Wish::This(subnet) => Some(subnet).filter(free),
+            Wish::Any(_) => {
+                let mut subnets = (4..255).map(|n| Cidr::new([10, 130, n, 1].into(), 24));
+                subnets.find_map(|subnet| subnet.filter(free))
+            }
+        }
+    })
 }
 
 impl World {
@@ -313,7 +324,8 @@ impl World {
             presence: ImagePresence::Complete,
             size: ImageSize::default(),
         };
-        if self.reconciler.in_the_way(&v).is_some() {
+        let networks = self.reconciler.networks_in_the_way(&v);
+        if self.reconciler.in_the_way(&v).is_some() || networks.is_some() {
             return;
         }
         if let Ok(admitted) = admission::admit(v, &node, self.reconciler.desired(), present) {

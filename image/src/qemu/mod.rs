@@ -9,7 +9,7 @@ mod node;
 mod qmp;
 
 use std::fs::{self, File};
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -460,8 +460,14 @@ pub fn port_near(wish: u16) -> Result<u16> {
 
 /// A TCP port that nothing listens on. Another program may take it before QEMU does; QEMU then says so.
 pub fn free_port() -> Result<u16> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("find a free port")?;
-    Ok(listener.local_addr().context("find a free port")?.port())
+    loop {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("find a free port")?;
+        let port = listener.local_addr().context("find a free port")?.port();
+        // Ports are forwarded for both protocols.
+        if UdpSocket::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+            return Ok(port);
+        }
+    }
 }
 
 fn escaped(path: &Path) -> String {

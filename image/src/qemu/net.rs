@@ -123,7 +123,9 @@ fn user(id: &str, forwards: &[Forward], leased: Option<Ipv4Addr>) -> String {
     }
     for Forward { host, node } in forwards {
         let here = Ipv4Addr::LOCALHOST;
-        back.push_str(&format!(",hostfwd=tcp:{here}:{host}-:{node}"));
+        for protocol in ["tcp", "udp"] {
+            back.push_str(&format!(",hostfwd={protocol}:{here}:{host}-:{node}"));
+        }
     }
     back
 }

@@ -240,14 +240,14 @@ fn accounts_of(
     )
 }
 
-/// Gives signers subnets that touch none of the uplink's.
 fn starts_max() -> usize {
     let starts = super::machine::cpus().saturating_mul(STARTS_PER_CPU);
     usize::try_from(starts.max(STARTS_MIN)).unwrap_or(usize::MAX)
 }
 
+/// Gives networks subnets that touch none of the uplink's.
 fn subnets(uplink: watch::Receiver<super::context::Uplink>) -> ChooseSubnet {
-    Box::new(move |signer, taken| network::choose_subnet(signer, taken, &uplink.borrow()))
+    Box::new(move |wish, taken| network::choose_subnet(wish, taken, &uplink.borrow()))
 }
 
 impl Engine {
@@ -631,6 +631,10 @@ impl Engine {
             return Err(refusal.into());
         }
         let admitted = self.admit(verified)?;
+        let networks = self.reconciler.networks_in_the_way(admitted.verified());
+        if let Some(refusal) = networks {
+            return Err(Refused::Final(refusal));
+        }
         let ledger = self.ledger.as_mut().map_err(|why| Refusal {
             code: RefusalCode::LedgerUnread,
             message: format!("the node's ledger is not readable, so nothing is accepted: {why}"),

@@ -108,6 +108,7 @@ fn start() -> Start {
             image: digest,
             disk: types::Bytes::mib(64),
             address: [10, 130, 1, 2].into(),
+            cards: Vec::new(),
             finished: None,
         },
         machine: machine.expect("a machine"),
@@ -346,10 +347,15 @@ fn a_network_that_the_next_plan_removes_is_ready_for_nobody_from_then_on() {
             name: start.record.deployment,
         },
         workload: start.record.workload,
-        address: start.record.address,
+        cards: vec![workload::host::PlacedCard {
+            address: start.record.address,
+            internal: false,
+        }],
         ports: Vec::new(),
     };
-    let stays = network::network_of(place.address).expect("a network").name;
+    let stays = network::network_of(place.cards[0].address)
+        .expect("a network")
+        .name;
     let (ready, heard) = watch::channel([stays.clone(), "tenant7".to_owned()].into());
     let plan = network::plan(&[(start.vm, place)].into(), &Uplink::default());
     keep_planned(&ready, &plan);

@@ -133,9 +133,18 @@ impl Machines {
             }
             Located::Away(place) => {
                 self.tell(vm, &place);
-                let Place { pool, address, .. } = place;
+                let Place {
+                    pool,
+                    address,
+                    cards,
+                    ..
+                } = place;
                 let why = format!("its disk is not there: its data lies on the pool {pool}");
-                Some(OnPool::Away { address, why })
+                Some(OnPool::Away {
+                    address,
+                    cards,
+                    why,
+                })
             }
             Located::Here { at, stale } => {
                 let record = read_record(&directories[at].join(RECORD));
@@ -171,6 +180,7 @@ impl Machines {
             pool: self.roots[at].id.clone(),
             version,
             address: record.address,
+            cards: record.cards.clone(),
             own: version,
         }
     }
@@ -410,6 +420,7 @@ mod tests {
                 image: digest,
                 disk: Bytes::mib(64),
                 address: [10, 130, 1, 2].into(),
+                cards: Vec::new(),
                 finished: None,
             },
             machine: machine.expect("a machine"),

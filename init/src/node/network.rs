@@ -10,14 +10,16 @@ use std::os::fd::OwnedFd;
 
 use net::dns::Names;
 use net::firewall::policy;
+use net::firewall::rule::Transport;
 use net::network::{self, Network, TapSpec};
 use net::{firewall, namespace};
 use tokio::runtime;
 use tokio::sync::watch;
-use types::deployment::{API_PORT, ONLY_WORKLOAD};
-use types::{Cidr, PublicKey};
+use types::Cidr;
+use types::deployment::{API_PORT, ONLY_WORKLOAD, Port, Protocol};
 use workload::desired::Key;
-use workload::host::{Placed, Places};
+use workload::host::{NetworkId, Placed, PlacedCard, Places};
+use workload::reconcile::Wish;
 
 use super::context::Uplink;
 
@@ -27,11 +29,18 @@ const DNS_PORT: u16 = 53;
 /// Namespaces of this name and a number are tenant networks, and nothing else is.
 const NAMESPACE: &str = "tenant";
 
-/// A subnet for a signer who has none: the hash of the key says where the search begins.
-pub(crate) fn choose_subnet(signer: &PublicKey, taken: &[Cidr], uplink: &Uplink) -> Option<Cidr> {
-    let hash = blake3::hash(&signer.0);
-    let [a, b, ..] = *hash.as_bytes();
+/// A subnet for a network that has none: the hash of whose it is says where the search begins.
+pub(crate) fn choose_subnet(wish: Wish<'_>, taken: &[Cidr], uplink: &Uplink) -> Option<Cidr> {
     let avoid = [taken, &uplink.networks].concat();
+    let hash = match wish {
+        Wish::This(subnet) => return Some(subnet).filter(|s| network::is_free(s, &avoid)),
+        Wish::Any(NetworkId::Default(signer)) => blake3::hash(&signer.0),
+        Wish::Any(NetworkId::Named(key, name)) => {
+            let names = format!("{name}.{}", key.name);
+            blake3::hash(&[&key.signer.0, names.as_bytes()].concat())
+        }
+    };
+    let [a, b, ..] = *hash.as_bytes();
     network::subnet(u16::from_le_bytes([a, b]), &avoid)
 }
 
@@ -76,65 +85,100 @@ pub(crate) fn open_tap(address: Ipv4Addr, queues: NonZeroU8) -> Result<Vec<Owned
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Plan {
     pub(crate) node: policy::Node,
-    pub(crate) tenants: BTreeMap<String, (Network, policy::Tenant, Names)>,
+    pub(crate) tenants: BTreeMap<String, Tenant>,
+}
+
+/// One network.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Tenant {
+    network: Network,
+    policy: policy::Tenant,
+    names: Names,
+    published: Vec<policy::Published>,
+}
+
+impl Tenant {
+    fn new(network: Network, internal: bool, uplink: &Uplink) -> Self {
+        let policy = policy::Tenant {
+            gateway: network.gateway,
+            refused: uplink.networks.clone(),
+            internal,
+            guests: Vec::new(),
+        };
+        let names = Names {
+            alone: internal,
+            ..Names::default()
+        };
+        Self {
+            network,
+            policy,
+            names,
+            published: Vec::new(),
+        }
+    }
+
+    /// `ports`: those that lead to this very card.
+    fn add(&mut self, address: Ipv4Addr, ports: &[Port]) {
+        let inside: BTreeSet<_> = ports
+            .iter()
+            .map(|p| (transport(p.protocol), p.machine))
+            .collect();
+        self.policy.guests.push(policy::Guest {
+            tap: tap_name(address),
+            mac: network::guest_mac(address),
+            address,
+            ports: inside.into_iter().collect(),
+        });
+        let publish = |port: &Port| policy::Published {
+            transport: transport(port.protocol),
+            node_port: port.node,
+            address,
+            port: port.machine,
+        };
+        self.published.extend(ports.iter().map(publish));
+    }
+}
+
+fn transport(protocol: Protocol) -> Transport {
+    match protocol {
+        Protocol::Tcp => Transport::Tcp,
+        Protocol::Udp => Transport::Udp,
+    }
 }
 
 /// What follows from places and uplink.
 pub(crate) fn plan(places: &Places, uplink: &Uplink) -> Plan {
-    let mut tenants: BTreeMap<String, (Network, policy::Tenant, Names)> = BTreeMap::new();
-    let mut published: BTreeMap<String, Vec<policy::Published>> = BTreeMap::new();
+    let mut tenants: BTreeMap<String, Tenant> = BTreeMap::new();
     let mut machines: BTreeMap<&Key, usize> = BTreeMap::new();
     for place in places.values() {
         *machines.entry(&place.key).or_default() += 1;
     }
     for place in places.values() {
-        let Some(network) = network_of(place.address) else {
-            log::error!(
-                "{} of {} has the foreign address {}",
-                place.workload,
-                place.key.name,
-                place.address
-            );
-            continue;
-        };
-        let name = network.name.clone();
-        let (_, tenant, names) = tenants.entry(name.clone()).or_insert_with(|| {
-            let tenant = policy::Tenant {
-                gateway: network.gateway,
-                refused: uplink.networks.clone(),
-                guests: Vec::new(),
+        for (at, card) in place.cards.iter().enumerate() {
+            let PlacedCard { address, internal } = *card;
+            let Some(network) = network_of(address) else {
+                let (workload, of) = (&place.workload, &place.key.name);
+                log::error!("{workload} of {of} has the foreign address {address}");
+                continue;
             };
-            (network, tenant, Names::default())
-        });
-        tenant.guests.push(policy::Guest {
-            tap: tap_name(place.address),
-            mac: network::guest_mac(place.address),
-            address: place.address,
-            ports: place
-                .ports
-                .iter()
-                .map(|p| p.machine)
-                .collect::<BTreeSet<_>>()
-                .into_iter()
-                .collect(),
-        });
-        add_names(names, place, machines[&place.key]);
-        published
-            .entry(name)
-            .or_default()
-            .extend(place.ports.iter().map(|port| policy::Published {
-                node_port: port.node,
-                address: place.address,
-                port: port.machine,
-            }));
+            let tenant = tenants
+                .entry(network.name.clone())
+                .or_insert_with(|| Tenant::new(network, internal, uplink));
+            let ports = if at == 0 && !internal {
+                &place.ports[..]
+            } else {
+                &[]
+            };
+            tenant.add(address, ports);
+            add_names(&mut tenant.names, place, address, machines[&place.key]);
+        }
     }
-    let node_tenants = tenants
-        .iter()
-        .map(|(name, (network, ..))| policy::NodeTenant {
-            link: network.host_link(),
-            subnet: network.gateway.network(),
-            published: published.remove(name).unwrap_or_default(),
-        });
+    look_further(&mut tenants, places);
+    let node_tenants = tenants.values().map(|tenant| policy::NodeTenant {
+        link: tenant.network.host_link(),
+        subnet: tenant.network.gateway.network(),
+        published: tenant.published.clone(),
+    });
     let node = policy::Node {
         uplinks: uplink.links.clone(),
         open_ports: vec![API_PORT],
@@ -144,13 +188,34 @@ pub(crate) fn plan(places: &Places, uplink: &Uplink) -> Plan {
 }
 
 /// `web.shop`; and plain `shop` where it is its deployment's only machine of so many, or the one that is called `main`.
-fn add_names(names: &mut Names, place: &Placed, machines: usize) {
+fn add_names(names: &mut Names, place: &Placed, address: Ipv4Addr, machines: usize) {
     let (workload, deployment) = (&place.workload, &place.key.name);
     let full = format!("{workload}.{deployment}");
-    names.machines.insert(full, place.address);
-    names.domains.insert(place.address, deployment.to_string());
+    names.machines.insert(full, address);
+    names.domains.insert(address, deployment.to_string());
     if workload.as_str() == ONLY_WORKLOAD || machines == 1 {
-        names.machines.insert(deployment.to_string(), place.address);
+        names.machines.insert(deployment.to_string(), address);
+    }
+}
+
+/// A machine asks the DNS of its first network for the names in all of its networks: those of the first count before
+/// those of the next.
+fn look_further(tenants: &mut BTreeMap<String, Tenant>, places: &Places) {
+    let name = |card: &PlacedCard| network_of(card.address).map(|network| network.name);
+    for cards in places.values().map(|place| &place.cards) {
+        let [first, others @ ..] = &cards[..] else {
+            continue;
+        };
+        let known = others.iter().rev().filter_map(name);
+        let known = known.filter_map(|name| tenants.get(&name));
+        let mut beyond = BTreeMap::new();
+        for tenant in known {
+            beyond.extend(tenant.names.machines.clone());
+        }
+        let first_of = name(first).and_then(|name| tenants.get_mut(&name));
+        if let Some(tenant) = first_of.filter(|_| !beyond.is_empty()) {
+            tenant.names.beyond.insert(first.address, beyond);
+        }
     }
 }
 
@@ -172,10 +237,11 @@ pub(crate) fn apply(plan: &Plan) -> (BTreeSet<String>, Result<(), String>) {
         }
     };
     let runtime = runtime::Handle::current();
-    for (name, (network, tenant, _)) in &plan.tenants {
+    for (name, tenant) in &plan.tenants {
+        let rules = policy::tenant(&tenant.policy);
         let done = runtime
-            .block_on(network::ensure(network))
-            .and_then(|()| firewall::apply_in(name, &policy::tenant(tenant)));
+            .block_on(network::ensure(&tenant.network))
+            .and_then(|()| firewall::apply_in(name, &rules));
         if note(done) {
             made.insert(name.clone());
         }
@@ -236,7 +302,8 @@ impl Forwarders {
             }
             stays
         });
-        for (name, (network, _, names)) in &plan.tenants {
+        for (name, tenant) in &plan.tenants {
+            let names = &tenant.names;
             if let Some(forwarder) = self.running.get(name) {
                 forwarder.names.send_if_modified(|held| {
                     let new = held != names;
@@ -244,14 +311,11 @@ impl Forwarders {
                     new
                 });
             } else if made.contains(name) {
-                match network::dns_sockets(network) {
+                match network::dns_sockets(&tenant.network) {
                     Ok(sockets) => {
                         let (names, heard) = watch::channel(names.clone());
-                        let task = tokio::task::spawn_local(forward(
-                            sockets,
-                            upstreams.subscribe(),
-                            heard,
-                        ));
+                        let upstreams = upstreams.subscribe();
+                        let task = tokio::task::spawn_local(forward(sockets, upstreams, heard));
                         self.running.insert(name.clone(), Forwarder { names, task });
                     }
                     Err(error) => log::error!("{}", sys::error::chain(&error)),
@@ -275,8 +339,19 @@ async fn forward(
 mod tests {
     use super::*;
     use types::deployment::Port;
-    use types::{Name, VmId};
+    use types::{Name, PublicKey, VmId};
     use workload::desired::Key;
+
+    fn card(address: [u8; 4]) -> PlacedCard {
+        let address = address.into();
+        let internal = false;
+        PlacedCard { address, internal }
+    }
+
+    fn default_of(signer: u8, taken: &[Cidr], uplink: &Uplink) -> Option<Cidr> {
+        let id = NetworkId::Default(PublicKey([signer; 32]));
+        choose_subnet(Wish::Any(&id), taken, uplink)
+    }
 
     fn place(
         deployment: &str,
@@ -289,10 +364,9 @@ mod tests {
             deployment.parse::<Name>().expect("a name"),
         );
         let workload: Name = workload.parse().expect("a name");
-        let ports = ports.iter().map(|(node, machine)| Port {
-            node: *node,
-            machine: *machine,
-        });
+        let ports = ports
+            .iter()
+            .map(|(node, machine)| Port::tcp(*node, *machine));
         let vm = VmId::new(&signer, &name, &workload);
         let key = Key { signer, name };
         (
@@ -300,7 +374,7 @@ mod tests {
             Placed {
                 key,
                 workload,
-                address: address.into(),
+                cards: vec![card(address)],
                 ports: ports.collect(),
             },
         )
@@ -309,17 +383,17 @@ mod tests {
     #[test]
     fn a_chosen_subnet_leads_back_to_its_network() {
         let uplink = Uplink::default();
-        let gateway = choose_subnet(&PublicKey([3; 32]), &[], &uplink).expect("a subnet");
+        let gateway = default_of(3, &[], &uplink).expect("a subnet");
         let network = network_of(gateway.address).expect("a network");
         assert_eq!(network.gateway, gateway);
         assert_eq!(named(&network.name), Some(network.clone()));
-        let other = choose_subnet(&PublicKey([3; 32]), &[gateway.network()], &uplink);
+        let other = default_of(3, &[gateway.network()], &uplink);
         assert_ne!(other, Some(gateway));
         let lan = Uplink {
             networks: vec![gateway.network()],
             ..uplink
         };
-        assert_ne!(choose_subnet(&PublicKey([3; 32]), &[], &lan), Some(gateway));
+        assert_ne!(default_of(3, &[], &lan), Some(gateway));
     }
 
     #[test]
@@ -331,7 +405,7 @@ mod tests {
                 .into(),
             ..Uplink::default()
         };
-        let gateway = choose_subnet(&PublicKey([3; 32]), &[], &uplink).expect("a subnet");
+        let gateway = default_of(3, &[], &uplink).expect("a subnet");
         assert_eq!(gateway.address.octets()[0], 172);
         let network = network_of(gateway.address).expect("a network");
         assert_eq!(network.gateway, gateway);
@@ -367,13 +441,17 @@ mod tests {
         assert_eq!((plan.tenants.len(), plan.node.tenants.len()), (1, 1));
         assert_eq!(plan.node.tenants[0].published.len(), 2);
         assert_eq!(plan.node.open_ports, [7443]);
-        let (_, tenant, names) = plan.tenants.values().next().expect("a tenant");
+        let tenant = plan.tenants.values().next().expect("a tenant");
+        let (tenant, names) = (&tenant.policy, &tenant.names);
         assert_eq!(tenant.refused, uplink.networks);
         let web = tenant
             .guests
             .iter()
             .find(|g| g.address == Ipv4Addr::new(10, 130, 1, 2));
-        assert_eq!(web.map(|g| g.ports.clone()), Some(vec![8080]));
+        assert_eq!(
+            web.map(|g| g.ports.clone()),
+            Some(vec![(Transport::Tcp, 8080)])
+        );
         let known = |name: &str| names.machines.get(name).map(|at| at.octets()[3]);
         for (name, at) in [
             ("web.shop", Some(2)),
@@ -389,6 +467,53 @@ mod tests {
         }
         let beside = names.domains.get(&Ipv4Addr::new(10, 130, 1, 4));
         assert_eq!(beside.map(String::as_str), Some("blog"));
+    }
+
+    #[test]
+    fn a_machine_on_two_networks_is_known_in_each_by_its_address_there_and_knows_both() {
+        let (web_vm, mut web) = place("shop", "web", [10, 130, 1, 2], &[(80, 80)]);
+        let (inside, front) = (card([10, 130, 2, 2]), web.cards[0]);
+        let inside = PlacedCard {
+            internal: true,
+            ..inside
+        };
+        web.cards.push(inside);
+        web.ports.push(Port {
+            protocol: Protocol::Udp,
+            ..Port::tcp(80, 81)
+        });
+        let (db_vm, mut db) = place("shop", "db", [10, 130, 2, 9], &[(81, 81)]);
+        db.cards[0].internal = true;
+        let places: Places = [
+            (web_vm, web),
+            (db_vm, db),
+            place("shop", "edge", [10, 130, 1, 3], &[]),
+        ]
+        .into();
+        let plan = plan(&places, &Uplink::default());
+        let at = |address: Ipv4Addr| {
+            let name = network_of(address).expect("one of ours").name;
+            &plan.tenants[&name]
+        };
+        let (front, inside) = (at(front.address), at(inside.address));
+        assert!(inside.policy.internal && inside.names.alone && !front.policy.internal);
+        let asked = |tenant: &Tenant, from: [u8; 4], name: &str| {
+            tenant.names.find(IpAddr::from(from), name)
+        };
+        let machine = |at: [u8; 4]| net::dns::Found::Machine(at.into());
+        let (web, edge, db) = ([10, 130, 1, 2], [10, 130, 1, 3], [10, 130, 2, 9]);
+        assert_eq!(asked(front, edge, "web"), machine(web));
+        assert_eq!(asked(inside, db, "web"), machine([10, 130, 2, 2]));
+        assert_eq!(asked(front, web, "db"), machine(db));
+        assert_eq!(asked(front, edge, "db"), net::dns::Found::Nobody);
+        assert_eq!(asked(inside, db, "edge"), net::dns::Found::Nobody);
+        let published: Vec<_> = front
+            .published
+            .iter()
+            .map(|p| (p.transport, p.port))
+            .collect();
+        assert_eq!(published, [(Transport::Tcp, 80), (Transport::Udp, 81)]);
+        assert_eq!(inside.published, [], "nothing leads into an internal one");
     }
 
     #[test]

@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use storage::roster::PoolId;
 use types::VmId;
+use workload::host::CardAddress;
 
 const PLACE: &str = "place.json";
 /// Longest file that is read: an id and a number.
@@ -28,6 +29,9 @@ pub(crate) struct Place {
     pub(crate) version: u64,
     /// Its place in the network, which nobody else gets while it waits.
     pub(crate) address: Ipv4Addr,
+    /// The same of a machine that names its networks.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) cards: Vec<CardAddress>,
     /// The version of the layer that lies in this very pool, old or new; 0 without one.
     pub(crate) own: u64,
 }
@@ -155,6 +159,7 @@ mod tests {
             pool,
             version,
             address: [10, 130, 1, 2].into(),
+            cards: Vec::new(),
             own,
         })
     }

@@ -91,26 +91,32 @@ pub(crate) async fn prepare(
 ) -> Result<Prepared, String> {
     let store = start.machine.image.store.clone();
     let image = means.images.open(start.record.image, store).await?;
-    let network = network::network_of(start.record.address)
-        .ok_or_else(|| format!("{} is in no tenant network", start.record.address))?;
-    let link = link(&start, network.gateway.address)?;
+    let (links, names) = links(&start)?;
+    let (first, further) = links.split_first().ok_or("it is on no network")?;
     let mut run = runspec::merge(
         runspec::hostname(&start.record.deployment, &start.record.workload),
         &image.config,
         &start.machine,
-        link.clone(),
+        first.clone(),
         workload::STOP_GRACE_MS,
     )
     .map_err(text)?;
+    run.further = further.to_vec();
     run.volumes = mounts(&start.volumes);
     let run = serde_json::to_vec(&run).map_err(text)?;
     let mut networks = means.networks.clone();
-    let made = networks.wait_for(|made| made.contains(&network.name)).await;
-    drop(made.map_err(|_| "the node's network is gone".to_owned())?);
-    let address = start.record.address;
+    let made = networks.wait_for(|made| names.iter().all(|name| made.contains(name)));
+    drop(
+        made.await
+            .map_err(|_| "the node's network is gone".to_owned())?,
+    );
     let queues = queues(start.machine.cpus, NET_QUEUES_MAX);
-    let taps = tokio::task::spawn_blocking(move || network::open_tap(address, queues)).await;
-    let taps = taps.map_err(text)??;
+    let mut cards = Vec::new();
+    for link in links {
+        let address = link.address.address;
+        let taps = tokio::task::spawn_blocking(move || network::open_tap(address, queues)).await;
+        cards.push((link, taps.map_err(text)??));
+    }
     let (chunks, vmm_chunks) = sys::socket::pair().map_err(text)?;
     let (control, vmm_control) = sys::socket::pair().map_err(text)?;
     let parts = Parts {
@@ -118,10 +124,10 @@ pub(crate) async fn prepare(
         chunks: vmm_chunks,
         control: vmm_control,
         upper: upper.into(),
-        taps,
+        cards,
         run,
     };
-    let child = assemble(&means, &start, parts, &link)?;
+    let child = assemble(&means, &start, parts)?;
     let daemon_end = chunks.try_clone().map_err(text)?;
     let (vm, flist) = (start.vm.clone(), start.record.image);
     means.images.attach(vm, flist, daemon_end).await?;
@@ -146,15 +152,24 @@ fn mounts(volumes: &[Attachment]) -> Vec<VolumeMount> {
     mounts
 }
 
-fn link(start: &Start, gateway: std::net::Ipv4Addr) -> Result<Link, String> {
-    let address = start.record.address;
-    Ok(Link {
-        mac: net::network::guest_mac(address),
-        address: Cidr::new(address, PREFIX).ok_or("a subnet's prefix is over 32")?,
-        gateway,
-        dns: gateway,
-        mtu: MTU,
-    })
+/// Its cards, and the networks that they are in.
+fn links(start: &Start) -> Result<(Vec<Link>, BTreeSet<String>), String> {
+    let (mut links, mut names) = (Vec::new(), BTreeSet::new());
+    for card in start.record.cards() {
+        let address = card.address;
+        let network = network::network_of(address)
+            .ok_or_else(|| format!("{address} is in no tenant network"))?;
+        let gateway = network.gateway.address;
+        links.push(Link {
+            mac: net::network::guest_mac(address),
+            address: Cidr::new(address, PREFIX).ok_or("a subnet's prefix is over 32")?,
+            gateway,
+            dns: gateway,
+            mtu: MTU,
+        });
+        names.insert(network.name);
+    }
+    Ok((links, names))
 }
 
 /// Descriptors that differ from VM to VM, and the run specification.
@@ -163,8 +178,8 @@ struct Parts {
     chunks: OwnedFd,
     control: OwnedFd,
     upper: OwnedFd,
-    /// One for each queue pair.
-    taps: Vec<OwnedFd>,
+    /// The TAP of each card: a descriptor for each queue pair.
+    cards: Vec<(Link, Vec<OwnedFd>)>,
     run: Vec<u8>,
 }
 
@@ -185,7 +200,7 @@ fn queues(cpus: u8, max: u8) -> NonZeroU8 {
     NonZeroU8::new(cpus.min(max)).unwrap_or(NonZeroU8::MIN)
 }
 
-/// The machine's network card, whose packets the kernel moves where it can. It counts none: those of a card with a
+/// A network card of the machine, whose packets the kernel moves where it can. It counts none: those of a card with a
 /// limit go through the VMM.
 fn card(
     table: &mut Table,
@@ -220,12 +235,7 @@ fn vhost() -> Result<Option<OwnedFd>, String> {
     }
 }
 
-fn assemble(
-    means: &Means,
-    start: &Start,
-    parts: Parts,
-    link: &Link,
-) -> Result<Vec<OwnedFd>, String> {
+fn assemble(means: &Means, start: &Start, parts: Parts) -> Result<Vec<OwnedFd>, String> {
     let mut table = Table(Vec::new());
     let kvm = OpenOptions::new().read(true).write(true).open(KVM);
     let kvm = table.add(kvm.map_err(|e| format!("open {KVM}: {e}"))?.into());
@@ -265,7 +275,10 @@ fn assemble(
             ..Disk::new(&attached.serial, table.add(file.into()), attached.read_only)
         });
     }
-    let net = card(&mut table, parts.taps, link, limits.of_net())?;
+    let mut nets = Vec::new();
+    for (link, taps) in parts.cards {
+        nets.push(card(&mut table, taps, &link, limits.of_net())?);
+    }
     let [a, b] = means
         .machines
         .open_logs(&start.vm)
@@ -278,7 +291,7 @@ fn assemble(
     let spec = VmSpec {
         initramfs,
         disks,
-        nets: vec![net],
+        nets,
         control: Some(table.add(parts.control)),
         log: Some(log),
         ..VmSpec::new(start.vm.clone(), cpus, memory_mib, kvm, kernel)

@@ -66,6 +66,7 @@ pub(crate) fn merge(
         stop_signal: stop_signal(&image.stop_signal)?,
         stop_grace_ms,
         link: Some(link),
+        further: Vec::new(),
         volumes: Vec::new(),
     })
 }

@@ -115,6 +115,7 @@ fn status(state: State) -> DeploymentStatus {
         durable: true,
         workloads: [("web".parse().expect("a name"), workload)].into(),
         volumes: Default::default(),
+        networks: Default::default(),
     }
 }
 

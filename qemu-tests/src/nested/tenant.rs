@@ -55,6 +55,7 @@ pub fn plan<'a>(node: &'a Node, word: &str, network: u8, told: &Link) -> Result<
         stop_signal: nix::libc::SIGTERM,
         stop_grace_ms: STOP_GRACE_MS,
         link: Some(told.clone()),
+        further: Vec::new(),
         volumes: Vec::new(),
     };
     let mut archive = Archive::default();

@@ -40,6 +40,10 @@ pub struct Names {
     pub machines: BTreeMap<String, Ipv4Addr>,
     /// The second label of each guest's own name: with `shop`, it finds `web.shop` as `web`.
     pub domains: BTreeMap<Ipv4Addr, String>,
+    /// The names in other networks of guests that are on some.
+    pub beyond: BTreeMap<Ipv4Addr, BTreeMap<String, Ipv4Addr>>,
+    /// The network has no way out: nobody else is asked.
+    pub alone: bool,
 }
 
 /// Whose a name is.
@@ -62,14 +66,19 @@ impl Names {
             Some(_) => (name, false),
             None => (name, !name.is_empty()),
         };
-        let domain = match guest {
-            IpAddr::V4(guest) => self.domains.get(&guest),
-            IpAddr::V6(_) => None,
+        let (domain, beyond) = match guest {
+            IpAddr::V4(guest) => (self.domains.get(&guest), self.beyond.get(&guest)),
+            IpAddr::V6(_) => (None, None),
         };
-        let beside = domain.and_then(|domain| self.machines.get(&format!("{short}.{domain}")));
-        match beside.or_else(|| self.machines.get(short)) {
+        // Its own deployment's in any of its networks, before those of others.
+        let known = [Some(&self.machines), beyond];
+        let known = || known.iter().flatten();
+        let full = domain.map(|domain| format!("{short}.{domain}"));
+        let full = full.as_deref();
+        let beside = full.and_then(|full| known().find_map(|names| names.get(full)));
+        match beside.or_else(|| known().find_map(|names| names.get(short))) {
             Some(address) => Found::Machine(*address),
-            None if own => Found::Nobody,
+            None if own || self.alone => Found::Nobody,
             None => Found::Elsewhere,
         }
     }
@@ -334,6 +343,7 @@ mod tests {
             ]
             .map(|(at, domain)| (at, domain.to_owned()))
             .into(),
+            ..Names::default()
         };
         use Found::{Elsewhere, Machine, Nobody};
         for (guest, name, found) in [
@@ -375,6 +385,7 @@ mod tests {
             let names = Names {
                 machines: [web].into(),
                 domains: [(Ipv4Addr::LOCALHOST, "shop".to_owned())].into(),
+                ..Names::default()
             };
             let (names_to, names) = watch::channel(names);
             let upstream = async {
@@ -459,7 +470,7 @@ mod tests {
             let web = ("web".to_owned(), Ipv4Addr::new(10, 128, 0, 2));
             let names = Names {
                 machines: [web].into(),
-                domains: BTreeMap::new(),
+                ..Names::default()
             };
             let (names_to, names) = watch::channel(names);
             let guest = async {

@@ -32,9 +32,10 @@ pub struct NodeTenant {
     pub published: Vec<Published>,
 }
 
-/// A TCP port of the node that leads to a guest.
+/// A port of the node that leads to a guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Published {
+    pub transport: Transport,
     pub node_port: u16,
     pub address: Ipv4Addr,
     pub port: u16,
@@ -47,6 +48,8 @@ pub struct Tenant {
     pub gateway: Cidr,
     /// The node's own addresses and the prefixes on its uplinks: refused beside [`PRIVATE`].
     pub refused: Vec<Cidr>,
+    /// Nothing leads out of it.
+    pub internal: bool,
     pub guests: Vec<Guest>,
 }
 
@@ -56,8 +59,8 @@ pub struct Guest {
     pub tap: String,
     pub mac: Mac,
     pub address: Ipv4Addr,
-    /// TCP ports of the guest that are published.
-    pub ports: Vec<u16>,
+    /// Ports of the guest that are published.
+    pub ports: Vec<(Transport, u16)>,
 }
 
 /// What no guest may speak to through the node (RFC 6890): whatever is somebody's own network, and
@@ -280,19 +283,25 @@ fn inward(tenant: &NodeTenant) -> impl Iterator<Item = Rule> {
     tenant.published.iter().map(|published| {
         let to = Test::To(tenant.link.clone());
         let address = Test::Destination(host(published.address));
-        rule([to, address, tcp(published.port)], Verdict::Accept)
+        let port = Test::DestinationPort(published.transport, published.port);
+        rule([to, address, port], Verdict::Accept)
     })
 }
 
 /// What is addressed to the node, and not what an uplink merely brought along for another machine.
 fn publish(published: &Published) -> Rule {
     let Published {
+        transport,
         node_port,
         address,
         port,
     } = *published;
     rule(
-        [Test::Ipv4, tcp(node_port), Test::DestinationIsOurs],
+        [
+            Test::Ipv4,
+            Test::DestinationPort(transport, node_port),
+            Test::DestinationIsOurs,
+        ],
         Verdict::DestinationNat(address, port),
     )
 }
@@ -385,12 +394,17 @@ fn through_gateway(policy: &Tenant) -> Vec<Rule> {
         ));
     }
     let outward = [from, Test::To(outside.clone()), Test::Source(subnet)];
-    rules.push(rule(outward, Verdict::Accept));
+    rules.push(match policy.internal {
+        // Said at once, so that no program waits for its time to be up.
+        true => counted(outward, Verdict::Reject),
+        false => rule(outward, Verdict::Accept),
+    });
     for guest in &policy.guests {
-        let inward = |port: &u16| {
+        let inward = |(transport, port): &(Transport, u16)| {
             let (from, to) = (Test::From(outside.clone()), Test::To(inside.clone()));
+            let port = Test::DestinationPort(*transport, *port);
             rule(
-                [from, to, Test::Destination(host(guest.address)), tcp(*port)],
+                [from, to, Test::Destination(host(guest.address)), port],
                 Verdict::Accept,
             )
         };

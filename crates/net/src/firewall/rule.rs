@@ -116,7 +116,7 @@ pub enum Test {
     ArpSender(Mac, Ipv4Addr),
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Transport {
     Tcp,
     Udp,

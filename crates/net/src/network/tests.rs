@@ -10,6 +10,7 @@ use std::time::Duration;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::*;
+use crate::firewall::rule::Transport;
 use crate::firewall::{self, policy};
 use crate::scratch::{self, Scratch, on_a_runtime};
 
@@ -83,7 +84,13 @@ fn open_network() -> Network {
 
 fn guest(last: u8) -> policy::Guest {
     let address = Ipv4Addr::new(10, 128, 7, last);
-    let ports = if last == 2 { vec![PORT] } else { Vec::new() };
+    let ports = if last == 2 {
+        [Transport::Tcp, Transport::Udp]
+            .map(|transport| (transport, PORT))
+            .into()
+    } else {
+        Vec::new()
+    };
     policy::Guest {
         tap: format!("tap{last}"),
         mac: guest_mac(address),
@@ -121,7 +128,8 @@ fn build() -> Scratch {
     };
     configure(NODE, &[Desired::up("lo"), uplink]);
     inside(NODE, || {
-        let published = policy::Published {
+        let published = |transport| policy::Published {
+            transport,
             node_port: 8080,
             address: guest(2).address,
             port: PORT,
@@ -129,7 +137,7 @@ fn build() -> Scratch {
         let tenant = policy::NodeTenant {
             link: network().host_link(),
             subnet: network().gateway,
-            published: vec![published],
+            published: vec![published(Transport::Tcp), published(Transport::Udp)],
         };
         let node = policy::Node {
             uplinks: vec!["eth0".to_owned()],
@@ -146,6 +154,7 @@ fn build() -> Scratch {
     let tenant = policy::Tenant {
         gateway: network().gateway,
         refused: vec![cidr("192.168.77.0/24")],
+        internal: false,
         guests: vec![guest(2), guest(3), guest(4)],
     };
     let rules = policy::tenant(&tenant);

@@ -296,14 +296,7 @@ fn cpus_are_overcommitted_and_disk_is_not() {
 
 #[test]
 fn a_published_port_belongs_to_one_deployment() {
-    let web = || {
-        deploy(|m| {
-            m.ports = vec![types::deployment::Port {
-                node: 80,
-                machine: 8080,
-            }]
-        })
-    };
+    let web = || deploy(|m| m.ports = vec![types::deployment::Port::tcp(80, 8080)]);
     let held = with(&[verified(1, web())]);
     assert_eq!(
         code(named("other", verified(1, web())), &node(), &held),

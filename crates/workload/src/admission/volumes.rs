@@ -47,15 +47,22 @@ fn check_one(
         (Workload::Volume(_), None) if !deployment.destroy.contains(name) => format!(
             "{name} of {of} is a volume: its content goes only if it is named under `destroy` too (or with --destroy {name})"
         ),
-        (Workload::Volume(_), Some(Workload::Machine(_)))
-        | (Workload::Machine(_), Some(Workload::Volume(_))) => format!(
+        (Workload::Volume(_), Some(Workload::Machine(_) | Workload::Network(_)))
+        | (Workload::Machine(_), Some(Workload::Volume(_) | Workload::Network(_)))
+        | (Workload::Network(_), Some(Workload::Machine(_) | Workload::Volume(_))) => format!(
             "{name} of {of} cannot become another kind of workload: remove it in one version and add it in the next, or choose another name"
         ),
         (Workload::Volume(was), Some(Workload::Volume(is))) if is.size < was.size => format!(
             "the volume {name} of {of} has {} and cannot shrink to {}: keep its size, or make a smaller one under another name and copy what is in it",
             was.size, is.size
         ),
-        (Workload::Volume(_), Some(Workload::Volume(_)) | None)
+        (Workload::Network(was), Some(Workload::Network(is))) if is.subnet != was.subnet => {
+            format!(
+                "the network {name} of {of} keeps the subnet that it has: leave its `subnet` as it was, or make another network under another name"
+            )
+        }
+        (Workload::Network(_), Some(Workload::Network(_)) | None)
+        | (Workload::Volume(_), Some(Workload::Volume(_)) | None)
         | (Workload::Machine(_), Some(Workload::Machine(_)) | None) => return Ok(()),
     };
     refuse(RefusalCode::Conflict, message)

@@ -12,13 +12,14 @@ const MAGIC: [u8; 8] = *b"SIFRLDGR";
 /// One row for each format: its number, the first version of Sifr that reads it, and what it brought. A kind of
 /// workload, an action or a field that older builds do not know needs a row of its own once the last one was
 /// released: a build must never meet a statement that it cannot read in a format that it can.
-const FORMATS: [(u32, &str, &str); 2] = [
+const FORMATS: [(u32, &str, &str); 3] = [
     (1, "0.0.0", "machines"),
     (
         2,
         "0.0.0",
         "a header that says what it needs; volumes; classes of disks",
     ),
+    (3, "0.0.0", "networks; published UDP ports"),
 ];
 /// Written, and the newest that is read.
 pub(super) const FORMAT: u32 = FORMATS[FORMATS.len() - 1].0;
@@ -131,6 +132,7 @@ mod tests {
         match workload {
             Workload::Machine(_) => 1,
             Workload::Volume(_) => 2,
+            Workload::Network(_) => 3,
         }
     }
 

@@ -78,6 +78,7 @@ mod tests {
             durable: true,
             workloads: Default::default(),
             volumes: [(name("data"), volume)].into(),
+            networks: Default::default(),
         };
         let samples = parse(&render(std::slice::from_ref(&status)));
         let value = |name: &str| samples.iter().find(|(of, ..)| of == name).map(|s| s.2);

@@ -76,11 +76,20 @@ fn the_nodes_rules_are_what_nft_makes_of_the_same_policy() {
         tenants: vec![NodeTenant {
             link: "tenant3".to_owned(),
             subnet: cidr("10.128.3.1/24"),
-            published: vec![Published {
-                node_port: 8080,
-                address: [10, 128, 3, 2].into(),
-                port: 80,
-            }],
+            published: vec![
+                Published {
+                    transport: Transport::Tcp,
+                    node_port: 8080,
+                    address: [10, 128, 3, 2].into(),
+                    port: 80,
+                },
+                Published {
+                    transport: Transport::Udp,
+                    node_port: 8080,
+                    address: [10, 128, 3, 2].into(),
+                    port: 53,
+                },
+            ],
         }],
     };
     compare("nft-node", &node(&policy), include_str!("node.nft"));
@@ -91,12 +100,17 @@ fn a_tenants_rules_are_what_nft_makes_of_the_same_policy() {
     let policy = Tenant {
         gateway: cidr("10.128.3.1/24"),
         refused: vec![cidr("198.51.100.7/32"), cidr("198.51.96.0/20")],
+        internal: false,
         guests: vec![
             Guest {
                 tap: "tap2".to_owned(),
                 mac: "02:00:0a:80:03:02".parse().expect("a MAC"),
                 address: [10, 128, 3, 2].into(),
-                ports: vec![80, 443],
+                ports: vec![
+                    (Transport::Tcp, 80),
+                    (Transport::Tcp, 443),
+                    (Transport::Udp, 53),
+                ],
             },
             Guest {
                 tap: "tap3".to_owned(),

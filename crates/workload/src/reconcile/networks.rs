@@ -1,0 +1,186 @@
+//! The reconciler's networks: which subnet each has, and which addresses a machine gets in those that it is on.
+//!
+//! Owns: what follows from the addresses that machines have. Nothing else is remembered of a network: one without machines has
+//! the subnet that it asks for, or none. Refuses: the links and rules that follow ([`crate::host::Step::Publish`] has the
+//! places).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+
+use types::deployment::{Action, Deployment};
+use types::network::Network;
+use types::status::{NetworkStatus, Refusal, RefusalCode};
+use types::{Cidr, Name, VmId};
+
+use super::Reconciler;
+use crate::address;
+use crate::desired::{Key, Target, Verified};
+use crate::host::{CardAddress, NetworkId};
+use crate::machine::Machine;
+
+/// A subnet for a network that has none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wish<'a> {
+    /// Any: the network's name says where the search begins.
+    Any(&'a NetworkId),
+    /// This one or none.
+    This(Cidr),
+}
+
+/// Answers a wish with a subnet that touches none of these.
+pub type ChooseSubnet = Box<dyn Fn(Wish<'_>, &[Cidr]) -> Option<Cidr> + Send>;
+
+impl Reconciler {
+    /// The networks that machines have addresses in, and those that ask for a subnet.
+    fn subnets(&self) -> BTreeMap<NetworkId, Cidr> {
+        let mut subnets: BTreeMap<NetworkId, Cidr> = BTreeMap::new();
+        for machine in self.machines.values() {
+            for card in &machine.cards {
+                let id = NetworkId::of(&machine.key, &card.network);
+                subnets.insert(id, address::subnet_of(card.address));
+            }
+        }
+        for (id, network) in self.wanted_networks() {
+            if let Some(subnet) = network.subnet {
+                subnets.insert(id, subnet);
+            }
+        }
+        subnets
+    }
+
+    fn wanted_networks(&self) -> impl Iterator<Item = (NetworkId, &Network)> {
+        self.desired.iter().flat_map(|(key, target)| {
+            let networks = target.deployment().into_iter();
+            let networks = networks.flat_map(Deployment::networks);
+            networks.map(move |(name, network)| (NetworkId::of(key, name), network))
+        })
+    }
+
+    /// The addresses that a machine is to have: those that it has already, where it stays on the network.
+    pub(super) fn choose_cards(
+        &self,
+        vm: &VmId,
+        machine: &Machine,
+        target: &Target,
+    ) -> Result<Vec<CardAddress>, &'static str> {
+        let spec = target.machine(&machine.workload);
+        let mut subnets = self.subnets();
+        let taken = self.taken(vm, &machine.key);
+        let mut cards = Vec::new();
+        for card in spec.into_iter().flat_map(|spec| spec.cards()) {
+            let id = NetworkId::of(&machine.key, &card.network);
+            let subnet = match subnets.get(&id) {
+                Some(subnet) => *subnet,
+                None => {
+                    let others: BTreeSet<Cidr> = subnets.values().copied().collect();
+                    let others: Vec<Cidr> = others.into_iter().collect();
+                    let chosen = (self.choose_subnet)(Wish::Any(&id), &others);
+                    let chosen = chosen.ok_or("the node has no subnet left")?.network();
+                    subnets.insert(id, chosen);
+                    chosen
+                }
+            };
+            let held = machine.cards.iter().find(|h| h.network == card.network);
+            let held = held.map(|held| held.address);
+            let held = held.filter(|held| subnet.contains(*held) && !taken.contains(held));
+            let address = match card.address.or(held) {
+                Some(address) => address,
+                None => {
+                    address::choose(subnet, vm, &taken).ok_or("its network has no address left")?
+                }
+            };
+            let network = card.network;
+            cards.push(CardAddress { network, address });
+        }
+        Ok(cards)
+    }
+
+    /// What other machines have or ask for.
+    fn taken(&self, vm: &VmId, key: &Key) -> BTreeSet<Ipv4Addr> {
+        let others = self.machines.iter().filter(|(other, _)| *other != vm);
+        let held = others.flat_map(|(_, machine)| &machine.cards);
+        let mut taken: BTreeSet<Ipv4Addr> = held.map(|card| card.address).collect();
+        let deployment = self.desired.get(key).and_then(Target::deployment);
+        let machines = deployment.into_iter().flat_map(Deployment::machines);
+        let others = machines.filter(|(name, _)| VmId::new(&key.signer, &key.name, name) != *vm);
+        taken.extend(others.flat_map(|(_, spec)| spec.networks.iter().filter_map(|c| c.address)));
+        taken
+    }
+
+    /// A network that nothing leads out of.
+    pub(super) fn is_internal(&self, key: &Key, network: &Name) -> bool {
+        let deployment = self.desired.get(key).and_then(Target::deployment);
+        let network = deployment.and_then(|deployment| deployment.network(network));
+        network.is_some_and(|network| network.internal)
+    }
+
+    /// Why a deployment's networks cannot be as it says: what they ask for is taken.
+    pub fn networks_in_the_way(&self, verified: &Verified) -> Option<Refusal> {
+        let Action::Deploy(deployment) = &verified.statement.action else {
+            return None;
+        };
+        let (key, subnets) = (verified.key(), self.subnets());
+        for (name, network) in deployment.networks() {
+            let id = NetworkId::of(&key, name);
+            let (Some(wish), has) = (network.subnet, subnets.get(&id)) else {
+                continue;
+            };
+            if has == Some(&wish) {
+                continue;
+            }
+            let others: Vec<Cidr> = subnets.values().copied().collect();
+            if (self.choose_subnet)(Wish::This(wish), &others).is_none() {
+                return Some(conflict(format!(
+                    "network {name} of {} asks for {wish}, which is in use on this node or around it: ask for another /24, or for none",
+                    key.name
+                )));
+            }
+        }
+        deployment.machines().find_map(|(name, machine)| {
+            let vm = VmId::new(&key.signer, &key.name, name);
+            let asked = machine.networks.iter().filter_map(|card| card.address);
+            let mut asked: BTreeSet<Ipv4Addr> = asked.collect();
+            let others = self.machines.iter().filter(|(other, _)| **other != vm);
+            let held = others.flat_map(|(_, other)| &other.cards);
+            let held = held.map(|card| card.address).find(|held| asked.remove(held))?;
+            Some(conflict(format!(
+                "{name} of {} asks for {held}, which another machine has: ask for another address, or remove that machine first",
+                key.name
+            )))
+        })
+    }
+
+    pub(super) fn network_statuses(&self, key: &Key) -> BTreeMap<Name, NetworkStatus> {
+        let deployment = self.desired.get(key).and_then(Target::deployment);
+        let networks = deployment.into_iter().flat_map(Deployment::networks);
+        let mut statuses: BTreeMap<Name, NetworkStatus> = networks
+            .map(|(name, network)| {
+                let subnet = network.subnet;
+                let machines = BTreeMap::new();
+                (name.clone(), NetworkStatus { subnet, machines })
+            })
+            .collect();
+        if statuses.is_empty() {
+            return statuses;
+        }
+        for machine in self.machines.values().filter(|m| m.key == *key) {
+            for card in &machine.cards {
+                if let Some(status) = statuses.get_mut(&card.network) {
+                    status
+                        .subnet
+                        .get_or_insert(address::subnet_of(card.address));
+                    let name = machine.workload.clone();
+                    status.machines.insert(name, card.address);
+                }
+            }
+        }
+        statuses
+    }
+}
+
+fn conflict(message: String) -> Refusal {
+    Refusal {
+        code: RefusalCode::Conflict,
+        message,
+    }
+}

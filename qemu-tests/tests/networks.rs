@@ -1,0 +1,179 @@
+//! Networks of a deployment, seen from inside the machines that are on them, and from outside by what is published.
+//!
+//! Owns: one node, a deployment with two networks, and what becomes of its machines when the deployment changes.
+//! Refuses: the packets of a single rule: `crates/net` has those against the real kernel.
+#![cfg(test)]
+
+mod tests {
+    use std::net::UdpSocket;
+    use std::path::PathBuf;
+    use std::time::{Duration, Instant};
+
+    use qemu_tests::{Lab, PATIENCE, Setup, WEB_PORT, http, neighbour};
+    use serde_json::Value;
+
+    /// Between two questions over UDP, which may be lost.
+    const ASK_AGAIN: Duration = Duration::from_millis(500);
+    const SERVE: &str = "neighbour udp 53 & exec httpd -f -h /www";
+    /// Says where it is, whom it finds, and who answers it; then serves.
+    const WEB: &str = "ip -4 -o addr | while read n card f address rest; do echo has $card $address; done; \
+        ip route | while read to rest; do echo to $to; done; \
+        until wget -q -O /dev/null http://db/; do sleep 1; done; echo reached db; \
+        until wget -q -O /dev/null http://edge/; do sleep 1; done; echo reached edge; ";
+
+    struct Stage {
+        lab: Lab,
+        flist: PathBuf,
+    }
+
+    impl Stage {
+        fn new() -> Self {
+            let lab = Lab::with(&Setup::default(), |_| Ok(())).expect("a node");
+            let flist = neighbour::image(lab.command(), lab.directory()).expect("an image");
+            Self { lab, flist }
+        }
+
+        fn machine(&self, name: &str, program: &str, more: &str) -> String {
+            format!(
+                "  {name}: {{image: {}, memory: 64Mi, disk: 64Mi, command: [sh, -c, {program:?}], {more}}}\n",
+                self.flist.display()
+            )
+        }
+
+        fn deploy(&self, head: &str, workloads: &[&str]) {
+            let yaml = format!("name: shop\n{head}workloads:\n{}", workloads.concat());
+            let answer = self.lab.deploy(&yaml).expect("sifr runs");
+            answer.must().unwrap_or_else(|e| panic!("{e:#}\n{yaml}"));
+        }
+
+        fn says(&self, machine: &str, words: &[&str]) -> Vec<String> {
+            let log = self.lab.follow(machine).expect("it is followed");
+            let mut lines = Vec::new();
+            while !words
+                .iter()
+                .all(|w| lines.iter().any(|l: &String| l.starts_with(w)))
+            {
+                let line = log.line();
+                lines.push(line.unwrap_or_else(|e| {
+                    panic!("{e:#}: {words:?}\n{lines:?}\n{}", self.lab.console())
+                }));
+            }
+            lines
+        }
+
+        /// Starts of each machine's VM since the node has booted.
+        fn starts(&self) -> Vec<(String, u64)> {
+            let status = self.lab.get("shop").expect("a status");
+            let workloads = status["workloads"].as_object().expect("machines");
+            let starts = |of: &Value| of["restarts"].as_u64().expect("a count") + 1;
+            workloads
+                .iter()
+                .map(|(name, of)| (name.clone(), starts(of)))
+                .collect()
+        }
+    }
+
+    /// What the program behind a published UDP port answers.
+    fn ask_udp(port: u16) -> String {
+        let socket = UdpSocket::bind("127.0.0.1:0").expect("a socket");
+        socket.connect(("127.0.0.1", port)).expect("an address");
+        socket.set_read_timeout(Some(ASK_AGAIN)).expect("set");
+        let since = Instant::now();
+        loop {
+            // Nobody listens there before the machine does: that is an error of the next call.
+            let _ = socket.send(b"hello");
+            let mut packet = [0; 64];
+            if let Ok(length) = socket.recv(&mut packet) {
+                return String::from_utf8_lossy(&packet[..length]).into_owned();
+            }
+            assert!(since.elapsed() < PATIENCE, "nobody answers on UDP");
+        }
+    }
+
+    #[test]
+    fn machines_are_on_networks_and_a_change_restarts_only_who_is_concerned() {
+        let stage = Stage::new();
+        let networks =
+            "  front: {network: {subnet: 10.200.7.0/24}}\n  back: {network: {internal: true}}\n";
+        let db = stage.machine("db", SERVE, "networks: [back]");
+        let web = |ports: &str| {
+            let program = format!("{WEB}{SERVE}");
+            let on = "networks: [{network: front, address: 10.200.7.80}, back]";
+            stage.machine("web", &program, &format!("{on}, ports: [{ports}]"))
+        };
+        let page = format!("'{WEB_PORT}:80'");
+        let edge = stage.machine("edge", SERVE, "networks: [front]");
+        stage.deploy("", &[networks, &db, &web(&page), &edge]);
+
+        machines_reach_whom_they_share_a_network_with(&stage);
+        let both = format!("{page}, '{WEB_PORT}:53/udp'");
+        changes_restart_nobody_else(&stage, networks, &db, &web(&both), &edge);
+    }
+
+    fn machines_reach_whom_they_share_a_network_with(stage: &Stage) {
+        let said = stage.says("shop/web", &["reached db", "reached edge"]);
+        let has = |text: &str| said.iter().any(|line| line.starts_with(text));
+        assert!(has("has eth0 10.200.7.80/24"), "{said:?}");
+        assert!(has("has eth1 10.") && has("to default"), "{said:?}");
+        let defaults = said.iter().filter(|line| *line == "to default").count();
+        assert_eq!(defaults, 1, "{said:?}");
+        assert!(
+            http::page(stage.lab.web, "/")
+                .expect("a page")
+                .contains("It works")
+        );
+        let status = stage.lab.get("shop").expect("a status");
+        let networks = &status["networks"];
+        assert_eq!(networks["front"]["subnet"], "10.200.7.0/24", "{status}");
+        assert_eq!(networks["front"]["machines"]["web"], "10.200.7.80");
+        let back = networks["back"]["machines"].as_object().expect("machines");
+        let names: Vec<&String> = back.keys().collect();
+        assert_eq!(names, ["db", "web"]);
+    }
+
+    fn changes_restart_nobody_else(stage: &Stage, networks: &str, db: &str, web: &str, edge: &str) {
+        let once = |names: &[&str]| -> Vec<(String, u64)> {
+            names.iter().map(|name| ((*name).to_owned(), 1)).collect()
+        };
+        assert_eq!(stage.starts(), once(&["db", "edge", "web"]));
+        // A port of the other protocol, a network, a machine that tries what it must not reach, by another's address too.
+        let status = stage.lab.get("shop").expect("a status");
+        let of_db = status["networks"]["back"]["machines"]["db"]
+            .as_str()
+            .expect("an address");
+        let program = format!(
+            "nslookup db >/dev/null 2>&1 && echo FOUND db; nc -w 3 {of_db} 80 </dev/null && echo OPEN db; \
+             nc -w 3 10.200.7.80 80 </dev/null && echo OPEN web; wget -q -O /dev/null http://edge/ && echo OPEN edge; \
+             echo tried; sleep 100000"
+        );
+        let spy = stage.machine("spy", &program, "networks: [side]");
+        let more = "  side: {network: }\n";
+        stage.deploy("", &[networks, more, db, web, edge, &spy]);
+        let said = stage.says("shop/spy", &["tried"]);
+        assert!(
+            !said
+                .iter()
+                .any(|l| l.starts_with("OPEN") || l.starts_with("FOUND")),
+            "{said:?}"
+        );
+        assert_eq!(ask_udp(stage.lab.web), "heard hello");
+        assert_eq!(stage.starts(), once(&["db", "edge", "spy", "web"]));
+        // All of it goes again, and what was internal is open.
+        let open = networks.replace("internal: true", "internal: false");
+        stage.deploy("remove: [spy, side]\n", &[&open, db, web, edge]);
+        assert_eq!(stage.starts(), once(&["db", "edge", "web"]));
+        // Over a restart of the agent too.
+        let killed = stage
+            .lab
+            .sifr(&["node", "drill", "node"])
+            .expect("sifr runs");
+        killed.must().expect("killed");
+        assert_eq!(ask_udp(stage.lab.web), "heard hello");
+        assert!(
+            http::page(stage.lab.web, "/")
+                .expect("a page")
+                .contains("It works")
+        );
+        assert_eq!(stage.starts(), once(&["db", "edge", "web"]));
+    }
+}
