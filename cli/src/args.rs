@@ -151,6 +151,8 @@ pub(crate) enum NodeCommand {
     Info,
     /// The node's kernel log
     Dmesg,
+    /// Show what machines tried in their networks and were refused
+    Refused,
     /// The node and all machines in numbers, as Prometheus reads them
     Metrics,
     /// Destroy the keys of its disks for ever, keep the signed receipt, and switch it off
@@ -660,6 +662,7 @@ mod tests {
             "node info --node lab",
             "node dmesg",
             "node metrics",
+            "node refused",
             "metrics shop",
             "node drill node",
             "node drill chunks --node lab",

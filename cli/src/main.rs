@@ -23,6 +23,7 @@ mod pack;
 mod patience;
 mod push;
 mod recovery;
+mod refused;
 mod salt;
 mod screen;
 mod source;

@@ -100,6 +100,7 @@ pub(crate) async fn node(context: &Context, command: NodeCommand) -> anyhow::Res
         }
         NodeCommand::Drill { target } => crate::drill::drill(context, target).await,
         NodeCommand::Metrics => metrics(context, None).await,
+        NodeCommand::Refused => crate::refused::show(context).await,
         NodeCommand::Dmesg => {
             let (name, _, client) = home.client(context.node.as_deref())?;
             let text = client

@@ -40,6 +40,8 @@ pub(crate) fn bring_up(link: Option<&Link>, further: &[Link]) -> Result<()> {
 
 fn add(socket: &mut Socket, link: &Link) -> Result<()> {
     let (name, index) = device::card(link.mac)?;
+    // No router is there that could say more.
+    set(&format!("/proc/sys/net/ipv6/conf/{name}/accept_ra"), "0");
     // The host gives the address: probing for duplicates would only delay the first packet.
     set(&format!("/proc/sys/net/ipv6/conf/{name}/accept_dad"), "0");
     set(
@@ -53,7 +55,14 @@ fn add(socket: &mut Socket, link: &Link) -> Result<()> {
     socket.ask(Request::Address {
         link: index,
         address: link.address,
-    })
+    })?;
+    match link.address6 {
+        Some(address) => socket.ask(Request::Address6 {
+            link: index,
+            address,
+        }),
+        None => Ok(()),
+    }
 }
 
 /// One that is on several networks answers in each for the address that it has there, and asks under it.
@@ -96,6 +105,10 @@ fn changes(index: u32, old: &Link, new: &Link) -> Vec<Request> {
         Request::Address { link, address },
         Request::DefaultRoute { link, gateway },
     ]);
+    requests.extend(
+        new.address6
+            .map(|address| Request::Address6 { link, address }),
+    );
     requests
 }
 
@@ -118,10 +131,12 @@ mod tests {
             gateway: "10.1.0.1".parse().expect("an address"),
             dns: "10.1.0.1".parse().expect("an address"),
             mtu: 1500,
+            address6: None,
         };
         let new = Link {
             mac: types::Mac([2, 0, 0, 0, 0, 2]),
             address: "10.1.0.3/24".parse().expect("an address"),
+            address6: "fd01::3/64".parse().ok(),
             ..old.clone()
         };
         let requests = changes(7, &old, &new);
@@ -141,6 +156,8 @@ mod tests {
             address: old.address,
         });
         assert!(gone.is_some(), "{requests:?}");
+        let six = |r: &Request| matches!(r, Request::Address6 { .. });
+        assert!(requests.last().is_some_and(six), "{requests:?}");
         let same = changes(7, &old, &old);
         let is_removal = |r: &Request| matches!(r, Request::RemoveAddress { .. });
         assert!(!same.iter().any(is_removal), "{same:?}");

@@ -9,7 +9,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType};
 use sys::error::During;
-use types::{Cidr, Mac};
+use types::{Cidr, Cidr6, Mac};
 
 use crate::error::{Result, SetupError};
 
@@ -23,6 +23,9 @@ const CHANGE: u16 = 1 | 4;
 /// With NLM_F_CREATE | NLM_F_REPLACE.
 const SET: u16 = CHANGE | 0x400 | 0x100;
 const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
+/// Nobody is asked whether it is taken: the host gives it.
+const IFA_F_NODAD: u8 = 2;
 const IFF_UP: u32 = 1;
 const IFLA_ADDRESS: u16 = 1;
 const IFLA_MTU: u16 = 4;
@@ -60,6 +63,11 @@ pub(crate) enum Request {
     Address {
         link: u32,
         address: Cidr,
+    },
+    /// Goes by itself when the link does.
+    Address6 {
+        link: u32,
+        address: Cidr6,
     },
     RemoveAddress {
         link: u32,
@@ -107,6 +115,12 @@ impl Request {
                     let broadcast = u32::from(address.address) | !address.mask();
                     attribute(&mut body, IFA_BROADCAST, &broadcast.to_be_bytes());
                 }
+                message(RTM_NEWADDR, SET, sequence, &body)
+            }
+            Self::Address6 { link, address } => {
+                let mut body = vec![AF_INET6, address.prefix(), IFA_F_NODAD, 0];
+                body.extend(link.to_ne_bytes());
+                attribute(&mut body, IFA_ADDRESS, &address.address.octets());
                 message(RTM_NEWADDR, SET, sequence, &body)
             }
             Self::DefaultRoute { link, gateway } => {
@@ -270,6 +284,16 @@ mod tests {
             remove[16..],
             [2, 24, 0, 0, 2, 0, 0, 0, 8, 0, 2, 0, 10, 1, 2, 3]
         );
+    }
+
+    #[test]
+    fn an_address_of_ipv6_is_taken_at_once() {
+        let address = "fd01::a80:302/64".parse().expect("an address");
+        let request = Request::Address6 { link: 2, address }.encode(2);
+        assert_eq!(request[16..24], [10, 64, 2, 0, 2, 0, 0, 0]);
+        let octets = [0xfd, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 10, 128, 3, 2];
+        assert_eq!(request[24..28], [20, 0, 1, 0]);
+        assert_eq!(request[28..], octets);
     }
 
     #[test]

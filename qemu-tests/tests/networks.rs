@@ -14,12 +14,14 @@ mod tests {
 
     /// Between two questions over UDP, which may be lost.
     const ASK_AGAIN: Duration = Duration::from_millis(500);
-    const SERVE: &str = "neighbour udp 53 & exec httpd -f -h /www";
+    const SERVE: &str = "neighbour udp 53 & neighbour tcp 7 & exec httpd -f -h /www";
     /// Says where it is, whom it finds, and who answers it; then serves.
-    const WEB: &str = "ip -4 -o addr | while read n card f address rest; do echo has $card $address; done; \
+    const WEB: &str = "ip -o addr | while read n card f address rest; do echo has $card $address; done; \
         ip route | while read to rest; do echo to $to; done; \
         until wget -q -O /dev/null http://db/; do sleep 1; done; echo reached db; \
-        until wget -q -O /dev/null http://edge/; do sleep 1; done; echo reached edge; ";
+        until wget -q -O /dev/null http://edge/; do sleep 1; done; echo reached edge; \
+        for name in db edge; do nslookup -type=aaaa $name | while read word at; do case $at in fd*) wget -q -O /dev/null http://[$at]/ && \
+        echo six $name; esac; done; done; ip -6 route | while read to rest; do echo route6 $to; done; echo told; ";
 
     struct Stage {
         lab: Lab,
@@ -61,15 +63,13 @@ mod tests {
             lines
         }
 
-        /// Starts of each machine's VM since the node has booted.
-        fn starts(&self) -> Vec<(String, u64)> {
+        /// Each of these machines has been started once since the node has booted.
+        fn started_once(&self, machines: &[&str]) {
             let status = self.lab.get("shop").expect("a status");
-            let workloads = status["workloads"].as_object().expect("machines");
-            let starts = |of: &Value| of["restarts"].as_u64().expect("a count") + 1;
-            workloads
-                .iter()
-                .map(|(name, of)| (name.clone(), starts(of)))
-                .collect()
+            for machine in machines {
+                let of = &status["workloads"][machine];
+                assert_eq!(of["restarts"], 0, "{machine}: {status}");
+            }
         }
     }
 
@@ -90,6 +90,65 @@ mod tests {
         }
     }
 
+    /// Packets of that kind that the node has refused to a machine, as the owner reads it.
+    fn refused(stage: &Stage, machine: &str, kind: &str) -> u64 {
+        let answer = stage.lab.sifr(&["--output", "json", "node", "refused"]);
+        let text = answer
+            .expect("sifr runs")
+            .must()
+            .expect("it answers")
+            .stdout;
+        let all: Vec<Value> = serde_json::from_str(&text).expect("JSON");
+        let is = |one: &&Value| one["workload"] == machine && one["kind"] == kind;
+        let found = all.iter().find(is);
+        found.map_or(0, |one| one["packets"].as_u64().expect("a count"))
+    }
+
+    /// A machine that spoofs, scans and floods: each of it is counted as what it is, and nobody beside it notices.
+    fn whatever_a_guest_tries_is_counted_and_hurts_nobody(stage: &Stage, others: &[&str]) {
+        let tries = "neighbour attack eth0; for to in 10.0.2.2 10.0.2.15 192.168.0.1; do nc -w 2 $to 7443 </dev/null; done; \
+            nc -w 2 169.254.169.254 80 </dev/null; nc -w 2 10.129.0.2 80 </dev/null; \
+            gw=$(ip route | cut -d ' ' -f 3 | while read g; do echo $g; break; done); nc -w 2 $gw 7443 </dev/null; \
+            neighbour flood 203.0.113.9; echo tried all; sleep 100000";
+        let evil = stage.machine("evil", tries, "networks: [front]");
+        let all = [others, &[evil.as_str()]].concat();
+        // A neighbour in the same network has a connection, from before to after.
+        let log = stage.lab.follow("shop/edge").expect("it is followed");
+        log.wait_for("beat").expect("it is connected");
+        stage.deploy("", &all);
+        stage.says("shop/evil", &["tried all"]);
+        log.so_far();
+        log.wait_for("beat").expect("it goes on");
+        let all = stage.lab.logs("shop/edge").expect("its log");
+        assert!(!all.contains("broken"), "{all}");
+        for kind in [
+            "mac",
+            "arp",
+            "address",
+            "neighbour",
+            "multicast",
+            "dhcp",
+            "router",
+            "frame",
+            "node",
+            "metadata",
+            "tenants",
+            "private",
+            "connections",
+        ] {
+            let packets = refused(stage, "evil", kind);
+            println!("{kind}: {packets}");
+            assert!(packets > 0, "{kind} was not counted");
+        }
+        assert_eq!(refused(stage, "edge", "mac"), 0);
+        assert!(
+            http::page(stage.lab.web, "/")
+                .expect("a page")
+                .contains("It works")
+        );
+        assert_eq!(ask_udp(stage.lab.web), "heard hello");
+    }
+
     #[test]
     fn machines_are_on_networks_and_a_change_restarts_only_who_is_concerned() {
         let stage = Stage::new();
@@ -102,19 +161,25 @@ mod tests {
             stage.machine("web", &program, &format!("{on}, ports: [{ports}]"))
         };
         let page = format!("'{WEB_PORT}:80'");
-        let edge = stage.machine("edge", SERVE, "networks: [front]");
+        let hold = format!("neighbour hold 10.200.7.80 7 & {SERVE}");
+        let edge = stage.machine("edge", &hold, "networks: [front]");
         stage.deploy("", &[networks, &db, &web(&page), &edge]);
 
         machines_reach_whom_they_share_a_network_with(&stage);
         let both = format!("{page}, '{WEB_PORT}:53/udp'");
         changes_restart_nobody_else(&stage, networks, &db, &web(&both), &edge);
+        let others = [networks, &db, &web(&both), &edge];
+        whatever_a_guest_tries_is_counted_and_hurts_nobody(&stage, &others);
     }
 
     fn machines_reach_whom_they_share_a_network_with(stage: &Stage) {
-        let said = stage.says("shop/web", &["reached db", "reached edge"]);
+        let said = stage.says("shop/web", &["reached db", "reached edge", "told"]);
         let has = |text: &str| said.iter().any(|line| line.starts_with(text));
         assert!(has("has eth0 10.200.7.80/24"), "{said:?}");
         assert!(has("has eth1 10.") && has("to default"), "{said:?}");
+        assert!(has("six db") && has("six edge"), "{said:?}");
+        assert!(!has("route6 default"), "{said:?}");
+        assert!(has("has eth0 fd") && has("has eth1 fd"), "{said:?}");
         let defaults = said.iter().filter(|line| *line == "to default").count();
         assert_eq!(defaults, 1, "{said:?}");
         assert!(
@@ -132,10 +197,7 @@ mod tests {
     }
 
     fn changes_restart_nobody_else(stage: &Stage, networks: &str, db: &str, web: &str, edge: &str) {
-        let once = |names: &[&str]| -> Vec<(String, u64)> {
-            names.iter().map(|name| ((*name).to_owned(), 1)).collect()
-        };
-        assert_eq!(stage.starts(), once(&["db", "edge", "web"]));
+        stage.started_once(&["db", "edge", "web"]);
         // A port of the other protocol, a network, a machine that tries what it must not reach, by another's address too.
         let status = stage.lab.get("shop").expect("a status");
         let of_db = status["networks"]["back"]["machines"]["db"]
@@ -157,11 +219,11 @@ mod tests {
             "{said:?}"
         );
         assert_eq!(ask_udp(stage.lab.web), "heard hello");
-        assert_eq!(stage.starts(), once(&["db", "edge", "spy", "web"]));
+        stage.started_once(&["db", "edge", "spy", "web"]);
         // All of it goes again, and what was internal is open.
         let open = networks.replace("internal: true", "internal: false");
         stage.deploy("remove: [spy, side]\n", &[&open, db, web, edge]);
-        assert_eq!(stage.starts(), once(&["db", "edge", "web"]));
+        stage.started_once(&["db", "edge", "web"]);
         // Over a restart of the agent too.
         let killed = stage
             .lab
@@ -174,6 +236,6 @@ mod tests {
                 .expect("a page")
                 .contains("It works")
         );
-        assert_eq!(stage.starts(), once(&["db", "edge", "web"]));
+        stage.started_once(&["db", "edge", "web"]);
     }
 }

@@ -4,13 +4,13 @@
 //! Refuses: firewall decisions (`firewall::policy`). Apply those of the node first: this turns
 //! forwarding on.
 
-use std::net::{Ipv4Addr, TcpListener, UdpSocket};
+use std::net::{Ipv4Addr, Ipv6Addr, TcpListener, UdpSocket};
 use std::num::NonZeroU8;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use types::network::{RANGES, SUBNET_PREFIX};
-use types::{Cidr, Mac};
+use types::{Cidr, Cidr6, Mac};
 
 use crate::link::{Create, Desired, DesiredRoute, Handle, Step, plan};
 use crate::namespace::{self, sysctl, sysctl_if_present, within};
@@ -26,6 +26,9 @@ const DNS_PORT: u16 = 53;
 /// Both ends of each veth pair, two addresses a network (RFC 3021): 2^16 networks fill a /15. It lies in
 /// the shared space of RFC 6598, which neither a LAN nor a guest's image is likely to use.
 const TRANSFER: Ipv4Addr = Ipv4Addr::new(100, 126, 0, 0);
+
+/// Of IPv6 every network has as much.
+const SUBNET6_PREFIX: u8 = 64;
 
 /// One tenant network on this node.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -147,6 +150,37 @@ pub fn gateway(mut number: u16) -> Option<Cidr> {
 
 pub use types::network::number;
 
+/// A node's part of fd00::/8 (RFC 4193): what follows the first byte.
+pub type Ula = [u8; 5];
+
+/// The IPv6 address of who has this one in a tenant network: the node's part, the network's number, and the address itself.
+pub fn address6(node: Ula, address: Ipv4Addr) -> Option<Cidr6> {
+    let [a, b, c, d, e] = node;
+    let half = |high, low| u16::from_be_bytes([high, low]);
+    let [f, g, h, i] = address.octets();
+    let number = number(address)?;
+    let (high, low) = (half(f, g), half(h, i));
+    let address = Ipv6Addr::new(
+        half(0xfd, a),
+        half(b, c),
+        half(d, e),
+        number,
+        0,
+        0,
+        high,
+        low,
+    );
+    Cidr6::new(address, SUBNET6_PREFIX)
+}
+
+/// The address that a card has on its link by itself (RFC 4291 appendix A).
+pub fn link_local(mac: Mac) -> Ipv6Addr {
+    let Mac([a, b, c, d, e, f]) = mac;
+    let half = |high, low| u16::from_be_bytes([high, low]);
+    let (first, last) = (half(a ^ 2, b), half(e, f));
+    Ipv6Addr::new(0xfe80, 0, 0, 0, first, half(c, 0xff), half(0xfe, d), last)
+}
+
 /// The MAC of a guest, or of the gateway: locally administered, made from the address, so that it is
 /// unique within its network and the same after a restart.
 pub fn guest_mac(address: Ipv4Addr) -> Mac {
@@ -189,7 +223,7 @@ const INSIDE: &[(&str, &str, bool)] = &[
     ("ipv4/conf/default/send_redirects", "0", false),
     ("ipv4/conf/all/accept_redirects", "0", false),
     ("ipv4/conf/default/accept_redirects", "0", false),
-    // Tenant networks are IPv4 only.
+    // Of IPv6 the gateway has no part: guests have it among themselves.
     ("ipv6/conf/all/disable_ipv6", "1", true),
     ("ipv6/conf/default/disable_ipv6", "1", true),
     // Frames between guests are the bridge family's matter, not the IP rules'.

@@ -1,6 +1,7 @@
-//! Packet sockets: IPv4 on a link that has no address yet. Those that hear everything are in [`crate::capture`].
+//! Packet sockets: IPv4 on a link that has no address yet, and whole frames. Those that hear everything are in
+//! [`crate::capture`].
 //!
-//! Owns: opening one that hears only one UDP port, and sending to everybody on the link.
+//! Owns: opening one that hears only one UDP port, and sending to everybody on the link; opening one for frames.
 //! Refuses: checking what arrives.
 
 use std::io;
@@ -33,6 +34,19 @@ pub fn open_udp(index: u32, port: u16) -> io::Result<OwnedFd> {
     // SAFETY: the kernel just made this descriptor, and nothing else knows it.
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };
     attach(&fd, &mut udp_filter(port))?;
+    bind(&fd, index, IPV4)?;
+    Ok(fd)
+}
+
+/// A socket whose writes are frames on link `index`, Ethernet headers included, whatever stands in them.
+pub fn open_frames(index: u32) -> io::Result<OwnedFd> {
+    // SAFETY: socket takes no pointers.
+    let fd = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel just made this descriptor, and nothing else knows it.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
     bind(&fd, index, IPV4)?;
     Ok(fd)
 }

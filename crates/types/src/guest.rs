@@ -7,7 +7,7 @@ use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Cidr, Mac, Name};
+use crate::{Cidr, Cidr6, Mac, Name};
 
 /// Path of the [`RunSpec`] inside the guest's initramfs, JSON.
 pub const RUN_SPEC_PATH: &str = "/run.json";
@@ -83,6 +83,9 @@ pub struct Link {
     pub gateway: Ipv4Addr,
     pub dns: Ipv4Addr,
     pub mtu: u16,
+    /// Within its network alone: there is no route of IPv6 beyond it.
+    #[serde(default)]
+    pub address6: Option<Cidr6>,
 }
 
 /// What makes a machine that was restored from a snapshot differ from all others that were.

@@ -343,7 +343,10 @@ pub enum Step {
     /// Kill the VMM; before there is one, abandon the start. Answered likewise.
     Kill { vm: VmId },
     /// The end has been noted. Save the record where one is given, and let go of the VM.
-    Settle { vm: VmId, record: Option<Record> },
+    Settle {
+        vm: VmId,
+        record: Option<Box<Record>>,
+    },
     /// Remove disk, record and logs. Answered by `Removed` or `RemoveFailed`.
     Remove { vm: VmId },
     /// Change a volume. Answered by `VolumeChanged` or `VolumeFailed`.

@@ -226,6 +226,7 @@ impl Reconciler {
                     .machines
                     .get_mut(&vm)
                     .and_then(|m| m.ended(end, policy, now));
+                let record = record.map(Box::new);
                 return vec![Step::Settle { vm, record }];
             }
             Event::Layered { vm } => self.with(&vm, Machine::layered),

@@ -207,7 +207,7 @@ impl Host for Fake {
             Step::Settle { vm, record } => {
                 assert!(!self.vms.contains_key(&vm), "{vm} is settled while it runs");
                 if let Some(record) = record {
-                    self.pool.insert(vm, record);
+                    self.pool.insert(vm, *record);
                 }
             }
             Step::Remove { vm } => {

@@ -271,8 +271,7 @@ impl Engine {
         reconciler.resume(pauses.kept(), now());
         let (requests_tx, requests) = mpsc::channel(REQUESTS_MAX);
         let (changes, _) = watch::channel(0);
-        let changed = changes.subscribe();
-        let server = open_doors(&context, requests_tx, cache, &machines, changed)?;
+        let server = open_doors(&context, requests_tx, cache, &machines, changes.subscribe())?;
         let pid1 = Packets::new(context.pid1, PACKET_MAX).context("take the socket to pid1")?;
         let pid1 = Rc::new(pid1);
         if !context.adopted {
@@ -288,6 +287,7 @@ impl Engine {
             kvm_problem: context.kvm_problem,
             kernel: OnceCell::new(),
             storage: context.storage,
+            ula: network::ula(&context.key),
         };
         let (host, messages) =
             NodeHost::new(means, networks_tx, pid1.clone(), context.uplink.clone());

@@ -21,6 +21,7 @@ pub fn run_spec(image: &ImageConfig, machine: &Machine) -> Option<RunSpec> {
         gateway: [10, 128, 0, 1].into(),
         dns: [10, 128, 0, 1].into(),
         mtu: 1500,
+        address6: None,
     };
     let name = "web".parse().expect("a name");
     runspec::merge(&name, image, machine, link, 10_000).ok()

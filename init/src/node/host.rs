@@ -656,7 +656,7 @@ impl NodeHost {
     }
 
     fn publish(&self, places: &Places) {
-        let plan = network::plan(places, &self.uplink.borrow());
+        let plan = network::plan(places, &self.uplink.borrow(), self.means.ula);
         keep_planned(&self.networks, &plan);
         let messages = self.messages.clone();
         tokio::task::spawn_local(async move {
@@ -693,7 +693,7 @@ impl Host for NodeHost {
             Step::Start(start) => self.start(*start),
             Step::Stop { vm } => self.stop(&vm),
             Step::Kill { vm } => self.kill(&vm),
-            Step::Settle { vm, record } => self.settle(&vm, record.as_ref()),
+            Step::Settle { vm, record } => self.settle(&vm, record.as_deref()),
             Step::Remove { vm } => self.remove(vm),
             Step::Change(step) => self.alter(*step),
             Step::Erase { volume } => self.erase(volume),

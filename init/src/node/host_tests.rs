@@ -34,6 +34,7 @@ impl Stage {
             kvm_problem: kvm_problem.map(str::to_owned),
             kernel: std::cell::OnceCell::new(),
             storage: Storage::Memory,
+            ula: [1, 2, 3, 4, 5],
         };
         let (ours, theirs) = sys::socket::pair().expect("a pair");
         let packets = |fd| Packets::new(fd, crate::wire::PACKET_MAX).expect("packets");
@@ -357,10 +358,10 @@ fn a_network_that_the_next_plan_removes_is_ready_for_nobody_from_then_on() {
         .expect("a network")
         .name;
     let (ready, heard) = watch::channel([stays.clone(), "tenant7".to_owned()].into());
-    let plan = network::plan(&[(start.vm, place)].into(), &Uplink::default());
+    let plan = network::plan(&[(start.vm, place)].into(), &Uplink::default(), [0; 5]);
     keep_planned(&ready, &plan);
     assert_eq!(*heard.borrow(), BTreeSet::from([stays]));
-    let nothing = network::plan(&Places::new(), &Uplink::default());
+    let nothing = network::plan(&Places::new(), &Uplink::default(), [0; 5]);
     keep_planned(&ready, &nothing);
     assert_eq!(*heard.borrow(), BTreeSet::new());
 }

@@ -30,6 +30,7 @@ const GROUP_FILE_MAX: u64 = 4096;
 
 pub(crate) mod disks;
 pub(crate) mod health;
+pub(crate) mod refusals;
 pub(crate) mod volumes;
 
 /// A workload whose VMM has been asked.

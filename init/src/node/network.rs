@@ -4,19 +4,19 @@
 //! Refuses: choosing addresses (`workload` does).
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroU8;
 use std::os::fd::OwnedFd;
 
 use net::dns::Names;
 use net::firewall::policy;
 use net::firewall::rule::Transport;
-use net::network::{self, Network, TapSpec};
+use net::network::{self, Network, TapSpec, Ula};
 use net::{firewall, namespace};
 use tokio::runtime;
 use tokio::sync::watch;
-use types::Cidr;
 use types::deployment::{API_PORT, ONLY_WORKLOAD, Port, Protocol};
+use types::{Cidr, PublicKey};
 use workload::desired::Key;
 use workload::host::{NetworkId, Placed, PlacedCard, Places};
 use workload::reconcile::Wish;
@@ -26,6 +26,10 @@ use super::context::Uplink;
 /// The MTU of every port that DHCP has not told otherwise, and of tenant networks.
 pub(crate) const MTU: u16 = 1500;
 const DNS_PORT: u16 = 53;
+/// What the kernel tracks at most.
+const CONNECTIONS: &str = "/proc/sys/net/netfilter/nf_conntrack_max";
+/// Of 32 machines that have all that they may, outward and inward; each takes some 300 bytes.
+const CONNECTIONS_OF_ALL: u32 = 32 * 2 * policy::CONNECTIONS_MAX;
 /// Namespaces of this name and a number are tenant networks, and nothing else is.
 const NAMESPACE: &str = "tenant";
 
@@ -42,6 +46,13 @@ pub(crate) fn choose_subnet(wish: Wish<'_>, taken: &[Cidr], uplink: &Uplink) -> 
     };
     let [a, b, ..] = *hash.as_bytes();
     network::subnet(u16::from_le_bytes([a, b]), &avoid)
+}
+
+/// The node's part of its machines' addresses of IPv6: the same for as long as it is this node.
+pub(crate) fn ula(node: &PublicKey) -> Ula {
+    let hash = blake3::hash(&[&b"sifr ula 1"[..], &node.0].concat());
+    let [a, b, c, d, e, ..] = *hash.as_bytes();
+    [a, b, c, d, e]
 }
 
 /// The network that an address of a tenant's machine lies in. `None`: not one of ours.
@@ -98,7 +109,7 @@ pub(crate) struct Tenant {
 }
 
 impl Tenant {
-    fn new(network: Network, internal: bool, uplink: &Uplink) -> Self {
+    fn new(network: Network, internal: bool, uplink: &Uplink, ula: Ula) -> Self {
         let policy = policy::Tenant {
             gateway: network.gateway,
             refused: uplink.networks.clone(),
@@ -107,6 +118,7 @@ impl Tenant {
         };
         let names = Names {
             alone: internal,
+            six: Some(ula),
             ..Names::default()
         };
         Self {
@@ -118,7 +130,7 @@ impl Tenant {
     }
 
     /// `ports`: those that lead to this very card.
-    fn add(&mut self, address: Ipv4Addr, ports: &[Port]) {
+    fn add(&mut self, address: Ipv4Addr, address6: Ipv6Addr, ports: &[Port]) {
         let inside: BTreeSet<_> = ports
             .iter()
             .map(|p| (transport(p.protocol), p.machine))
@@ -127,6 +139,7 @@ impl Tenant {
             tap: tap_name(address),
             mac: network::guest_mac(address),
             address,
+            address6,
             ports: inside.into_iter().collect(),
         });
         let publish = |port: &Port| policy::Published {
@@ -147,7 +160,7 @@ fn transport(protocol: Protocol) -> Transport {
 }
 
 /// What follows from places and uplink.
-pub(crate) fn plan(places: &Places, uplink: &Uplink) -> Plan {
+pub(crate) fn plan(places: &Places, uplink: &Uplink, ula: Ula) -> Plan {
     let mut tenants: BTreeMap<String, Tenant> = BTreeMap::new();
     let mut machines: BTreeMap<&Key, usize> = BTreeMap::new();
     for place in places.values() {
@@ -156,20 +169,21 @@ pub(crate) fn plan(places: &Places, uplink: &Uplink) -> Plan {
     for place in places.values() {
         for (at, card) in place.cards.iter().enumerate() {
             let PlacedCard { address, internal } = *card;
-            let Some(network) = network_of(address) else {
+            let known = network_of(address).zip(network::address6(ula, address));
+            let Some((network, six)) = known else {
                 let (workload, of) = (&place.workload, &place.key.name);
                 log::error!("{workload} of {of} has the foreign address {address}");
                 continue;
             };
             let tenant = tenants
                 .entry(network.name.clone())
-                .or_insert_with(|| Tenant::new(network, internal, uplink));
+                .or_insert_with(|| Tenant::new(network, internal, uplink, ula));
             let ports = if at == 0 && !internal {
                 &place.ports[..]
             } else {
                 &[]
             };
-            tenant.add(address, ports);
+            tenant.add(address, six.address, ports);
             add_names(&mut tenant.names, place, address, machines[&place.key]);
         }
     }
@@ -228,6 +242,9 @@ pub(crate) fn apply(plan: &Plan) -> (BTreeSet<String>, Result<(), String>) {
     if let Err(error) = firewall::apply(&policy::node(&plan.node)) {
         return (made, Err(sys::error::chain(&error)));
     }
+    if !plan.tenants.is_empty() {
+        make_room();
+    }
     let mut result = Ok(());
     let mut note = |outcome: Result<(), net::Error>| match outcome {
         Ok(()) => true,
@@ -238,7 +255,9 @@ pub(crate) fn apply(plan: &Plan) -> (BTreeSet<String>, Result<(), String>) {
     };
     let runtime = runtime::Handle::current();
     for (name, tenant) in &plan.tenants {
-        let rules = policy::tenant(&tenant.policy);
+        // What was counted until now is not lost with the rules that counted it.
+        let before = counts(name);
+        let rules = policy::tenant(&tenant.policy, &before);
         let done = runtime
             .block_on(network::ensure(&tenant.network))
             .and_then(|()| firewall::apply_in(name, &rules));
@@ -258,6 +277,52 @@ pub(crate) fn apply(plan: &Plan) -> (BTreeSet<String>, Result<(), String>) {
         }
     }
     (made, result)
+}
+
+/// All connections of all machines have a place each in the node's table, which is small where memory is: what bounds it is
+/// what each machine may have.
+fn make_room() {
+    let (path, most) = (CONNECTIONS, CONNECTIONS_OF_ALL.to_string());
+    let held = std::fs::read_to_string(path);
+    if held.is_ok_and(|held| held.trim() != most)
+        && let Err(error) = std::fs::write(path, &most)
+    {
+        log::error!("write {most} to {path}: {error}");
+    }
+}
+
+fn counts(namespace: &str) -> firewall::Counts {
+    firewall::counts_in(namespace).unwrap_or_else(|error| {
+        log::error!("{}", sys::error::chain(&error));
+        firewall::Counts::new()
+    })
+}
+
+/// Packets that were refused to who has the address, by what they tried.
+pub(crate) type Attempts = BTreeMap<Ipv4Addr, BTreeMap<&'static str, u64>>;
+
+/// Of who has these addresses. Blocking, as [`apply`].
+pub(crate) fn attempts(addresses: &BTreeSet<Ipv4Addr>) -> Attempts {
+    let mut networks: BTreeMap<String, firewall::Counts> = BTreeMap::new();
+    let mut all = Attempts::new();
+    for address in addresses {
+        let Some(network) = network_of(*address) else {
+            continue;
+        };
+        let counts = networks
+            .entry(network.name)
+            .or_insert_with_key(|name| counts(name));
+        let tap = tap_name(*address);
+        let of = |what: policy::Attempt| {
+            let counted = counts.get(&what.counter(&tap))?;
+            Some((what.word(), counted.packets))
+        };
+        let own: BTreeMap<_, _> = policy::Attempt::ALL.into_iter().filter_map(of).collect();
+        if !own.is_empty() {
+            all.insert(*address, own);
+        }
+    }
+    all
 }
 
 /// The network of a namespace's name.
@@ -338,8 +403,9 @@ async fn forward(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::net::IpAddr;
     use types::deployment::Port;
-    use types::{Name, PublicKey, VmId};
+    use types::{Name, VmId};
     use workload::desired::Key;
 
     fn card(address: [u8; 4]) -> PlacedCard {
@@ -437,7 +503,7 @@ mod tests {
             links: vec!["eth0".to_owned(), "eth1".to_owned()],
             ..Uplink::default()
         };
-        let plan = plan(&places, &uplink);
+        let plan = plan(&places, &uplink, [1, 2, 3, 4, 5]);
         assert_eq!((plan.tenants.len(), plan.node.tenants.len()), (1, 1));
         assert_eq!(plan.node.tenants[0].published.len(), 2);
         assert_eq!(plan.node.open_ports, [7443]);
@@ -490,7 +556,7 @@ mod tests {
             place("shop", "edge", [10, 130, 1, 3], &[]),
         ]
         .into();
-        let plan = plan(&places, &Uplink::default());
+        let plan = plan(&places, &Uplink::default(), [1, 2, 3, 4, 5]);
         let at = |address: Ipv4Addr| {
             let name = network_of(address).expect("one of ours").name;
             &plan.tenants[&name]
@@ -518,7 +584,7 @@ mod tests {
 
     #[test]
     fn a_node_without_machines_still_has_its_own_rules() {
-        let plan = plan(&Places::new(), &Uplink::default());
+        let plan = plan(&Places::new(), &Uplink::default(), [1, 2, 3, 4, 5]);
         assert!(plan.tenants.is_empty() && plan.node.open_ports == [API_PORT]);
     }
 }

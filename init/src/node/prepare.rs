@@ -13,6 +13,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::rc::Rc;
 
+use net::network::Ula;
 use tokio::sync::watch;
 use types::guest::{Link, RUN_SPEC_PATH, VolumeMount};
 use types::vm::{
@@ -47,6 +48,8 @@ pub(crate) struct Means {
     /// The guest kernel in memory, once a first VM has needed it.
     pub(crate) kernel: OnceCell<OwnedFd>,
     pub(crate) storage: Storage,
+    /// The node's part of its machines' addresses of IPv6.
+    pub(crate) ula: Ula,
 }
 
 /// A VM ready to be spawned.
@@ -91,7 +94,7 @@ pub(crate) async fn prepare(
 ) -> Result<Prepared, String> {
     let store = start.machine.image.store.clone();
     let image = means.images.open(start.record.image, store).await?;
-    let (links, names) = links(&start)?;
+    let (links, names) = links(&start, means.ula)?;
     let (first, further) = links.split_first().ok_or("it is on no network")?;
     let mut run = runspec::merge(
         runspec::hostname(&start.record.deployment, &start.record.workload),
@@ -153,7 +156,7 @@ fn mounts(volumes: &[Attachment]) -> Vec<VolumeMount> {
 }
 
 /// Its cards, and the networks that they are in.
-fn links(start: &Start) -> Result<(Vec<Link>, BTreeSet<String>), String> {
+fn links(start: &Start, ula: Ula) -> Result<(Vec<Link>, BTreeSet<String>), String> {
     let (mut links, mut names) = (Vec::new(), BTreeSet::new());
     for card in start.record.cards() {
         let address = card.address;
@@ -166,6 +169,7 @@ fn links(start: &Start) -> Result<(Vec<Link>, BTreeSet<String>), String> {
             gateway,
             dns: gateway,
             mtu: MTU,
+            address6: net::network::address6(ula, address),
         });
         names.insert(network.name);
     }
@@ -378,6 +382,7 @@ mod tests {
             gateway: std::net::Ipv4Addr::new(10, 0, 0, 1),
             dns: std::net::Ipv4Addr::new(10, 0, 0, 1),
             mtu: 1500,
+            address6: None,
         };
         let mut table = Table(Vec::new());
         let card = card(&mut table, vec![fd(), fd(), fd()], &link, None).expect("descriptors");

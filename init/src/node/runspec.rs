@@ -181,6 +181,7 @@ mod tests {
             gateway: [10, 1, 2, 1].into(),
             dns: [10, 1, 2, 1].into(),
             mtu: 1500,
+            address6: None,
         };
         let name = "web".parse().expect("a name");
         merge(&name, image, &machine(fields), link, 10_000)

@@ -289,6 +289,7 @@ impl Server {
             text.push_str(&metrics::health::render(&info.health));
         }
         text.push_str(&metrics::volumes::render(&own));
+        text.push_str(&refusals(&own).await);
         Ok(Answer::metrics(text))
     }
 
@@ -298,7 +299,9 @@ impl Server {
         let status = self.status(&key).await?;
         let figures = self.figures(Some(peer), Some(key.name)).await?;
         let mut text = metrics::render(None, &figures);
-        text.push_str(&metrics::volumes::render(&[status]));
+        let own = [status];
+        text.push_str(&metrics::volumes::render(&own));
+        text.push_str(&refusals(&own).await);
         Ok(Answer::metrics(text))
     }
 
@@ -773,6 +776,13 @@ async fn send_log(
             Some(_) | None => return Ok(()),
         }
     }
+}
+
+/// What their machines were refused. The kernel is asked on a thread of the runtime's pool: there may be many networks.
+async fn refusals(all: &[DeploymentStatus]) -> String {
+    let addresses = metrics::refusals::addresses(all);
+    let asked = tokio::task::spawn_blocking(move || network::attempts(&addresses));
+    metrics::refusals::render(all, &asked.await.unwrap_or_default())
 }
 
 #[cfg(test)]

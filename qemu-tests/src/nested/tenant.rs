@@ -32,6 +32,7 @@ pub fn card(network: u8) -> Link {
         gateway: node,
         dns: node,
         mtu: MTU,
+        address6: None,
     }
 }
 

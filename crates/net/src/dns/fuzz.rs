@@ -14,7 +14,7 @@ pub fn query(bytes: &[u8]) -> Option<Vec<u8>> {
     let refusal = query.refuse(Code::NameError);
     assert_eq!(refusal[..2], bytes[..2], "an answer to another question");
     assert!(query.name.bytes().all(|b| b.is_ascii_graphic()));
-    Some(query.answer([10, 0, 0, 1].into()))
+    Some(query.answer([10, 0, 0, 1].into(), Some(std::net::Ipv6Addr::LOCALHOST)))
 }
 
 /// What a guest that asked `question` is told of an upstream server's `reply`. `None`: nothing.

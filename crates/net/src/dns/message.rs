@@ -3,7 +3,7 @@
 //! Owns: reading one question, writing short answers of our own, telling whether a reply answers a query.
 //! Refuses: compressed names in questions, more than one question, records in a query but for one OPT.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 const HEADER_BYTES: usize = 12;
 /// Longest name on the wire, and longest label (RFC 1035 section 2.3.4).
@@ -11,6 +11,7 @@ const NAME_MAX: usize = 255;
 const LABEL_MAX: usize = 63;
 
 const TYPE_A: u16 = 1;
+const TYPE_AAAA: u16 = 28;
 const TYPE_OPT: u16 = 41;
 const CLASS_IN: u16 = 1;
 const CLASS_ANY: u16 = 255;
@@ -97,17 +98,23 @@ impl Query {
         })
     }
 
-    /// Our own answer: the address if it is asked for, else only that the name exists.
-    pub(super) fn answer(&self, address: Ipv4Addr) -> Vec<u8> {
-        let asked = self.kind == TYPE_A && matches!(self.class, CLASS_IN | CLASS_ANY);
-        let mut out = self.reply(Code::NoError, u16::from(asked));
-        if asked {
+    /// Our own answer: the address of the family that is asked for, else only that the name exists.
+    pub(super) fn answer(&self, address: Ipv4Addr, six: Option<Ipv6Addr>) -> Vec<u8> {
+        let asked = matches!(self.class, CLASS_IN | CLASS_ANY);
+        let octets = match self.kind {
+            TYPE_A if asked => Some(address.octets().to_vec()),
+            TYPE_AAAA if asked => six.map(|six| six.octets().to_vec()),
+            _ => None,
+        };
+        let mut out = self.reply(Code::NoError, u16::from(octets.is_some()));
+        if let Some(octets) = octets {
+            let length = u16::try_from(octets.len()).expect("an address");
             out.extend_from_slice(&[0xc0, 0x0c]); // The name of the question.
-            out.extend_from_slice(&TYPE_A.to_be_bytes());
+            out.extend_from_slice(&self.kind.to_be_bytes());
             out.extend_from_slice(&CLASS_IN.to_be_bytes());
             out.extend_from_slice(&TTL.to_be_bytes());
-            out.extend_from_slice(&[0, 4]);
-            out.extend_from_slice(&address.octets());
+            out.extend_from_slice(&length.to_be_bytes());
+            out.extend(octets);
         }
         out
     }
@@ -216,7 +223,7 @@ pub(super) mod tests {
     fn a_question_is_read_and_answered() {
         let query = Query::parse(&query(7, "Web.Shop", TYPE_A)).expect("a query");
         assert_eq!(query.name, "web.shop");
-        let answer = query.answer([10, 128, 0, 2].into());
+        let answer = query.answer([10, 128, 0, 2].into(), None);
         assert_eq!(answer[..8], [0, 7, 0x85, 0x80, 0, 1, 0, 1]);
         assert_eq!(answer[answer.len() - 6..], [0, 4, 10, 128, 0, 2]);
         assert_eq!(query.refuse(Code::NameError)[3] & 0xf, 3);
@@ -224,8 +231,15 @@ pub(super) mod tests {
 
     #[test]
     fn another_type_of_a_known_name_is_an_empty_answer() {
-        let query = Query::parse(&query(7, "web", 28)).expect("a query");
-        assert_eq!(query.answer([10, 128, 0, 2].into())[6..8], [0, 0]);
+        let mail = Query::parse(&query(7, "web", 15)).expect("a query");
+        let (address, six) = ([10, 128, 0, 2].into(), Ipv6Addr::LOCALHOST);
+        assert_eq!(mail.answer(address, Some(six))[6..8], [0, 0]);
+        let query = Query::parse(&query(7, "web", TYPE_AAAA)).expect("a query");
+        assert_eq!(query.answer(address, None)[6..8], [0, 0]);
+        let answer = query.answer(address, Some(six));
+        assert_eq!(answer[6..8], [0, 1]);
+        assert_eq!(answer[answer.len() - 18..answer.len() - 15], [0, 16, 0]);
+        assert_eq!(answer[answer.len() - 1], 1);
     }
 
     #[test]
@@ -279,7 +293,7 @@ pub(super) mod tests {
             let mut framed = query(id, "x", TYPE_A)[..HEADER_BYTES].to_vec();
             framed.extend_from_slice(&name);
             if let Ok(query) = Query::parse(&framed) {
-                let _ = (query.accept(id, reply), query.answer([1, 2, 3, 4].into()));
+                let _ = (query.accept(id, reply), query.answer([1, 2, 3, 4].into(), Some(Ipv6Addr::LOCALHOST)));
             }
         }
     }

@@ -21,6 +21,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
 use crate::Error;
+use crate::network::{Ula, address6};
 use message::{Code, Flaw, Query};
 
 /// Bound to port 53 inside a tenant's namespace: see `network::dns_sockets`.
@@ -42,6 +43,8 @@ pub struct Names {
     pub domains: BTreeMap<Ipv4Addr, String>,
     /// The names in other networks of guests that are on some.
     pub beyond: BTreeMap<Ipv4Addr, BTreeMap<String, Ipv4Addr>>,
+    /// The node's part of the machines' addresses of IPv6. `None`: they have none.
+    pub six: Option<Ula>,
     /// The network has no way out: nobody else is asked.
     pub alone: bool,
 }
@@ -238,9 +241,15 @@ impl Knowledge {
             Err(Flaw::Silence) => return None,
             Err(Flaw::Answer(answer)) => return Some(answer),
         };
-        let found = self.names.borrow().find(guest, &query.name);
+        let (found, six) = {
+            let names = self.names.borrow();
+            (names.find(guest, &query.name), names.six)
+        };
         match found {
-            Found::Machine(address) => return Some(query.answer(address)),
+            Found::Machine(address) => {
+                let six = six.and_then(|node| address6(node, address));
+                return Some(query.answer(address, six.map(|six| six.address)));
+            }
             Found::Nobody => return Some(query.refuse(Code::NameError)),
             Found::Elsewhere => {}
         }

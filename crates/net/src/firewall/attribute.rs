@@ -1,6 +1,6 @@
 //! Netlink attributes: type-length-value, padded to four bytes, nested.
 //!
-//! Owns: writing them as nf_tables reads them. Refuses: reading; nothing of ours asks nf_tables back.
+//! Owns: writing them as nf_tables reads them. Refuses: reading (`counters` does).
 
 /// Set on the type of an attribute that holds attributes.
 const NESTED: u16 = 1 << 15;

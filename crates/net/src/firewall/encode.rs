@@ -8,14 +8,14 @@ use types::Cidr;
 use super::attribute::Writer;
 use super::batch::Message;
 use super::rule::{
-    Chain, ChainKind, EtherType, Family, Hook, Point, Policy, Rule, Ruleset, Table, Test,
-    Transport, Verdict,
+    Chain, ChainKind, Count, EtherType, Family, Hook, Point, Policy, Rule, Ruleset, Table, Tally,
+    Test, Transport, Verdict,
 };
 
 /// Name of our table in each family.
-const TABLE: &str = "sifr";
+pub(super) const TABLE: &str = "sifr";
 
-const NFNL_SUBSYS_NFTABLES: u16 = 10;
+pub(super) const NFNL_SUBSYS_NFTABLES: u16 = 10;
 const BATCH_BEGIN: u16 = 0x10;
 const BATCH_END: u16 = 0x11;
 const NEWTABLE: u16 = NFNL_SUBSYS_NFTABLES << 8;
@@ -23,7 +23,17 @@ const DELTABLE: u16 = NFNL_SUBSYS_NFTABLES << 8 | 2;
 const NEWCHAIN: u16 = NFNL_SUBSYS_NFTABLES << 8 | 3;
 const NEWRULE: u16 = NFNL_SUBSYS_NFTABLES << 8 | 6;
 
-const NFPROTO_UNSPEC: u8 = 0;
+const NEWOBJ: u16 = NFNL_SUBSYS_NFTABLES << 8 | 18;
+/// Of objects with names.
+pub(super) const OBJECT_COUNTER: u32 = 1;
+/// `limit rate over`, and not up to.
+const LIMIT_OVER: u32 = 1;
+/// The bit of an Ethernet address that makes it one of several.
+const GROUP: [u8; 6] = [1, 0, 0, 0, 0, 0];
+/// `ct count over`, and not up to.
+const CONNLIMIT_OVER: u32 = 1;
+
+pub(super) const NFPROTO_UNSPEC: u8 = 0;
 const NFPROTO_INET: u8 = 1;
 const NFPROTO_IPV4: u8 = 2;
 const NFPROTO_IPV6: u8 = 10;
@@ -128,6 +138,8 @@ fn table_parts(table: &Table, parts: &mut Vec<Part>) {
         name(DELTABLE, 0),
         name(NEWTABLE, NLM_F_CREATE),
     ]);
+    let counters = table.counters.iter();
+    parts.extend(counters.map(|tally| counter_part(table.family, tally)));
     // All chains come before all rules: a jump needs its target.
     parts.extend(
         table
@@ -144,6 +156,25 @@ fn table_parts(table: &Table, parts: &mut Vec<Part>) {
                 chain.name, table.family
             ),
         }));
+    }
+}
+
+fn counter_part(family: Family, tally: &Tally) -> Part {
+    let mut body = body(family);
+    body.text(1, TABLE)
+        .text(2, &tally.name)
+        .be32(3, OBJECT_COUNTER);
+    body.nest(4, |data| {
+        data.be64(1, tally.bytes).be64(2, tally.packets);
+    });
+    let message = Message {
+        kind: NEWOBJ,
+        flags: NLM_F_CREATE,
+        body: body.finish(),
+    };
+    Part {
+        message,
+        what: format!("counter {} of table {family:?}", tally.name),
     }
 }
 
@@ -199,8 +230,12 @@ fn rule_message(family: Family, chain: &str, rule: &Rule) -> Message {
         for test in &rule.tests {
             write_test(list, family, test);
         }
-        if rule.counter {
-            expression(list, "counter", |_| {});
+        match &rule.count {
+            Count::Nowhere => {}
+            Count::Here => expression(list, "counter", |_| {}),
+            Count::In(name) => expression(list, "objref", |counter| {
+                counter.be32(1, OBJECT_COUNTER).text(2, name);
+            }),
         }
         write_verdict(list, &rule.verdict);
     });
@@ -255,28 +290,31 @@ fn write_test(list: &mut Writer, family: Family, test: &Test) {
             compare(list, CMP_EQ, &[255]);
         }
         Test::LinkLocal => link_local(list, family),
-        Test::PerSecond { rate, burst } => expression(list, "limit", |limit| {
-            limit
-                .be64(1, *rate)
-                .be64(2, 1)
-                .be32(3, *burst)
-                .be32(4, 0)
-                .be32(5, 0);
+        Test::Source6Is(address) => {
+            ipv6(list, family);
+            payload(list, Header::Network, 8, 16);
+            compare(list, CMP_EQ, &address.octets());
+        }
+        Test::TargetIs(address) => {
+            payload(list, Header::Transport, 8, 16);
+            compare(list, CMP_EQ, &address.octets());
+        }
+        Test::ToGroup => {
+            payload(list, Header::Link, 0, 6);
+            mask(list, &GROUP);
+            compare(list, CMP_EQ, &GROUP);
+        }
+        Test::PerSecond { rate, burst } => limit(list, (*rate, *burst), 0),
+        Test::OverPerSecond { rate, burst } => limit(list, (*rate, *burst), LIMIT_OVER),
+        Test::MoreConnectionsThan(most) => expression(list, "connlimit", |limit| {
+            limit.be32(1, *most).be32(2, CONNLIMIT_OVER);
         }),
         Test::EtherType(kind) => ether_type(list, *kind),
         Test::EtherSourceIsNot(mac) => {
             payload(list, Header::Link, 6, 6);
             compare(list, CMP_NEQ, &mac.0);
         }
-        Test::ArpSender(mac, address) => {
-            // Ethernet, IPv4, and the lengths of their addresses; then the sender's.
-            payload(list, Header::Network, 0, 6);
-            compare(list, CMP_EQ, &[0, 1, 8, 0, 6, 4]);
-            payload(list, Header::Network, 8, 6);
-            compare(list, CMP_EQ, &mac.0);
-            payload(list, Header::Network, 14, 4);
-            compare(list, CMP_EQ, &address.octets());
-        }
+        Test::ArpSender(mac, address) => arp_sender(list, &mac.0, &address.octets()),
     }
 }
 
@@ -305,6 +343,24 @@ fn link_local(list: &mut Writer, family: Family) {
     compare(list, CMP_EQ, &network);
 }
 
+/// So many packets a second, and at once.
+fn limit(list: &mut Writer, (rate, burst): (u64, u32), flags: u32) {
+    expression(list, "limit", |limit| {
+        limit.be64(1, rate).be64(2, 1);
+        limit.be32(3, burst).be32(4, 0).be32(5, flags);
+    });
+}
+
+fn arp_sender(list: &mut Writer, mac: &[u8; 6], address: &[u8; 4]) {
+    // Ethernet, IPv4, and the lengths of their addresses; then the sender's.
+    payload(list, Header::Network, 0, 6);
+    compare(list, CMP_EQ, &[0, 1, 8, 0, 6, 4]);
+    payload(list, Header::Network, 8, 6);
+    compare(list, CMP_EQ, mac);
+    payload(list, Header::Network, 14, 4);
+    compare(list, CMP_EQ, address);
+}
+
 /// IPv4 only, where the family has more than that. A bridge's rules test the EtherType themselves.
 fn ipv4(list: &mut Writer, family: Family) {
     match family {
@@ -316,10 +372,7 @@ fn ipv4(list: &mut Writer, family: Family) {
 fn ipv6(list: &mut Writer, family: Family) {
     match family {
         Family::Inet => meta(list, META_NFPROTO, &[NFPROTO_IPV6]),
-        Family::Bridge => {
-            payload(list, Header::Link, 12, 2);
-            compare(list, CMP_EQ, &0x86dd_u16.to_be_bytes());
-        }
+        Family::Bridge => ether_type(list, EtherType::Ipv6),
     }
 }
 
@@ -327,6 +380,7 @@ fn ether_type(list: &mut Writer, kind: EtherType) {
     let number: u16 = match kind {
         EtherType::Ipv4 => 0x0800,
         EtherType::Arp => 0x0806,
+        EtherType::Ipv6 => 0x86dd,
     };
     payload(list, Header::Link, 12, 2);
     compare(list, CMP_EQ, &number.to_be_bytes());

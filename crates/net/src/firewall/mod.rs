@@ -5,12 +5,14 @@
 
 mod attribute;
 mod batch;
+mod counters;
 mod encode;
 pub mod policy;
 pub mod rule;
 
 use nix::errno::Errno;
 
+pub use counters::{Counted, Counts};
 pub use rule::Ruleset;
 
 use crate::Error;
@@ -26,6 +28,17 @@ pub fn apply_in(name: &str, ruleset: &Ruleset) -> Result<(), Error> {
         Error::errno(format!("apply firewall rules in namespace {name}"))(Errno::ENOENT)
     })?;
     within(namespace, || apply(ruleset))
+}
+
+/// What the counters of our tables in a named namespace have counted; nothing where there is no such namespace.
+pub fn counts_in(name: &str) -> Result<Counts, Error> {
+    let operation = || format!("read the counters of namespace {name}");
+    match namespace::open(name)? {
+        None => Ok(Counts::new()),
+        Some(namespace) => within(namespace, || {
+            counters::read().map_err(Error::io(operation()))
+        }),
+    }
 }
 
 /// Replaces our tables in the caller's own namespace.

@@ -1,17 +1,20 @@
 //! What may speak to what: the node's policies as rules.
 //!
 //! Owns: the default-deny policies of the node's own namespace and of tenant namespaces.
-//! Refuses: exceptions that are not named in its inputs. IPv6 is the node's own: it is dropped in tenant networks.
+//! Refuses: exceptions that are not named in its inputs. IPv6 is the node's own, and in tenant networks their own: it leaves
+//! none.
 
-use std::net::Ipv4Addr;
+use std::collections::BTreeSet;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use types::{Cidr, Mac};
 
+use super::Counts;
 use super::rule::{
-    Chain, ChainKind, EtherType, Family, Hook, Point, Policy, Rule, Ruleset, Table, Test,
-    Transport, Verdict,
+    Chain, ChainKind, Count, EtherType, Family, Hook, Point, Policy, Rule, Ruleset, Table, Tally,
+    Test, Transport, Verdict,
 };
-use crate::network::{BRIDGE, WAN};
+use crate::network::{BRIDGE, WAN, link_local};
 
 /// The node's own namespace.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -46,7 +49,7 @@ pub struct Published {
 pub struct Tenant {
     /// `Network::gateway`.
     pub gateway: Cidr,
-    /// The node's own addresses and the prefixes on its uplinks: refused beside [`PRIVATE`].
+    /// The node's own addresses and the prefixes on its uplinks: refused beside all that is private (RFC 6890).
     pub refused: Vec<Cidr>,
     /// Nothing leads out of it.
     pub internal: bool,
@@ -59,24 +62,31 @@ pub struct Guest {
     pub tap: String,
     pub mac: Mac,
     pub address: Ipv4Addr,
+    pub address6: Ipv6Addr,
     /// Ports of the guest that are published.
     pub ports: Vec<(Transport, u16)>,
 }
 
 /// What no guest may speak to through the node (RFC 6890): whatever is somebody's own network, and
 /// whatever is no unicast address on the internet.
-pub const PRIVATE: [(Ipv4Addr, u8); 11] = [
+const PRIVATE: [(Ipv4Addr, u8); 10] = [
     (Ipv4Addr::new(0, 0, 0, 0), 8),
     (Ipv4Addr::new(10, 0, 0, 0), 8),
     (Ipv4Addr::new(100, 64, 0, 0), 10),
     (Ipv4Addr::new(127, 0, 0, 0), 8),
-    (Ipv4Addr::new(169, 254, 0, 0), 16),
     (Ipv4Addr::new(172, 16, 0, 0), 12),
     (Ipv4Addr::new(192, 0, 0, 0), 24),
     (Ipv4Addr::new(192, 168, 0, 0), 16),
     (Ipv4Addr::new(198, 18, 0, 0), 15),
     (Ipv4Addr::new(224, 0, 0, 0), 4),
     (Ipv4Addr::new(240, 0, 0, 0), 4),
+];
+
+/// Counted apart from the others: where clouds have their metadata, and the ranges of tenants' networks.
+const METADATA: (Ipv4Addr, u8) = (Ipv4Addr::new(169, 254, 0, 0), 16);
+const TENANTS: [(Ipv4Addr, u8); 2] = [
+    (Ipv4Addr::new(10, 128, 0, 0), 9),
+    (Ipv4Addr::new(172, 16, 0, 0), 12),
 ];
 
 /// Where filters stand among other users of the hook (NF_IP_PRI_FILTER, NF_BR_PRI_FILTER_BRIDGED).
@@ -90,23 +100,186 @@ const PING: Test = Test::PerSecond {
     rate: 10,
     burst: 20,
 };
+/// What a guest may send to several at once: names and neighbours are found so, and each packet wakes all others.
+const GROUPS: Test = Test::OverPerSecond {
+    rate: 200,
+    burst: 400,
+};
 const DHCP_SERVER: u16 = 67;
 const DHCP_CLIENT: u16 = 68;
+/// Types of ICMPv6 (RFC 4861).
+const ROUTER_SOLICITATION: u8 = 133;
+const REDIRECT: u8 = 137;
+const LISTENER_REPORT: u8 = 143;
 const DNS: u16 = 53;
 
 fn rule<const N: usize>(tests: [Test; N], verdict: Verdict) -> Rule {
     Rule {
         tests: tests.into(),
-        counter: false,
+        count: Count::Nowhere,
         verdict,
     }
 }
 
 fn counted<const N: usize>(tests: [Test; N], verdict: Verdict) -> Rule {
     Rule {
-        counter: true,
+        count: Count::Here,
         ..rule(tests, verdict)
     }
+}
+
+/// What a guest tried and was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Attempt {
+    /// Under another MAC.
+    Mac,
+    /// ARP under another's address, or another's MAC in it.
+    Arp,
+    /// IP under another address.
+    Address,
+    /// To answer for another's address of IPv6.
+    Neighbour,
+    /// More to several at once than [`GROUPS`].
+    Multicast,
+    /// As a DHCP server.
+    Dhcp,
+    /// As a router or DHCP server of IPv6, or with a redirect.
+    Router,
+    /// Frames of other protocols.
+    Frame,
+    /// To the node itself, or the gateway, beyond DNS and a few pings.
+    Node,
+    /// To link-local addresses, where clouds have their metadata.
+    Metadata,
+    /// To other networks of this node.
+    Tenants,
+    /// To the owner's networks, or other addresses that are nobody's on the internet.
+    Private,
+    /// Out of a network that has no way out.
+    Outside,
+    /// More connections than [`CONNECTIONS_MAX`].
+    Connections,
+}
+
+/// Connections of one guest outward at a time, and as many inward: an ordinary server's, and a few MiB of the node's memory.
+pub const CONNECTIONS_MAX: u32 = 4096;
+
+impl Attempt {
+    pub const ALL: [Self; 14] = [
+        Self::Mac,
+        Self::Arp,
+        Self::Address,
+        Self::Neighbour,
+        Self::Multicast,
+        Self::Dhcp,
+        Self::Router,
+        Self::Frame,
+        Self::Node,
+        Self::Metadata,
+        Self::Tenants,
+        Self::Private,
+        Self::Outside,
+        Self::Connections,
+    ];
+
+    /// One that never changes: it stands in metrics.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Mac => "mac",
+            Self::Arp => "arp",
+            Self::Address => "address",
+            Self::Neighbour => "neighbour",
+            Self::Multicast => "multicast",
+            Self::Dhcp => "dhcp",
+            Self::Router => "router",
+            Self::Frame => "frame",
+            Self::Node => "node",
+            Self::Metadata => "metadata",
+            Self::Tenants => "tenants",
+            Self::Private => "private",
+            Self::Outside => "outside",
+            Self::Connections => "connections",
+        }
+    }
+
+    /// The counter of a guest with this TAP.
+    pub fn counter(self, tap: &str) -> String {
+        format!("{tap}-{}", self.word())
+    }
+
+    /// Which table's rules see it.
+    fn family(self) -> Family {
+        match self {
+            Self::Mac
+            | Self::Arp
+            | Self::Address
+            | Self::Neighbour
+            | Self::Multicast
+            | Self::Dhcp
+            | Self::Router
+            | Self::Frame => Family::Bridge,
+            Self::Node
+            | Self::Metadata
+            | Self::Tenants
+            | Self::Private
+            | Self::Outside
+            | Self::Connections => Family::Inet,
+        }
+    }
+}
+
+/// An attempt, in the counter of who made it.
+fn attempt<const N: usize>(
+    guest: &Guest,
+    what: Attempt,
+    tests: [Test; N],
+    verdict: Verdict,
+) -> Rule {
+    Rule {
+        count: Count::In(what.counter(&guest.tap)),
+        ..rule(tests, verdict)
+    }
+}
+
+/// The counters of one table, going on from before.
+fn tallies(guests: &[Guest], family: Family, before: &Counts) -> Vec<Tally> {
+    let seen = Attempt::ALL
+        .into_iter()
+        .filter(move |what| what.family() == family);
+    let names = guests
+        .iter()
+        .flat_map(|guest| seen.clone().map(move |what| what.counter(&guest.tap)));
+    let tally = |name: String| {
+        let super::Counted { packets, bytes } = before.get(&name).copied().unwrap_or_default();
+        Tally {
+            name,
+            packets,
+            bytes,
+        }
+    };
+    names.map(tally).collect()
+}
+
+/// A chain for what is refused: each guest's in its own counter, what is nobody's in the last rule's.
+fn refusing(policy: &Tenant, what: Attempt, verdict: &Verdict) -> Chain {
+    let of = |guest: &Guest| {
+        let source = Test::Source(host(guest.address));
+        attempt(guest, what, [source], verdict.clone())
+    };
+    let mut rules: Vec<Rule> = policy.guests.iter().map(of).collect();
+    rules.push(counted([], verdict.clone()));
+    chain(what.word(), rules)
+}
+
+/// A chain that lets pass who has not too much under way already.
+fn connections_of(policy: &Tenant) -> Chain {
+    let of = |guest: &Guest| {
+        let source = Test::Source(host(guest.address));
+        let over = Test::MoreConnectionsThan(CONNECTIONS_MAX);
+        attempt(guest, Attempt::Connections, [source, over], Verdict::Drop)
+    };
+    let rules = policy.guests.iter().map(of).collect();
+    chain(Attempt::Connections.word(), rules)
 }
 
 fn chain(name: impl Into<String>, rules: Vec<Rule>) -> Chain {
@@ -209,6 +382,7 @@ pub fn node(policy: &Node) -> Ruleset {
     Ruleset {
         tables: vec![Table {
             family: Family::Inet,
+            counters: Vec::new(),
             chains,
         }],
     }
@@ -278,14 +452,25 @@ fn outward(tenant: &NodeTenant) -> Rule {
     rule([Test::From(tenant.link.clone()), source], Verdict::Accept)
 }
 
-/// Packets to published ports may go in; their destination has been rewritten by then.
+/// Packets to published ports may go in; their destination has been rewritten by then. Those to a machine that has too many
+/// connections already may not: they would take the room of all others.
 fn inward(tenant: &NodeTenant) -> impl Iterator<Item = Rule> {
-    tenant.published.iter().map(|published| {
-        let to = Test::To(tenant.link.clone());
+    let to = || Test::To(tenant.link.clone());
+    let machines: BTreeSet<Ipv4Addr> = tenant.published.iter().map(|p| p.address).collect();
+    let bound = move |address: Ipv4Addr| {
+        let over = Test::MoreConnectionsThan(CONNECTIONS_MAX);
+        counted(
+            [to(), Test::Destination(host(address)), over],
+            Verdict::Drop,
+        )
+    };
+    let accept = move |published: &Published| {
         let address = Test::Destination(host(published.address));
         let port = Test::DestinationPort(published.transport, published.port);
-        rule([to, address, port], Verdict::Accept)
-    })
+        rule([to(), address, port], Verdict::Accept)
+    };
+    let accepted = tenant.published.iter().map(accept);
+    machines.into_iter().map(bound).chain(accepted)
 }
 
 /// What is addressed to the node, and not what an uplink merely brought along for another machine.
@@ -311,14 +496,28 @@ fn translate(tenant: &NodeTenant) -> Rule {
     rule([Test::Source(tenant.subnet.network())], Verdict::Masquerade)
 }
 
-/// The rules of one tenant's namespace, bridge family included.
-pub fn tenant(policy: &Tenant) -> Ruleset {
+/// The rules of one tenant's namespace, bridge family included. Its counters go on from `before`.
+pub fn tenant(policy: &Tenant, before: &Counts) -> Ruleset {
+    let refused = [
+        Attempt::Metadata,
+        Attempt::Tenants,
+        Attempt::Private,
+        Attempt::Outside,
+    ];
+    let mut chains = vec![
+        connections_of(policy),
+        refusing(policy, Attempt::Node, &Verdict::Drop),
+    ];
+    // Said at once, so that no program waits for its time to be up.
+    chains.extend(refused.map(|what| refusing(policy, what, &Verdict::Reject)));
+    chains.extend([
+        filter("input", Point::Input, FILTER, to_gateway(policy)),
+        filter("forward", Point::Forward, FILTER, through_gateway(policy)),
+    ]);
     let inet = Table {
         family: Family::Inet,
-        chains: vec![
-            filter("input", Point::Input, FILTER, to_gateway(policy)),
-            filter("forward", Point::Forward, FILTER, through_gateway(policy)),
-        ],
+        counters: tallies(&policy.guests, Family::Inet, before),
+        chains,
     };
     let name = |guest: &Guest| format!("from-{}", guest.tap);
     let mut chains: Vec<Chain> = policy
@@ -343,6 +542,7 @@ pub fn tenant(policy: &Tenant) -> Ruleset {
             inet,
             Table {
                 family: Family::Bridge,
+                counters: tallies(&policy.guests, Family::Bridge, before),
                 chains,
             },
         ],
@@ -354,8 +554,18 @@ fn to_gateway(policy: &Tenant) -> Vec<Rule> {
     let from = || Test::From(BRIDGE.to_owned());
     let gateway = || Test::Destination(host(policy.gateway.address));
     let mut rules = Vec::from(connections());
+    let group = Cidr::new(Ipv4Addr::new(224, 0, 0, 0), 4).expect("4 is a prefix length");
+    let [a, b, c, _] = policy.gateway.address.octets();
+    let to_all = [
+        group,
+        host(Ipv4Addr::BROADCAST),
+        host(Ipv4Addr::new(a, b, c, 255)),
+    ];
+    // Programs say such things to whoever may hear: it is meant for no node.
+    rules.extend(to_all.map(|all| rule([from(), Test::Destination(all)], Verdict::Drop)));
     rules.extend([
         rule([Test::From("lo".to_owned())], Verdict::Accept),
+        jump(from(), Attempt::Connections.word()),
         rule(
             [
                 from(),
@@ -366,6 +576,7 @@ fn to_gateway(policy: &Tenant) -> Vec<Rule> {
         ),
         rule([from(), gateway(), tcp(DNS)], Verdict::Accept),
         rule([from(), gateway(), Test::Ping, PING], Verdict::Accept),
+        jump(from(), Attempt::Node.word()),
         counted([], Verdict::Drop),
     ]);
     rules
@@ -384,21 +595,32 @@ fn through_gateway(policy: &Tenant) -> Vec<Rule> {
     ];
     let mut rules = Vec::from(connections());
     rules.push(rule(among, Verdict::Accept));
-    let private = PRIVATE
-        .iter()
-        .filter_map(|(address, prefix)| Cidr::new(*address, *prefix));
-    for prefix in private.chain(policy.refused.iter().map(Cidr::network)) {
-        rules.push(counted(
-            [from.clone(), Test::Destination(prefix)],
-            Verdict::Reject,
-        ));
-    }
+    let refuse = |prefix: Cidr, what: Attempt| {
+        let tests = [from.clone(), Test::Destination(prefix)];
+        rule(tests, Verdict::Jump(what.word().to_owned()))
+    };
+    let around = policy.refused.iter().map(Cidr::network);
+    rules.extend(around.map(|prefix| refuse(prefix, Attempt::Private)));
+    let known = [(METADATA, Attempt::Metadata)].into_iter();
+    let known = known.chain(TENANTS.map(|range| (range, Attempt::Tenants)));
+    let known = known.chain(PRIVATE.map(|range| (range, Attempt::Private)));
+    let known = known
+        .filter_map(|((address, prefix), what)| Some(refuse(Cidr::new(address, prefix)?, what)));
+    rules.extend(known);
     let outward = [from, Test::To(outside.clone()), Test::Source(subnet)];
-    rules.push(match policy.internal {
-        // Said at once, so that no program waits for its time to be up.
-        true => counted(outward, Verdict::Reject),
-        false => rule(outward, Verdict::Accept),
-    });
+    match policy.internal {
+        true => rules.push(rule(
+            outward,
+            Verdict::Jump(Attempt::Outside.word().to_owned()),
+        )),
+        false => rules.extend([
+            rule(
+                outward.clone(),
+                Verdict::Jump(Attempt::Connections.word().to_owned()),
+            ),
+            rule(outward, Verdict::Accept),
+        ]),
+    }
     for guest in &policy.guests {
         let inward = |(transport, port): &(Transport, u16)| {
             let (from, to) = (Test::From(outside.clone()), Test::To(inside.clone()));
@@ -414,22 +636,79 @@ fn through_gateway(policy: &Tenant) -> Vec<Rule> {
     rules
 }
 
-/// A guest speaks as itself only: its MAC, its address, ARP and IPv4, and is no DHCP server.
+/// A guest speaks as itself only: its MAC, its addresses, ARP and IP, and is neither DHCP server nor router.
 fn from_guest(guest: &Guest) -> Vec<Rule> {
     let ip = || Test::EtherType(EtherType::Ipv4);
     let arp = [
         Test::EtherType(EtherType::Arp),
         Test::ArpSender(guest.mac, guest.address),
     ];
-    let dhcp = Test::SourcePort(Transport::Udp, DHCP_SERVER);
-    vec![
-        counted([Test::EtherSourceIsNot(guest.mac)], Verdict::Drop),
+    let any_arp = Test::EtherType(EtherType::Arp);
+    let dhcp = |port| Test::SourcePort(Transport::Udp, port);
+    let other_mac = Test::EtherSourceIsNot(guest.mac);
+    let other_address = Test::SourceIsNot(guest.address);
+    let mut rules = vec![
+        attempt(guest, Attempt::Mac, [other_mac], Verdict::Drop),
+        attempt(
+            guest,
+            Attempt::Multicast,
+            [Test::ToGroup, GROUPS],
+            Verdict::Drop,
+        ),
         rule(arp, Verdict::Accept),
-        counted([Test::SourceIsNot(guest.address)], Verdict::Drop),
-        counted([ip(), dhcp], Verdict::Drop),
+        attempt(guest, Attempt::Arp, [any_arp], Verdict::Drop),
+        attempt(guest, Attempt::Address, [other_address], Verdict::Drop),
+        attempt(
+            guest,
+            Attempt::Dhcp,
+            [ip(), dhcp(DHCP_SERVER)],
+            Verdict::Drop,
+        ),
         rule([ip()], Verdict::Accept),
-        counted([], Verdict::Drop),
-    ]
+    ];
+    rules.extend(ip6_from(guest));
+    rules.push(attempt(guest, Attempt::Frame, [], Verdict::Drop));
+    rules
+}
+
+/// The same of IPv6: under the address that it was given and that of its card alone, which it defends and nobody else's; it is
+/// no router, and finds none.
+fn ip6_from(guest: &Guest) -> Vec<Rule> {
+    let own = [guest.address6, link_local(guest.mac)];
+    let any = || Test::EtherType(EtherType::Ipv6);
+    let nobody = || Test::Source6Is(Ipv6Addr::UNSPECIFIED);
+    let router = |tests: [Test; 1]| attempt(guest, Attempt::Router, tests, Verdict::Drop);
+    let server = [any(), Test::SourcePort(Transport::Udp, DHCP6_SERVER)];
+    let (asks, answers) = (
+        || Test::Icmp6(NEIGHBOUR_SOLICITATION),
+        || Test::Icmp6(NEIGHBOUR_ADVERTISEMENT),
+    );
+    let mut rules = vec![
+        router([Test::Icmp6(ROUTER_ADVERTISEMENT)]),
+        router([Test::Icmp6(REDIRECT)]),
+        attempt(guest, Attempt::Router, server, Verdict::Drop),
+        rule([Test::Icmp6(ROUTER_SOLICITATION)], Verdict::Drop),
+    ];
+    // Without an address yet: which it is about to take, and what it wants to hear.
+    let own_asked =
+        own.map(|address| rule([nobody(), asks(), Test::TargetIs(address)], Verdict::Accept));
+    rules.extend(own_asked);
+    rules.push(rule(
+        [nobody(), Test::Icmp6(LISTENER_REPORT)],
+        Verdict::Accept,
+    ));
+    let own_answered =
+        own.map(|address| rule([answers(), Test::TargetIs(address)], Verdict::Accept));
+    rules.extend(own_answered);
+    rules.push(attempt(
+        guest,
+        Attempt::Neighbour,
+        [answers()],
+        Verdict::Drop,
+    ));
+    rules.extend(own.map(|address| rule([Test::Source6Is(address)], Verdict::Accept)));
+    rules.push(attempt(guest, Attempt::Address, [any()], Verdict::Drop));
+    rules
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 //! Owns: the shape of tables, chains and rules; what each test and verdict means.
 //! Refuses: anything the policies do not use. There are no sets and no expressions to combine freely.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use types::{Cidr, Mac};
 
@@ -17,8 +17,17 @@ pub struct Ruleset {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Table {
     pub family: Family,
+    pub counters: Vec<Tally>,
     /// A chain stands before those that jump to it.
     pub chains: Vec<Chain>,
+}
+
+/// A counter with a name, and where it begins.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tally {
+    pub name: String,
+    pub packets: u64,
+    pub bytes: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,8 +79,18 @@ pub enum Policy {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rule {
     pub tests: Vec<Test>,
-    pub counter: bool,
+    pub count: Count,
     pub verdict: Verdict,
+}
+
+/// Where a rule that holds is counted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Count {
+    Nowhere,
+    /// In the rule.
+    Here,
+    /// In a counter of its table.
+    In(String),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -103,6 +122,19 @@ pub enum Test {
     Neighbour,
     /// IPv6 source is of this link only.
     LinkLocal,
+    /// IPv6 source is this address.
+    Source6Is(Ipv6Addr),
+    /// ICMPv6 message of neighbours, about this address.
+    TargetIs(Ipv6Addr),
+    /// The frame is for several, or for all.
+    ToGroup,
+    /// More than this many a second, beyond as many more at once.
+    OverPerSecond {
+        rate: u64,
+        burst: u32,
+    },
+    /// More connections than this many have come to this rule and are not over.
+    MoreConnectionsThan(u32),
     /// At most this many a second, and as many more at once.
     PerSecond {
         rate: u64,
@@ -125,6 +157,7 @@ pub enum Transport {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EtherType {
     Ipv4,
+    Ipv6,
     Arp,
 }
 

@@ -10,6 +10,7 @@ use std::time::Duration;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::*;
+use crate::firewall::policy::Attempt;
 use crate::firewall::rule::Transport;
 use crate::firewall::{self, policy};
 use crate::scratch::{self, Scratch, on_a_runtime};
@@ -91,11 +92,22 @@ fn guest(last: u8) -> policy::Guest {
     } else {
         Vec::new()
     };
+    let address6 = address6([1, 2, 3, 4, 5], address);
     policy::Guest {
         tap: format!("tap{last}"),
         mac: guest_mac(address),
         address,
+        address6: address6.expect("of a tenant network").address,
         ports,
+    }
+}
+
+fn tenant() -> policy::Tenant {
+    policy::Tenant {
+        gateway: network().gateway,
+        refused: vec![cidr("192.168.77.0/24")],
+        internal: false,
+        guests: vec![guest(2), guest(3), guest(4)],
     }
 }
 
@@ -151,13 +163,7 @@ fn build() -> Scratch {
             ensure(&open_network()).await.expect("the second network");
         });
     });
-    let tenant = policy::Tenant {
-        gateway: network().gateway,
-        refused: vec![cidr("192.168.77.0/24")],
-        internal: false,
-        guests: vec![guest(2), guest(3), guest(4)],
-    };
-    let rules = policy::tenant(&tenant);
+    let rules = policy::tenant(&tenant(), &firewall::Counts::new());
     firewall::apply_in(&network().name, &rules).expect("the tenant's rules");
     for (name, last) in GUESTS.iter().zip([2, 3]) {
         let port = Desired {
@@ -312,7 +318,30 @@ fn guests_reach_what_they_may_and_nothing_else() {
         greeting(web, (INTERNET, 80), PATIENCE).expect("itself again"),
         node
     );
+    let seen = |tap: &str, what: Attempt| {
+        let counts = firewall::counts_in(&network().name).expect("counters");
+        counts[&what.counter(tap)].packets
+    };
+    for (tap, what) in [
+        ("tap3", Attempt::Private),
+        ("tap3", Attempt::Node),
+        ("tap3", Attempt::Metadata),
+        ("tap2", Attempt::Mac),
+        ("tap2", Attempt::Arp),
+    ] {
+        assert!(seen(tap, what) > 0, "{tap} {what:?}");
+    }
+    assert_eq!(seen("tap2", Attempt::Metadata), 0, "that was another");
+    // They go on where the rules are made anew.
+    let before = seen("tap3", Attempt::Metadata);
+    let counts = firewall::counts_in(&network().name).expect("counters");
+    let rules = policy::tenant(&tenant(), &counts);
+    firewall::apply_in(&network().name, &rules).expect("the tenant's rules");
+    assert_eq!(seen("tap3", Attempt::Metadata), before);
     a_tap_passes_only_its_own_frames();
+    for what in [Attempt::Mac, Attempt::Arp, Attempt::Address, Attempt::Dhcp] {
+        assert!(seen("tap4", what) > 0, "{what:?}");
+    }
     dns_sockets_are_reached_by_guests();
     a_network_is_removed_and_made_again();
 }
@@ -475,6 +504,15 @@ fn a_network_is_removed_and_made_again() {
         remove(&network()).await.expect("removed");
     };
     inside(NODE, || on_a_runtime(again));
+}
+
+#[test]
+fn addresses_of_ipv6_follow_from_those_of_ipv4() {
+    let six = address6([1, 2, 3, 4, 5], [10, 128, 3, 2].into()).expect("one of ours");
+    assert_eq!(six.to_string(), "fd01:203:405:3::a80:302/64");
+    assert_eq!(address6([1, 2, 3, 4, 5], [192, 168, 3, 2].into()), None);
+    let mac = guest_mac([10, 128, 3, 2].into());
+    assert_eq!(link_local(mac).to_string(), "fe80::aff:fe80:302");
 }
 
 #[test]

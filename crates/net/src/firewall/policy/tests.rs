@@ -56,12 +56,27 @@ fn compare(test: &str, ruleset: &Ruleset, by_hand: &str) {
     // Twice: the second replaces the first.
     firewall::apply_in(&name, ruleset).expect("applied");
     firewall::apply_in(&name, ruleset).expect("applied again");
+    let counts = firewall::counts_in(&name).expect("counters");
+    let tallies = ruleset.tables.iter().flat_map(|table| &table.counters);
+    for tally in tallies.clone() {
+        let counted = counts[&tally.name];
+        assert_eq!(
+            (counted.packets, counted.bytes),
+            (tally.packets, tally.bytes)
+        );
+    }
+    assert_eq!(counts.len(), tallies.count());
     nft(&theirs, &["-f", "-"], by_hand);
     let (ours, expected) = (listing(&name), listing(&theirs));
     for (ours, expected) in ours.iter().zip(&expected) {
         assert_eq!(ours, expected);
     }
     assert_eq!(ours.len(), expected.len());
+}
+
+fn six(address: [u8; 4]) -> Ipv6Addr {
+    let address = crate::network::address6([1, 2, 3, 4, 5], address.into());
+    address.expect("of a tenant network").address
 }
 
 fn cidr(text: &str) -> Cidr {
@@ -106,6 +121,7 @@ fn a_tenants_rules_are_what_nft_makes_of_the_same_policy() {
                 tap: "tap2".to_owned(),
                 mac: "02:00:0a:80:03:02".parse().expect("a MAC"),
                 address: [10, 128, 3, 2].into(),
+                address6: six([10, 128, 3, 2]),
                 ports: vec![
                     (Transport::Tcp, 80),
                     (Transport::Tcp, 443),
@@ -116,11 +132,24 @@ fn a_tenants_rules_are_what_nft_makes_of_the_same_policy() {
                 tap: "tap3".to_owned(),
                 mac: "02:00:0a:80:03:03".parse().expect("a MAC"),
                 address: [10, 128, 3, 3].into(),
+                address6: six([10, 128, 3, 3]),
                 ports: vec![],
             },
         ],
     };
-    compare("nft-tenant", &tenant(&policy), include_str!("tenant.nft"));
+    let name = Attempt::Metadata.counter("tap2");
+    let seen = firewall::Counted {
+        packets: 3,
+        bytes: 210,
+    };
+    let rules = tenant(&policy, &[(name, seen)].into());
+    compare("nft-tenant", &rules, include_str!("tenant.nft"));
+}
+
+#[test]
+fn every_attempt_has_a_counter_of_its_own() {
+    let words: BTreeSet<&str> = Attempt::ALL.map(Attempt::word).into();
+    assert_eq!(words.len(), Attempt::ALL.len());
 }
 
 #[test]
