@@ -285,10 +285,26 @@ fn contradictions(specs: &mut Vec<Spec>, told: &[(Port, Parts)]) -> Vec<String> 
             Some((at, format!("sifr.net.{}: {error}", spec.port)))
         });
         let Some((at, error)) = found else {
+            hear_none_where_narrow(specs);
             return errors;
         };
         specs.remove(at);
         errors.push(error);
+    }
+}
+
+/// What a VLAN lies on may carry less than IPv6 needs: then no router is heard there.
+fn hear_none_where_narrow(specs: &mut [Spec]) {
+    let narrow = |s: &&Spec| s.mtu.is_some_and(|mtu| mtu < MTU_MIN);
+    let narrow: Vec<Port> = specs
+        .iter()
+        .filter(narrow)
+        .map(|s| s.port.clone())
+        .collect();
+    for spec in specs {
+        if let Made::Vlan { on, .. } = &spec.made {
+            spec.ra &= !narrow.contains(on);
+        }
     }
 }
 
@@ -310,6 +326,12 @@ fn against(spec: &Spec, before: &[Spec], all: &[Spec]) -> Option<String> {
             if spec.mtu.is_some_and(|mtu| mtu > largest) {
                 return Some(format!(
                     "its packets must fit those of {on}, {largest} bytes: give {on} a larger mtu"
+                ));
+            }
+            let six = spec.addresses.iter().any(|a| a.address.is_ipv6());
+            if largest < MTU_MIN && (six || spec.gateway6.is_some()) {
+                return Some(format!(
+                    "IPv6 needs an mtu of {MTU_MIN} or more, and that of {on} is {largest}"
                 ));
             }
             if let Some(bond) = all.iter().find(|s| bonded(s).contains(on)) {

@@ -374,6 +374,10 @@ fn options_that_say_nothing_or_two_things_are_refused_with_what_would_be_right()
             "an mtu of 1280 or more",
         ),
         ("net.eth0.ra=on net.eth0.mtu=1200", "an mtu of 1280 or more"),
+        (
+            "net.eth0.mtu=1200 net.lan.vlan=1 net.lan.on=eth0 net.lan.address=2001:db8:1::1/64",
+            "an mtu of 1280 or more",
+        ),
     ];
     for (options, expected) in cases {
         let (_, errors) = read(options);
