@@ -390,7 +390,7 @@ impl Client {
         })
     }
 
-    /// The frames of a machine's cards as pcapng, each cut to `snap` bytes, until the caller drops the stream, the machine's
+    /// The frames of a machine's first card as pcapng, each cut to `snap` bytes, until the caller drops the stream, the machine's
     /// cards go, or the node ends it.
     pub async fn capture(
         &self,

@@ -67,7 +67,7 @@ pub enum Route {
         follow: bool,
         begin: Begin,
     },
-    /// `GET /v1/deployments/{name}/workloads/{w}/capture`: the frames of its cards, from now on; of each at most `snap` bytes
+    /// `GET /v1/deployments/{name}/workloads/{w}/capture`: the frames of its first card, from now on; of each at most `snap` bytes
     Capture {
         deployment: Name,
         workload: Name,
