@@ -38,10 +38,6 @@ use crate::tls::{self, TlsError, WrongKey};
 
 /// From the first packet to the end of the handshake.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long one address of a name is waited for before the next is tried beside it (RFC 8305 section 5).
-const NEXT_ADDRESS: Duration = Duration::from_millis(250);
-/// Addresses of one name that are tried: a node has a few of each family.
-const ADDRESSES_MAX: usize = 16;
 /// From the request's last byte to the answer's first: a node syncs two disks before it acknowledges.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 /// Slowest upload that is waited for, matching the node's limit, and what is allowed beside it.
@@ -490,7 +486,7 @@ impl Client {
                 source,
             })?
             .collect();
-        let tcp = first_of(&found).await;
+        let tcp = crate::reach::first_of(&found).await;
         let tcp = tcp.map_err(|source| self.unreachable(source))?;
         // Requests are small and wait for their answers (best effort).
         let _ = tcp.set_nodelay(true);
@@ -716,28 +712,6 @@ fn printable(message: &str) -> String {
         .collect()
 }
 
-/// A connection to whichever answers: a name may have addresses of a family that leads nowhere from here.
-async fn first_of(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
-    let mut tries = tokio::task::JoinSet::new();
-    let mut pause = Duration::ZERO;
-    for address in addresses.iter().copied().take(ADDRESSES_MAX) {
-        tries.spawn(async move {
-            tokio::time::sleep(pause).await;
-            TcpStream::connect(address).await
-        });
-        pause += NEXT_ADDRESS;
-    }
-    let mut failed = io::ErrorKind::AddrNotAvailable.into();
-    while let Some(tried) = tries.join_next().await {
-        match tried {
-            Ok(Ok(stream)) => return Ok(stream),
-            Ok(Err(error)) => failed = error,
-            Err(_) => {}
-        }
-    }
-    Err(failed)
-}
-
 /// Adds the API's port where there is none. A bare IPv6 address gets its brackets.
 fn with_port(address: &str) -> String {
     if address.parse::<std::net::Ipv6Addr>().is_ok() {
@@ -766,18 +740,6 @@ fn wrong_key(error: &io::Error) -> Option<WrongKey> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[tokio::test]
-    async fn a_name_whose_first_address_leads_nowhere_is_reached_by_the_next() {
-        let node = tokio::net::TcpListener::bind("127.0.0.1:0").await;
-        let four = node.as_ref().expect("bound").local_addr();
-        let four = four.expect("an address");
-        // Nobody listens there: of the loopback of IPv6 the port is another.
-        let six = SocketAddr::from((std::net::Ipv6Addr::LOCALHOST, four.port()));
-        let reached = first_of(&[six, four]).await.expect("the second");
-        assert_eq!(reached.peer_addr().expect("an address"), four);
-        assert!(first_of(&[six]).await.is_err() && first_of(&[]).await.is_err());
-    }
 
     #[tokio::test]
     async fn a_connection_asks_whether_its_node_is_still_there() {

@@ -11,6 +11,7 @@ pub mod client;
 pub mod envelope;
 pub mod logs;
 mod patience;
+mod reach;
 pub mod route;
 mod seats;
 pub mod server;
