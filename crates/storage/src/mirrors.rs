@@ -150,6 +150,19 @@ pub(crate) fn start(found: &[Found], owner: &PublicKey, layout: Layout) -> Mirro
     mirrored
 }
 
+/// An array of that name may be there without them: its disks were pulled, and these are what came back. It has nothing any
+/// more, and as long as it is there its disks are not to be taken for pools of their own.
+fn run_over(array: &str, members: &[PathBuf]) -> sys::Result<()> {
+    let runs = |member: &PathBuf| md::over(member).is_some_and(|over| over == array);
+    if members.iter().any(runs) {
+        return Ok(());
+    }
+    if md::see(array).is_some() {
+        md::stop(array)?;
+    }
+    md::start(array, members).map(drop)
+}
+
 /// What disks that came while the node runs may become pools, beside the disks that pools in use are known by: no halves, which
 /// are taken back by [`heal`] or wait for the next boot, and no blank one while a mirror lacks a half.
 pub(crate) fn others(found: &[Found], used: &[String]) -> Vec<Found> {
@@ -239,9 +252,7 @@ impl Mirrored {
         self.begun.extend(marked);
         let lacks = members.len() + stale.len() < 2;
         let array = all[0].array();
-        if md::see(&array).is_none()
-            && let Err(error) = md::start(&array, &members)
-        {
+        if let Err(error) = run_over(&array, &members) {
             self.leave(&disk, sys::error::chain(&error));
             return None;
         }
