@@ -231,7 +231,7 @@ impl Question<'_> {
     fn refuse_room(&self, needed: u64, misfit: Option<Misfit>) -> Refusal {
         let room = self.node.sum(|shelf| shelf.room);
         over(self.of_one(misfit).unwrap_or_else(|| format!(
-            "the deployment needs {} more of the pool, where {} are free just now: delete another, or wait until pushed content that nobody deployed has gone",
+            "the deployment needs {} more of the pool, where {} are free just now: delete deployments that are not needed, or wait until pushed content that nobody deployed has gone",
             mib(needed),
             mib(room)
         )))
