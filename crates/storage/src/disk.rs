@@ -107,6 +107,15 @@ impl Disk {
     }
 }
 
+/// Where a disk is plugged in, as the kernel's path of its device: what tells one from others that says no serial, for
+/// as long as it stays there.
+pub fn position(sys: &Path, name: &str) -> Option<String> {
+    // `../devices/pci0000:00/0000:00:03.0/virtio1/block/vda`
+    let link = fs::read_link(sys.join("block").join(name)).ok()?;
+    let device = link.parent()?.parent()?;
+    device.to_str().map(str::to_owned)
+}
+
 /// All disks below `sys` (normally `/sys`), by name.
 pub fn inventory(sys: &Path) -> Result<Vec<Disk>, InventoryError> {
     let directory = sys.join("block");
@@ -222,6 +231,22 @@ pub(crate) fn passes(at: &Path, stations: &[&str]) -> bool {
     })
 }
 
+/// A disk of 1 GiB, for tests.
+#[cfg(any(test, feature = "fuzz"))]
+pub(crate) fn any(name: &str, serial: &str) -> Disk {
+    Disk {
+        name: name.to_owned(),
+        serial: serial.to_owned(),
+        model: String::new(),
+        class: DiskClass::Ssd,
+        size_bytes: 1 << 30,
+        removable: false,
+        read_only: false,
+        block_bytes: 512,
+        sharing: Sharing::None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -293,6 +318,20 @@ mod tests {
         fs::create_dir_all(sys.path().join("block")).expect("a directory");
         std::os::unix::fs::symlink(&way, sys.path().join("block/sda")).expect("a link");
         inventory(sys.path()).expect("an inventory").remove(0)
+    }
+
+    #[test]
+    fn a_disk_without_a_serial_is_known_by_where_it_is_plugged_in() {
+        let sys = tempfile::tempdir().expect("a directory");
+        fs::create_dir_all(sys.path().join("block")).expect("a directory");
+        for (name, way) in [("sda", "ata1/host0"), ("sdb", "ata2/host1")] {
+            let way = format!("../devices/{way}/block/{name}");
+            std::os::unix::fs::symlink(way, sys.path().join("block").join(name)).expect("a link");
+        }
+        let at = |name| position(sys.path(), name);
+        assert_eq!(at("sda").as_deref(), Some("../devices/ata1/host0"));
+        assert_eq!(at("sdb").as_deref(), Some("../devices/ata2/host1"));
+        assert_eq!(at("sdc"), None);
     }
 
     #[test]
@@ -377,15 +416,8 @@ mod tests {
     #[test]
     fn partitions_are_named_as_the_kernel_names_them() {
         let disk = |name: &str| Disk {
-            name: name.to_owned(),
-            serial: String::new(),
-            model: String::new(),
-            class: types::node::DiskClass::Ssd,
             size_bytes: 0,
-            removable: false,
-            read_only: false,
-            block_bytes: 512,
-            sharing: Sharing::None,
+            ..any(name, "")
         };
         assert_eq!(disk("vda").partition_device(1), Path::new("/dev/vda1"));
         assert_eq!(

@@ -9,10 +9,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use types::PublicKey;
-use types::node::DiskClass;
 
 use crate::crypt::Without;
-use crate::disk::{Disk, Sharing};
+use crate::disk::Disk;
 use crate::mirrors::Layout;
 use crate::plan::{Choice, choose};
 use crate::pool;
@@ -87,16 +86,9 @@ impl Image {
         let before = hash(&self.file);
         let content = self.content();
         let disk = Disk {
-            // Below `/dev`: whoever opened it for writing would write into the image.
-            name: format!("..{}", self.file.display()),
-            serial: "S".to_owned(),
-            model: String::new(),
-            class: DiskClass::Ssd,
             size_bytes: SIZE,
-            removable: false,
-            read_only: false,
-            block_bytes: 512,
-            sharing: Sharing::None,
+            // Below `/dev`: whoever opened it for writing would write into the image.
+            ..crate::disk::any(&format!("..{}", self.file.display()), "S")
         };
         assert_eq!(disk.device().canonicalize().expect("a path"), self.file);
         let words = content.describe(Some(&OWNER));

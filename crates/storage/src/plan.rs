@@ -236,17 +236,7 @@ mod tests {
     const OWNER: PublicKey = PublicKey([1; 32]);
 
     fn disk(name: &str, serial: &str) -> Disk {
-        Disk {
-            name: name.to_owned(),
-            serial: serial.to_owned(),
-            model: String::new(),
-            class: types::node::DiskClass::Ssd,
-            size_bytes: 1 << 30,
-            removable: false,
-            read_only: false,
-            block_bytes: 512,
-            sharing: Sharing::None,
-        }
+        crate::disk::any(name, serial)
     }
 
     fn pool(owner: &PublicKey, stage: Stage) -> Content {

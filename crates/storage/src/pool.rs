@@ -552,15 +552,8 @@ fn run(program: &'static str, args: &[&str], device: &Path) -> Result<(), PoolEr
 #[cfg(any(test, feature = "fuzz"))]
 pub(crate) fn write_pool_table(file: &File, size_bytes: u64, owner: &PublicKey) {
     let disk = Disk {
-        name: "file".to_owned(),
-        serial: "file".to_owned(),
-        model: String::new(),
-        class: types::node::DiskClass::Ssd,
         size_bytes,
-        removable: false,
-        read_only: false,
-        block_bytes: 512,
-        sharing: crate::disk::Sharing::None,
+        ..crate::disk::any("file", "file")
     };
     file.write_all_at(&making(), ALIGN_BYTES - MAKING_BYTES)
         .expect("a file has room");
@@ -624,15 +617,9 @@ mod tests {
 
     fn disk(block_bytes: u64) -> Disk {
         Disk {
-            name: "test".to_owned(),
-            serial: String::new(),
-            model: String::new(),
-            class: types::node::DiskClass::Ssd,
             size_bytes: 64 << 20,
-            removable: false,
-            read_only: false,
             block_bytes,
-            sharing: crate::disk::Sharing::None,
+            ..crate::disk::any("test", "")
         }
     }
 

@@ -651,17 +651,7 @@ mod tests {
             first: &places.path().join("first"),
             beside: &beside,
         };
-        let disks = [Disk {
-            name: "none0".to_owned(),
-            serial: String::new(),
-            model: String::new(),
-            class: types::node::DiskClass::Ssd,
-            size_bytes: 1 << 30,
-            removable: false,
-            read_only: false,
-            block_bytes: 512,
-            sharing: crate::disk::Sharing::None,
-        }];
+        let disks = [crate::disk::any("none0", "")];
         let owner = PublicKey([1; 32]);
         let mut opening = Opening::new(&disks, &owner, &crypt::Without, places);
         opening.encrypted = true;

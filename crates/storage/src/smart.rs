@@ -315,15 +315,8 @@ mod tests {
         }
         let file = tempfile::NamedTempFile::new().expect("a file");
         let disk = Disk {
-            name: file.path().display().to_string(),
-            serial: String::new(),
-            model: String::new(),
-            class: types::node::DiskClass::Ssd,
             size_bytes: 0,
-            removable: false,
-            read_only: false,
-            block_bytes: 512,
-            sharing: crate::disk::Sharing::None,
+            ..crate::disk::any(&file.path().display().to_string(), "")
         };
         for source in [Source::Nvme, Source::Ata, Source::Scsi] {
             let health = read(&disk, Way::Ask(source));
