@@ -13,7 +13,8 @@
 //!
 //! A node with several disks has a pool on each, with two copies in each of up to [`POOLS_MAX`]. A statement is kept once all
 //! of them have synced it. A pool that fails on the way is given up until the next opening, which is told, as long as
-//! another one has kept the statement; then it is brought up to date from the union.
+//! another one has kept the statement; then it is brought up to date from the union. One that does not answer has failed after a
+//! while ([`Attempt`]); what it was given may come to it later, and was acknowledged by the others or by nobody.
 //!
 //! A copy of an older format is healed as a damaged one is: written anew, one rename for each copy. Whatever moment the
 //! power goes at, each copy is of one format or the other, and both say the same.
@@ -23,17 +24,20 @@
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use types::Digest;
 use types::deployment::Action;
 
 use crate::desired::{Key, Verified, needed};
 
+mod copy;
 mod file;
 mod header;
 
+use copy::{Copy, State, replace, whole};
 use file::{
     Found, Problem, RECORD_HEADER_BYTES, Record, encode, encode_record, read_copy, record_bytes,
 };
@@ -94,6 +98,8 @@ pub enum LedgerError {
         "a write failed and could not be taken back: the ledger must be read again before anything else is kept"
     )]
     Poisoned,
+    #[error("the disk beneath {0} does not answer")]
+    Silent(PathBuf),
     #[error(
         "the pool has no room for more than stops and deletions: stop and delete what is not needed, then try again"
     )]
@@ -118,6 +124,7 @@ impl LedgerError {
             | Self::Unverifiable { .. }
             | Self::TooLarge(_)
             | Self::TooLong { .. }
+            | Self::Silent(_)
             | Self::Poisoned => false,
         }
     }
@@ -132,6 +139,14 @@ fn is_full(error: &io::Error) -> bool {
 
 /// Gives a file this many bytes of room on its disk without changing its length. The host knows how.
 pub type Reserve = fn(&File, u64) -> io::Result<()>;
+
+/// What is done to one pool. It owns all that it uses: it may go on after nobody waits for it any more.
+pub type Work = Box<dyn FnOnce() -> Result<(), LedgerError> + Send>;
+
+/// Does what is to be done to the pool at this place of the list, and waits for it. A disk may never answer: the host knows how
+/// long to wait where another pool could decide, and `None` says that it did so in vain. What it was to do may be done later,
+/// or never.
+pub type Attempt = fn(usize, Work) -> Option<Result<(), LedgerError>>;
 
 /// Which room a statement may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -183,8 +198,9 @@ pub struct Ledger {
     /// Pools that have failed, by their place in the list, and why; until the caller asks.
     lost: Vec<Lost>,
     /// What a copy that is [`State::Behind`] is to hold; empty while there is none.
-    truth: Vec<u8>,
+    truth: Arc<Vec<u8>>,
     reserve: Reserve,
+    attempt: Option<Attempt>,
     /// Length at which it is read again, to see what can be left out.
     compact_at: u64,
     /// A copy could not be brought to this build's format.
@@ -198,23 +214,6 @@ pub struct Lost {
     /// Its place in the list that [`Ledger::open_in`] was given.
     pub pool: usize,
     pub why: String,
-}
-
-#[derive(Debug)]
-struct Copy {
-    directory: PathBuf,
-    pool: usize,
-    state: State,
-}
-
-#[derive(Debug)]
-enum State {
-    /// It holds every statement, in `length` bytes, and is open for appending.
-    Whole { file: File, length: u64 },
-    /// It does not, and could not be made to.
-    Behind,
-    /// Its pool has failed: it is left as it is.
-    GivenUp,
 }
 
 /// What was found on opening.
@@ -321,14 +320,15 @@ impl Ledger {
         let mut ledger = Self {
             copies,
             lost: Vec::new(),
-            truth: Vec::new(),
+            truth: Arc::default(),
             reserve,
+            attempt: None,
             compact_at: 0,
             older,
             poisoned: false,
         };
         if ledger.copies.iter().any(Copy::is_behind) {
-            ledger.truth = wanted;
+            ledger.truth = Arc::new(wanted);
         }
         ledger.compact_at = COMPACT_BYTES.max(2 * ledger.length());
         if let Err((_, error)) = ledger.reserve(0) {
@@ -339,6 +339,12 @@ impl Ledger {
             statements: records.into_iter().map(|record| record.verified).collect(),
             problems,
         })
+    }
+
+    /// From now on a pool that does not answer holds up nobody for longer than this waits, as long as there is another.
+    pub fn with_patience(mut self, attempt: Attempt) -> Self {
+        self.attempt = Some(attempt);
+        self
     }
 
     /// Writes the envelope to all copies and syncs them. When this returns `Ok`, it survives. `verify` is
@@ -354,6 +360,7 @@ impl Ledger {
         }
         let mut bytes = Vec::with_capacity(RECORD_HEADER_BYTES + envelope.len());
         encode_record(envelope, &mut bytes)?;
+        let bytes = Arc::new(bytes);
         self.catch_up()?;
         self.stay_short(bytes.len() as u64, claim, verify)?;
         while let Err((pool, error)) = self.reserve(bytes.len() as u64) {
@@ -376,18 +383,22 @@ impl Ledger {
         }
     }
 
-    fn append_to_all(&mut self, bytes: &[u8]) -> Result<(), LedgerError> {
+    fn append_to_all(&mut self, bytes: &Arc<Vec<u8>>) -> Result<(), LedgerError> {
         let mut uncut = false;
         for at in 0..self.copies.len() {
-            let copy = &mut self.copies[at];
+            let copy = &self.copies[at];
             if copy.is_given_up() {
                 continue;
             }
-            if let Err(error) = copy.append(bytes) {
-                let pool = copy.pool;
-                // Should no pool keep it, this one must not have it either.
-                let of_it = self.copies.iter().filter(|copy| copy.pool == pool);
-                of_it.for_each(|copy| uncut |= copy.cut().is_err());
+            let pool = copy.pool;
+            let done = copy.append(bytes);
+            let done = done.and_then(|work| self.attempt(pool, &copy.directory, work));
+            if let Err(error) = done {
+                // Should no pool keep it, this one must not have it either. One that does not answer may yet come to have it.
+                uncut |= match &error {
+                    LedgerError::Silent(_) => true,
+                    _ => self.cut_back(pool).is_err(),
+                };
                 if let Err(error) = self.give_up(pool, error) {
                     self.poisoned |= uncut;
                     return Err(error);
@@ -397,10 +408,36 @@ impl Ledger {
         Ok(())
     }
 
+    /// With a limit where another pool could decide: who is the last is waited for.
+    fn attempt(&self, pool: usize, directory: &Path, work: Work) -> Result<(), LedgerError> {
+        match self.attempt.filter(|_| self.has_others(pool)) {
+            None => work(),
+            Some(attempt) => {
+                let silent = || Err(LedgerError::Silent(directory.to_owned()));
+                attempt(pool, work).unwrap_or_else(silent)
+            }
+        }
+    }
+
+    /// Another pool holds everything.
+    fn has_others(&self, pool: usize) -> bool {
+        let others = |copy: &Copy| copy.pool != pool && matches!(copy.state, State::Whole { .. });
+        self.copies.iter().any(others)
+    }
+
+    /// Both copies of a pool, to what belongs to them.
+    fn cut_back(&self, pool: usize) -> Result<(), LedgerError> {
+        let mut result = Ok(());
+        for copy in self.copies.iter().filter(|copy| copy.pool == pool) {
+            let done = self.attempt(pool, &copy.directory, copy.cut());
+            result = result.and(done);
+        }
+        result
+    }
+
     /// Goes on without a pool that has failed, if another one holds everything. A full pool has not failed.
     fn give_up(&mut self, pool: usize, error: LedgerError) -> Result<(), LedgerError> {
-        let others = |copy: &Copy| copy.pool != pool && matches!(copy.state, State::Whole { .. });
-        if error.is_full() || !self.copies.iter().any(others) {
+        if error.is_full() || !self.has_others(pool) {
             return Err(error);
         }
         let why = told(&error);
@@ -437,9 +474,9 @@ impl Ledger {
         if self.older || self.length() > self.compact_at || self.length() + more > limit {
             let places = self.copies.iter().filter(|copy| !copy.is_given_up());
             let places: Vec<_> = places.map(|c| (c.pool, c.directory.clone())).collect();
-            let lost = self.take_lost();
+            let (lost, attempt) = (self.take_lost(), self.attempt);
             *self = Self::open_at(&places, self.reserve, verify)?.ledger;
-            self.lost = lost;
+            (self.lost, self.attempt) = (lost, attempt);
             self.catch_up()?;
         }
         if self.older && claim == Claim::Ordinary {
@@ -454,16 +491,19 @@ impl Ledger {
     /// Keeps room for `more` bytes, and the reserve behind them. Of an error the pool is told.
     fn reserve(&self, more: u64) -> Result<(), (usize, LedgerError)> {
         for copy in &self.copies {
-            if let State::Whole { file, length } = &copy.state {
-                (self.reserve)(file, length + more + RESERVE_BYTES).map_err(|source| {
-                    let error = if is_full(&source) {
-                        LedgerError::Full(source)
-                    } else {
-                        io_error("keep room for", &copy.directory)(source)
-                    };
-                    (copy.pool, error)
-                })?;
-            }
+            let State::Whole { file, length } = &copy.state else {
+                continue;
+            };
+            let (reserve, file, directory) = (self.reserve, file.clone(), copy.directory.clone());
+            let bytes = length + more + RESERVE_BYTES;
+            let work = move || {
+                reserve(&file, bytes).map_err(|source| match is_full(&source) {
+                    true => LedgerError::Full(source),
+                    false => io_error("keep room for", &directory)(source),
+                })
+            };
+            let done = self.attempt(copy.pool, &copy.directory, Box::new(work));
+            done.map_err(|error| (copy.pool, error))?;
         }
         Ok(())
     }
@@ -471,83 +511,33 @@ impl Ledger {
     /// What could not be healed before must be whole before it is added to.
     fn catch_up(&mut self) -> Result<(), LedgerError> {
         for at in 0..self.copies.len() {
-            let copy = &mut self.copies[at];
-            if copy.is_behind() {
-                let healed = replace(&copy.directory, &self.truth);
-                match healed.and_then(|()| whole(&copy.directory)) {
-                    Ok(state) => copy.state = state,
-                    Err(error) => {
-                        let pool = copy.pool;
-                        self.give_up(pool, error)?;
-                    }
+            let Copy {
+                directory, pool, ..
+            } = &self.copies[at];
+            let (directory, pool) = (directory.clone(), *pool);
+            if self.copies[at].is_behind() {
+                let (place, truth) = (directory.clone(), self.truth.clone());
+                let healed =
+                    self.attempt(pool, &directory, Box::new(move || replace(&place, &truth)));
+                match healed.and_then(|()| whole(&directory)) {
+                    Ok(state) => self.copies[at].state = state,
+                    Err(error) => self.give_up(pool, error)?,
                 }
             }
         }
-        self.truth = Vec::new();
+        self.truth = Arc::default();
         Ok(())
     }
 
     /// After a failed append: half a record must not stand before the next one.
     fn take_back(&mut self) {
         for copy in &self.copies {
-            self.poisoned |= copy.cut().is_err();
+            let done = self.attempt(copy.pool, &copy.directory, copy.cut());
+            self.poisoned |= done.is_err();
         }
         // A cut gives the reserve back. Where it cannot be had again, the next statement is told.
         let _ = self.reserve(0);
     }
-}
-
-impl Copy {
-    fn is_behind(&self) -> bool {
-        matches!(self.state, State::Behind)
-    }
-
-    fn is_given_up(&self) -> bool {
-        matches!(self.state, State::GivenUp)
-    }
-
-    fn length(&self) -> u64 {
-        match self.state {
-            State::Whole { length, .. } => length,
-            State::Behind | State::GivenUp => 0,
-        }
-    }
-
-    fn append(&mut self, bytes: &[u8]) -> Result<(), LedgerError> {
-        let State::Whole { file, .. } = &mut self.state else {
-            // Not after `catch_up`; and if it were, nothing must be acknowledged.
-            return Err(LedgerError::Poisoned);
-        };
-        file.write_all(bytes)
-            .map_err(io_error("append to", &self.directory))?;
-        file.sync_data().map_err(io_error("sync", &self.directory))
-    }
-
-    /// What was appended last belongs to it.
-    fn keep(&mut self, bytes: usize) {
-        if let State::Whole { length, .. } = &mut self.state {
-            *length += bytes as u64;
-        }
-    }
-
-    /// Back to what belongs to it.
-    fn cut(&self) -> io::Result<()> {
-        match &self.state {
-            State::Whole { file, length } => file.set_len(*length).and_then(|()| file.sync_all()),
-            State::Behind | State::GivenUp => Ok(()),
-        }
-    }
-}
-
-/// Opens a copy that holds everything.
-fn whole(directory: &Path) -> Result<State, LedgerError> {
-    let path = directory.join(FILE);
-    let file = OpenOptions::new()
-        .append(true)
-        .open(&path)
-        .map_err(io_error("open", &path))?;
-    let length = file.metadata().map_err(io_error("stat", &path))?.len();
-    Ok(State::Whole { file, length })
 }
 
 /// The bytes that all copies are to hold. Compaction and healing are the same act: write what is
@@ -746,26 +736,6 @@ fn compacted(records: &[Record]) -> Vec<Record> {
         );
     }
     out
-}
-
-/// Replaces a copy by one rename: it is the old or the new at any moment.
-fn replace(directory: &Path, bytes: &[u8]) -> Result<(), LedgerError> {
-    let (path, temporary) = (directory.join(FILE), directory.join(TEMPORARY));
-    let mut file = File::create(&temporary).map_err(io_error("create", &temporary))?;
-    if let Err(error) = file.write_all(bytes).and_then(|()| file.sync_all()) {
-        // Half a copy would keep the room that the next try needs.
-        let _ = std::fs::remove_file(&temporary);
-        return Err(io_error("write", &temporary)(error));
-    }
-    std::fs::rename(&temporary, &path).map_err(io_error("rename to", &path))?;
-    sync_directory(directory)?;
-    directory.parent().map_or(Ok(()), sync_directory)
-}
-
-fn sync_directory(directory: &Path) -> Result<(), LedgerError> {
-    File::open(directory)
-        .and_then(|d| d.sync_all())
-        .map_err(io_error("sync", directory))
 }
 
 #[cfg(test)]

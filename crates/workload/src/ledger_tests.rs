@@ -319,7 +319,7 @@ fn a_failed_write_is_taken_back_and_not_acknowledged() {
     let mut ledger = place.open().expect("a ledger").ledger;
     // The second copy is a file that nobody can write to.
     if let State::Whole { file, .. } = &mut ledger.copies[1].state {
-        *file = File::open(place.file(1)).expect("a read-only file");
+        *file = File::open(place.file(1)).expect("a read-only file").into();
     }
     append(&mut ledger, &envelope(4, Action::Stop)).expect_err("a write that fails");
     assert_eq!(place.bytes(0), whole, "the first copy is as before");
@@ -496,7 +496,8 @@ impl Two {
     /// Makes the next write to a copy fail as a dead disk does.
     fn kill(ledger: &mut Ledger, at: usize) {
         if let State::Whole { file, .. } = &mut ledger.copies[at].state {
-            *file = File::open("/dev/null").expect("a file that nobody may write to");
+            let dead = File::open("/dev/null").expect("a file that nobody may write to");
+            *file = Arc::new(dead);
         }
     }
 }
@@ -577,4 +578,57 @@ fn a_full_pool_is_not_given_up() {
     FULL.set(false);
     assert!(matches!(kept, Err(LedgerError::Full(_))), "{kept:?}");
     assert!(ledger.take_lost().is_empty());
+}
+
+thread_local! {
+    /// The pool whose disk does not answer, and what it would have done.
+    static SILENT: Cell<Option<usize>> = const { Cell::new(None) };
+    static WAITING: std::cell::RefCell<Vec<Work>> = const { std::cell::RefCell::new(Vec::new()) };
+}
+
+fn attempt(pool: usize, work: Work) -> Option<Result<(), LedgerError>> {
+    if SILENT.get() == Some(pool) {
+        WAITING.with_borrow_mut(|waiting| waiting.push(work));
+        return None;
+    }
+    Some(work())
+}
+
+#[test]
+fn a_pool_that_does_not_answer_is_given_up_and_the_other_decides() {
+    for silent in [0, 1] {
+        let two = Two::new();
+        let mut ledger = two.open(&[0, 1]).ledger.with_patience(attempt);
+        let [first, second, third] = <[Vec<u8>; 3]>::try_from(self::history()).expect("three");
+        append(&mut ledger, &first).expect("an append");
+        SILENT.set(Some(silent));
+        append(&mut ledger, &second).expect("the other pool keeps it");
+        let lost = ledger.take_lost();
+        assert!(lost.len() == 1 && lost[0].pool == silent, "{lost:?}");
+        assert!(lost[0].why.contains("does not answer"), "{lost:?}");
+        // It is asked no second time, and what it was asked may be done at any time.
+        append(&mut ledger, &third).expect("an append");
+        assert!(ledger.take_lost().is_empty() && !ledger.is_poisoned());
+        let waiting = WAITING.take();
+        assert_eq!(waiting.len(), 1);
+        waiting.into_iter().for_each(|work| work().expect("late"));
+        SILENT.set(None);
+        assert_eq!(two.versions(&[1 - silent]), [1, 2, 3]);
+        assert_eq!(two.versions(&[0, 1]), [1, 2, 3]);
+    }
+}
+
+#[test]
+fn the_last_pool_is_waited_for_and_what_a_silent_one_may_yet_keep_is_known_to_nobody() {
+    let two = Two::new();
+    let mut ledger = two.open(&[0, 1]).ledger.with_patience(attempt);
+    SILENT.set(Some(0));
+    Two::kill(&mut ledger, 2);
+    let kept = append(&mut ledger, &envelope(1, Action::Deploy(deployment(1))));
+    // The second was asked with no limit, as no other was left, and failed.
+    assert!(matches!(kept, Err(LedgerError::Io { .. })), "{kept:?}");
+    SILENT.set(None);
+    WAITING.take();
+    // The first was silent before anything was written to it.
+    assert!(!has_statements(two.pools.as_flattened()));
 }
