@@ -21,6 +21,19 @@ pub struct Chip {
     process: Option<Child>,
 }
 
+/// Makes a recovery key of which two of three shares are enough, with its papers in a directory.
+pub fn recovery(directory: &Path) -> Result<(String, Vec<PathBuf>)> {
+    let made = Command::new(crate::command()?)
+        .args(["key", "recovery", "--shares", "3", "--need", "2", "-o"])
+        .arg(directory)
+        .env("SIFR_HOME", directory)
+        .output()?;
+    ensure!(made.status.success(), "{made:?}");
+    let key = String::from_utf8_lossy(&made.stdout).trim().to_owned();
+    let share = |n: u8| directory.join(format!("share-{n}-of-3"));
+    Ok((key, (1..=3).map(share).collect()))
+}
+
 impl Chip {
     /// A new one, or the one that is in this directory already.
     pub fn new(directory: &Path) -> Result<Self> {

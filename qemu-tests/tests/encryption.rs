@@ -13,8 +13,8 @@ mod tests {
     use api::client::Client;
     use api::sign::SecretKey;
     use image::qemu::OnReset;
-    use qemu_tests::tpm::Chip;
-    use qemu_tests::{Lab, PATIENCE, Setup, busybox, command};
+    use qemu_tests::tpm::{Chip, recovery};
+    use qemu_tests::{Lab, PATIENCE, Setup, busybox};
     use serde_json::Value;
     use types::node::Drill;
 
@@ -44,20 +44,6 @@ mod tests {
 
     fn disk(lab: &Lab) -> Value {
         json(lab, &["disk", "list"])[0]["disks"][0].clone()
-    }
-
-    /// Makes a recovery key of which two of three shares are enough.
-    fn recovery(directory: &Path) -> (String, Vec<PathBuf>) {
-        let made = Command::new(command().expect("an image"))
-            .args(["key", "recovery", "--shares", "3", "--need", "2", "-o"])
-            .arg(directory)
-            .env("SIFR_HOME", directory)
-            .output()
-            .expect("sifr runs");
-        assert!(made.status.success(), "{made:?}");
-        let key = String::from_utf8_lossy(&made.stdout).trim().to_owned();
-        let share = |n: u8| directory.join(format!("share-{n}-of-3"));
-        (key, (1..=3).map(share).collect())
     }
 
     fn opens(partition: &Path, passphrase: &str) -> bool {
@@ -95,7 +81,7 @@ mod tests {
     fn a_disk_is_opened_by_its_own_machine_or_by_the_recovery_key_and_ends_with_a_receipt() {
         let place = tempfile::tempdir().expect("a directory");
         let at = |name: &str| place.path().join(name);
-        let (recovery_key, shares) = recovery(&at("papers"));
+        let (recovery_key, shares) = recovery(&at("papers")).expect("a recovery key");
         let mut chip = Chip::new(&at("chip")).expect("a TPM");
         let setup = Setup {
             arguments: format!("sifr.recovery={recovery_key}"),

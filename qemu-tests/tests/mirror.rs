@@ -5,11 +5,11 @@
 #![cfg(test)]
 
 mod tests {
-    use std::path::PathBuf;
     use std::time::{Duration, Instant};
 
     use image::qemu::Disk;
-    use qemu_tests::{Lab, PATIENCE, Setup, busybox};
+    use qemu_tests::shelf::Shelf;
+    use qemu_tests::{Lab, PATIENCE, Setup};
     use serde_json::{Value, json};
     use types::Bytes;
 
@@ -19,11 +19,7 @@ mod tests {
     const ASK_EVERY: Duration = Duration::from_secs(2);
 
     struct Held {
-        lab: Lab,
-        flist: PathBuf,
-        /// All disks that the node ever had: LAB0, LAB1, …
-        disks: Vec<Disk>,
-        key: String,
+        shelf: Shelf,
     }
 
     impl Held {
@@ -50,22 +46,13 @@ mod tests {
                 Ok(())
             })
             .expect("a node");
-            let flist = busybox(lab.command(), lab.directory()).expect("an image");
-            let key = lab.key().expect("a key");
-            Self {
-                lab,
-                flist,
-                disks,
-                key,
-            }
+            let shelf = Shelf::of(lab, disks).expect("an image and a key");
+            Self { shelf }
         }
 
         /// Cuts the power, and boots with these disks alone.
         fn boot_with(&mut self, disks: &[usize]) {
-            self.lab.power_cut().expect("off");
-            *self.lab.disks() = disks.iter().map(|at| self.disks[*at].clone()).collect();
-            self.lab.power_on().expect("on");
-            assert_eq!(self.lab.key().expect("a key"), self.key, "another node");
+            self.shelf.boot_with(disks).expect("the same node");
         }
 
         /// Its program counts on a volume, for ever.
@@ -74,9 +61,9 @@ mod tests {
                 "name: {name}\nworkloads:\n  v: {{volume: {{size: 64Mi}}}}\n  m:\n    image: {}\n    memory: 64Mi\n    \
                  disk: 64Mi\n    mounts: [\"v:/v\"]\n    command: [sh, -c, \"while :; do echo x >> /v/n; sync; \
                  echo beat $(wc -l < /v/n); sleep 1; done\"]\n",
-                self.flist.display()
+                self.shelf.flist.display()
             );
-            let answer = self.lab.deploy(&yaml).expect("sifr runs");
+            let answer = self.shelf.lab.deploy(&yaml).expect("sifr runs");
             answer.must().expect("accepted");
         }
 
@@ -84,7 +71,7 @@ mod tests {
         fn beats(&self, name: &str, least: u64) -> u64 {
             let start = Instant::now();
             loop {
-                let logs = self.lab.logs(name).unwrap_or_default();
+                let logs = self.shelf.lab.logs(name).unwrap_or_default();
                 let last = logs
                     .lines()
                     .rev()
@@ -98,13 +85,13 @@ mod tests {
         }
 
         fn patient(&self, start: Instant, what: &str) {
-            let console = self.lab.console();
+            let console = self.shelf.lab.console();
             assert!(start.elapsed() < PATIENCE, "{what}\n{console}");
             std::thread::sleep(ASK_EVERY);
         }
 
         fn info(&self) -> Value {
-            let answer = self.lab.sifr(&["--output", "json", "node", "info"]);
+            let answer = self.shelf.lab.sifr(&["--output", "json", "node", "info"]);
             let answer = answer.expect("sifr runs").must().expect("info");
             serde_json::from_str(&answer.stdout).expect("JSON")
         }
@@ -163,7 +150,7 @@ mod tests {
 
         // A disk dies while the node runs: nothing stops.
         let dead = json!({"command-line": "drive_del disk0"});
-        let node = held.lab.node();
+        let node = held.shelf.lab.node();
         node.monitor("human-monitor-command", &dead).expect("dead");
         held.wait_for_trouble(true);
         let before = held.beats("web", before + 3);
@@ -187,7 +174,7 @@ mod tests {
         held.wait_for_trouble(true);
         held.beats("web", before + 1);
         held.beats("job", 2);
-        held.lab.power_button().expect("off, in order");
+        held.shelf.lab.power_button().expect("off, in order");
     }
 
     #[test]
@@ -198,11 +185,11 @@ mod tests {
         held.boot_with(&[1, 2]);
         held.wait_for_trouble(true);
         // The new disk is kept for the mirror.
-        let list = held.lab.sifr(&["disk", "list"]).expect("sifr runs");
+        let list = held.shelf.lab.sifr(&["disk", "list"]).expect("sifr runs");
         let list = list.must().expect("listed").stdout;
         assert!(list.contains("LAB2") && list.contains("ready"), "{list}");
         let replace = ["disk", "replace", "LAB0", "LAB2", "--yes"];
-        let answer = held.lab.sifr(&replace).expect("sifr runs");
+        let answer = held.shelf.lab.sifr(&replace).expect("sifr runs");
         answer.must().expect("replaced");
 
         held.boot_with(&[1, 2]);
@@ -211,15 +198,24 @@ mod tests {
         // Who was replaced has no place any more, and changes nothing.
         held.boot_with(&[0, 1, 2]);
         held.wait_for_halves(&[("LAB1", "in_step"), ("LAB2", "in_step")]);
-        let list = held.lab.sifr(&["disk", "list"]).expect("sifr runs");
+        let list = held.shelf.lab.sifr(&["disk", "list"]).expect("sifr runs");
         let list = list.must().expect("listed").stdout;
         assert!(list.contains("another disk has its place"), "{list}");
-        let wrong = held.lab.sifr(&["disk", "replace", "LAB9", "LAB0", "--yes"]);
+        let wrong = held
+            .shelf
+            .lab
+            .sifr(&["disk", "replace", "LAB9", "LAB0", "--yes"]);
         let wrong = wrong.expect("sifr runs");
         assert_ne!(wrong.code, 0, "{wrong:?}");
 
-        held.boot_with(&[2]);
+        // A half that works is replaced as well: nothing stops, and it is copied to the new one.
+        let replace = ["disk", "replace", "LAB1", "LAB0", "--yes"];
+        let answer = held.shelf.lab.sifr(&replace).expect("sifr runs");
+        answer.must().expect("replaced");
+        held.wait_for_halves(&[("LAB0", "in_step"), ("LAB2", "in_step")]);
+        let before = held.beats("web", before + 1);
+        held.boot_with(&[0]);
         held.beats("web", before + 1);
-        held.lab.power_button().expect("off, in order");
+        held.shelf.lab.power_button().expect("off, in order");
     }
 }

@@ -4,18 +4,15 @@
 #![cfg(test)]
 
 mod tests {
-    use std::path::{Path, PathBuf};
+    use std::path::Path;
 
     use image::qemu::{Bus, Disk};
-    use qemu_tests::{Lab, Setup, busybox};
+    use qemu_tests::shelf::Shelf;
+    use qemu_tests::{Lab, Setup};
     use serde_json::Value;
 
     struct Held {
-        lab: Lab,
-        flist: PathBuf,
-        /// All disks that the node ever had.
-        disks: Vec<Disk>,
-        key: String,
+        shelf: Shelf,
     }
 
     impl Held {
@@ -35,22 +32,14 @@ mod tests {
                 Ok(())
             })
             .expect("a node");
-            let flist = busybox(lab.command(), lab.directory()).expect("an image");
-            let (disks, key) = (lab.disks().clone(), lab.key().expect("a key"));
-            Self {
-                lab,
-                flist,
-                disks,
-                key,
-            }
+            let disks = lab.disks().clone();
+            let shelf = Shelf::of(lab, disks).expect("an image and a key");
+            Self { shelf }
         }
 
         /// Cuts the power, and boots with these disks alone.
         fn boot_with(&mut self, disks: &[usize]) {
-            self.lab.power_cut().expect("off");
-            *self.lab.disks() = disks.iter().map(|at| self.disks[*at].clone()).collect();
-            self.lab.power_on().expect("on");
-            assert_eq!(self.lab.key().expect("a key"), self.key, "another node");
+            self.shelf.boot_with(disks).expect("the same node");
         }
 
         /// Each start adds a line to a file on the machine's disk, and says how many there are.
@@ -67,31 +56,35 @@ mod tests {
             format!(
                 "name: {name}\nimage: {}\nmemory: 64Mi\n{disk}{more}\
                  command: [sh, -c, \"echo x >> /n; sync; echo starts $(wc -l < /n); sleep 3600\"]\n",
-                self.flist.display()
+                self.shelf.flist.display()
             )
         }
 
         fn deploy_with(&self, name: &str, more: &str) {
-            let answer = self.lab.deploy(&self.yaml(name, more)).expect("sifr runs");
+            let answer = self
+                .shelf
+                .lab
+                .deploy(&self.yaml(name, more))
+                .expect("sifr runs");
             answer.must().expect("accepted");
             self.runs(name);
         }
 
         fn runs(&self, name: &str) {
-            let up = self.lab.wait(name, "running").expect("sifr runs");
+            let up = self.shelf.lab.wait(name, "running").expect("sifr runs");
             up.must()
-                .unwrap_or_else(|error| panic!("{error:#}\n{}", self.lab.console()));
+                .unwrap_or_else(|error| panic!("{error:#}\n{}", self.shelf.lab.console()));
         }
 
         /// How often its program has begun on the same disk.
         fn starts(&self, name: &str) -> Option<String> {
-            let logs = self.lab.logs(name).expect("logs");
+            let logs = self.shelf.lab.logs(name).expect("logs");
             logs.lines().last().map(str::to_owned)
         }
 
         fn wait_for_starts(&self, name: &str, count: u32) {
             let wanted = format!("starts {count}");
-            let follow = self.lab.follow(name).expect("it is followed");
+            let follow = self.shelf.lab.follow(name).expect("it is followed");
             follow
                 .wait_for(&wanted)
                 .unwrap_or_else(|error| panic!("{error:#}: {:?}", self.starts(name)));
@@ -99,7 +92,7 @@ mod tests {
 
         /// It waits for a disk, and says so.
         fn waits(&self, name: &str) {
-            let status = self.lab.get(name).expect("it is known");
+            let status = self.shelf.lab.get(name).expect("it is known");
             assert_eq!(status["desired"], "running", "{status}");
             let workload = status["workloads"].as_object().expect("workloads").values();
             for workload in workload {
@@ -110,7 +103,7 @@ mod tests {
         }
 
         fn info(&self) -> Value {
-            let answer = self.lab.sifr(&["--output", "json", "node", "info"]);
+            let answer = self.shelf.lab.sifr(&["--output", "json", "node", "info"]);
             let answer = answer.expect("sifr runs").must().expect("info");
             serde_json::from_str(&answer.stdout).expect("JSON")
         }
@@ -160,17 +153,16 @@ mod tests {
     fn the_fastest_disk_is_filled_first_and_a_class_is_kept_to() {
         let directory = tempfile::TempDir::with_prefix("sifr-kinds-").expect("a directory");
         let mut lab = of_all_kinds(directory.path());
-        let flist = busybox(lab.command(), lab.directory()).expect("an image");
-        let (disks, key) = (lab.disks().clone(), lab.key().expect("a key"));
-        let mut held = Held {
-            lab,
-            flist,
-            disks,
-            key,
-        };
+        let disks = lab.disks().clone();
+        let shelf = Shelf::of(lab, disks).expect("an image and a key");
+        let mut held = Held { shelf };
         let in_use = [("FAST", "in_use"), ("LARGE", "in_use"), ("SLOW", "in_use")];
         assert_eq!(held.pools(), said(&in_use));
-        let metrics = held.lab.sifr(&["node", "metrics"]).expect("sifr runs");
+        let metrics = held
+            .shelf
+            .lab
+            .sifr(&["node", "metrics"])
+            .expect("sifr runs");
         let metrics = metrics.must().expect("metrics").stdout;
         for (serial, class) in [("FAST", "nvme"), ("SLOW", "hdd"), ("LARGE", "hdd")] {
             let up = format!("{serial}\",class=\"{class}\"}} 1\n");
@@ -183,13 +175,13 @@ mod tests {
         for name in ["quick", "slow", "big"] {
             held.wait_for_starts(name, 1);
         }
-        let huge = held.lab.deploy(&held.yaml("huge", "disk: 4Gi\n"));
+        let huge = held.shelf.lab.deploy(&held.yaml("huge", "disk: 4Gi\n"));
         let huge = huge.expect("sifr runs");
         assert!(
             huge.code != 0 && huge.stderr.contains("needs 4104Mi on one pool"),
             "{huge:?}"
         );
-        let ssd = held.lab.deploy(&held.yaml("ssd", "class: ssd\n"));
+        let ssd = held.shelf.lab.deploy(&held.yaml("ssd", "class: ssd\n"));
         let ssd = ssd.expect("sifr runs");
         assert!(
             ssd.stderr.contains("no pool of this node is of class ssd"),
@@ -204,7 +196,7 @@ mod tests {
         held.boot_with(&[0, 1, 2, 3]);
         held.wait_for_starts("slow", 2);
         held.wait_for_starts("big", 2);
-        held.lab.power_button().expect("off, in order");
+        held.shelf.lab.power_button().expect("off, in order");
     }
 
     fn said(pools: &[(&str, &str)]) -> Vec<(String, String)> {
@@ -223,7 +215,7 @@ mod tests {
         held.deploy("gone");
         held.wait_for_starts("web", 1);
         // Another agent takes both pools over as they are, with what runs from them.
-        let drill = held.lab.sifr(&["node", "drill", "node"]);
+        let drill = held.shelf.lab.sifr(&["node", "drill", "node"]);
         drill.expect("sifr runs").must().expect("killed");
         held.runs("web");
         assert_eq!(
@@ -238,7 +230,7 @@ mod tests {
             held.pools(),
             said(&[("LAB0", "missing"), ("LAB1", "in_use")])
         );
-        let console = held.lab.console();
+        let console = held.shelf.lab.console();
         assert!(
             console.contains("a disk of this node is not there: serial \"LAB0\""),
             "{console}"
@@ -247,7 +239,8 @@ mod tests {
         held.waits("gone");
         held.deploy("job");
         held.wait_for_starts("job", 1);
-        held.lab
+        held.shelf
+            .lab
             .delete("gone")
             .expect("deleted while its disk is away");
 
@@ -261,15 +254,15 @@ mod tests {
         held.wait_for_starts("web", 2);
         held.runs("job");
         held.wait_for_starts("job", 2);
-        let gone = held.lab.get("gone").expect("a tombstone");
+        let gone = held.shelf.lab.get("gone").expect("a tombstone");
         assert_eq!(gone["desired"], "deleted", "{gone}");
 
         // The other way round.
         held.boot_with(&[0]);
         held.runs("web");
         held.waits("job");
-        let gone = held.lab.get("gone").expect("a tombstone");
+        let gone = held.shelf.lab.get("gone").expect("a tombstone");
         assert_eq!(gone["desired"], "deleted", "{gone}");
-        held.lab.power_button().expect("off, in order");
+        held.shelf.lab.power_button().expect("off, in order");
     }
 }
