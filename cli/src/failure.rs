@@ -114,6 +114,7 @@ fn advice(code: RefusalCode) -> Option<&'static str> {
         | RefusalCode::TooSlow
         | RefusalCode::NoOwner
         | RefusalCode::LedgerUnread
+        | RefusalCode::DiskSilent
         | RefusalCode::Decommissioned
         | RefusalCode::Restarting
         | RefusalCode::Internal => None,

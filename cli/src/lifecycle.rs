@@ -358,6 +358,13 @@ fn detail(status: &DeploymentStatus) -> String {
     if !status.volumes.is_empty() {
         out.push_str(&format!("\n\n{}", volumes::rows(&[status])));
     }
+    for condition in &status.conditions {
+        let (code, message) = (condition.code, crate::screen::clean(&condition.message));
+        out.push_str(&format!(
+            "\n{}/{}: {code}: {message}",
+            status.name, condition.workload
+        ));
+    }
     for (name, workload) in &status.workloads {
         if let Some(timeline) = &workload.timeline
             && let Some(drawn) = draw(timeline)
@@ -554,6 +561,7 @@ mod tests {
             workloads: [("web".parse().expect("a name"), workload)].into(),
             volumes: Default::default(),
             networks: Default::default(),
+            conditions: Vec::new(),
         }
     }
 

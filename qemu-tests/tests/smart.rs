@@ -166,5 +166,19 @@ mod tests {
             .wait_for_line("sifr: trouble disk_failing: FAST", PATIENCE);
         line.expect("told");
         assert!(fill("careful") >= 24 << 20);
+        // What lies on it says so.
+        let conditions = |name: &str| lab.get(name).expect("a status")["conditions"].clone();
+        let fine = &conditions("fine")[0];
+        assert_eq!(
+            (&fine["code"], &fine["workload"]),
+            (&json!("disk_failing"), &json!("main")),
+            "{fine}"
+        );
+        let shown = lab.sifr(&["get", "fine"]).expect("sifr runs").stdout;
+        assert!(
+            shown.contains("fine/main: disk_failing: ") && shown.contains("FAST"),
+            "{shown}"
+        );
+        assert_eq!(conditions("careful"), Value::Null);
     }
 }

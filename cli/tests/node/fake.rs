@@ -130,6 +130,7 @@ impl Node {
             workloads: workloads.collect(),
             volumes: Default::default(),
             networks: Default::default(),
+            conditions: Vec::new(),
         })
     }
 

@@ -129,6 +129,7 @@ impl Answer {
             | RefusalCode::MissingChunks
             | RefusalCode::Volatile
             | RefusalCode::LedgerUnread
+            | RefusalCode::DiskSilent
             | RefusalCode::Decommissioned
             | RefusalCode::Restarting
             | RefusalCode::Internal => false,
@@ -206,7 +207,9 @@ pub fn http_status(code: RefusalCode) -> StatusCode {
         RefusalCode::OverCapacity => StatusCode::INSUFFICIENT_STORAGE,
         RefusalCode::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
         RefusalCode::TooSlow => StatusCode::REQUEST_TIMEOUT,
-        RefusalCode::Restarting | RefusalCode::LedgerUnread => StatusCode::SERVICE_UNAVAILABLE,
+        RefusalCode::Restarting | RefusalCode::LedgerUnread | RefusalCode::DiskSilent => {
+            StatusCode::SERVICE_UNAVAILABLE
+        }
         RefusalCode::Internal => StatusCode::INTERNAL_SERVER_ERROR,
     }
 }

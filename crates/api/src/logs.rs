@@ -122,6 +122,7 @@ mod tests {
                 workloads: [(web.clone(), workload)].into(),
                 volumes: Default::default(),
                 networks: Default::default(),
+                conditions: Vec::new(),
             };
             assert_eq!(goes_on(&status, &web), more, "{state:?} {desired:?}");
             assert!(!goes_on(&status, &db), "what is gone says nothing more");

@@ -660,6 +660,7 @@ mod tests {
                 .collect(),
             volumes: Default::default(),
             networks: Default::default(),
+            conditions: Vec::new(),
         }
     }
 

@@ -109,6 +109,7 @@ mod tests {
                         workloads,
                         volumes: Default::default(),
                         networks: Default::default(),
+                        conditions: Vec::new(),
                     }))
                 }
                 Route::Drill => {

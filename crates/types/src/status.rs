@@ -35,6 +35,9 @@ pub struct DeploymentStatus {
     pub volumes: BTreeMap<Name, VolumeStatus>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub networks: BTreeMap<Name, NetworkStatus>,
+    /// What threatens its machines and volumes although they are as they should be.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub conditions: Vec<Condition>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -43,6 +46,17 @@ pub struct NetworkStatus {
     pub subnet: Option<Cidr>,
     /// Those of its machines that have an address in it.
     pub machines: BTreeMap<Name, Ipv4Addr>,
+}
+
+/// Something that is so, of a machine or a volume.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Condition {
+    /// In a word that never changes.
+    pub code: Code,
+    /// Its name in the deployment.
+    pub workload: Name,
+    /// One sentence.
+    pub message: String,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -206,6 +220,8 @@ pub enum RefusalCode {
     NoOwner,
     /// The node's ledger needs a newer image, or cannot be read: nothing is taken and nothing told.
     LedgerUnread,
+    /// The node's disk does not answer: nothing is taken until it does.
+    DiskSilent,
     /// The owner has had the node's disks destroyed: what it took now would be gone with its power.
     Decommissioned,
     /// The node agent is about to be started again: the new one knows whether it was done.

@@ -90,6 +90,7 @@ codes! {
     DiskFailing "disk_failing" "`sifr disk replace OLD NEW` in a mirror; else deploy anew what is on it, on another pool",
     DiskWorn "disk_worn" "plan its replacement; `sifr disk health` has its figures",
     DiskHot "disk_hot" "look at the machine's fans and air; heat wears disks out",
+    DiskFlaps "disk_flaps" "look at the disk's cable and power, or take it out; it is used once it stays",
     DiskSilent "disk_silent" "look at its cable and power; where it stays so, replace the disk",
     PoolMissing "pool_missing" "put back the disk that the message names; what lies on it waits",
     PoolFailing "pool_failing" "replace the disk that the message names; what lies on it waits",

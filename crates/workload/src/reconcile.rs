@@ -495,6 +495,7 @@ impl Reconciler {
             workloads,
             volumes,
             networks: self.network_statuses(key),
+            conditions: Vec::new(),
         }
     }
 }

@@ -252,15 +252,31 @@ impl Accounts {
         self.sizes.get(flist).copied().unwrap_or_default()
     }
 
+    /// Pools on disks that fail, by their ids, with those disks for people.
+    fn failing(&self) -> BTreeMap<String, String> {
+        let info = self.info.borrow();
+        smart::failing_pools(&info.pools, &info.health)
+    }
+
+    /// What lies on a disk that fails: of these those, each with that disk for people.
+    pub(crate) fn on_failing<'a>(
+        &'a self,
+        all: impl Iterator<Item = &'a VmId>,
+    ) -> BTreeMap<&'a VmId, String> {
+        let failing = self.failing();
+        let disk = |id: &VmId| match self.places.get(id)? {
+            Place::Here(at) => failing.get(&self.pools.get(*at)?.site.id).cloned(),
+            Place::Away | Place::Nowhere => None,
+        };
+        all.filter_map(|id| Some((id, disk(id)?))).collect()
+    }
+
     /// All pools, each with what of it is free and promised to nobody. Nothing, where that cannot be told.
     pub(crate) fn shelves(&self) -> Vec<Shelf> {
-        let failing = {
-            let info = self.info.borrow();
-            smart::failing_pools(&info.pools, &info.health)
-        };
+        let failing = self.failing();
         let shelf = |account: &Account| Shelf {
             pool: account.site.id.clone(),
-            failing: failing.contains(&account.site.id),
+            failing: failing.contains_key(&account.site.id),
             class: account.site.class,
             capacity: tenant_disk(machine::size_of(&account.site.mountpoint)),
             room: Bytes(account.room.left().unwrap_or_else(|error| {

@@ -13,8 +13,8 @@ use tokio::sync::watch;
 use types::node::NodeInfo;
 use types::trouble::Code;
 
-use super::troubles;
 use super::witness::{Bounds, Heard, Judgement, judge, moved};
+use super::{patient, troubles};
 
 /// The kernel configuration's own date: no clock of a running node is right before it.
 const BUILD_FLOOR: Duration = Duration::from_secs(1_767_225_600);
@@ -156,7 +156,12 @@ pub(crate) async fn keep(
                 let elapsed = uptime.saturating_sub(floor_from);
                 floor = raised(floor, elapsed, now, judged.confirmed);
                 floor_from = uptime;
-                pools.iter().for_each(|pool| remember(pool, floor));
+                for pool in &pools {
+                    // Nobody waits for a disk that may not answer.
+                    let place = pool.clone();
+                    let name = format!("clock {}", pool.display());
+                    patient::begin(&name, move || remember(&place, floor));
+                }
                 retry = RETRY;
                 PAUSE
             }

@@ -8,7 +8,8 @@
 
 use std::cell::Cell;
 use std::fs::{self, File};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 use api::Envelope;
@@ -18,6 +19,7 @@ use storage::claim::{self, Taken};
 use storage::disk::Disk;
 use storage::mirrors;
 use storage::plan::{POOL_MIN_BYTES, Standing, standing, unclaimable};
+use storage::pools::Places;
 use storage::probe::{Content, probe};
 use storage::recognise::Foreign;
 use tokio::sync::{Mutex, watch};
@@ -28,10 +30,19 @@ use types::status::{Refusal, RefusalCode};
 use types::{Bytes, Digest, PublicKey};
 
 use super::custody::Custody;
-use super::{identity, mirror};
+use super::given_up::{self, GivenUp, Ill, Mark};
+use super::{identity, mirror, patient, vigil};
 
 /// Where a pool is mounted while it is being made beside the one in use.
 const NEW_POOL: &str = "/run/sifr/new-pool";
+
+/// Longest wait for a disk by an agent that is not the first of its boot: it need not spin up, and drivers try again after half a
+/// minute. Who is given up wrongly costs its machines a start.
+const START_WAIT: Duration = Duration::from_secs(60);
+/// The same for who asks what is on the disks, and waits no longer than a minute himself.
+pub(super) const LIST_WAIT: Duration = Duration::from_secs(20);
+/// What is on a disk that has not answered in that time.
+const SILENT: &str = "silent";
 
 /// A disk and what is on it.
 pub(crate) type Found = (Disk, Content);
@@ -48,9 +59,91 @@ pub(crate) struct Looked {
 }
 
 pub(crate) fn boot(owner: Option<&PublicKey>) -> anyhow::Result<Looked> {
-    let (mut said, mut retired) = (Vec::new(), Vec::new());
     let disks = storage::disk::inventory(Path::new("/sys"))?;
-    for disk in &disks {
+    let (said, retired) = resume_all(&disks, owner);
+    let found = disks.into_iter().map(content).collect();
+    Ok(Looked {
+        found,
+        said,
+        retired,
+    })
+}
+
+/// The same in an agent that is not the first of its boot: a disk that does not answer is given up.
+pub(crate) fn again(owner: Option<&PublicKey>) -> anyhow::Result<Looked> {
+    let disks = storage::disk::inventory(Path::new("/sys"))?;
+    let found = contents("boot", START_WAIT, disks);
+    let (silent, answer): (Vec<&Found>, Vec<&Found>) =
+        found.iter().partition(|(_, content)| is_silent(content));
+    for (disk, _) in silent {
+        given_up::add(Mark::of(disk), Ill::Hangs);
+    }
+    let answer: Vec<Disk> = answer.into_iter().map(|(disk, _)| disk.clone()).collect();
+    let (said, retired) = resume_all(&answer, owner);
+    // A wipe that has just ended has changed what is there.
+    let found = match said.is_empty() {
+        true => found,
+        false => contents(
+            "boot",
+            START_WAIT,
+            found.into_iter().map(|(disk, _)| disk).collect(),
+        ),
+    };
+    Ok(Looked {
+        found,
+        said,
+        retired,
+    })
+}
+
+/// Disks beneath pools that are mounted, and do not answer: nobody is to touch those pools any more.
+pub(crate) fn give_up_on_hanging(places: Places<'_>) -> anyhow::Result<()> {
+    let disks = storage::disk::inventory(Path::new("/sys"))?;
+    let end = Instant::now() + START_WAIT;
+    let ask = |(disk, place): (&Disk, PathBuf)| {
+        let (name, at) = (format!("flush {}", disk.name), place.clone());
+        let asked = patient::begin(&name, move || drop(vigil::flush(&at)));
+        (disk.clone(), place, asked)
+    };
+    let there = storage::pools::there(&disks, places);
+    let asked: Vec<_> = there.into_iter().map(ask).collect();
+    for (disk, place, asked) in asked {
+        if asked.until(end).is_none() {
+            given_up::add(Mark::of(&disk), Ill::Hangs);
+            given_up::let_go(&place);
+        }
+    }
+    Ok(())
+}
+
+fn is_silent(content: &Content) -> bool {
+    *content == Content::Foreign(Foreign::named(SILENT))
+}
+
+/// What is on each, read at the same time. One that does not answer, or is given up because it hangs, is said to be silent.
+/// `why` tells those apart who may ask at the same time: a disk that hangs keeps one thread of each.
+pub(super) fn contents(why: &str, wait: Duration, disks: Vec<Disk>) -> Vec<Found> {
+    let given_up = GivenUp::read();
+    let end = Instant::now() + wait;
+    let ask = |disk: Disk| {
+        let (name, asked) = (format!("{why}: read {}", disk.name), disk.clone());
+        let hangs = given_up.ill(&Mark::of(&disk)) == Some(Ill::Hangs);
+        let begun = (!hangs).then(|| patient::begin(&name, move || content(asked)));
+        (disk, begun)
+    };
+    let asked: Vec<_> = disks.into_iter().map(ask).collect();
+    let silent = |disk: Disk| (disk, Content::Foreign(Foreign::named(SILENT)));
+    let hear = |(disk, begun): (Disk, Option<patient::Begun<Found>>)| {
+        let heard = begun.and_then(|begun| begun.until(end));
+        heard.unwrap_or_else(|| silent(disk))
+    };
+    asked.into_iter().map(hear).collect()
+}
+
+/// Ends wipes that were interrupted. What is said of them, and the disks that are in use and destroyed.
+fn resume_all(disks: &[Disk], owner: Option<&PublicKey>) -> (Vec<String>, Vec<String>) {
+    let (mut said, mut retired) = (Vec::new(), Vec::new());
+    for disk in disks {
         match resume(disk, owner) {
             Ok(Resumed::Nothing) => {}
             Ok(Resumed::Ended) => said.push(format!("the claim of {} was ended", disk.name)),
@@ -61,12 +154,7 @@ pub(crate) fn boot(owner: Option<&PublicKey>) -> anyhow::Result<Looked> {
             )),
         }
     }
-    let found = disks.into_iter().map(content).collect();
-    Ok(Looked {
-        found,
-        said,
-        retired,
-    })
+    (said, retired)
 }
 
 pub(super) fn content(disk: Disk) -> Found {
@@ -313,17 +401,22 @@ impl Node {
     fn list(&self) -> anyhow::Result<Vec<types::node::Disk>> {
         let disks = storage::disk::inventory(Path::new("/sys"))?;
         let (owner, pools) = (self.owner.as_ref(), &mirrors::amend(&self.pools, &disks));
-        let row = |disk: Disk| {
-            let found = content(disk);
+        let row = |found: Found| {
             let mut row = report(&found, owner, pools);
             let (disk, content) = &found;
+            if is_silent(content) {
+                return row;
+            }
             if unclaimable(disk, content, pools).is_none() || replaces(disk, content) {
                 let file = File::open(disk.device());
                 row.fingerprint = file.and_then(|file| print(&file, disk, content)).ok();
             }
             row
         };
-        Ok(disks.into_iter().map(row).collect())
+        Ok(contents("list", LIST_WAIT, disks)
+            .into_iter()
+            .map(row)
+            .collect())
     }
 
     /// All disks of a plan, each of which holds what the plan says. They stay ours until they are dropped.

@@ -16,15 +16,13 @@ use api::Envelope;
 use flist::cache::{Cache, Keep};
 use flist::wire::Counts;
 use tokio::sync::{mpsc, oneshot, watch};
-use types::deployment::Action;
-use types::node::{Capacity, NodeInfo, PoolState};
-use types::status::{Ack, DeploymentStatus, Refusal, RefusalCode};
+use types::node::{Capacity, NodeInfo};
+use types::status::{Ack, Condition, DeploymentStatus, Refusal};
 use types::trouble::Code;
-use types::{Bytes, Digest, PublicKey, VmId};
-use workload::admission::{self, Admitted, admit};
+use types::{Digest, PublicKey, VmId};
+use workload::admission;
 use workload::desired::{Desired, Key, Verified};
 use workload::host::{Event, Host};
-use workload::ledger::{self, Claim, Ledger, LedgerError};
 use workload::reconcile::{ChooseSubnet, Reconciler, reconcile};
 
 use super::accounts::Accounts;
@@ -47,8 +45,11 @@ use super::volumes::Volumes;
 use super::{retire, sweep, troubles};
 use crate::wire::{CHUNKS_ID, FromPid1, Mode, PACKET_MAX, ToPid1, Victim};
 
+use statements::Statements;
+
 mod loss;
 mod reading;
+mod statements;
 
 /// Requests that wait for the loop: one of each connection that the server admits.
 const REQUESTS_MAX: usize = 256;
@@ -142,8 +143,7 @@ pub(crate) struct Engine {
     total: Capacity,
     info: watch::Sender<NodeInfo>,
     uplink: watch::Receiver<super::context::Uplink>,
-    /// Why nothing can be accepted, where the ledger is not one of this build.
-    ledger: Result<Ledger, String>,
+    statements: Statements,
     reconciler: Reconciler,
     host: NodeHost,
     accounts: Accounts,
@@ -217,10 +217,11 @@ fn open_doors(
     requests: mpsc::Sender<Request>,
     cache: Cache,
     machines: &Machines,
-    changed: watch::Receiver<u64>,
+    (changed, silence): (watch::Receiver<u64>, watch::Sender<Option<String>>),
 ) -> anyhow::Result<Server> {
-    tokio::task::spawn_local(Vigil::of(context, requests.clone()).keep());
-    Server::new(context, requests, cache, machines.clone(), changed)
+    let heard = silence.subscribe();
+    tokio::task::spawn_local(Vigil::of(context, requests.clone(), silence).keep());
+    Server::new(context, requests, cache, machines.clone(), (changed, heard))
 }
 
 fn accounts_of(
@@ -271,7 +272,9 @@ impl Engine {
         reconciler.resume(pauses.kept(), now());
         let (requests_tx, requests) = mpsc::channel(REQUESTS_MAX);
         let (changes, _) = watch::channel(0);
-        let server = open_doors(&context, requests_tx, cache, &machines, changes.subscribe())?;
+        let (silence_tx, silence) = watch::channel(None);
+        let heard = (changes.subscribe(), silence_tx);
+        let server = open_doors(&context, requests_tx, cache, &machines, heard)?;
         let pid1 = Packets::new(context.pid1, PACKET_MAX).context("take the socket to pid1")?;
         let pid1 = Rc::new(pid1);
         if !context.adopted {
@@ -299,7 +302,7 @@ impl Engine {
             total: context.capacity,
             info: context.info,
             uplink: context.uplink,
-            ledger,
+            statements: Statements::begin(ledger, silence)?,
             reconciler,
             host,
             accounts,
@@ -427,6 +430,7 @@ impl Engine {
                     }
                 }
                 Some(news) = self.news.recv() => self.hear_news(news),
+                Some(news) = self.statements.news() => self.hear_statements(news),
                 received = self.pid1.receive::<FromPid1>() => {
                     let (message, _) = received.context("listen to pid1")?.context("pid1 has closed its socket")?;
                     self.hear_pid1(message);
@@ -461,11 +465,12 @@ impl Engine {
                 break deadline;
             }
         };
+        if self.statements.must_end {
+            bail!("the ledger has to be read again");
+        }
         let parting = self.go_on_parting()?;
-        let deadline = match (deadline, parting) {
-            (Some(a), Some(b)) => Some(a.min(b)),
-            (a, b) => a.or(b),
-        };
+        let waiting = self.statements.tire(now(), || self.disks.named());
+        let deadline = [deadline, parting, waiting].into_iter().flatten().min();
         let wanted = self.wanted_images();
         self.images.retain(&wanted);
         self.show();
@@ -572,9 +577,7 @@ impl Engine {
             Request::End => bail!("the ledger has to be read again"),
             Request::Reboot => self.go_down(Mode::Reboot),
             Request::PowerOff => self.go_down(Mode::PowerOff),
-            Request::Statement { envelope, reply } => {
-                let _ = reply.send(self.accept(&envelope));
-            }
+            Request::Statement { envelope, reply } => self.take(envelope, reply),
             Request::Status { key, reply } => {
                 let _ = reply.send(self.status(&key));
             }
@@ -620,104 +623,6 @@ impl Engine {
     fn renew(&mut self) {
         self.accounts.renew(self.reconciler.desired());
         self.host.decide(self.accounts.decisions());
-    }
-
-    /// The acknowledgement is given only after the ledger has synced both copies.
-    fn accept(&mut self, envelope: &[u8]) -> Result<Ack, Refused> {
-        let verified = verify(envelope, self.owner)?;
-        // It may have waited for its turn since before the wish.
-        retire::stands(&self.info.borrow())?;
-        if let Some(refusal) = self.reconciler.in_the_way(&verified) {
-            return Err(refusal.into());
-        }
-        let admitted = self.admit(verified)?;
-        let networks = self.reconciler.networks_in_the_way(admitted.verified());
-        if let Some(refusal) = networks {
-            return Err(Refused::Final(refusal));
-        }
-        let ledger = self.ledger.as_mut().map_err(|why| Refusal {
-            code: RefusalCode::LedgerUnread,
-            message: format!("the node's ledger is not readable, so nothing is accepted: {why}"),
-        })?;
-        let claim = Claim::of(&admitted.verified().statement.action);
-        let owner = self.owner;
-        let again = |kept: &[u8]| verify(kept, owner).map_err(|refusal| refusal.message);
-        let kept = ledger.append(envelope, claim, again);
-        let (lost, poisoned) = (ledger.take_lost(), ledger.is_poisoned());
-        lost.iter().for_each(|lost| self.tell_lost(lost));
-        if let Err(error) = kept {
-            return Err(not_kept(&error, poisoned));
-        }
-        self.reconciler.apply(&admitted);
-        self.accounts.assign(admitted.placement());
-        self.renew();
-        self.dirty = true;
-        let Verified {
-            statement, digest, ..
-        } = admitted.verified();
-        Ok(Ack {
-            name: statement.name.clone(),
-            version: statement.version,
-            digest: *digest,
-            durable: self.durable,
-        })
-    }
-
-    /// A pool has failed under the ledger: the node goes on with the others, and says so.
-    fn tell_lost(&self, lost: &ledger::Lost) {
-        let error = format!(
-            "a disk of this node fails, and keeps no statements until the node starts again: {}",
-            lost.why
-        );
-        log::error!("{error}");
-        self.info.send_modify(|info| {
-            let failed = info.pools.get_mut(lost.pool);
-            failed.into_iter().for_each(|pool| {
-                pool.state = PoolState::Failed;
-                pool.because = Some(error.clone());
-            });
-            info.last_error = Some(error.clone());
-        });
-        troubles::say(&self.info, Code::PoolFailing, error);
-    }
-
-    fn admit(&self, verified: Verified) -> Result<Admitted, Refused> {
-        let new = match &verified.statement.action {
-            Action::Deploy(deployment) => deployment
-                .machines()
-                .map(|(_, machine)| machine.image.flist)
-                .collect(),
-            Action::Stop
-            | Action::Start
-            | Action::Restart
-            | Action::Delete
-            | Action::Destroy { .. }
-            | Action::Snapshot { .. }
-            | Action::DropSnapshot { .. }
-            | Action::Restore { .. } => BTreeSet::new(),
-        };
-        let node = admission::Node {
-            key: self.key,
-            owner: self.owner,
-            durable: self.durable,
-            capacity: self.total,
-            pools: self.accounts.shelves(),
-            places: self.accounts.places(),
-        };
-        let images = self.accounts.images(new);
-        let desired = self.reconciler.desired();
-        admit(verified.clone(), &node, desired, &images).map_err(|refusal| {
-            // What nobody deployed lies on the first.
-            let mut empty = node;
-            let first = empty.pools.first_mut();
-            first
-                .into_iter()
-                .for_each(|first| first.room = Bytes(u64::MAX));
-            match admit(verified, &empty, desired, &images) {
-                Ok(_) => Refused::NoRoom(refusal),
-                Err(refusal) => Refused::Final(refusal),
-            }
-        })
     }
 
     /// Asks every VMM of these; who asked waits for the answers.
@@ -766,25 +671,17 @@ impl Engine {
             let id = VmId::new(&key.signer, &key.name, name);
             volume.used = self.volumes.used(&id);
         }
+        let all = status.workloads.keys().chain(status.volumes.keys());
+        let all: BTreeMap<VmId, types::Name> = all
+            .map(|name| (VmId::new(&key.signer, &key.name, name), name.clone()))
+            .collect();
+        let threatened = self.accounts.on_failing(all.keys()).into_iter();
+        let condition = |(id, disk)| Condition {
+            code: Code::DiskFailing,
+            workload: all[id].clone(),
+            message: format!("its data lies on a disk that fails: {disk}"),
+        };
+        status.conditions = threatened.map(condition).collect();
         status
     }
-}
-
-fn not_kept(error: &LedgerError, poisoned: bool) -> Refused {
-    let why = sys::error::chain(error);
-    log::error!("{why}");
-    let refusal = |code, message| Refusal { code, message };
-    if poisoned {
-        return Refused::Unknown(refusal(
-            RefusalCode::Restarting,
-            format!(
-                "the ledger could not be written ({why}): the node agent restarts and reads it again, then `sifr get` shows whether the statement was kept"
-            ),
-        ));
-    }
-    let code = match error {
-        error if error.is_full() => RefusalCode::OverCapacity,
-        _ => RefusalCode::Internal,
-    };
-    Refused::Final(refusal(code, format!("the statement was not kept: {why}")))
 }

@@ -30,6 +30,7 @@ use super::questions::Questions;
 use super::remains::{Began, Remains, Tag};
 use crate::wire::{FromPid1, SLOTS_MAX, Status, ToPid1};
 
+mod barred;
 mod volumes;
 
 use volumes::limits;
@@ -133,8 +134,7 @@ pub(crate) struct NodeHost {
     timelines: BTreeMap<VmId, Began>,
     /// The pool of each layer and volume, or why there is none.
     pools: Pools,
-    /// Why nothing can start.
-    barred: Option<String>,
+    barred: barred::Barred,
     attempts: u64,
     messages: mpsc::Sender<Message>,
     events: VecDeque<Event>,
@@ -161,7 +161,7 @@ impl NodeHost {
             vms: BTreeMap::new(),
             timelines: BTreeMap::new(),
             pools: Pools::new(),
-            barred: None,
+            barred: barred::Barred::default(),
             attempts: 0,
             messages,
             events: VecDeque::new(),
@@ -172,11 +172,6 @@ impl NodeHost {
     /// What has been decided of layers and volumes: to be said before a step for them.
     pub(crate) fn decide(&mut self, pools: Pools) {
         self.pools = pools;
-    }
-
-    /// From now on nothing starts.
-    pub(crate) fn bar(&mut self, why: String) {
-        self.barred = Some(why);
     }
 
     /// Its process has not ended.
@@ -549,7 +544,7 @@ impl NodeHost {
     }
 
     fn start(&mut self, start: Start) {
-        if let Some(why) = &self.barred {
+        if let Some(why) = self.barred.why() {
             let message = why.clone();
             self.events.push_back(Event::StartFailed {
                 vm: start.vm,

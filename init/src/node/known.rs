@@ -13,6 +13,7 @@ use storage::pools::{Places, Pools};
 use storage::probe::{Content, Stage, owner_mark};
 use storage::roster::{Member, Roster};
 use types::PublicKey;
+use types::node::{Half, HalfState, Mirror, Pool};
 
 use super::disks::Found;
 use super::identity;
@@ -69,7 +70,40 @@ pub(crate) fn keep(pools: &Pools, found: &[Found], seed: &[u8; 32]) {
     }
 }
 
+/// What mirrors look like now is kept, too: a disk that has come into one is waited for, and one that lacks what the others have
+/// is not: alone it would be believed.
+pub(crate) fn follow(pools: &[Pool]) {
+    let Some(known) = read() else { return };
+    let mut now = known.clone();
+    pools
+        .iter()
+        .filter_map(|pool| pool.mirror.as_ref())
+        .for_each(|mirror| now.note(mirror));
+    if now == known {
+        return;
+    }
+    let json = serde_json::to_vec(&now).expect("text always serialises");
+    if let Err(error) = sys::fs::write_atomic(&list(), &json, 0o600) {
+        let why = sys::error::chain(&error);
+        log::error!("keep in mind which disks the mirrors lie on: {why}");
+    }
+}
+
 impl Known {
+    /// While none is whole, those that were so last stay.
+    fn note(&mut self, mirror: &Mirror) {
+        let is_whole = |half: &&Half| half.state == HalfState::InStep;
+        if !mirror.halves.iter().any(|half| is_whole(&half)) {
+            return;
+        }
+        for half in mirror.halves.iter().filter(|half| !half.serial.is_empty()) {
+            match is_whole(&half) {
+                true => self.serials.insert(half.serial.clone()),
+                false => self.serials.remove(&half.serial),
+            };
+        }
+    }
+
     /// Whether it is one of the disks that are waited for.
     pub(crate) fn awaits(&self, disk: &Disk, content: &Content, owner: &PublicKey) -> bool {
         let live = matches!(content, Content::Pool { owner: theirs, stage: Stage::Live, .. } if *theirs == owner_mark(owner));
@@ -97,6 +131,40 @@ impl Known {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn of_a_mirror_the_disks_are_awaited_that_were_whole_last() {
+        let mut known = Known {
+            members: Vec::new(),
+            serials: ["a", "b", "other"].map(str::to_owned).into(),
+        };
+        let mirror = |halves: &[(&str, HalfState)]| Mirror {
+            array: "md_1".to_owned(),
+            halves: halves
+                .iter()
+                .map(|(serial, state)| Half {
+                    disk: None,
+                    serial: (*serial).to_owned(),
+                    state: *state,
+                })
+                .collect(),
+            percent: None,
+        };
+        use HalfState::{Filling, InStep, Missing};
+        let mut after = |halves: &[(&str, HalfState)]| {
+            known.note(&mirror(halves));
+            known.serials.iter().cloned().collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(after(&[("a", InStep), ("b", Missing)]), "a other");
+        assert_eq!(after(&[("a", InStep), ("c", Filling)]), "a other");
+        assert_eq!(after(&[("a", InStep), ("c", InStep)]), "a c other");
+        assert_eq!(after(&[("c", InStep), ("a", Missing)]), "c other");
+        assert_eq!(
+            after(&[("c", Missing), ("", Missing)]),
+            "c other",
+            "none is whole"
+        );
+    }
 
     #[test]
     fn a_disk_is_awaited_by_its_serial_and_only_with_a_pool_of_this_owner_that_was_in_use() {

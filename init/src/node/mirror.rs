@@ -13,7 +13,7 @@ use types::node::{Half, HalfState, Mirror, NodeInfo, Pool};
 use types::trouble::Code;
 
 use super::machines::Site;
-use super::troubles;
+use super::{known, troubles};
 
 /// Between two looks: the kernel tells nobody who does not ask how far it has come, and a person reads of it at once.
 const LOOK_EVERY: Duration = Duration::from_secs(3);
@@ -34,6 +34,7 @@ pub(crate) async fn watch(sites: Vec<Site>, info: watch::Sender<NodeInfo>) {
             }
             new
         });
+        known::follow(&info.borrow().pools);
         let said = info.borrow().pools.iter().find_map(trouble);
         match said {
             Some(said) => troubles::say(&info, Code::MirrorDegraded, said),

@@ -17,6 +17,7 @@ mod ending;
 mod engine;
 mod errands;
 mod exposition;
+mod flaps;
 #[cfg(any(test, feature = "fuzz"))]
 pub(crate) mod fuzz;
 mod given_up;
@@ -32,6 +33,7 @@ mod metrics;
 mod mirror;
 mod network;
 mod packets;
+mod patient;
 mod pauses;
 mod phases;
 mod places;
@@ -43,6 +45,7 @@ mod remains;
 mod resolv;
 mod retire;
 mod runspec;
+mod scribe;
 mod server;
 mod smart;
 mod smbios;
@@ -76,6 +79,9 @@ pub(crate) fn run() -> ExitCode {
     };
     let local = tokio::task::LocalSet::new();
     let error = runtime.block_on(local.run_until(phases::run()));
+    // Sockets are closed; threads that wait for a disk are not waited for.
+    drop(local);
+    runtime.shutdown_background();
     log::error!("the node agent ends: {error:#}");
     ExitCode::FAILURE
 }

@@ -28,12 +28,13 @@ use super::context::{NodeContext, Uplink, tenant_capacity, tenant_disk};
 use super::custody::Custody;
 use super::disks::{Found, Looked};
 use super::engine::Engine;
+use super::given_up::{self, GivenUp, Ill, Mark};
 use super::known::Known;
 use super::machines::Site;
 use super::pulse::Pulse;
 use super::{
-    clock, dashboard, disks, ending, given_up, health, known, machine, mirror, pools, resolv,
-    retire, smart, troubles, uplink, vigil,
+    clock, dashboard, disks, ending, health, known, machine, mirror, pools, resolv, retire, smart,
+    troubles, uplink, vigil,
 };
 use crate::console::Console;
 use crate::options::Options;
@@ -241,15 +242,20 @@ fn disks_and_pools(
     owner: Option<&PublicKey>,
     how: (&Custody, Layout),
 ) -> anyhow::Result<(Looked, Pools)> {
-    let mut looked = boot.must("disks", || look(owner))?;
-    let given_up = given_up::read();
-    let (failed, whole): (Vec<Found>, Vec<Found>) = looked
+    let places = places();
+    let mut looked = boot.must("disks", || look(owner, places))?;
+    let given_up = GivenUp::read();
+    let ill = |(disk, _): &Found| given_up.ill(&Mark::of(disk));
+    let whole: Vec<Found> = looked
         .found
         .iter()
+        .filter(|f| ill(f).is_none())
         .cloned()
-        .partition(|(disk, _)| given_up.contains(&disk.serial));
+        .collect();
     let mut pools = boot.must("pool", || pool(&whole, owner, how))?;
-    pools.left.extend(failed.iter().map(pools::failed));
+    let failed = looked.found.iter();
+    let failed = failed.filter_map(|found| Some(pools::failed(&found.0, ill(found)?)));
+    pools.left.extend(failed);
     pools::remember_classes(&pools, &mut looked.found);
     Ok((looked, pools))
 }
@@ -341,8 +347,15 @@ type Done<T> = anyhow::Result<(T, Option<String>)>;
 
 /// The kernel starts user space only when all disk drivers but USB's have looked at their buses, so
 /// that the list is whole, and USB disks never become the pool.
-fn look(owner: Option<&PublicKey>) -> Done<Looked> {
-    let looked = disks::boot(owner)?;
+fn look(owner: Option<&PublicKey>, places: Places<'_>) -> Done<Looked> {
+    let looked = match known::read() {
+        None => disks::boot(owner)?,
+        // An agent before this one has read them all: one that does not answer now is left alone.
+        Some(_) => {
+            disks::give_up_on_hanging(places)?;
+            disks::again(owner)?
+        }
+    };
     let said = looked.said.iter().cloned();
     let words = looked
         .found
@@ -359,15 +372,19 @@ fn look(owner: Option<&PublicKey>) -> Done<Looked> {
     ))
 }
 
+fn places() -> Places<'static> {
+    Places {
+        first: Path::new(POOL),
+        beside: Path::new(FURTHER),
+    }
+}
+
 fn pool(
     found: &[Found],
     owner: Option<&PublicKey>,
     (custody, layout): (&Custody, Layout),
 ) -> Done<Pools> {
-    let places = Places {
-        first: Path::new(POOL),
-        beside: Path::new(FURTHER),
-    };
+    let places = places();
     let inspect = |pool: &Path, depth| pools::inspect(pool, depth, owner.copied());
     let open =
         |found: &[Found]| storage::pools::open(found, owner, (custody, layout), places, &inspect);
@@ -442,8 +459,8 @@ fn give_up_on_dead(places: Places<'_>, found: &[Found]) {
     let disks: Vec<_> = found.iter().map(|(disk, _)| disk.clone()).collect();
     for (disk, mountpoint) in storage::pools::there(&disks, places) {
         if vigil::flush(&mountpoint).is_err() {
-            given_up::add(&disk.serial);
-            storage::pools::let_go(&mountpoint);
+            given_up::add(Mark::of(disk), Ill::Fails);
+            given_up::let_go(&mountpoint);
         }
     }
 }

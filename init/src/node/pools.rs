@@ -9,6 +9,7 @@
 use std::path::{Path, PathBuf};
 
 use storage::assemble::History;
+use storage::disk::Disk;
 use storage::mirrors;
 use storage::plan::LeftAlone;
 use storage::pool::Pool;
@@ -22,6 +23,7 @@ use workload::ledger;
 
 use super::disks::Found;
 use super::engine::{ledger_copies, verify};
+use super::given_up::{Ill, Mark};
 use super::machines::Site;
 use super::vigil::Guarded;
 use super::{identity, known, machine, places, troubles};
@@ -146,6 +148,7 @@ pub(crate) fn guarded(pools: &Pools, found: &[Found]) -> Vec<Guarded> {
         let of_it = found.iter().find(|(found, _)| found.name == disk);
         Some(Guarded {
             serial: of_it.map(|(d, _)| d.serial.clone()).unwrap_or_default(),
+            mark: of_it.map(|(d, _)| Mark::of(d)).unwrap_or_default(),
             array: mirrors::array_of(mountpoint),
             mountpoint: mountpoint.to_owned(),
             disk,
@@ -155,10 +158,19 @@ pub(crate) fn guarded(pools: &Pools, found: &[Found]) -> Vec<Guarded> {
 }
 
 /// A disk whose pool has failed in this boot.
-pub(crate) fn failed((disk, _): &Found) -> LeftAlone {
+pub(crate) fn failed(disk: &Disk, ill: Ill) -> LeftAlone {
+    let Disk { name, serial, .. } = disk;
+    let why = match ill {
+        Ill::Fails => {
+            "failed while the node ran: replace it, or start the node again to have it tried"
+        }
+        Ill::Hangs => {
+            "does not answer: what lies on it waits until it does; look at its cable, and replace it where it stays so"
+        }
+    };
     LeftAlone {
-        disk: disk.name.clone(),
-        why: "its pool failed while the node ran: replace it, or start the node again to have it tried".to_owned(),
+        disk: name.clone(),
+        why: format!("the disk {name} (serial {serial:?}) {why}"),
     }
 }
 

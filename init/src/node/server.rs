@@ -32,10 +32,11 @@ use super::machines::{Machines, Site};
 use super::metrics;
 use super::network;
 use super::pools;
-use super::retire;
 use super::sweep;
 use crate::room::{Room, RoomError};
 use crate::wire::Victim;
+
+mod gates;
 
 /// Pushed chunks in memory at a time: each takes a MiB until it is on disk.
 const PUSHES_MAX: usize = 8;
@@ -54,6 +55,8 @@ pub(crate) struct Server {
     pools: Vec<Site>,
     room: Room,
     changes: watch::Receiver<u64>,
+    /// Why the disks are waited for, while none of them answers.
+    silence: watch::Receiver<Option<String>>,
     pushes: Rc<Semaphore>,
     captures: Captures,
     /// Shared by those who count on content being there, alone for who removes it: else a deployment could
@@ -101,7 +104,7 @@ impl Server {
         requests: mpsc::Sender<Request>,
         cache: Cache,
         machines: Machines,
-        changes: watch::Receiver<u64>,
+        (changes, silence): (watch::Receiver<u64>, watch::Receiver<Option<String>>),
     ) -> anyhow::Result<Self> {
         let key = SecretKey::from_seed(context.seed);
         Ok(Self {
@@ -116,6 +119,7 @@ impl Server {
             pools: context.pools.clone(),
             room: context.room.clone(),
             changes,
+            silence,
             pushes: Rc::new(Semaphore::new(PUSHES_MAX)),
             captures: Captures::default(),
             content: Arc::default(),
@@ -146,60 +150,9 @@ impl Server {
         ask(&self.requests, request).await
     }
 
-    /// Of a node whose disks are destroyed nothing is taken that would go with them.
-    fn keeps_what_it_takes(&self, route: &Route) -> Result<(), Refusal> {
-        match route {
-            Route::PutFlist(_) | Route::PutChunk(_) | Route::PostStatement | Route::ClaimDisks => {
-                retire::stands(&self.info.borrow())
-            }
-            Route::Node
-            | Route::Dmesg
-            | Route::Disks
-            | Route::UnlockDisk
-            | Route::Decommission
-            | Route::Drill
-            | Route::NodeMetrics
-            | Route::Trace(_)
-            | Route::Metrics(_)
-            | Route::Deployments
-            | Route::Deployment { .. }
-            | Route::Capture { .. }
-            | Route::Logs { .. } => Ok(()),
-        }
-    }
-
-    /// While nobody knows what the node has promised, nothing is told of deployments, and nothing taken: pushes make room by
-    /// removing what no deployment names.
-    fn needs_the_ledger(&self, route: &Route) -> Result<(), Refusal> {
-        match route {
-            Route::Node
-            | Route::Dmesg
-            | Route::Disks
-            | Route::ClaimDisks
-            | Route::UnlockDisk
-            | Route::Decommission
-            | Route::Drill
-            | Route::NodeMetrics
-            | Route::Trace(_) => return Ok(()),
-            Route::Metrics(_)
-            | Route::PutFlist(_)
-            | Route::PutChunk(_)
-            | Route::PostStatement
-            | Route::Deployments
-            | Route::Deployment { .. }
-            | Route::Capture { .. }
-            | Route::Logs { .. } => {}
-        }
-        let info = self.info.borrow();
-        let mut all = info.troubles.iter();
-        match all.find(|trouble| trouble.code.is_of_an_unread_ledger()) {
-            None => Ok(()),
-            Some(trouble) => Err(refusal(RefusalCode::LedgerUnread, trouble.message.clone())),
-        }
-    }
-
     async fn answer(&self, peer: PublicKey, route: Route, body: Body) -> Result<Answer, Refusal> {
         self.keeps_what_it_takes(&route)?;
+        self.needs_a_disk(&route)?;
         self.needs_the_ledger(&route)?;
         match route {
             Route::Node => Ok(Answer::json(&self.node_info())),
@@ -287,6 +240,7 @@ impl Server {
             let info = self.node_info();
             text.push_str(&metrics::disks::render(&info.pools));
             text.push_str(&metrics::health::render(&info.health));
+            text.push_str(&metrics::troubles::render(&info.troubles));
         }
         text.push_str(&metrics::volumes::render(&own));
         text.push_str(&refusals(&own).await);

@@ -22,6 +22,7 @@ struct Stage {
     stranger: Client,
     requests: mpsc::Receiver<Request>,
     changes: watch::Sender<u64>,
+    silence: watch::Sender<Option<String>>,
     info: watch::Sender<NodeInfo>,
     pool: tempfile::TempDir,
     address: String,
@@ -74,6 +75,8 @@ impl Stage {
         let (changes, heard) = watch::channel(0);
         let cache = Cache::open(pool.path()).expect("a cache");
         let machines = Machines::open(pool.path()).expect("machines");
+        let (silence, silent) = watch::channel(None);
+        let heard = (heard, silent);
         let server = Server::new(&context, requests_tx, cache, machines, heard).expect("a server");
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address").to_string();
@@ -84,6 +87,7 @@ impl Stage {
             stranger: client(&other),
             requests,
             changes,
+            silence,
             info: context.info,
             pool,
             address,
@@ -116,6 +120,7 @@ fn status(state: State) -> DeploymentStatus {
         workloads: [("web".parse().expect("a name"), workload)].into(),
         volumes: Default::default(),
         networks: Default::default(),
+        conditions: Vec::new(),
     }
 }
 
@@ -185,6 +190,23 @@ async fn a_stranger_is_refused_and_the_owner_is_answered() {
         );
         let info = stage.client.node_info().await.expect("an answer");
         assert!(info.uptime_ms > 0 && info.clock.realtime_ms > 0);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn while_no_disk_answers_nothing_is_taken_and_the_node_is_reached() {
+    locally(async {
+        let stage = Stage::new(true).await;
+        let chunk = b"stored bytes".to_vec();
+        let digest = Digest(*blake3::hash(&chunk).as_bytes());
+        stage.silence.send_replace(Some("vda hangs".to_owned()));
+        let put = stage.client.put_chunk(digest, chunk.clone().into()).await;
+        assert_eq!(code(put), RefusalCode::DiskSilent);
+        stage.client.node_info().await.expect("an answer");
+        stage.silence.send_replace(None);
+        let put = stage.client.put_chunk(digest, chunk.into()).await;
+        put.expect("a chunk");
     })
     .await;
 }
@@ -608,7 +630,7 @@ async fn the_owner_reads_all_metrics_a_stranger_none_and_nobody_waits_for_a_sile
 async fn a_node_whose_disks_are_destroyed_tells_and_takes_nothing_more() {
     locally(async {
         let mut stage = Stage::new(true).await;
-        retire::says(&stage.info, &["vda".to_owned()]);
+        crate::node::retire::says(&stage.info, &["vda".to_owned()]);
         let requests = &mut stage.requests;
         let engine = async {
             while let Some(request) = requests.recv().await {

@@ -12,7 +12,7 @@
 //! | asked | it answers, then it rests for a while by its language |
 //! | overdue, and said to be silent | it answers after all |
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
@@ -241,22 +241,27 @@ fn name(all: &[DiskHealth], is: impl Fn(&Health) -> bool) -> Option<String> {
     (!named.is_empty()).then(|| format!("{}{more}", named.join("; ")))
 }
 
-/// Pools that lie on disks which fail, of a mirror on no other.
-pub(crate) fn failing_pools(pools: &[Pool], health: &[DiskHealth]) -> BTreeSet<String> {
-    let fails = |disk: Option<&str>| {
-        let of_it = health.iter().find(|of| Some(of.disk.as_str()) == disk);
-        of_it.is_some_and(|of| of.health.verdict == Verdict::Failing)
+/// Pools that lie on disks which fail, of a mirror on no other, by their ids. Each with those disks, for people.
+pub(crate) fn failing_pools(pools: &[Pool], health: &[DiskHealth]) -> BTreeMap<String, String> {
+    let of = |disk: &Option<String>| {
+        let mut health = health.iter();
+        health.find(|of| disk.as_ref() == Some(&of.disk))
     };
-    let failing = |pool: &&Pool| match &pool.mirror {
-        None => fails(pool.disk.as_deref()),
-        Some(mirror) => {
-            let whole = |half: &&types::node::Half| half.state == HalfState::InStep;
-            let mut whole = mirror.halves.iter().filter(whole).peekable();
-            whole.peek().is_some() && whole.all(|half| fails(half.disk.as_deref()))
-        }
+    let failing = |pool: &Pool| {
+        let beneath: Vec<_> = match &pool.mirror {
+            None => vec![of(&pool.disk)],
+            Some(mirror) => {
+                let halves = mirror.halves.iter();
+                let whole = halves.filter(|half| half.state == HalfState::InStep);
+                whole.map(|half| of(&half.disk)).collect()
+            }
+        };
+        let beneath: Option<Vec<DiskHealth>> = beneath.into_iter().map(|of| of.cloned()).collect();
+        let fails = |health: &Health| health.verdict == Verdict::Failing;
+        let beneath = beneath.filter(|all| all.iter().all(|of| fails(&of.health)))?;
+        Some((pool.id.clone(), name(&beneath, fails)?))
     };
-    let failing = pools.iter().filter(failing);
-    failing.map(|pool| pool.id.clone()).collect()
+    pools.iter().filter_map(failing).collect()
 }
 
 #[cfg(test)]
@@ -401,7 +406,7 @@ mod tests {
             ),
         ];
         let health = [named("sda", Verdict::Failing), named("sdb", Verdict::Worn)];
-        let failing: Vec<_> = failing_pools(&pools, &health).into_iter().collect();
+        let failing: Vec<_> = failing_pools(&pools, &health).into_keys().collect();
         assert_eq!(failing, ["alone", "last"]);
         assert!(failing_pools(&pools, &[]).is_empty());
     }

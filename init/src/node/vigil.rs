@@ -8,7 +8,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
+use std::future::Future;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::time::Duration;
 
 use nix::sys::statvfs::{FsFlags, statvfs};
@@ -18,8 +20,8 @@ use storage::plan::{POOL_MIN_BYTES, Standing};
 use storage::probe::{Content, Stage, owner_mark};
 use sys::uevent::Uevents;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::{mpsc, watch};
-use tokio::task::{AbortHandle, JoinHandle};
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use types::PublicKey;
 use types::node::NodeInfo;
@@ -28,7 +30,9 @@ use types::trouble::Code;
 use super::context::NodeContext;
 use super::disks::{self, Found};
 use super::engine::Request;
-use super::{given_up, troubles};
+use super::flaps::Flaps;
+use super::given_up::{self, GivenUp, Ill, Mark};
+use super::troubles;
 
 /// Between two flushes of a pool: nothing tells of a file system that shut down, and who reads of it can wait so long.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
@@ -40,9 +44,13 @@ const WITNESS: &str = "pool.json";
 /// Longest wait for the answers of all disks in one look: who has not answered by then is asked no second time, and the others
 /// are not waited with.
 const LOOK_MAX: Duration = Duration::from_secs(2);
-/// A disk that has said nothing for so long is told of: the kernel's drivers give up a request of theirs after half a minute,
-/// and try again a few times.
-const SILENCE: Duration = Duration::from_secs(120);
+/// A disk that has said nothing for so long is told of, and where it is the last one, nothing is accepted: the kernel's drivers
+/// give a command of theirs up after half a minute.
+const QUIET: Duration = Duration::from_secs(30);
+/// After so long its pool is lost, where another one answers. NVMe has half a minute for a command, as much for its abort and then
+/// a reset, SCSI much the same: what answers at all has done so by then, and machines have only waited. Virtio-blk knows no
+/// limit: such a disk would hang for ever.
+const HANGS: Duration = Duration::from_secs(90);
 
 /// A pool in use, or one that is waited for.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -50,6 +58,7 @@ pub(crate) struct Guarded {
     pub(crate) mountpoint: PathBuf,
     pub(crate) disk: String,
     pub(crate) serial: String,
+    pub(crate) mark: Mark,
     /// It lies on several disks: it outlives each of them, and `mirror` looks after those.
     pub(crate) array: Option<String>,
 }
@@ -69,6 +78,8 @@ pub(crate) enum Health {
     Gone,
     /// It is there, and does not do what it should.
     Failing(String),
+    /// It is there, and neither answers nor fails.
+    Hanging,
 }
 
 /// What is to be done.
@@ -76,8 +87,8 @@ pub(crate) enum Health {
 pub(crate) enum Turn {
     /// These pools, by their places in the list, are lost.
     Lost(BTreeMap<usize, Health>),
-    /// There is a disk that a boot would use.
-    Join,
+    /// There are disks that a boot would use: their kernel names.
+    Join(Vec<String>),
 }
 
 /// A disk that is not in use.
@@ -86,6 +97,8 @@ struct Spare {
     name: String,
     serial: String,
     kind: Kind,
+    /// It came and went too often, and is not used before it has stayed for a while.
+    rests: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -116,10 +129,8 @@ fn decide(
     health: &[Health],
     spare: &[Spare],
 ) -> Option<Turn> {
-    let there: BTreeSet<_> = spare
-        .iter()
-        .map(|s| (s.name.clone(), s.serial.clone()))
-        .collect();
+    let called = |spare: &Spare| (spare.name.clone(), spare.serial.clone());
+    let there: BTreeSet<Called> = spare.iter().map(called).collect();
     memory.seen.retain(|seen| there.contains(seen));
     let ill = health
         .iter()
@@ -139,10 +150,11 @@ fn decide(
     let all_lost = memory.lost.len() == guarded.len();
     let fresh: Vec<&Spare> = spare
         .iter()
-        .filter(|s| !memory.seen.contains(&(s.name.clone(), s.serial.clone())))
+        .filter(|s| !memory.seen.contains(&called(s)) && !s.rests)
         .collect();
-    memory.seen.extend(there);
-    let joins = |spare: &&&Spare| match spare.kind {
+    let judged = spare.iter().filter(|spare| !spare.rests);
+    memory.seen.extend(judged.map(called));
+    let joins = |spare: &&Spare| match spare.kind {
         // Without any pool of its own left the node would become another: only its own disk may come back.
         Kind::Pool if all_lost => guarded
             .iter()
@@ -151,10 +163,9 @@ fn decide(
         Kind::Blank => !all_lost,
         Kind::Other => false,
     };
-    fresh
-        .iter()
-        .any(|spare| joins(&spare))
-        .then_some(Turn::Join)
+    let new = fresh.iter().filter(|spare| joins(spare));
+    let new: Vec<String> = new.map(|spare| spare.name.clone()).collect();
+    (!new.is_empty()).then_some(Turn::Join(new))
 }
 
 /// Questions to disks, of which any may hang: each is asked in a thread of its own, and once.
@@ -182,11 +193,11 @@ impl<K: Ord + Clone, T: Send + 'static> Asked<K, T> {
         answers
     }
 
-    fn silent(&self, now: Instant) -> Vec<&K> {
+    /// Who has not answered for so long.
+    fn silent(&self, now: Instant, long: Duration) -> BTreeSet<K> {
         let silent = self.0.iter();
-        let silent =
-            silent.filter(|(_, (since, _))| now.saturating_duration_since(*since) > SILENCE);
-        silent.map(|(about, _)| about).collect()
+        let silent = silent.filter(|(_, (since, _))| now.saturating_duration_since(*since) > long);
+        silent.map(|(about, _)| about.clone()).collect()
     }
 }
 
@@ -200,10 +211,16 @@ pub(crate) struct Vigil {
     owner: Option<PublicKey>,
     info: watch::Sender<NodeInfo>,
     engine: mpsc::Sender<Request>,
+    /// Why nothing can be done, while no pool answers.
+    silence: watch::Sender<Option<String>>,
 }
 
 impl Vigil {
-    pub(crate) fn of(context: &NodeContext, engine: mpsc::Sender<Request>) -> Self {
+    pub(crate) fn of(
+        context: &NodeContext,
+        engine: mpsc::Sender<Request>,
+        silence: watch::Sender<Option<String>>,
+    ) -> Self {
         Self {
             guarded: context.guarded.clone(),
             waits: context.waits.is_some(),
@@ -212,6 +229,7 @@ impl Vigil {
             owner: context.owner,
             info: context.info.clone(),
             engine,
+            silence,
         }
     }
 
@@ -227,7 +245,10 @@ impl Vigil {
         memory.seen = self.found.iter().map(|(disk, _)| called(disk)).collect();
         let mut names = memory.seen.clone();
         let (mut pools, mut spares) = (Asked(BTreeMap::new()), Asked(BTreeMap::new()));
-        let mut listing = None;
+        let (mut hanging, mut arrived) = (Asked(BTreeMap::new()), BTreeMap::new());
+        let listing = Rc::new(Notify::new());
+        let list = self.publisher(listing.clone());
+        tokio::task::spawn_local(list);
         loop {
             let disks = match storage::disk::inventory(Path::new("/sys")) {
                 Ok(disks) => disks,
@@ -240,12 +261,21 @@ impl Vigil {
             };
             let until = Instant::now() + LOOK_MAX;
             let health = self.health(&memory, &mut pools, &disks, until).await;
+            for called in answers_again(&mut hanging, &disks, until).await {
+                // It is looked at as one that has come.
+                memory.seen.remove(&called);
+            }
             let spare = self.spare(&memory, &mut spares, &disks, until).await;
+            let spare = self.rest(&mut arrived, spare, &disks);
             let turn = decide(&mut memory, &self.guarded, &health, &spare);
+            if let Some(Turn::Join(names)) = &turn {
+                note_coming(&disks, names);
+            }
             let now: BTreeSet<_> = disks.iter().map(called).collect();
             if now != names {
-                given_up::retain(|serial| now.iter().any(|(_, there)| there == serial));
-                self.publish(&mut listing);
+                let there: Vec<Mark> = disks.iter().map(Mark::of).collect();
+                given_up::retain(&there);
+                listing.notify_one();
                 names = now;
             }
             if let Some(turn) = turn {
@@ -270,27 +300,45 @@ impl Vigil {
             asked.ask(at, move || health(&pool, &disks));
         }
         let mut answers = asked.answers(until).await;
-        self.tell_silent(&asked.silent(Instant::now()));
+        let now = Instant::now();
+        let kept: BTreeSet<usize> = (0..self.guarded.len())
+            .filter(|at| !memory.lost.contains(at))
+            .collect();
+        let quiet = asked.silent(now, QUIET);
+        self.tell_silent(&quiet, quiet == kept);
+        let hang = hang(&asked.silent(now, HANGS), &answers);
         let all = 0..self.guarded.len();
-        all.map(|at| answers.remove(&at).unwrap_or(Health::Fine))
-            .collect()
+        all.map(|at| match (answers.remove(&at), hang.contains(&at)) {
+            (Some(health), _) => health,
+            (None, true) => Health::Hanging,
+            (None, false) => Health::Fine,
+        })
+        .collect()
     }
 
-    /// Nothing is done about them: who uses them waits, and an agent that ended would wait as well, for ever maybe.
-    fn tell_silent(&self, silent: &[&usize]) {
+    /// Where none of them answers nothing more is done about it: an agent that began anew would have nothing to begin with.
+    fn tell_silent(&self, silent: &BTreeSet<usize>, all: bool) {
         let said: Vec<_> = silent
             .iter()
             .map(|at| {
-                let Guarded { disk, serial, .. } = &self.guarded[**at];
-                let seconds = SILENCE.as_secs();
+                let Guarded { disk, serial, .. } = &self.guarded[*at];
+                let seconds = QUIET.as_secs();
                 format!("the disk {disk} (serial {serial:?}) has not answered for {seconds} seconds and more: what uses it waits")
             })
             .collect();
-        if said.is_empty() {
-            troubles::over(&self.info, Code::PoolSilent);
-        } else {
-            troubles::say(&self.info, Code::PoolSilent, said.join("; "));
+        let said = (!said.is_empty()).then(|| said.join("; "));
+        match &said {
+            None => troubles::over(&self.info, Code::PoolSilent),
+            Some(said) => troubles::say(&self.info, Code::PoolSilent, said),
         }
+        let why = said
+            .filter(|_| all)
+            .map(|said| format!("{said}, and nothing is accepted until it answers"));
+        self.silence.send_if_modified(|silence| {
+            let new = *silence != why;
+            *silence = why;
+            new
+        });
     }
 
     /// Disks that are in no use. Those that have not answered are none yet.
@@ -335,28 +383,67 @@ impl Vigil {
                 kind: kind?,
                 name,
                 serial,
+                rests: false,
             })
         };
         spare.iter().filter_map(judged).collect()
     }
 
-    /// What the API and the console list, as soon as all disks have answered.
-    fn publish(&self, listing: &mut Option<AbortHandle>) {
-        if let Some(before) = listing.take() {
-            before.abort();
-        }
-        let (owner, standing, info) = (self.owner, self.standing.clone(), self.info.clone());
-        let listed = tokio::task::spawn_local(async move {
-            let listed = tokio::task::spawn_blocking(move || {
-                let disks = storage::disk::inventory(Path::new("/sys")).ok()?;
-                let found: Vec<Found> = disks.into_iter().map(disks::content).collect();
-                Some(disks::reports(&found, owner.as_ref(), &standing))
-            });
-            if let Ok(Some(disks)) = listed.await {
-                info.send_modify(|info| info.disks = disks);
+    /// Marks those that came and went too often, and says so.
+    fn rest(
+        &self,
+        arrived: &mut BTreeMap<Called, u64>,
+        mut spare: Vec<Spare>,
+        disks: &[Disk],
+    ) -> Vec<Spare> {
+        let (flaps, now) = (Flaps::read(), since_boot_ms());
+        arrived.retain(|called, _| disks.iter().any(|disk| self::called(disk) == *called));
+        let mut said = Vec::new();
+        let used = spare.iter_mut().filter(|spare| spare.kind != Kind::Other);
+        for spare in used {
+            let called = (spare.name.clone(), spare.serial.clone());
+            let since = *arrived.entry(called).or_insert(now);
+            let mark = disks
+                .iter()
+                .find(|disk| disk.name == spare.name)
+                .map(Mark::of);
+            let Some((stay, times)) = mark.and_then(|mark| flaps.stay(&mark, now)) else {
+                continue;
+            };
+            let left = stay.saturating_sub(Duration::from_millis(now.saturating_sub(since)));
+            spare.rests = !left.is_zero();
+            if spare.rests {
+                let Spare { name, serial, .. } = spare;
+                let minutes = stay.as_secs() / 60;
+                said.push(format!(
+                    "the disk {name} (serial {serial:?}) has come {times} times in half an hour: it is used when it has stayed for {minutes} minutes"
+                ));
             }
-        });
-        *listing = Some(listed.abort_handle());
+        }
+        match said.is_empty() {
+            true => troubles::over(&self.info, Code::DiskFlaps),
+            false => troubles::say(&self.info, Code::DiskFlaps, said.join("; ")),
+        }
+        spare
+    }
+
+    /// What the API and the console list, as soon as all disks have answered, whenever they are others.
+    fn publisher(&self, again: Rc<Notify>) -> impl Future<Output = ()> + use<> {
+        let (owner, standing, info) = (self.owner, self.standing.clone(), self.info.clone());
+        async move {
+            loop {
+                again.notified().await;
+                let standing = standing.clone();
+                let listed = tokio::task::spawn_blocking(move || {
+                    let disks = storage::disk::inventory(Path::new("/sys")).ok()?;
+                    let found = disks::contents("show", disks::LIST_WAIT, disks);
+                    Some(disks::reports(&found, owner.as_ref(), &standing))
+                });
+                if let Ok(Some(disks)) = listed.await {
+                    info.send_modify(|info| info.disks = disks);
+                }
+            }
+        }
     }
 
     /// Until the kernel says that a block device came or went, or it is time.
@@ -399,6 +486,57 @@ fn drain(events: &Uevents) -> bool {
         of_disks |= event.subsystem == "block" && event.devpath.contains("/block/");
     }
     of_disks
+}
+
+/// For the agents that come: these disks are used anew.
+fn note_coming(disks: &[Disk], names: &[String]) {
+    let mut flaps = Flaps::read();
+    for disk in disks.iter().filter(|disk| names.contains(&disk.name)) {
+        flaps.came(&Mark::of(disk), since_boot_ms());
+    }
+    flaps.write();
+}
+
+fn since_boot_ms() -> u64 {
+    u64::try_from(sys::clock::since_boot().as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Those that are given up, where there is one that does not hang.
+fn hang(silent: &BTreeSet<usize>, answers: &BTreeMap<usize, Health>) -> BTreeSet<usize> {
+    match answers.values().any(|health| *health == Health::Fine) {
+        true => silent.clone(),
+        false => BTreeSet::new(),
+    }
+}
+
+/// Disks that were given up because they hung, and answer again.
+async fn answers_again(
+    asked: &mut Asked<Called, Option<Mark>>,
+    disks: &[Disk],
+    until: Instant,
+) -> Vec<Called> {
+    let given_up = GivenUp::read();
+    for disk in disks {
+        let mark = Mark::of(disk);
+        if given_up.ill(&mark) == Some(Ill::Hangs) {
+            let device = disk.device();
+            asked.ask(called(disk), move || {
+                // What was read before is in memory: only a flush is asked of the disk itself.
+                let flushed = File::open(device).and_then(|file| file.sync_all());
+                flushed.is_ok().then_some(mark)
+            });
+        }
+    }
+    let answers = asked.answers(until).await;
+    let well = answers
+        .into_iter()
+        .filter_map(|(called, mark)| Some((called, mark?)));
+    let forgive = |(called, mark): (Called, Mark)| {
+        log::info!("the disk {} answers again", called.0);
+        given_up::forgive(&mark);
+        called
+    };
+    well.map(forgive).collect()
 }
 
 /// What a new disk is judged by.
@@ -492,7 +630,7 @@ mod tests {
             mountpoint: PathBuf::from("/pool"),
             disk: format!("vd{serial}"),
             serial: (*serial).to_owned(),
-            array: None,
+            ..Guarded::default()
         };
         serials.iter().map(one).collect()
     }
@@ -502,6 +640,7 @@ mod tests {
             name: format!("vd{serial}"),
             serial: serial.to_owned(),
             kind,
+            rests: false,
         }
     }
 
@@ -534,10 +673,11 @@ mod tests {
         assert_eq!(ask(std::slice::from_ref(&other)), None);
         let blank = spare("b", Kind::Blank);
         let both = [other, blank];
-        assert_eq!(ask(&both), Some(Turn::Join));
+        let join = || Some(Turn::Join(vec!["vdb".to_owned()]));
+        assert_eq!(ask(&both), join());
         assert_eq!(ask(&both), None, "once is enough");
         assert_eq!(ask(&[]), None);
-        assert_eq!(ask(&both), Some(Turn::Join), "it was away and is new again");
+        assert_eq!(ask(&both), join(), "it was away and is new again");
     }
 
     #[test]
@@ -554,7 +694,23 @@ mod tests {
             assert_eq!(ask(std::slice::from_ref(&other)), None, "{other:?}");
             assert_eq!(ask(&[]), None);
         }
-        assert_eq!(ask(&[spare("a", Kind::Pool)]), Some(Turn::Join));
+        let join = Some(Turn::Join(vec!["vda".to_owned()]));
+        assert_eq!(ask(&[spare("a", Kind::Pool)]), join);
+    }
+
+    #[test]
+    fn a_disk_that_came_too_often_is_used_once_it_has_rested() {
+        let (mut memory, pools) = (Memory::default(), guarded(&["a"]));
+        let mut disk = spare("b", Kind::Pool);
+        disk.rests = true;
+        let mut ask = |disk: &Spare| {
+            let disk = std::slice::from_ref(disk);
+            decide(&mut memory, &pools, &[Fine], disk)
+        };
+        assert_eq!((ask(&disk), ask(&disk)), (None, None));
+        disk.rests = false;
+        assert_eq!(ask(&disk), Some(Turn::Join(vec!["vdb".to_owned()])));
+        assert_eq!(ask(&disk), None);
     }
 
     #[tokio::test]
@@ -568,11 +724,20 @@ mod tests {
         asked.ask("hangs", || unreachable!("it has not answered yet"));
         let asked_at = Instant::now();
         assert_eq!(asked.answers(asked_at).await, [].into());
-        assert!(asked.silent(asked_at).is_empty());
-        let later = asked_at + 2 * SILENCE;
-        assert_eq!(asked.silent(later), [&"hangs"]);
+        assert!(asked.silent(asked_at, QUIET).is_empty());
+        let later = asked_at + 2 * HANGS;
+        assert_eq!(asked.silent(later, HANGS), ["hangs"].into());
         drop(release);
         assert_eq!(asked.answers(later).await, [("hangs", 1)].into());
-        assert!(asked.silent(later).is_empty());
+        assert!(asked.silent(later, QUIET).is_empty());
+    }
+
+    #[test]
+    fn a_pool_whose_disk_hangs_is_lost_where_another_answers_and_waited_for_where_none_does() {
+        let silent: BTreeSet<usize> = [0].into();
+        assert_eq!(hang(&silent, &[(1, Fine)].into()), silent);
+        assert!(hang(&silent, &BTreeMap::new()).is_empty());
+        // Nothing can be begun anew with one that fails.
+        assert!(hang(&silent, &[(1, Gone)].into()).is_empty());
     }
 }

@@ -13,6 +13,7 @@ use sys::error::During;
 use sys::process::{Child, Program};
 
 use super::jail;
+use super::patience::Leaving;
 
 /// An agent is back at once after a first crash; one that cannot run costs a start each 10 s.
 const POLICY: Policy = Policy {
@@ -49,6 +50,7 @@ pub(super) struct Agent {
     pub(super) role: Role,
     pub(super) service: Service,
     pub(super) child: Option<Child>,
+    pub(super) leaving: Leaving,
 }
 
 impl Agent {
@@ -57,12 +59,14 @@ impl Agent {
             role,
             service: Service::new(POLICY),
             child: None,
+            leaving: Leaving::Not,
         }
     }
 
     /// Starts the role. The node gets its socket to pid1, whose other end is the result.
     pub(super) fn spawn(&mut self, output: Option<BorrowedFd<'_>>) -> sys::Result<Option<OwnedFd>> {
         let name = self.role.name();
+        self.leaving = Leaving::Not;
         match self.role {
             Role::Node => {
                 let (ours, theirs) =

@@ -1,6 +1,6 @@
 //! How long pid1 waits for a sign of life of the node agent, pure.
 //!
-//! Owns: when an agent counts as hung. Refuses: ending it, and looking at what it does: one that turns is well.
+//! Owns: when an agent counts as hung, and when one that does not end is not waited for. Refuses: ending it, and looking at what it does: one that turns is well.
 
 use std::time::Duration;
 
@@ -46,9 +46,86 @@ impl Patience {
     }
 }
 
+/// Longest wait for the end of an agent that has hung up, and of one that was killed: it exits at once, unless the kernel holds a
+/// thread of it in a disk that does not answer.
+const LEAVE_MAX: Duration = Duration::from_secs(5);
+
+/// An agent that is about to end, as far as can be seen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) enum Leaving {
+    #[default]
+    Not,
+    /// It has closed its socket, which it does last.
+    HungUp(Duration),
+    Killed(Duration),
+}
+
+/// What is due of one that leaves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Due {
+    Kill,
+    /// Nothing of it will ever run again, and nobody can say when it ends.
+    Abandon,
+}
+
+impl Leaving {
+    pub(super) fn hung_up(&mut self, now: Duration) {
+        if *self == Self::Not {
+            *self = Self::HungUp(now);
+        }
+    }
+
+    pub(super) fn killed(&mut self, now: Duration) {
+        match self {
+            Self::Not | Self::HungUp(_) => *self = Self::Killed(now),
+            Self::Killed(_) => {}
+        }
+    }
+
+    /// When to look again.
+    pub(super) fn deadline(self) -> Option<Duration> {
+        match self {
+            Self::Not => None,
+            Self::HungUp(at) | Self::Killed(at) => Some(at + LEAVE_MAX),
+        }
+    }
+
+    pub(super) fn due(self, now: Duration) -> Option<Due> {
+        self.deadline().filter(|at| now >= *at)?;
+        match self {
+            Self::Not => None,
+            Self::HungUp(_) => Some(Due::Kill),
+            Self::Killed(_) => Some(Due::Abandon),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_agent_that_hangs_up_and_stays_is_killed_and_one_that_survives_that_is_abandoned() {
+        let mut leaving = Leaving::default();
+        assert_eq!(leaving.due(at(1000)), None, "it stays");
+        leaving.hung_up(at(10));
+        leaving.hung_up(at(14));
+        assert_eq!(
+            (leaving.due(at(14)), leaving.due(at(15))),
+            (None, Some(Due::Kill))
+        );
+        leaving.killed(at(15));
+        leaving.killed(at(19));
+        assert_eq!(
+            (leaving.due(at(19)), leaving.due(at(20))),
+            (None, Some(Due::Abandon))
+        );
+        // Killed at once.
+        let mut leaving = Leaving::default();
+        leaving.killed(at(30));
+        leaving.hung_up(at(31));
+        assert_eq!(leaving.due(at(35)), Some(Due::Abandon));
+    }
 
     fn at(seconds: u64) -> Duration {
         Duration::from_secs(seconds)

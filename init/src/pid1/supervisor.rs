@@ -26,12 +26,14 @@ use super::drills::Drills;
 use super::jail;
 use super::link::{Heard, Link};
 use super::machines::{Machine, Machines, Output};
-use super::patience::Patience;
+use super::patience::{Due, Leaving, Patience};
 use crate::console::Console;
 use crate::wire::{FDS_MAX, FromPid1, Limits, Mode, PACKET_MAX, Status, ToPid1, Victim};
 
 /// Packets of the node taken in one turn, so that signals are never starved.
 const PACKETS_PER_TURN: usize = 64;
+/// Agents that are left behind at a time: each keeps its memory, and a node whose disks hold so many has none left that works.
+const ABANDONED_MAX: usize = 8;
 
 pub(super) struct Supervisor {
     console: Console,
@@ -47,6 +49,8 @@ pub(super) struct Supervisor {
     /// It goes down without the node agent, which did not stop its machines in time.
     forced: bool,
     patience: Patience,
+    /// Processes of agents that do not end.
+    abandoned: Vec<i32>,
     /// Where agents write what their logger does not catch.
     output: Option<File>,
     buffer: Box<[u8; PACKET_MAX]>,
@@ -87,6 +91,7 @@ impl Supervisor {
             down: Down::No,
             forced: false,
             patience: Patience::default(),
+            abandoned: Vec::new(),
             output,
             buffer: Box::new([0; PACKET_MAX]),
         })
@@ -115,6 +120,7 @@ impl Supervisor {
             self.supervise(at, Event::Tick);
         }
         self.end_hung_node();
+        self.leave_behind();
         let act = self.down.tick(now(), self.children());
         // Only time does this: the node's own word comes another way.
         self.forced |= act == Some(Act::TerminateAll);
@@ -129,7 +135,8 @@ impl Supervisor {
             .iter()
             .filter_map(|a| a.service.deadline())
             .chain(self.down.deadline())
-            .chain(self.patience.deadline());
+            .chain(self.patience.deadline())
+            .chain(self.agents.iter().filter_map(|a| a.leaving.deadline()));
         let feeding = self
             .watchdog
             .as_ref()
@@ -226,12 +233,7 @@ impl Supervisor {
     fn ended(&mut self, pid: i32, ended: Ended) {
         let is_agent = |a: &Agent| a.child.as_ref().is_some_and(|c| c.pid == pid);
         if let Some(at) = self.agents.iter().position(is_agent) {
-            let agent = &mut self.agents[at];
-            agent.child = None;
-            if agent.role == Role::Node {
-                self.link = None;
-                self.patience.gone();
-            }
+            self.gone(at);
             if !self.down.is_final() {
                 let name = self.agents[at].role.name();
                 self.console.line(&format!(
@@ -246,6 +248,7 @@ impl Supervisor {
             Ended::Signal(signal) => Status::Signal(signal),
         };
         let Some((vm, machine)) = self.machines.ended(pid, status) else {
+            self.abandoned.retain(|ghost| *ghost != pid);
             return;
         };
         // The last turn: whatever its pipe still holds.
@@ -259,6 +262,46 @@ impl Supervisor {
         }
         jail::remove(&vm);
         self.say(FromPid1::Exited { vm, status });
+    }
+
+    /// There is no such agent any more.
+    fn gone(&mut self, at: usize) {
+        let agent = &mut self.agents[at];
+        agent.child = None;
+        agent.leaving = Leaving::Not;
+        if agent.role == Role::Node {
+            self.link = None;
+            self.patience.gone();
+        }
+    }
+
+    /// An agent with a thread in a disk that does not answer cannot end, killed or not: the next one is started without waiting.
+    fn leave_behind(&mut self) {
+        for at in 0..self.agents.len() {
+            let agent = &mut self.agents[at];
+            let (Some(child), false) = (&agent.child, self.down.is_final()) else {
+                continue;
+            };
+            match agent.leaving.due(now()) {
+                None => {}
+                Some(Due::Kill) => {
+                    agent.leaving.killed(now());
+                    report(agent.signal(Signal::SIGKILL as i32));
+                }
+                Some(Due::Abandon) if self.abandoned.len() >= ABANDONED_MAX => {
+                    agent.leaving = Leaving::Killed(now());
+                }
+                Some(Due::Abandon) => {
+                    self.abandoned.push(child.pid);
+                    let name = agent.role.name();
+                    self.console.line(&format!(
+                        "sifr: {name} is killed and does not end, as a disk holds it: another is started beside it"
+                    ));
+                    self.gone(at);
+                    self.supervise(at, Event::Exited);
+                }
+            }
+        }
     }
 
     /// Feeds one event to an agent's supervision and does what it asks.
@@ -319,7 +362,8 @@ impl Supervisor {
     /// Nothing is lost: the next node hears all of it.
     fn end_node(&mut self) {
         self.link = None;
-        for agent in self.agents.iter().filter(|a| a.role == Role::Node) {
+        for agent in self.agents.iter_mut().filter(|a| a.role == Role::Node) {
+            agent.leaving.killed(now());
             report(agent.signal(Signal::SIGKILL as i32));
         }
     }
@@ -354,7 +398,13 @@ impl Supervisor {
                     log::error!("the node agent said what pid1 does not understand: {error}")
                 }
                 Ok(Heard::Nothing) => return,
-                Ok(Heard::End) => self.link = None,
+                Ok(Heard::End) => {
+                    self.link = None;
+                    let mut agents = self.agents.iter_mut();
+                    let node = agents.find(|agent| agent.role == Role::Node);
+                    node.into_iter()
+                        .for_each(|node| node.leaving.hung_up(now()));
+                }
                 Err(error) => {
                     log::error!("listen to the node agent: {error}");
                     self.end_node();
@@ -423,6 +473,10 @@ impl Supervisor {
             );
         match killed {
             Some(pid) => {
+                let is_it = |agent: &&mut Agent| agent.child.as_ref().is_some_and(|c| c.pid == pid);
+                if let Some(agent) = self.agents.iter_mut().find(is_it) {
+                    agent.leaving.killed(now());
+                }
                 self.console
                     .line(&format!("sifr: drill: {victim} (process {pid}) is killed"));
                 self.drills.begin(pid, victim);

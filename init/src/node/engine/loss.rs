@@ -16,10 +16,11 @@ use types::trouble::Code;
 use workload::host::{Host, Step};
 use workload::placement::Place;
 
+use super::super::given_up::{self, Ill};
 use super::super::machines::Site;
 use super::super::packets::Packets;
+use super::super::troubles;
 use super::super::vigil::{Guarded, Health, Turn};
-use super::super::{given_up, troubles};
 use super::{Engine, now};
 use crate::wire::{ToPid1, Victim};
 
@@ -36,6 +37,18 @@ pub(super) struct Disks {
 }
 
 impl Disks {
+    /// Those that are in use, for people.
+    pub(super) fn named(&self) -> String {
+        let kept = self.guarded.iter().enumerate();
+        let kept = kept.filter(|(at, _)| !self.lost.contains_key(at));
+        let name = |(_, pool): (usize, &Guarded)| {
+            let Guarded { disk, serial, .. } = pool;
+            format!("{disk} (serial {serial:?})")
+        };
+        let named: Vec<_> = kept.map(name).collect();
+        format!("the disk {}", named.join(" or "))
+    }
+
     pub(super) fn of(sites: Vec<Site>, guarded: Vec<Guarded>, adopted: bool) -> Self {
         Self {
             sites,
@@ -74,8 +87,9 @@ impl Engine {
     pub(super) fn disks_changed(&mut self, turn: Turn) {
         match turn {
             Turn::Lost(lost) => self.lose(lost),
-            Turn::Join => {
-                log::info!("a disk has come: the node agent starts again with it");
+            Turn::Join(disks) => {
+                let disks = disks.join(", ");
+                log::info!("{disks} has come: the node agent starts again with it");
                 self.part(BTreeSet::new());
             }
         }
@@ -93,6 +107,7 @@ impl Engine {
                     "its disk is not there any more".to_owned(),
                 ),
                 Health::Failing(why) => (PoolState::Failed, format!("its disk fails: {why}")),
+                Health::Hanging => (PoolState::Failed, "its disk does not answer".to_owned()),
             };
             let (disk, serial) = (&pool.disk, &pool.serial);
             let message = format!(
@@ -183,10 +198,13 @@ impl Engine {
             return Ok(Some(*until));
         }
         for (at, health) in &self.disks.lost {
-            if let Health::Failing(_) = health {
-                given_up::add(&self.disks.guarded[*at].serial);
+            let mark = self.disks.guarded[*at].mark.clone();
+            match health {
+                Health::Failing(_) => given_up::add(mark, Ill::Fails),
+                Health::Hanging => given_up::add(mark, Ill::Hangs),
+                Health::Gone | Health::Fine => {}
             }
-            storage::pools::let_go(&self.disks.sites[*at].mountpoint);
+            given_up::let_go(&self.disks.sites[*at].mountpoint);
         }
         bail!("the node's disks are others now: they are opened anew")
     }
