@@ -254,7 +254,6 @@ fn subnets(uplink: watch::Receiver<super::context::Uplink>) -> ChooseSubnet {
 impl Engine {
     /// Phase "ledger": reads both copies, heals them, and knows what should run.
     pub(crate) async fn open(context: NodeContext) -> anyhow::Result<Self> {
-        let owner = context.owner;
         let (ledger, desired) = reading::read_ledger(&context);
         let machines = Machines::open_in(&context.pools)?;
         let volumes = Volumes::open_in(&context.pools)?;
@@ -277,9 +276,7 @@ impl Engine {
         let server = open_doors(&context, requests_tx, cache, &machines, heard)?;
         let pid1 = Packets::new(context.pid1, PACKET_MAX).context("take the socket to pid1")?;
         let pid1 = Rc::new(pid1);
-        if !context.adopted {
-            loss::forget_images(&pid1);
-        }
+        loss::forget_images(&pid1, context.adopted);
         let images = Images::new(news_tx);
         let (networks_tx, networks) = watch::channel(BTreeSet::new());
         let means = Means {
@@ -296,7 +293,7 @@ impl Engine {
             NodeHost::new(means, networks_tx, pid1.clone(), context.uplink.clone());
         let mut engine = Self {
             key: context.key,
-            owner,
+            owner: context.owner,
             durable: context.storage.is_durable(),
             pool: context.pool,
             total: context.capacity,

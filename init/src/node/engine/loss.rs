@@ -61,8 +61,11 @@ impl Disks {
 }
 
 /// The first pool is another than that which *chunks* is confined to, or has been away: what was written to images and not
-/// flushed is lost, whatever their maps say of it. Both begin anew, as at a boot.
-pub(super) fn forget_images(pid1: &Packets) {
+/// flushed is lost, whatever their maps say of it. Both begin anew, as at a boot. Not so where the pool was `adopted`.
+pub(super) fn forget_images(pid1: &Packets, adopted: bool) {
+    if adopted {
+        return;
+    }
     let maps = Path::new(crate::chunks::MAPS);
     let Ok(entries) = std::fs::read_dir(maps) else {
         return;

@@ -95,6 +95,7 @@ mod tests {
             workloads: [(name("web"), workload)].into(),
             volumes: Default::default(),
             networks: [(name("back"), network)].into(),
+            conditions: Vec::new(),
         };
         let all = [status];
         assert_eq!(addresses(&all), [first, second].into());
