@@ -134,7 +134,12 @@ pub(crate) fn start(found: &[Found], owner: &PublicKey, layout: Layout) -> Mirro
             // One that is being made has no superblock worth the name.
             Ok(Some(Err(_))) if is_begun(&content) => mirrored.found.push((disk, content)),
             Ok(Some(Err(error))) => mirrored.leave(&disk, format!("half of a mirror: {error}")),
-            Ok(None) | Err(_) => mirrored.found.push((disk, content)),
+            Ok(None) => mirrored.found.push((disk, content)),
+            // Of a half it would be half the truth, and repaired as if it were all of it.
+            Err(error) => mirrored.leave(
+                &disk,
+                format!("whether its pool is half of a mirror cannot be read ({error}): replace the disk if it stays so"),
+            ),
         }
     }
     let mut wanted = Vec::new();
@@ -658,4 +663,33 @@ pub fn directories(beside: &Path) -> Vec<String> {
         .collect();
     names.sort();
     names
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pool_of_which_nobody_can_read_whether_it_is_half_of_a_mirror_is_left_alone_and_named() {
+        let owner = PublicKey([1; 32]);
+        let pool = |stage| Content::Pool {
+            owner: owner_mark(&owner),
+            stage,
+            partition: 1,
+        };
+        // No such device is there to read from.
+        for stage in [Stage::Live, Stage::Made] {
+            let found = [
+                (crate::disk::any("none0", "A"), pool(stage)),
+                (crate::disk::any("none1", "B"), Content::Blank),
+            ];
+            let mirrored = start(&found, &owner, Layout::Single);
+            let names = |name: &str| mirrored.found.iter().any(|(disk, _)| disk.name == name);
+            assert!(!names("none0") && names("none1"), "{mirrored:?}");
+            let [left] = mirrored.left.as_slice() else {
+                panic!("{mirrored:?}");
+            };
+            assert!(left.told().starts_with("none0: "), "{left:?}");
+        }
+    }
 }

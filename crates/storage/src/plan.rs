@@ -167,6 +167,13 @@ pub struct LeftAlone {
     pub why: String,
 }
 
+impl LeftAlone {
+    /// For people.
+    pub fn told(&self) -> String {
+        format!("{}: {}", self.disk, self.why)
+    }
+}
+
 /// What a disk is to the node, and why, for people.
 pub fn standing(
     disk: &Disk,

@@ -171,8 +171,11 @@ fn open_all(
     } = mirrors::start(found, owner, layout);
     let disks: Vec<Disk> = found.iter().map(|(disk, _)| disk.clone()).collect();
     let choice = choose(&found, Some(owner));
-    if let Choice::Memory { why } = &choice {
-        return pool::memory(why, places.first).map(Pools::only);
+    if let Some(why) = runs_in_memory(&choice, &left) {
+        let mut pools = pool::memory(&why, places.first).map(Pools::only)?;
+        pools.first.problems = problems;
+        pools.left = left;
+        return Ok(pools);
     }
     let mut node = Opening::new(&disks, owner, keys, places);
     node.left = left;
@@ -188,6 +191,20 @@ fn open_all(
         }
     }
     Ok(pools)
+}
+
+/// Why no pool on a disk is opened or made. Where pools of this owner are there and none can be used, none is made: it would be
+/// another node.
+fn runs_in_memory(choice: &Choice, left: &[LeftAlone]) -> Option<String> {
+    match (choice, left) {
+        (Choice::Use { .. }, _) | (Choice::Finish { .. } | Choice::Provision { .. }, []) => None,
+        (Choice::Memory { why }, []) => Some(why.clone()),
+        (Choice::Finish { .. } | Choice::Provision { .. } | Choice::Memory { .. }, left) => {
+            let told = left.iter().map(LeftAlone::told);
+            let told = told.collect::<Vec<_>>().join("; ");
+            Some(format!("no pool of this owner can be used: {told}"))
+        }
+    }
 }
 
 /// The pool in memory of a node whose pools cannot be used.
@@ -497,8 +514,7 @@ impl Opening<'_> {
             }
         })?;
         first.mountpoint = self.places.first.to_owned();
-        let told = self.left.iter();
-        problems.extend(told.map(|left| format!("{}: {}", left.disk, left.why)));
+        problems.extend(self.left.iter().map(LeftAlone::told));
         problems.extend(missing.iter().map(away));
         first.problems = problems;
         Ok(Pools {
@@ -641,6 +657,40 @@ fn adopt_further(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn beside_a_pool_that_cannot_be_used_no_other_node_is_made_of_a_blank_disk() {
+        let left = LeftAlone {
+            disk: "vda".to_owned(),
+            why: "is half of nothing".to_owned(),
+        };
+        let place = Place {
+            disk: 1,
+            partition: 1,
+        };
+        let pools = vec![place];
+        let finish = Choice::Finish {
+            disk: 1,
+            partition: 1,
+        };
+        let nothing = Choice::Memory {
+            why: "no disk found".to_owned(),
+        };
+        let made = Choice::Provision { disk: 1 };
+        let in_use = Choice::Use { pools };
+        let with = std::slice::from_ref(&left);
+        for choice in [&finish, &made, &nothing] {
+            let why = runs_in_memory(choice, with).expect("in memory");
+            assert!(why.contains("vda: is half of nothing"), "{why}");
+        }
+        assert_eq!(runs_in_memory(&in_use, with), None);
+        assert_eq!(runs_in_memory(&made, &[]), None);
+        assert_eq!(runs_in_memory(&finish, &[]), None);
+        assert_eq!(
+            runs_in_memory(&nothing, &[]).as_deref(),
+            Some("no disk found")
+        );
+    }
 
     /// The same door as at a boot: a blank disk that is plugged in gets no key of an encrypted node in the clear.
     #[test]

@@ -36,9 +36,7 @@ pub fn node(name: &str) -> PathBuf {
 pub fn start(name: &str, members: &[PathBuf]) -> Result<PathBuf> {
     let during = || format!("start the mirror {name}");
     let node = node(name);
-    if !node.exists() {
-        fs::write(NEW_ARRAY, name).during(during)?;
-    }
+    make(name).during(during)?;
     let array = open(&node).during(during)?;
     let mut version: ArrayInfo = [0; 18];
     (version[0], version[1]) = (1, 2);
@@ -59,6 +57,15 @@ pub fn start(name: &str, members: &[PathBuf]) -> Result<PathBuf> {
     }
     started.during(during)?;
     Ok(node)
+}
+
+/// The node of one that was just stopped may still be there and is about to go: the kernel waits for that before it makes another
+/// of the name. So it is asked whether or not there is one.
+fn make(name: &str) -> io::Result<()> {
+    match fs::write(NEW_ARRAY, name) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        made => made,
+    }
 }
 
 /// Gives a running array one more member: one that was away, or a new one with its superblock.

@@ -126,6 +126,16 @@ impl Known {
         pools.missing = self.members;
         Ok(pools)
     }
+
+    /// A disk is back, and could not be used: it stays this node, says why, and tries again. These would be another.
+    pub(crate) fn wait_on(self, others: Pools, places: Places<'_>) -> anyhow::Result<Pools> {
+        let mut pools = self.wait(places)?;
+        pools.first.problems = others.first.problems;
+        pools.first.problems.extend(others.first.remark);
+        pools.first.problems.dedup();
+        pools.left = others.left;
+        Ok(pools)
+    }
 }
 
 #[cfg(test)]

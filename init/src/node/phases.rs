@@ -379,34 +379,8 @@ fn places() -> Places<'static> {
     }
 }
 
-fn pool(
-    found: &[Found],
-    owner: Option<&PublicKey>,
-    (custody, layout): (&Custody, Layout),
-) -> Done<Pools> {
-    let places = places();
-    let inspect = |pool: &Path, depth| pools::inspect(pool, depth, owner.copied());
-    let open =
-        |found: &[Found]| storage::pools::open(found, owner, (custody, layout), places, &inspect);
-    let opened = match waits(found, owner, places) {
-        Some(known) => Ok(known.wait(places)?),
-        None => open(found),
-    };
-    let mut pools = match opened {
-        Ok(pools) => pools,
-        // VMs run from it. pid1 starts another agent, which looks again.
-        Err(error @ PoolError::InUse { .. }) => {
-            give_up_on_dead(places, found);
-            return Err(error.into());
-        }
-        // A node with a broken disk is still a node that can say so.
-        Err(error) => {
-            let why = sys::error::chain(&error);
-            let mut pools = storage::pools::in_memory(&why, places)?;
-            pools.first.problems.push(why);
-            pools
-        }
-    };
+fn pool(found: &[Found], owner: Option<&PublicKey>, how: (&Custody, Layout)) -> Done<Pools> {
+    let mut pools = open_pools(found, owner, how)?;
     let pool = &mut pools.first;
     // One that an earlier agent has made does not say why.
     let waits = !pools.missing.is_empty();
@@ -437,6 +411,37 @@ fn pool(
     };
     let text = format!("{size} MiB {place}{remark}{further}");
     Ok((pools, Some(text)))
+}
+
+fn open_pools(
+    found: &[Found],
+    owner: Option<&PublicKey>,
+    (custody, layout): (&Custody, Layout),
+) -> anyhow::Result<Pools> {
+    let places = places();
+    if let Some(known) = waits(found, owner, places) {
+        return known.wait(places);
+    }
+    let inspect = |pool: &Path, depth| pools::inspect(pool, depth, owner.copied());
+    let pools = match storage::pools::open(found, owner, (custody, layout), places, &inspect) {
+        Ok(pools) => pools,
+        // VMs run from it. pid1 starts another agent, which looks again.
+        Err(error @ PoolError::InUse { .. }) => {
+            give_up_on_dead(places, found);
+            return Err(error.into());
+        }
+        // A node with a broken disk is still a node that can say so.
+        Err(error) => {
+            let why = sys::error::chain(&error);
+            let mut pools = storage::pools::in_memory(&why, places)?;
+            pools.first.problems.push(why);
+            pools
+        }
+    };
+    match known::read() {
+        Some(known) if !pools.first.durable => known.wait_on(pools, places),
+        Some(_) | None => Ok(pools),
+    }
 }
 
 /// The node had pools in this boot, and none of their disks is there. Else what hides them is taken away.

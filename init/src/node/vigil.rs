@@ -52,6 +52,10 @@ const QUIET: Duration = Duration::from_secs(30);
 /// limit: such a disk would hang for ever.
 const HANGS: Duration = Duration::from_secs(90);
 
+/// Until a disk that is waited for, is there and could not be used is tried once more: by then whoever still had what lay on it
+/// before has ended. Each time costs an agent that takes nothing anyhow.
+const TRY_AGAIN: Duration = Duration::from_secs(15);
+
 /// A pool in use, or one that is waited for.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Guarded {
@@ -244,6 +248,7 @@ impl Vigil {
         }
         memory.seen = self.found.iter().map(|(disk, _)| called(disk)).collect();
         let mut names = memory.seen.clone();
+        let try_again = Instant::now() + TRY_AGAIN;
         let (mut pools, mut spares) = (Asked(BTreeMap::new()), Asked(BTreeMap::new()));
         let (mut hanging, mut arrived) = (Asked(BTreeMap::new()), BTreeMap::new());
         let listing = Rc::new(Notify::new());
@@ -265,11 +270,16 @@ impl Vigil {
                 // It is looked at as one that has come.
                 memory.seen.remove(&called);
             }
+            if self.waits && Instant::now() > try_again {
+                forget_awaited(&mut memory, &self.guarded, &disks, &GivenUp::read());
+            }
             let spare = self.spare(&memory, &mut spares, &disks, until).await;
             let spare = self.rest(&mut arrived, spare, &disks);
             let turn = decide(&mut memory, &self.guarded, &health, &spare);
             if let Some(Turn::Join(names)) = &turn {
-                note_coming(&disks, names);
+                // Nobody has pulled one that is tried again.
+                let came = |disk: &&Disk| names.contains(&disk.name) && !self.tries_again(disk);
+                note_coming(disks.iter().filter(came));
             }
             let now: BTreeSet<_> = disks.iter().map(called).collect();
             if now != names {
@@ -284,6 +294,11 @@ impl Vigil {
             }
             self.next(events.as_ref()).await;
         }
+    }
+
+    /// It was there at this agent's start, which could not use it.
+    fn tries_again(&self, disk: &Disk) -> bool {
+        self.waits && self.found.iter().any(|(found, _)| found.name == disk.name)
     }
 
     async fn health(
@@ -488,10 +503,22 @@ fn drain(events: &Uevents) -> bool {
     of_disks
 }
 
+/// Disks that are waited for are looked at as if they had come, but for those that were given up.
+fn forget_awaited(memory: &mut Memory, guarded: &[Guarded], disks: &[Disk], given_up: &GivenUp) {
+    let awaited = |disk: &&Disk| {
+        let mut guarded = guarded.iter();
+        !disk.serial.is_empty() && guarded.any(|pool| pool.serial == disk.serial)
+    };
+    let well = |disk: &&Disk| given_up.ill(&Mark::of(disk)).is_none();
+    for disk in disks.iter().filter(awaited).filter(well) {
+        memory.seen.remove(&called(disk));
+    }
+}
+
 /// For the agents that come: these disks are used anew.
-fn note_coming(disks: &[Disk], names: &[String]) {
+fn note_coming<'a>(disks: impl Iterator<Item = &'a Disk>) {
     let mut flaps = Flaps::read();
-    for disk in disks.iter().filter(|disk| names.contains(&disk.name)) {
+    for disk in disks {
         flaps.came(&Mark::of(disk), since_boot_ms());
     }
     flaps.write();
@@ -696,6 +723,21 @@ mod tests {
         }
         let join = Some(Turn::Join(vec!["vda".to_owned()]));
         assert_eq!(ask(&[spare("a", Kind::Pool)]), join);
+    }
+
+    #[test]
+    fn a_disk_that_is_waited_for_and_could_not_be_used_is_tried_again() {
+        use crate::node::disks::a_disk as disk;
+        let (mut memory, pools) = (Memory::default(), guarded(&["a", ""]));
+        memory.lost = [0, 1].into();
+        let there = [disk("vda", "a"), disk("vdb", "b"), disk("vdc", "")];
+        memory.seen = there.iter().map(called).collect();
+        let back = [spare("a", Kind::Pool), spare("b", Kind::Pool)];
+        let ask = |memory: &mut Memory| decide(memory, &pools, &[Gone, Gone], &back);
+        assert_eq!(ask(&mut memory), None);
+        forget_awaited(&mut memory, &pools, &there, &GivenUp::default());
+        let join = Some(Turn::Join(vec!["vda".to_owned()]));
+        assert_eq!(ask(&mut memory), join);
     }
 
     #[test]
