@@ -138,15 +138,32 @@ impl Rack {
         answer.unwrap_or_else(|error| panic!("{command} {arguments}: {error:#}"));
     }
 
-    pub fn plug(&self, id: &str, mut device: Value, file: &Path) {
+    pub fn plug(&self, id: &str, device: Value, file: &Path) {
         let file = json!({ "driver": "file", "filename": file });
-        self.ask(
-            "blockdev-add",
-            json!({ "driver": "raw", "node-name": id, "file": file }),
-        );
+        let node = json!({ "driver": "raw", "node-name": id, "file": file });
+        self.plug_node(id, device, node);
+    }
+
+    /// One that takes no writes, and says so.
+    pub fn plug_protected(&self, id: &str, device: Value, file: &Path) {
+        let file = json!({ "driver": "file", "filename": file, "read-only": true });
+        let node = json!({ "driver": "raw", "node-name": id, "read-only": true, "file": file });
+        self.plug_node(id, device, node);
+    }
+
+    fn plug_node(&self, id: &str, mut device: Value, node: Value) {
+        self.ask("blockdev-add", node);
         device["drive"] = json!(id);
         device["id"] = json!(format!("dev-{id}"));
         self.ask("device_add", device);
+    }
+
+    /// Until the node lists no disk whose serial ends so.
+    pub fn until_unlisted(&self, serial: &str) {
+        let of_it = |disk: &Value| disk["serial"].as_str().is_some_and(|s| s.ends_with(serial));
+        self.until(&format!("{serial} gone"), |info| {
+            list(info, "disks").count() > 0 && !list(info, "disks").any(of_it)
+        });
     }
 
     pub fn pull(&self, device: &str) {

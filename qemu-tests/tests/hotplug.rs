@@ -76,6 +76,28 @@ mod tests {
     }
 
     #[test]
+    fn a_disk_that_comes_back_read_only_is_named_and_used_when_it_takes_writes() {
+        let held = Rack::with(&[(Bus::Nvme, "MAIN", 2048), (Bus::Scsi, SAS, 1024)]);
+        held.deploy("goes", "hdd");
+        held.pull("unit1");
+        held.until_pool(NAA, "missing");
+        let file = held.directory().join(SAS);
+        let scsi = json!({ "driver": "scsi-hd", "bus": "scsi1.0", "wwn": WWN });
+        held.plug_protected("protected", scsi.clone(), &file);
+        let info = held.until_pool(NAA, "failed");
+        let pool = pool(&info, NAA).expect("it is listed");
+        let because = pool["because"].as_str().unwrap_or_default();
+        assert!(because.contains("read-only"), "{pool}");
+        held.has_trouble("pool_failing");
+        held.pull("dev-protected");
+        held.until_unlisted(NAA);
+        held.plug("again", scsi, &file);
+        held.until_pool(NAA, "in_use");
+        held.starts("goes", 2);
+        held.is_calm("pool_failing");
+    }
+
+    #[test]
     fn the_first_disk_is_pulled_and_the_node_is_the_same_and_reached() {
         // Of two of one class that with the smaller serial is made first, and is the first: `naa.…`.
         let held = Rack::with(&[(Bus::Scsi, SAS, 2048), (Bus::Virtio, "zTWO", 1024)]);

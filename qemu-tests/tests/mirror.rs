@@ -96,6 +96,11 @@ mod tests {
             serde_json::from_str(&answer.stdout).expect("JSON")
         }
 
+        fn knows(&self, name: &str) -> bool {
+            let all = self.shelf.lab.sifr(&["get"]).expect("sifr runs");
+            all.must().expect("told").stdout.contains(name)
+        }
+
         /// State of each half of the one pool, by its serial.
         fn halves(&self) -> Vec<(String, String)> {
             let info = self.info();
@@ -217,5 +222,41 @@ mod tests {
         held.boot_with(&[0]);
         held.beats("web", before + 1);
         held.shelf.lab.power_button().expect("off, in order");
+    }
+
+    #[test]
+    fn halves_that_were_used_apart_are_never_put_together_and_each_keeps_what_it_has() {
+        let mut held = Held::new();
+        held.wait_for_halves(&IN_STEP);
+        let sides = [("LAB0", "left"), ("LAB1", "right")];
+        for (at, (_, name)) in sides.into_iter().enumerate() {
+            held.boot_with(&[at]);
+            held.wait_for_trouble(true);
+            held.deploy(name);
+            held.beats(name, 1);
+        }
+
+        // The node goes on with one of them, and says what the other is.
+        held.boot_with(&[0, 1]);
+        held.wait_for_trouble(true);
+        let halves = held.halves();
+        let counts = |(serial, _): &(&str, &str)| {
+            halves.contains(&((*serial).to_owned(), "in_step".to_owned()))
+        };
+        let truth = sides.iter().position(counts).expect("one counts");
+        let other = 1 - truth;
+        held.beats(sides[truth].1, 1);
+        assert!(!held.knows(sides[other].1), "{halves:?}");
+        let info = held.info();
+        let disks = info["disks"].as_array().expect("disks");
+        let apart = disks.iter().find(|d| d["serial"] == sides[other].0);
+        let apart = apart.expect("it is listed");
+        let because = apart["because"].as_str().unwrap_or_default();
+        assert!(because.contains("without the other half"), "{apart}");
+
+        // Booted alone it has what was acknowledged there.
+        held.boot_with(&[other]);
+        held.beats(sides[other].1, 1);
+        assert!(!held.knows(sides[truth].1), "{halves:?}");
     }
 }
