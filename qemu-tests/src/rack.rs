@@ -158,6 +158,11 @@ impl Rack {
         self.ask("device_add", device);
     }
 
+    /// What is no disk.
+    pub fn add(&self, device: Value) {
+        self.ask("device_add", device);
+    }
+
     /// Until the node lists no disk whose serial ends so.
     pub fn until_unlisted(&self, serial: &str) {
         let of_it = |disk: &Value| disk["serial"].as_str().is_some_and(|s| s.ends_with(serial));

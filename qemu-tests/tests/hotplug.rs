@@ -97,6 +97,28 @@ mod tests {
         held.is_calm("pool_failing");
     }
 
+    /// The kernel asks a USB stick for no serial.
+    #[test]
+    fn what_is_left_in_a_usb_port_is_listed_and_nothing_else_blank_or_not() {
+        let held = Rack::with(&[(Bus::Nvme, "MAIN", 2048)]);
+        let stick = blank(held.directory(), "STICK", 1024);
+        held.add(json!({ "driver": "qemu-xhci", "bus": "slot0", "id": "usb" }));
+        let usb = json!({ "driver": "usb-storage", "bus": "usb.0" });
+        held.plug("stick", usb, &stick);
+        let removable = |info: &Value| {
+            let mut disks = list(info, "disks");
+            disks.any(|disk| disk["because"] == "removable" && disk["used"] == "left_alone")
+        };
+        held.until("listed", removable);
+        held.pull("dev-stick");
+        let info = held.until("gone", |info| {
+            list(info, "disks").count() > 0 && !removable(info)
+        });
+        assert_eq!(list(&info, "pools").count(), 1, "{info}");
+        let said = held.lab.console();
+        assert!(!said.contains("node ended"), "{said}");
+    }
+
     #[test]
     fn the_first_disk_is_pulled_and_the_node_is_the_same_and_reached() {
         // Of two of one class that with the smaller serial is made first, and is the first: `naa.…`.
