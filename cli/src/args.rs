@@ -501,6 +501,21 @@ pub(crate) enum NetworkCommand {
         #[arg(long = "for", value_name = "TIME", value_parser = duration)]
         limit: Option<Duration>,
     },
+    /// Say whether a first packet gets from a machine to somebody, which rule decides, and what to do. Nothing is sent
+    Trace {
+        /// Deployment, or deployment/workload; or `outside`, to the machine's published port
+        #[arg(value_name = "FROM")]
+        from: String,
+        /// Address, or name as the machine would ask for it; from outside: deployment, or deployment/workload
+        #[arg(value_name = "TO")]
+        to: String,
+        /// To this TCP port; without it and --udp a ping
+        #[arg(long, value_name = "PORT", conflicts_with = "udp")]
+        tcp: Option<u16>,
+        /// To this UDP port
+        #[arg(long, value_name = "PORT")]
+        udp: Option<u16>,
+    },
 }
 
 /// `deployment/volume@snapshot`.
@@ -698,6 +713,8 @@ mod tests {
             "volume restore shop/data@monday",
             "volume delete shop/data@monday",
             "network capture shop",
+            "network trace shop/web db --tcp 5432",
+            "network trace outside shop --udp 53",
             "network capture shop/web -w web.pcapng --snap 96 --for 30s",
             "version",
         ] {

@@ -1,4 +1,4 @@
-//! `sifr network`: looking at what a machine's card sends and hears.
+//! `sifr network`: what a machine's card sends and hears, and why it does not reach somebody.
 //!
 //! Owns: where a capture goes, and when it ends. Refuses: a terminal, and reading what is in a frame.
 
@@ -9,20 +9,97 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use api::client::ByteStream;
+use serde_json::json;
 use tokio::time::timeout;
+use types::deployment::Protocol;
+use types::trace::{Destination, Outcome, Question, Step, Trace, Way};
 
 use crate::Context;
 use crate::args::{NetworkCommand, Target};
+use crate::failure::Usage;
 use crate::lifecycle::only_workload;
+use crate::screen::{clean, table};
 
 pub(crate) async fn network(context: &Context, command: NetworkCommand) -> anyhow::Result<()> {
-    let NetworkCommand::Capture {
-        target,
-        write,
-        snap,
-        limit,
-    } = command;
-    capture(context, target, write.as_deref(), snap, limit).await
+    match command {
+        NetworkCommand::Capture {
+            target,
+            write,
+            snap,
+            limit,
+        } => capture(context, target, write.as_deref(), snap, limit).await,
+        NetworkCommand::Trace { from, to, tcp, udp } => {
+            let tcp = tcp.map(|port| (Protocol::Tcp, port));
+            let port = tcp.or(udp.map(|port| (Protocol::Udp, port)));
+            trace(context, &from, &to, port).await
+        }
+    }
+}
+
+/// What stands for everybody who is not on the node. A deployment of that name is `outside/main`.
+const OUTSIDE: &str = "outside";
+
+async fn trace(
+    context: &Context,
+    from: &str,
+    to: &str,
+    port: Option<(Protocol, u16)>,
+) -> anyhow::Result<()> {
+    let usage = |error: String| anyhow::Error::from(Usage(error));
+    let (target, way) = match from == OUTSIDE {
+        true => (to, Way::FromOutside),
+        false => {
+            let destination = to.parse::<Destination>();
+            let destination = destination.map_err(|error| usage(error.to_string()))?;
+            (from, Way::To(destination))
+        }
+    };
+    let target = target.parse::<Target>();
+    let target = target.map_err(|error| usage(error.to_string()))?;
+    let (_, _, client) = context.home.client(context.node.as_deref())?;
+    let deployment = target.deployment;
+    let cannot = || format!("cannot say how {from} reaches {to}");
+    let workload = match target.workload {
+        Some(workload) => workload,
+        None => only_workload(&client, &deployment)
+            .await
+            .with_context(cannot)?,
+    };
+    let question = Question { way, port };
+    let trace = client
+        .network_trace(&deployment, &workload, question)
+        .await
+        .with_context(cannot)?;
+    context.screen.show(&json!(trace), || shown(&trace))
+}
+
+/// A line for each place, and what comes of it.
+fn shown(trace: &Trace) -> String {
+    let row = |step: &Step| {
+        let chains = step.chains.join(" > ");
+        [
+            step.place.to_string(),
+            step.verdict.clone(),
+            chains,
+            step.rule.clone(),
+        ]
+    };
+    let rows: Vec<[String; 4]> = trace.steps.iter().map(row).collect();
+    let end = match trace.outcome {
+        Outcome::Delivered => "delivered",
+        Outcome::Leaves => "leaves the node",
+        Outcome::Refused => "refused, and the sender is told",
+        Outcome::Dropped => "dropped without a word",
+        Outcome::Nowhere => "leads nowhere",
+    };
+    let end = format!("{end}: {}", clean(&trace.message));
+    match rows.is_empty() {
+        true => end,
+        false => format!(
+            "{}{end}",
+            table(["PLACE", "VERDICT", "CHAIN", "RULE"], &rows)
+        ),
+    }
 }
 
 async fn capture(

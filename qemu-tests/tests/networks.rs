@@ -166,10 +166,46 @@ mod tests {
         stage.deploy("", &[networks, &db, &web(&page), &edge]);
 
         machines_reach_whom_they_share_a_network_with(&stage);
+        traces_say_what_the_machines_have_found(&stage);
         let both = format!("{page}, '{WEB_PORT}:53/udp'");
         changes_restart_nobody_else(&stage, networks, &db, &web(&both), &edge);
         let others = [networks, &db, &web(&both), &edge];
         whatever_a_guest_tries_is_counted_and_hurts_nobody(&stage, &others);
+    }
+
+    /// What `sifr network trace` answers: how it ends, and the chain of the rule that decided.
+    fn trace(stage: &Stage, from: &str, to: &str, port: u16) -> (String, String) {
+        let port = port.to_string();
+        let line = [
+            "--output", "json", "network", "trace", from, to, "--tcp", &port,
+        ];
+        let answer = stage.lab.sifr(&line).expect("sifr runs");
+        let text = answer.must().expect("it answers").stdout;
+        let trace: Value = serde_json::from_str(&text).expect("JSON");
+        let steps = trace["steps"].as_array().expect("steps");
+        let chains = steps.last().map(|step| step["chains"].to_string());
+        let outcome = trace["outcome"].as_str().expect("an outcome");
+        (outcome.to_owned(), chains.unwrap_or_default())
+    }
+
+    fn traces_say_what_the_machines_have_found(stage: &Stage) {
+        let page = WEB_PORT;
+        for (from, to, port, outcome, chain) in [
+            ("shop/web", "db", 80, "delivered", "from-tap"),
+            ("shop/web", "198.51.100.7", 80, "leaves", "translated"),
+            ("outside", "shop/web", page, "delivered", "forward"),
+            ("outside", "shop/web", 9, "dropped", "input"),
+            ("shop/db", "198.51.100.7", 80, "refused", "outside"),
+            ("shop/db", "10.200.7.80", 80, "refused", "tenants"),
+            ("shop/edge", "10.0.2.2", 7443, "refused", "private"),
+            ("shop/edge", "db", 80, "nowhere", ""),
+        ] {
+            let (ends, by) = trace(stage, from, to, port);
+            assert!(
+                ends == outcome && by.contains(chain),
+                "{from} to {to} {port}: {ends} by {by}"
+            );
+        }
     }
 
     fn machines_reach_whom_they_share_a_network_with(stage: &Stage) {

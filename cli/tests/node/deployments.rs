@@ -67,6 +67,36 @@ fn a_deployment_lives_from_pack_to_delete() {
 }
 
 #[test]
+fn a_trace_names_the_rules_on_the_way_and_says_what_comes_of_it() {
+    let bench = Bench::with_node(true);
+    bench.pack();
+    bench.deploy().ends(0);
+    let trace = ["network", "trace", "shop", "db", "--tcp", "5432"];
+    let out = bench.run(&trace).ends(0).out;
+    for word in [
+        "prerouting > from-tap2",
+        "ether type ip accept",
+        "delivered: ",
+        "Name(\"db\")",
+        "(Tcp, 5432)",
+    ] {
+        assert!(out.contains(word), "{word}: {out}");
+    }
+    let out = bench
+        .run(&["network", "trace", "outside", "shop/main", "--udp", "53"])
+        .ends(0)
+        .out;
+    assert!(
+        out.contains("FromOutside") && out.contains("(Udp, 53)"),
+        "{out}"
+    );
+    bench
+        .run(&["network", "trace", "shop", "a b"])
+        .ends(2)
+        .says("neither an IP address nor a name");
+}
+
+#[test]
 fn the_trace_of_a_first_run_comes_to_lie_beside_the_flist() {
     let bench = Bench::with_node(true);
     let image = bench.pack();

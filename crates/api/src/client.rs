@@ -28,6 +28,7 @@ use types::deployment::API_PORT;
 use types::node::{Drill, Drilled, NodeDisks, NodeInfo};
 use types::retire::{Unlock, Unlocked};
 use types::status::{Ack, DeploymentStatus, Refusal, RefusalCode};
+use types::trace::{Question, Trace};
 use types::{Digest, Name, PublicKey};
 
 use crate::envelope::Envelope;
@@ -407,6 +408,21 @@ impl Client {
             route,
             body,
         })
+    }
+
+    /// Whether a first packet gets to or from a machine, and which rule decides.
+    pub async fn network_trace(
+        &self,
+        deployment: &Name,
+        workload: &Name,
+        question: Question,
+    ) -> Result<Trace, ClientError> {
+        self.ask_json(&Route::NetworkTrace {
+            deployment: deployment.clone(),
+            workload: workload.clone(),
+            question,
+        })
+        .await
     }
 
     /// Sends chunks, [`UPLOADS`] at a time. `load` gives a chunk's stored bytes; `sent` hears their number.

@@ -10,9 +10,11 @@ use std::time::Duration;
 
 use hyper::Method;
 use serde::{Deserialize, Serialize};
+use types::deployment::Protocol;
 use types::status::{
     DeploymentStatus, Desired, Refusal, RefusalCode, State, VolumeState, VolumeStatus,
 };
+use types::trace::{DestinationError, Question, Way};
 use types::{Digest, Name};
 
 use crate::envelope::ENVELOPE_MAX;
@@ -72,6 +74,12 @@ pub enum Route {
         deployment: Name,
         workload: Name,
         snap: u32,
+    },
+    /// `GET /v1/deployments/{name}/workloads/{w}/trace`: whether a first packet gets from there to somewhere, or from outside to there
+    NetworkTrace {
+        deployment: Name,
+        workload: Name,
+        question: Question,
     },
     /// `POST /v1/node/drill`
     Drill,
@@ -223,6 +231,11 @@ impl Route {
                 workload: label(workload)?,
                 snap: query.snap()?,
             },
+            ("GET", ["deployments", name, "workloads", workload, "trace"]) => Self::NetworkTrace {
+                deployment: label(name)?,
+                workload: label(workload)?,
+                question: query.question()?,
+            },
             ("POST", ["node", "drill"]) => Self::Drill,
             ("GET", ["node", "metrics"]) => Self::NodeMetrics,
             ("GET", ["deployments", name, "metrics"]) => Self::Metrics(label(name)?),
@@ -249,6 +262,7 @@ impl Route {
             | Self::NodeMetrics
             | Self::Metrics(_)
             | Self::Capture { .. }
+            | Self::NetworkTrace { .. }
             | Self::Logs { .. } => Method::GET,
         }
     }
@@ -298,6 +312,14 @@ impl Route {
                 workload,
                 snap,
             } => format!("/v1/deployments/{deployment}/workloads/{workload}/capture?snap={snap}"),
+            Self::NetworkTrace {
+                deployment,
+                workload,
+                question,
+            } => {
+                let asked = asked(question);
+                format!("/v1/deployments/{deployment}/workloads/{workload}/trace?{asked}")
+            }
             Self::Drill => "/v1/node/drill".to_owned(),
             Self::NodeMetrics => "/v1/node/metrics".to_owned(),
             Self::Metrics(name) => format!("/v1/deployments/{name}/metrics"),
@@ -321,8 +343,22 @@ impl Route {
             | Self::NodeMetrics
             | Self::Metrics(_)
             | Self::Capture { .. }
+            | Self::NetworkTrace { .. }
             | Self::Logs { .. } => 0,
         }
+    }
+}
+
+/// The query of a question.
+fn asked(question: &Question) -> String {
+    let way = match &question.way {
+        Way::To(destination) => format!("to={destination}"),
+        Way::FromOutside => "from=outside".to_owned(),
+    };
+    match question.port {
+        None => way,
+        Some((Protocol::Tcp, port)) => format!("{way}&tcp={port}"),
+        Some((Protocol::Udp, port)) => format!("{way}&udp={port}"),
     }
 }
 
@@ -384,6 +420,28 @@ impl<'a> Query<'a> {
         bytes.ok_or_else(|| malformed(format!("snap is 1 to {SNAP_MAX} bytes of each frame")))
     }
 
+    fn question(&mut self) -> Result<Question, Refusal> {
+        let mut port = |name: &str, protocol: Protocol| -> Result<_, Refusal> {
+            let number = self.number(name, u16::MAX.into())?;
+            let number = number.and_then(|number| u16::try_from(number).ok());
+            Ok(number.map(|number| (protocol, number)))
+        };
+        let (tcp, udp) = (port("tcp", Protocol::Tcp)?, port("udp", Protocol::Udp)?);
+        if tcp.is_some() && udp.is_some() {
+            return Err(malformed("a packet is TCP or UDP, not both"));
+        }
+        let way = match (self.0.remove("to"), self.0.remove("from")) {
+            (Some(to), None) => to.parse().map(Way::To).map_err(|error| {
+                let error: DestinationError = error;
+                malformed(error.to_string())
+            })?,
+            (None, Some("outside")) => Way::FromOutside,
+            _ => return Err(malformed("a trace is to=ADDRESS or NAME, or from=outside")),
+        };
+        let port = tcp.or(udp);
+        Ok(Question { way, port })
+    }
+
     fn begin(&mut self) -> Result<Begin, Refusal> {
         let tail = self.number("tail", TAIL_MAX)?;
         match (tail, self.number("from", u64::MAX)?) {
@@ -422,6 +480,7 @@ impl<'a> Query<'a> {
 mod tests {
     use proptest::prelude::{Just, Strategy, any, prop_oneof, proptest};
     use types::status::WorkloadStatus;
+    use types::trace::Destination;
 
     use super::*;
 
@@ -445,7 +504,23 @@ mod tests {
             (0..=TAIL_MAX).prop_map(Begin::Tail),
             any::<u64>().prop_map(Begin::At)
         ];
+        let way = prop_oneof![
+            Just(Way::FromOutside),
+            any::<std::net::IpAddr>().prop_map(|at| Way::To(Destination::Address(at))),
+            "[a-z][a-z0-9-]{0,20}(\\.[a-z]{1,9})?"
+                .prop_map(|name| Way::To(Destination::Name(name))),
+        ];
+        let protocol = prop_oneof![Just(Protocol::Tcp), Just(Protocol::Udp)];
+        let port = proptest::option::of((protocol, any::<u16>()));
+        let question = (way, port).prop_map(|(way, port)| Question { way, port });
         prop_oneof![
+            (label(), label(), question).prop_map(|(deployment, workload, question)| {
+                Route::NetworkTrace {
+                    deployment,
+                    workload,
+                    question,
+                }
+            }),
             Just(Route::Disks),
             Just(Route::ClaimDisks),
             Just(Route::UnlockDisk),
@@ -553,6 +628,17 @@ mod tests {
                     snap: 96,
                 },
                 "GET /v1/deployments/shop/workloads/web/capture?snap=96",
+            ),
+            (
+                Route::NetworkTrace {
+                    deployment: name("shop"),
+                    workload: name("web"),
+                    question: Question {
+                        way: Way::To(Destination::Name("db".to_owned())),
+                        port: Some((Protocol::Tcp, 5432)),
+                    },
+                },
+                "GET /v1/deployments/shop/workloads/web/trace?to=db&tcp=5432",
             ),
             (Route::Drill, "POST /v1/node/drill"),
             (Route::NodeMetrics, "GET /v1/node/metrics"),

@@ -21,9 +21,10 @@ mod tests {
     use tokio::net::{TcpListener, TcpStream};
     use tokio::sync::{Notify, mpsc};
     use tokio_rustls::TlsConnector;
-    use types::deployment::{Action, Statement};
+    use types::deployment::{Action, Protocol, Statement};
     use types::node::{Drill, Drilled};
     use types::status::{Ack, DeploymentStatus, Desired, Refusal, RefusalCode};
+    use types::trace::{Outcome, Question, Trace, Way};
     use types::vm::Stream;
     use types::{Digest, Name, PublicKey};
 
@@ -145,6 +146,11 @@ mod tests {
                     });
                     Ok(Answer::json_lines(lines))
                 }
+                Route::NetworkTrace { question, .. } => Ok(Answer::json(&Trace {
+                    steps: Vec::new(),
+                    outcome: Outcome::Nowhere,
+                    message: format!("{:?}", question.port),
+                })),
                 Route::Capture { snap, .. } => {
                     let (sender, pieces) = mpsc::channel(1);
                     tokio::spawn(async move {
@@ -307,6 +313,20 @@ mod tests {
         let lines = client.logs(&shop, &web, true, Begin::At(41)).await;
         let first = lines.expect("a stream").next().await.expect("a line");
         assert_eq!(first.map(|line| line.seq), Some(41));
+    }
+
+    #[tokio::test]
+    async fn a_trace_is_asked_for_and_read() {
+        let (address, _) = start().await;
+        let client = client(address, &owner_key());
+        let question = Question {
+            way: Way::FromOutside,
+            port: Some((Protocol::Udp, 53)),
+        };
+        let (shop, web) = (name("shop"), name("web"));
+        let trace = client.network_trace(&shop, &web, question);
+        let trace = trace.await.expect("an answer");
+        assert_eq!(trace.message, "Some((Udp, 53))");
     }
 
     #[tokio::test]

@@ -20,6 +20,7 @@ pub mod node;
 pub mod retire;
 pub mod status;
 pub mod stores;
+pub mod trace;
 pub mod trouble;
 pub mod unit;
 pub mod vm;

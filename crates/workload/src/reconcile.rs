@@ -392,7 +392,7 @@ impl Reconciler {
     }
 
     /// Machines that run or are to run.
-    fn places(&self) -> Places {
+    pub fn places(&self) -> Places {
         let place = |(vm, machine): (&VmId, &Machine)| {
             let target = self.desired.get(&machine.key);
             let intent = Intent::of(target, &machine.workload, self.draining);

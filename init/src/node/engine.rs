@@ -22,7 +22,7 @@ use types::trouble::Code;
 use types::{Digest, PublicKey, VmId};
 use workload::admission;
 use workload::desired::{Desired, Key, Verified};
-use workload::host::{Event, Host};
+use workload::host::{Event, Host, Places};
 use workload::reconcile::{ChooseSubnet, Reconciler, reconcile};
 
 use super::accounts::Accounts;
@@ -94,6 +94,8 @@ pub(crate) enum Request {
     },
     /// A pool is lost, or a disk has come.
     Disks { turn: Turn },
+    /// What firewalls and names follow from.
+    Places { reply: oneshot::Sender<Places> },
     /// What the chunk daemon has done.
     Counts { reply: oneshot::Sender<Counts> },
 }
@@ -106,6 +108,7 @@ impl Request {
             | Self::List { .. }
             | Self::Metrics { .. }
             | Self::Images { .. }
+            | Self::Places { .. }
             | Self::Counts { .. } => true,
             Self::Statement { .. }
             | Self::Drill { .. }
@@ -609,6 +612,9 @@ impl Engine {
                 let _ = reply.send(sweep::needed(self.reconciler.desired(), &used));
             }
             Request::Disks { turn } => self.disks_changed(turn),
+            Request::Places { reply } => {
+                let _ = reply.send(self.reconciler.places());
+            }
             Request::Counts { reply } => {
                 let _ = reply.send(self.images.counts());
             }

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroU8;
 use std::os::fd::OwnedFd;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use net::dns::Names;
 use net::firewall::policy;
@@ -22,6 +23,8 @@ use workload::host::{NetworkId, Placed, PlacedCard, Places};
 use workload::reconcile::Wish;
 
 use super::context::Uplink;
+
+pub(crate) mod trace;
 
 /// The MTU of every port that DHCP has not told otherwise, and of tenant networks.
 pub(crate) const MTU: u16 = 1500;
@@ -79,6 +82,15 @@ pub(crate) fn card(address: Ipv4Addr) -> Option<(String, String)> {
     Some((network_of(address)?.name, tap_name(address)))
 }
 
+/// Held by who changes links: the kernel does that one at a time, and who waits here does not use up the time in which the kernel
+/// must answer ([`net::link`]). With a hundred machines that start, the last would.
+static LINKS: Mutex<()> = Mutex::new(());
+
+fn links_turn() -> MutexGuard<'static, ()> {
+    // Nothing is behind it that a panic could leave half done.
+    LINKS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Opens a machine's TAP, a descriptor for each queue. Its network must have been applied. Blocking: on a
 /// thread of the runtime's pool.
 pub(crate) fn open_tap(address: Ipv4Addr, queues: NonZeroU8) -> Result<Vec<OwnedFd>, String> {
@@ -88,6 +100,7 @@ pub(crate) fn open_tap(address: Ipv4Addr, queues: NonZeroU8) -> Result<Vec<Owned
         name: tap_name(address),
         mtu: u32::from(MTU),
     };
+    let _turn = links_turn();
     let opened = runtime::Handle::current().block_on(network::open_tap(&network, &tap, queues));
     opened.map_err(|e| sys::error::chain(&e))
 }
@@ -238,6 +251,7 @@ fn look_further(tenants: &mut BTreeMap<String, Tenant>, places: &Places) {
 /// within the calls: on a thread of the runtime's pool.
 pub(crate) fn apply(plan: &Plan) -> (BTreeSet<String>, Result<(), String>) {
     let mut made = BTreeSet::new();
+    let _turn = links_turn();
     // Making a network turns forwarding on: without the node's rules that would be an open door.
     if let Err(error) = firewall::apply(&policy::node(&plan.node)) {
         return (made, Err(sys::error::chain(&error)));
@@ -408,7 +422,7 @@ mod tests {
     use types::{Name, VmId};
     use workload::desired::Key;
 
-    fn card(address: [u8; 4]) -> PlacedCard {
+    pub(super) fn card(address: [u8; 4]) -> PlacedCard {
         let address = address.into();
         let internal = false;
         PlacedCard { address, internal }
@@ -419,7 +433,7 @@ mod tests {
         choose_subnet(Wish::Any(&id), taken, uplink)
     }
 
-    fn place(
+    pub(super) fn place(
         deployment: &str,
         workload: &str,
         address: [u8; 4],

@@ -11,6 +11,7 @@ use std::time::Duration;
 use anyhow::Context;
 use api::{Answer, Begin, Body, Handler, Limits, Route, SecretKey, Verdict, Wait};
 use flist::cache::{Cache, CacheError};
+use net::network::Ula;
 use nix::errno::Errno;
 use serde_json::json;
 use tokio::net::TcpListener;
@@ -22,7 +23,7 @@ use types::{Bytes, Digest, Name, PublicKey, VmId};
 use workload::desired::Key;
 
 use super::capture::Captures;
-use super::context::NodeContext;
+use super::context::{NodeContext, Uplink};
 use super::disks::Disks;
 use super::drills::DrillReply;
 use super::engine::{Refused, Request};
@@ -37,6 +38,7 @@ use crate::room::{Room, RoomError};
 use crate::wire::Victim;
 
 mod gates;
+mod networks;
 
 /// Pushed chunks in memory at a time: each takes a MiB until it is on disk.
 const PUSHES_MAX: usize = 8;
@@ -59,6 +61,8 @@ pub(crate) struct Server {
     silence: watch::Receiver<Option<String>>,
     pushes: Rc<Semaphore>,
     captures: Captures,
+    uplink: watch::Receiver<Uplink>,
+    ula: Ula,
     /// Shared by those who count on content being there, alone for who removes it: else a deployment could
     /// be acknowledged whose chunks are just going.
     content: Arc<RwLock<()>>,
@@ -122,6 +126,8 @@ impl Server {
             silence,
             pushes: Rc::new(Semaphore::new(PUSHES_MAX)),
             captures: Captures::default(),
+            uplink: context.uplink.clone(),
+            ula: network::ula(&context.key),
             content: Arc::default(),
         })
     }
@@ -154,6 +160,7 @@ impl Server {
         self.keeps_what_it_takes(&route)?;
         self.needs_a_disk(&route)?;
         self.needs_the_ledger(&route)?;
+        let own = |name| Key { signer: peer, name };
         match route {
             Route::Node => Ok(Answer::json(&self.node_info())),
             Route::Dmesg => sys::klog::read()
@@ -183,7 +190,7 @@ impl Server {
                 Ok(Answer::json(&list))
             }
             Route::Deployment { name, wait } => {
-                let key = Key { signer: peer, name };
+                let key = own(name);
                 let status = match wait {
                     None => self.status(&key).await?,
                     Some(wait) => self.wait(&key, wait).await?,
@@ -195,23 +202,19 @@ impl Server {
                 workload,
                 follow,
                 begin,
-            } => {
-                let key = Key {
-                    signer: peer,
-                    name: deployment,
-                };
-                self.logs(key, workload, follow, begin).await
-            }
+            } => self.logs(own(deployment), workload, follow, begin).await,
             Route::Capture {
                 deployment,
                 workload,
                 snap,
+            } => self.capture(&own(deployment), &workload, snap).await,
+            Route::NetworkTrace {
+                deployment,
+                workload,
+                question,
             } => {
-                let key = Key {
-                    signer: peer,
-                    name: deployment,
-                };
-                self.capture(&key, &workload, snap).await
+                self.network_trace(&own(deployment), &workload, &question)
+                    .await
             }
         }
     }
@@ -426,18 +429,6 @@ impl Server {
             );
             refusal(RefusalCode::NotFound, message)
         })
-    }
-
-    async fn capture(&self, key: &Key, workload: &Name, snap: u32) -> Result<Answer, Refusal> {
-        let address = self.workload(key, workload).await?.address;
-        let card = address.and_then(network::card).ok_or_else(|| {
-            let message = format!(
-                "{}/{workload} has no card yet: `sifr get` says how it is",
-                key.name
-            );
-            refusal(RefusalCode::NotFound, message)
-        })?;
-        self.captures.begin(card, workload, snap).await
     }
 
     /// Where content that nobody deployed is in the way, it goes, and the statement is judged once more.

@@ -12,6 +12,8 @@ use api::client::Client;
 use api::envelope::Envelope;
 use api::route::{Until, Verdict};
 use api::sign::SecretKey;
+use image::assemble::Image;
+use image::paths::Paths;
 use image::qemu::{Bus, Disk, blank_disk};
 use serde_json::json;
 use tokio::runtime::Runtime;
@@ -292,6 +294,9 @@ pub(super) fn grown(machines: u16) -> Result<Vec<Row>> {
         // QEMU 7.2 fails an assertion of its own (msix.c) now and then, where a virtio disk has a queue for each of 26.
         let (bus, serial) = (Bus::Ahci, "CROWD0".to_owned());
         machine.disks.push(Disk { file, bus, serial });
+        // What it said stays where it does not come to its end.
+        let log = Image::find(&Paths::find()?)?.dist;
+        machine.console_log = Some(log.with_file_name("target/bench-crowd.log"));
         Ok(())
     })?;
     let mut points = Vec::new();

@@ -9,6 +9,8 @@ mod counters;
 mod encode;
 pub mod policy;
 pub mod rule;
+pub mod trace;
+mod words;
 
 use nix::errno::Errno;
 

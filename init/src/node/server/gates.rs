@@ -27,6 +27,7 @@ impl Server {
             | Route::Deployments
             | Route::Deployment { .. }
             | Route::Capture { .. }
+            | Route::NetworkTrace { .. }
             | Route::Logs { .. } => Ok(()),
         }
     }
@@ -51,6 +52,7 @@ impl Server {
             | Route::Deployments
             | Route::Deployment { .. }
             | Route::Capture { .. }
+            | Route::NetworkTrace { .. }
             | Route::Logs { .. } => {}
         }
         let info = self.info.borrow();
@@ -80,6 +82,7 @@ impl Server {
             | Route::Metrics(_)
             | Route::Deployments
             | Route::Capture { .. }
+            | Route::NetworkTrace { .. }
             | Route::Deployment { .. } => return Ok(()),
         }
         let why = self.silence.borrow().clone();

@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 use serde_json::Value;
 
 use super::*;
+use crate::firewall::words;
 use crate::scratch::Scratch;
 use crate::{firewall, namespace};
 
@@ -83,9 +84,9 @@ fn cidr(text: &str) -> Cidr {
     text.parse().expect("a prefix")
 }
 
-#[test]
-fn the_nodes_rules_are_what_nft_makes_of_the_same_policy() {
-    let policy = Node {
+/// Two uplinks, and a network of one machine with a port of each protocol.
+fn example_node() -> Node {
+    Node {
         uplinks: vec!["eth0".to_owned(), "enp3s0".to_owned()],
         open_ports: vec![7443],
         tenants: vec![NodeTenant {
@@ -106,13 +107,12 @@ fn the_nodes_rules_are_what_nft_makes_of_the_same_policy() {
                 },
             ],
         }],
-    };
-    compare("nft-node", &node(&policy), include_str!("node.nft"));
+    }
 }
 
-#[test]
-fn a_tenants_rules_are_what_nft_makes_of_the_same_policy() {
-    let policy = Tenant {
+/// A network of two machines, of which one is published.
+pub(crate) fn example_tenant() -> Tenant {
+    Tenant {
         gateway: cidr("10.128.3.1/24"),
         refused: vec![cidr("198.51.100.7/32"), cidr("198.51.96.0/20")],
         internal: false,
@@ -136,13 +136,58 @@ fn a_tenants_rules_are_what_nft_makes_of_the_same_policy() {
                 ports: vec![],
             },
         ],
+    }
+}
+
+/// What stands in each chain, as somebody wrote it down.
+fn written(by_hand: &str) -> Vec<&str> {
+    let lines = by_hand.lines().map(str::trim);
+    let is_rule = |line: &&str| {
+        !line.ends_with(['{', '}']) && !line.starts_with(['#', 't']) || line.starts_with("tcp")
     };
+    lines
+        .filter(|line| !line.is_empty())
+        .filter(is_rule)
+        .collect()
+}
+
+#[test]
+fn rules_are_shown_as_a_person_writes_them() {
+    let shown = |ruleset: &Ruleset| -> Vec<String> {
+        let chains = ruleset
+            .tables
+            .iter()
+            .flat_map(|table| table.chains.iter().map(|chain| (table.family, chain)));
+        chains
+            .flat_map(|(family, chain)| {
+                chain
+                    .rules
+                    .iter()
+                    .map(move |rule| words::rule(rule, family))
+            })
+            .collect()
+    };
+    assert_eq!(
+        shown(&node(&example_node())),
+        written(include_str!("node.nft"))
+    );
+    let rules = tenant(&example_tenant(), &Counts::new());
+    assert_eq!(shown(&rules), written(include_str!("tenant.nft")));
+}
+
+#[test]
+fn the_nodes_rules_are_what_nft_makes_of_the_same_policy() {
+    compare("nft-node", &node(&example_node()), include_str!("node.nft"));
+}
+
+#[test]
+fn a_tenants_rules_are_what_nft_makes_of_the_same_policy() {
     let name = Attempt::Metadata.counter("tap2");
     let seen = firewall::Counted {
         packets: 3,
         bytes: 210,
     };
-    let rules = tenant(&policy, &[(name, seen)].into());
+    let rules = tenant(&example_tenant(), &[(name, seen)].into());
     compare("nft-tenant", &rules, include_str!("tenant.nft"));
 }
 

@@ -1,0 +1,457 @@
+//! Why a machine reaches somebody, or does not: the way of one packet through what is planned.
+//!
+//! Owns: which places a packet comes by, in which order, and what is said at its end.
+//! Refuses: which rule decides at a place ([`net::firewall::trace`]), and packets that are really sent.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use net::dns::Found;
+use net::firewall::rule::{ChainKind, Family, Point};
+use net::firewall::trace::{Decided, Decision, Packet, What, decide};
+use net::firewall::{Counts, Ruleset, policy};
+use net::network::{self, BRIDGE, Ula, WAN};
+use types::trace::{Destination, Outcome, Place, Question, Step, Trace, Way};
+use workload::host::{Placed, PlacedCard, Places};
+
+use super::{Plan, Tenant, Uplink, network_of, tap_name, transport};
+
+/// Somebody outside, whom no network here has (RFC 5737).
+const SOMEBODY: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
+
+/// What the question is about, as it is now.
+pub(crate) struct Scene<'a> {
+    pub(crate) places: &'a Places,
+    pub(crate) uplink: &'a Uplink,
+    pub(crate) ula: Ula,
+}
+
+/// The way from or to the machine `of`, which has a place.
+pub(crate) fn trace(scene: &Scene<'_>, of: &Placed, question: &Question) -> Trace {
+    let plan = super::plan(scene.places, scene.uplink, scene.ula);
+    let walk = Walk {
+        plan: &plan,
+        scene,
+        of,
+        question,
+        steps: Vec::new(),
+    };
+    match &question.way {
+        Way::To(destination) => walk.outward(destination),
+        Way::FromOutside => walk.inward(),
+    }
+}
+
+struct Walk<'a> {
+    plan: &'a Plan,
+    scene: &'a Scene<'a>,
+    of: &'a Placed,
+    question: &'a Question,
+    steps: Vec<Step>,
+}
+
+/// One card of the machine, in its network.
+struct Card<'a> {
+    address: Ipv4Addr,
+    tenant: &'a Tenant,
+}
+
+impl<'a> Walk<'a> {
+    fn end(self, outcome: Outcome, message: impl Into<String>) -> Trace {
+        Trace {
+            steps: self.steps,
+            outcome,
+            message: message.into(),
+        }
+    }
+
+    fn what(&self) -> What {
+        let port = self.question.port;
+        port.map_or(What::Ping, |(protocol, port)| {
+            What::Port(transport(protocol), port)
+        })
+    }
+
+    fn cards(&self) -> Vec<Card<'a>> {
+        let known = |card: &PlacedCard| {
+            let tenant = self.plan.tenants.get(&network_of(card.address)?.name)?;
+            let address = card.address;
+            Some(Card { address, tenant })
+        };
+        self.of.cards.iter().filter_map(known).collect()
+    }
+
+    fn outward(self, destination: &Destination) -> Trace {
+        let cards = self.cards();
+        let Some(first) = cards.first() else {
+            return self.end(
+                Outcome::Nowhere,
+                "the machine has no card: it has never started",
+            );
+        };
+        let to = match destination {
+            Destination::Address(address) => *address,
+            Destination::Name(name) => match first.tenant.names.find(first.address.into(), name) {
+                Found::Machine(address) => address.into(),
+                Found::Nobody => {
+                    return self.end(Outcome::Nowhere, format!(
+                        "no machine on its networks is called {name}: names are WORKLOAD within a deployment, WORKLOAD.DEPLOYMENT beyond"
+                    ));
+                }
+                Found::Elsewhere => {
+                    return self.end(Outcome::Nowhere, format!(
+                        "{name} is no machine's on its networks: give the address that it has in the world"
+                    ));
+                }
+            },
+        };
+        match to {
+            IpAddr::V4(to) => self.outward4(&cards, to),
+            IpAddr::V6(to) => {
+                let lies = |card: &&Card<'_>| {
+                    let own = network::address6(self.scene.ula, card.address);
+                    own.is_some_and(|own| own.contains(to))
+                };
+                let Some(card) = cards.iter().find(lies) else {
+                    return self.end(Outcome::Nowhere, format!(
+                        "IPv6 ends at the machine's own networks, and {to} is in none of them: use IPv4"
+                    ));
+                };
+                let own = network::address6(self.scene.ula, card.address);
+                let from = own.map_or(IpAddr::V4(card.address), |own| own.address.into());
+                self.within(card, from, to.into())
+            }
+        }
+    }
+
+    fn outward4(self, cards: &[Card<'_>], to: Ipv4Addr) -> Trace {
+        let lies = |card: &&Card<'_>| card.tenant.network.gateway.contains(to);
+        // Its first card has the way to everybody else.
+        let (own, first) = (cards.iter().find(lies), &cards[0]);
+        match own {
+            Some(card) if card.tenant.network.gateway.address == to => self.at_gateway(card),
+            Some(card) => self.within(card, card.address.into(), to.into()),
+            None => self.beyond(first, to),
+        }
+    }
+
+    /// By its card. `None`: it is stopped there.
+    fn leaves_card(&mut self, card: &Card<'_>, from: IpAddr, to: IpAddr) -> Option<()> {
+        let packet = Packet {
+            from: Some(tap_name(card.address)),
+            to: None,
+            ..self.packet(card, from, to)
+        };
+        let rules = policy::tenant(&card.tenant.policy, &Counts::new());
+        self.filter(
+            Place::Card,
+            &rules,
+            (Family::Bridge, Point::Prerouting),
+            &packet,
+        )
+    }
+
+    fn packet(&self, card: &Card<'_>, source: IpAddr, destination: IpAddr) -> Packet {
+        Packet {
+            from: Some(BRIDGE.to_owned()),
+            to: None,
+            mac: network::guest_mac(card.address),
+            source,
+            destination,
+            is_ours: false,
+            what: self.what(),
+        }
+    }
+
+    fn filter(
+        &mut self,
+        place: Place,
+        rules: &Ruleset,
+        (family, point): (Family, Point),
+        packet: &Packet,
+    ) -> Option<()> {
+        let decision = decide(rules, family, ChainKind::Filter, point, packet)?;
+        let verdict = decision.verdict;
+        self.steps.push(step(place, decision));
+        (verdict == Decided::Accept).then_some(())
+    }
+
+    /// Between two machines of one network: its bridge, and no gateway.
+    fn within(mut self, card: &Card<'_>, from: IpAddr, to: IpAddr) -> Trace {
+        if self.leaves_card(card, from, to).is_none() {
+            return self.stopped();
+        }
+        let has = |guest: &&policy::Guest| {
+            IpAddr::V4(guest.address) == to || IpAddr::V6(guest.address6) == to
+        };
+        if card.tenant.policy.guests.iter().any(|guest| has(&guest)) {
+            let name = self.name_of(to);
+            return self.end(
+                Outcome::Delivered,
+                format!("{name} gets it: what listens there decides"),
+            );
+        }
+        self.end(Outcome::Nowhere, format!(
+            "no machine has {to} now: a stopped one has no card, `sifr get` says where machines are"
+        ))
+    }
+
+    fn at_gateway(mut self, card: &Card<'_>) -> Trace {
+        let to = card.tenant.network.gateway.address.into();
+        if self.leaves_card(card, card.address.into(), to).is_none() {
+            return self.stopped();
+        }
+        let packet = Packet {
+            is_ours: true,
+            ..self.packet(card, card.address.into(), to)
+        };
+        let rules = policy::tenant(&card.tenant.policy, &Counts::new());
+        match self.filter(
+            Place::Network,
+            &rules,
+            (Family::Inet, Point::Input),
+            &packet,
+        ) {
+            None => self.stopped(),
+            Some(()) => self.end(
+                Outcome::Delivered,
+                "the network's gateway gets it: it answers DNS and pings",
+            ),
+        }
+    }
+
+    fn beyond(mut self, card: &Card<'_>, to: Ipv4Addr) -> Trace {
+        let from = IpAddr::V4(card.address);
+        if self.leaves_card(card, from, to.into()).is_none() {
+            return self.stopped();
+        }
+        let packet = Packet {
+            to: Some(WAN.to_owned()),
+            ..self.packet(card, from, to.into())
+        };
+        let rules = policy::tenant(&card.tenant.policy, &Counts::new());
+        if self
+            .filter(
+                Place::Network,
+                &rules,
+                (Family::Inet, Point::Forward),
+                &packet,
+            )
+            .is_none()
+        {
+            return self.stopped();
+        }
+        let Some(link) = self.scene.uplink.link.clone() else {
+            return self.end(
+                Outcome::Nowhere,
+                "the node has no way out: `sifr node info` shows its links",
+            );
+        };
+        let packet = Packet {
+            from: Some(card.tenant.network.host_link()),
+            to: Some(link.clone()),
+            ..packet
+        };
+        let rules = policy::node(&self.plan.node);
+        if self
+            .filter(Place::Node, &rules, (Family::Inet, Point::Forward), &packet)
+            .is_none()
+        {
+            return self.stopped();
+        }
+        let nat = decide(
+            &rules,
+            Family::Inet,
+            ChainKind::Nat,
+            Point::Postrouting,
+            &packet,
+        );
+        self.steps
+            .extend(nat.map(|decision| step(Place::Node, decision)));
+        let four = self.scene.uplink.addresses.iter().find_map(|own| own.v4());
+        let own = four.map_or_else(|| "its address".to_owned(), |own| own.address.to_string());
+        self.end(Outcome::Leaves, format!("it leaves the node by {link} under {own}: who is asked, and what is on the way, decide"))
+    }
+
+    fn inward(mut self) -> Trace {
+        let Some((protocol, port)) = self.question.port else {
+            return self.end(
+                Outcome::Nowhere,
+                "machines are reached from outside on published ports only: name the node's port",
+            );
+        };
+        let (Some(link), Some(own)) = (
+            self.scene.uplink.link.clone(),
+            self.scene.uplink.addresses.iter().find_map(|own| own.v4()),
+        ) else {
+            return self.end(Outcome::Nowhere, "the node has no address of IPv4 that leads outside: `sifr node info` shows its links");
+        };
+        let packet = Packet {
+            from: Some(link),
+            to: None,
+            mac: network::guest_mac(SOMEBODY),
+            source: SOMEBODY.into(),
+            destination: own.address.into(),
+            is_ours: true,
+            what: self.what(),
+        };
+        let rules = policy::node(&self.plan.node);
+        let nat = decide(
+            &rules,
+            Family::Inet,
+            ChainKind::Nat,
+            Point::Prerouting,
+            &packet,
+        );
+        let to = nat.as_ref().and_then(|nat| match nat.verdict {
+            Decided::DestinationNat(to, inside) => Some((to, inside)),
+            _ => None,
+        });
+        let Some((to, inside)) = to else {
+            return match self.filter(Place::Node, &rules, (Family::Inet, Point::Input), &packet) {
+                Some(()) => self.end(
+                    Outcome::Delivered,
+                    "the node itself answers on that port: no machine gets it",
+                ),
+                None => self.end(
+                    Outcome::Dropped,
+                    format!(
+                        "{protocol} port {port} of the node leads to no machine that runs: publish it, `ports: [\"{port}:…\"]`"
+                    ),
+                ),
+            };
+        };
+        let Some(name) = self.own_name(to.into()) else {
+            let message = format!(
+                "{protocol} port {port} of the node leads to a machine of somebody else's: publish another"
+            );
+            return self.end(Outcome::Nowhere, message);
+        };
+        self.steps
+            .extend(nat.map(|decision| step(Place::Node, decision)));
+        let packet = Packet {
+            destination: to.into(),
+            is_ours: false,
+            what: What::Port(transport(protocol), inside),
+            ..packet
+        };
+        let gets = format!("{name} gets it on {protocol} port {inside}");
+        self.published(to, &packet, &gets)
+    }
+
+    /// On to the machine that a port leads to, for which `packet` is by now.
+    fn published(mut self, to: Ipv4Addr, packet: &Packet, gets: &str) -> Trace {
+        let Some(network) = network_of(to) else {
+            return self.end(Outcome::Nowhere, format!("{to} is in no network"));
+        };
+        let rules = policy::node(&self.plan.node);
+        let packet = Packet {
+            to: Some(network.host_link()),
+            ..packet.clone()
+        };
+        if self
+            .filter(Place::Node, &rules, (Family::Inet, Point::Forward), &packet)
+            .is_none()
+        {
+            return self.stopped();
+        }
+        let packet = Packet {
+            from: Some(WAN.to_owned()),
+            to: Some(BRIDGE.to_owned()),
+            ..packet
+        };
+        if let Some(tenant) = self.plan.tenants.get(&network.name) {
+            let rules = policy::tenant(&tenant.policy, &Counts::new());
+            if self
+                .filter(
+                    Place::Network,
+                    &rules,
+                    (Family::Inet, Point::Forward),
+                    &packet,
+                )
+                .is_none()
+            {
+                return self.stopped();
+            }
+        }
+        let whose = self.of.cards.iter().any(|card| card.address == to);
+        let (outcome, but) = match whose {
+            true => (Outcome::Delivered, ""),
+            false => (Outcome::Nowhere, ", and not this machine"),
+        };
+        self.end(outcome, format!("{gets}{but}: what listens there decides"))
+    }
+
+    /// Where the last rule let it go no further.
+    fn stopped(self) -> Trace {
+        let last = self.steps.last();
+        let refused = last.is_some_and(|step| step.verdict == "reject");
+        let chain = last
+            .and_then(|step| step.chains.last())
+            .map_or("", String::as_str);
+        let message = match policy::Attempt::ALL
+            .iter()
+            .find(|what| what.word() == chain)
+        {
+            Some(policy::Attempt::Private) => {
+                "machines do not reach private networks, the node's own among them: publish what they need where they reach it"
+            }
+            Some(policy::Attempt::Tenants) => {
+                "networks do not reach each other: put both machines on one network"
+            }
+            Some(policy::Attempt::Metadata) => {
+                "link-local addresses are not reached: there is no metadata service"
+            }
+            Some(policy::Attempt::Outside) => "the network is internal: nothing leads out of it",
+            Some(policy::Attempt::Node) => "of its gateway a machine reaches DNS and a few pings",
+            _ => "no rule lets it through",
+        };
+        let outcome = if refused {
+            Outcome::Refused
+        } else {
+            Outcome::Dropped
+        };
+        self.end(outcome, message)
+    }
+
+    fn name_of(&self, address: IpAddr) -> String {
+        self.own_name(address)
+            .unwrap_or_else(|| address.to_string())
+    }
+
+    /// A machine of the same signer. `None`: nothing is told of anybody else's.
+    fn own_name(&self, address: IpAddr) -> Option<String> {
+        let six = |card: &PlacedCard| network::address6(self.scene.ula, card.address);
+        let is = |card: &PlacedCard| {
+            IpAddr::V4(card.address) == address
+                || six(card).is_some_and(|six| IpAddr::V6(six.address) == address)
+        };
+        let all = self.scene.places.values();
+        let mut own = all.filter(|placed| placed.key.signer == self.of.key.signer);
+        let placed = own.find(|placed| placed.cards.iter().any(is))?;
+        Some(format!(
+            "{}/{} ({address})",
+            placed.key.name, placed.workload
+        ))
+    }
+}
+
+fn step(place: Place, decision: Decision) -> Step {
+    let verdict = match decision.verdict {
+        Decided::Accept => "accept".to_owned(),
+        Decided::Drop => "drop".to_owned(),
+        Decided::Reject => "reject".to_owned(),
+        Decided::Masquerade => "masquerade".to_owned(),
+        Decided::DestinationNat(address, port) => format!("{address}:{port}"),
+    };
+    Step {
+        place,
+        verdict,
+        chains: decision.chains,
+        rule: decision.rule,
+        counter: decision.counter,
+    }
+}
+
+#[cfg(test)]
+#[path = "trace_tests.rs"]
+mod tests;
