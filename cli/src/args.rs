@@ -149,6 +149,9 @@ pub(crate) enum NodeCommand {
     List,
     /// One node in detail
     Info,
+    /// The node's own network: which options count, and others, tried before they are kept
+    #[command(subcommand)]
+    Network(crate::site::SiteCommand),
     /// The node's kernel log
     Dmesg,
     /// Show what machines tried in their networks and were refused

@@ -26,6 +26,7 @@ mod recovery;
 mod refused;
 mod salt;
 mod screen;
+mod site;
 mod source;
 mod spec;
 mod transfer;

@@ -98,6 +98,7 @@ pub(crate) async fn node(context: &Context, command: NodeCommand) -> anyhow::Res
         NodeCommand::Decommission(options) => {
             crate::recovery::decommission(context, &options).await
         }
+        NodeCommand::Network(command) => crate::site::site(context, command).await,
         NodeCommand::Drill { target } => crate::drill::drill(context, target).await,
         NodeCommand::Metrics => metrics(context, None).await,
         NodeCommand::Refused => crate::refused::show(context).await,
@@ -271,6 +272,8 @@ fn report(name: &Name, pin: &Pin, info: &NodeInfo) -> String {
         text.push_str(&crate::screen::clean(&line));
         text.push('\n');
     }
+    text.push('\n');
+    text.push_str(&crate::site::shown(&info.network));
     for part in tables(info) {
         text.push('\n');
         text.push_str(&part);

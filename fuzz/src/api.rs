@@ -10,6 +10,7 @@ use ::api::route::Route;
 use ::api::server::{Body, Handler, Limits, serve_connection};
 use ::api::{Begin, Client, ClientError, Envelope, SecretKey, tls};
 use ::types::deployment::PAYLOAD_TYPE;
+use ::types::site::SITE_PAYLOAD_TYPE;
 use ::types::status::Refusal;
 use ::types::{Digest, PublicKey};
 use rustls::{ClientConfig, ServerConfig};
@@ -95,6 +96,10 @@ fn statement(input: &[u8]) {
         assert_eq!(signed.payload, input);
         assert_eq!(signed.signer, owner().public());
         signed.statement.check().expect("it was checked");
+    }
+    let envelope = Envelope::seal(&owner(), SITE_PAYLOAD_TYPE, input);
+    if let Ok(change) = envelope.open_site(|_| true) {
+        change.check().expect("it was checked");
     }
 }
 

@@ -8,6 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use net::site::{Draft, Site};
 use storage::mirrors::Layout;
 use types::PublicKey;
+use types::site::{OptionPlace, Stated};
 use vault::sealed::{Recipient, SealError};
 
 /// Longest command line that is read: the kernel's own limit on x86 is 2048.
@@ -49,71 +50,70 @@ pub(crate) enum RecoveryKey {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Options {
     pub(crate) owner: Option<PublicKey>,
-    pub(crate) ntp: Option<SocketAddr>,
     pub(crate) on_panic: OnPanic,
     pub(crate) encrypt: Encrypt,
     pub(crate) recovery: RecoveryKey,
     /// How blank disks become pools.
     pub(crate) disks: Layout,
     /// The node's own network.
-    pub(crate) site: Site,
+    pub(crate) network: Network,
+    /// What the owner has set over the API does not count in this boot.
+    pub(crate) network_reset: bool,
     /// Options of ours that could not be read: shown, never guessed.
     pub(crate) errors: Vec<String>,
 }
 
-/// Where options are written down.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Place {
-    /// [`FILE`], from a part of the initramfs that was appended to it.
-    File,
-    /// OEM strings of the machine's SMBIOS tables.
-    Smbios,
-    CommandLine,
+/// What options say of the node's own network.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Network {
+    pub(crate) site: Site,
+    /// A time server that is asked before whom the network names.
+    pub(crate) ntp: Option<SocketAddr>,
+    /// Each of them that counts, and where it stands.
+    pub(crate) stated: Vec<Stated>,
 }
 
 /// Lines of options; what follows a `#` is not read.
 pub(crate) const FILE: &str = "/etc/sifr/options";
 
-impl std::fmt::Display for Place {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::File => FILE,
-            Self::Smbios => "SMBIOS string",
-            Self::CommandLine => "kernel option",
-        })
-    }
-}
-
 /// Reads the kernel command line alone.
 pub(crate) fn parse(cmdline: &str) -> Options {
-    read(&[(Place::CommandLine, cmdline)])
+    read(&[(OptionPlace::CommandLine, cmdline)])
 }
 
 /// Reads all places in their order: what a later one says of an option counts. An unknown `sifr.` option is an error.
-pub(crate) fn read(places: &[(Place, &str)]) -> Options {
+pub(crate) fn read(places: &[(OptionPlace, &str)]) -> Options {
     let mut options = Options::default();
     let mut site = Draft::default();
     for (place, text) in places {
-        let lines = text.lines().map(|line| match place {
-            Place::File => line.split('#').next().unwrap_or_default(),
-            Place::Smbios | Place::CommandLine => line,
+        let (is_own, may_set) = match place {
+            OptionPlace::File | OptionPlace::Partition => (true, true),
+            OptionPlace::Owner => (true, false),
+            OptionPlace::Smbios | OptionPlace::CommandLine => (false, true),
+        };
+        let lines = text.lines().map(|line| match is_own {
+            true => line.split('#').next().unwrap_or_default(),
+            false => line,
         });
         for word in lines.flat_map(str::split_ascii_whitespace) {
             let Some(option) = word.strip_prefix("sifr.") else {
-                if *place == Place::File {
+                if is_own {
                     let error = "options begin with sifr.";
                     options.errors.push(format!("{place} {word}: {error}"));
                 }
                 continue;
             };
             let (name, value) = option.split_once('=').unwrap_or((option, ""));
-            let set = match (name, name.strip_prefix("net."), place) {
-                (_, Some(link), _) => site.set_link(link, value),
-                ("dns", _, _) => site.set_dns(value),
-                ("panic", _, Place::File | Place::Smbios) => {
+            let set = match of_network(&mut options.network, &mut site, name, value) {
+                Some(set) => set.map(|()| options.network.state(word, name, *place)),
+                None if !may_set => Err(
+                    "only the network is set so: sifr.net.<link>.<key>, sifr.dns and sifr.ntp"
+                        .to_owned(),
+                ),
+                None if name == "panic" && *place != OptionPlace::CommandLine => {
                     Err("it is read from the kernel command line only".to_owned())
                 }
-                _ => set(&mut options, name, value),
+                None => set(&mut options, name, value),
             };
             if let Err(error) = set {
                 options.errors.push(format!("{place} {word}: {error}"));
@@ -121,8 +121,55 @@ pub(crate) fn read(places: &[(Place, &str)]) -> Options {
         }
     }
     let (site, errors) = site.site();
-    (options.site, options.errors) = (site, [options.errors, errors].concat());
+    options.network.site = site;
+    options.errors.extend(errors);
     options
+}
+
+/// What the owner has signed, whole: with one error nothing of it counts.
+pub(crate) fn of_the_owner(words: &[String]) -> Result<Network, Vec<String>> {
+    let options = read(&[(OptionPlace::Owner, &words.join("\n"))]);
+    match options.errors.as_slice() {
+        [] => Ok(options.network),
+        _ => Err(options.errors),
+    }
+}
+
+impl Network {
+    /// A later one replaces the earlier, and keeps its place among the links.
+    fn state(&mut self, word: &str, name: &str, from: OptionPlace) {
+        let named = |stated: &&mut Stated| {
+            let option = stated.option.strip_prefix("sifr.").unwrap_or_default();
+            option.split('=').next() == Some(name)
+        };
+        let option = word.to_owned();
+        let new = Stated { option, from };
+        match self.stated.iter_mut().find(named) {
+            Some(old) => *old = new,
+            None => self.stated.push(new),
+        }
+    }
+}
+
+/// `None`: the option is none of the network's.
+fn of_network(
+    network: &mut Network,
+    site: &mut Draft,
+    name: &str,
+    value: &str,
+) -> Option<Result<(), String>> {
+    Some(match (name, name.strip_prefix("net.")) {
+        (_, Some(link)) => site.set_link(link, value),
+        ("dns", _) => site.set_dns(value),
+        ("ntp", _) => match time_server(value) {
+            None => Err("not an IP address with an optional port".to_owned()),
+            server => {
+                network.ntp = server;
+                Ok(())
+            }
+        },
+        _ => return None,
+    })
 }
 
 fn set(options: &mut Options, name: &str, value: &str) -> Result<(), String> {
@@ -134,8 +181,11 @@ fn set(options: &mut Options, name: &str, value: &str) -> Result<(), String> {
                     .map_err(|e: types::id::IdError| e.to_string())?,
             )
         }
-        "ntp" => {
-            options.ntp = Some(time_server(value).ok_or("not an IP address with an optional port")?)
+        "net" => {
+            if value != "reset" {
+                return Err("use reset, or sifr.net.<link>.<key>=<value>".to_owned());
+            }
+            options.network_reset = true;
         }
         "panic" => {
             options.on_panic = match value {
@@ -201,12 +251,19 @@ mod tests {
             options,
             Options {
                 owner: Some(key),
-                ntp,
                 on_panic: OnPanic::Halt,
                 encrypt: Encrypt::Required,
                 recovery: RecoveryKey::Of(recovery),
                 disks: Layout::Mirror,
-                site: Site::default(),
+                network: Network {
+                    ntp,
+                    stated: vec![Stated {
+                        option: "sifr.ntp=10.0.2.2".to_owned(),
+                        from: OptionPlace::CommandLine,
+                    }],
+                    ..Network::default()
+                },
+                network_reset: false,
                 errors: Vec::new()
             }
         );
@@ -220,7 +277,7 @@ mod tests {
             ("192.0.2.9", "192.0.2.9:123"),
         ] {
             let options = parse(&format!("sifr.ntp={value}"));
-            assert_eq!(options.ntp, expected.parse().ok());
+            assert_eq!(options.network.ntp, expected.parse().ok());
         }
         for wrong in ["[2001:db8::9]", "2001:db8::9/64", "time.example"] {
             assert_eq!(parse(&format!("sifr.ntp={wrong}")).errors.len(), 1);
@@ -244,25 +301,66 @@ mod tests {
             "# rack 7\nsifr.net.eth0.address=192.0.2.7/24 # static\nsifr.net.eth0.mtu=9000\n";
         let smbios = "sifr.net.eth0.gateway=192.0.2.1";
         let places = [
-            (Place::File, file),
-            (Place::Smbios, smbios),
-            (Place::CommandLine, "quiet sifr.net.eth0.mtu=1400"),
+            (OptionPlace::File, file),
+            (OptionPlace::Smbios, smbios),
+            (OptionPlace::CommandLine, "quiet sifr.net.eth0.mtu=1400"),
         ];
         let options = read(&places);
         assert_eq!(options.errors, [""; 0]);
-        let links = options.site.links.expect("a link");
+        let stated = |option: &str, from| Stated {
+            option: option.to_owned(),
+            from,
+        };
+        let expected = [
+            stated("sifr.net.eth0.address=192.0.2.7/24", OptionPlace::File),
+            stated("sifr.net.eth0.mtu=1400", OptionPlace::CommandLine),
+            stated("sifr.net.eth0.gateway=192.0.2.1", OptionPlace::Smbios),
+        ];
+        assert_eq!(options.network.stated, expected);
+        let links = options.network.site.links.expect("a link");
         assert_eq!((links.len(), links[0].mtu), (1, Some(1400)));
         assert_eq!(links[0].addresses, ["192.0.2.7/24".parse().expect("one")]);
         assert_eq!(links[0].gateway, Some([192, 0, 2, 1].into()));
     }
 
     #[test]
+    fn what_the_owner_sets_is_the_network_and_nothing_else_and_counts_whole() {
+        let words = |words: &[&str]| words.iter().map(|w| (*w).to_owned()).collect::<Vec<_>>();
+        let good = words(&["sifr.net.eth0.address=192.0.2.7/24", "sifr.ntp=192.0.2.9"]);
+        let network = of_the_owner(&good).expect("a network");
+        assert_eq!(network.stated.len(), 2);
+        assert!(network.stated.iter().all(|s| s.from == OptionPlace::Owner));
+        assert_eq!(of_the_owner(&[]), Ok(Network::default()));
+        for (bad, says) in [
+            ("sifr.owner=ed25519:00", "only the network"),
+            ("sifr.panic=halt", "only the network"),
+            ("sifr.net=reset", "only the network"),
+            ("sifr.net.eth0.adress=192.0.2.8/24", "there is no such key"),
+            ("net.eth0.dhcp=on", "options begin with sifr."),
+            ("sifr.net.eth0.gateway=198.51.100.1", "lies in no network"),
+        ] {
+            let all = [good.clone(), words(&[bad])].concat();
+            let errors = of_the_owner(&all).expect_err(bad);
+            assert!(errors[0].contains(says), "{errors:?}");
+        }
+    }
+
+    #[test]
+    fn a_boot_may_be_told_not_to_count_what_the_owner_has_set() {
+        assert!(parse("sifr.net=reset").network_reset);
+        let options = parse("sifr.net=on");
+        assert!(!options.network_reset && options.errors[0].contains("use reset"));
+        // It describes no link.
+        assert_eq!(parse("sifr.net=reset").network, Network::default());
+    }
+
+    #[test]
     fn an_error_names_the_place_that_it_stands_in() {
         let places = [
-            (Place::File, "net.eth0.dhcp=on\nsifr.panic=halt"),
-            (Place::Smbios, "sifr.net.eth0.adress=192.0.2.7/24"),
+            (OptionPlace::File, "net.eth0.dhcp=on\nsifr.panic=halt"),
+            (OptionPlace::Smbios, "sifr.net.eth0.adress=192.0.2.7/24"),
             (
-                Place::CommandLine,
+                OptionPlace::CommandLine,
                 "sifr.net.eth1.gateway=192.0.2.1 sifr.net.eth1.dhcp=off",
             ),
         ];

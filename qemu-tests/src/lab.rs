@@ -5,7 +5,7 @@
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use image::assemble::Image;
@@ -235,6 +235,11 @@ impl Lab {
         &mut self.machine
     }
 
+    /// What the firmware's tables say from the next boot on, while the power is off.
+    pub fn oem_strings(&mut self) -> &mut Vec<String> {
+        &mut self.machine.oem_strings
+    }
+
     /// Takes disks out and puts others in, while the power is off.
     pub fn disks(&mut self) -> &mut Vec<Disk> {
         &mut self.machine.disks
@@ -294,6 +299,16 @@ impl Lab {
 
     pub fn command(&self) -> &Path {
         &self.sifr
+    }
+
+    /// Starts `sifr` as the owner, and leaves it alone.
+    pub fn sifr_beside(&self, args: &[&str]) -> Result<Child> {
+        let child = Command::new(&self.sifr)
+            .args(args)
+            .env("SIFR_HOME", self.directory.path().join("home"))
+            .stdin(Stdio::null())
+            .spawn();
+        child.with_context(|| format!("start {}", self.sifr.display()))
     }
 
     /// Runs `sifr` as the owner.

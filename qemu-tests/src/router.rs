@@ -1,10 +1,13 @@
-//! A network of IPv6 alone: a TAP that a node's card is plugged into, and a router, a DHCPv6 server and a time server on it.
+//! A network of the test's own: a TAP that a node's card is plugged into, and routers, servers of DHCP and a time server on it.
 //!
 //! Owns: a network namespace of the calling thread's own, which ends with the thread and what it started. Needs root and
-//! Debian's iproute2. Refuses: IPv4 but for its own loopback, and speaking before it is told to.
+//! Debian's iproute2. Refuses: IPv4 where it is not asked for, and speaking before it is told to.
+
+mod dhcp4;
+mod dhcp6;
 
 use std::io::{self, ErrorKind};
-use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -36,13 +39,25 @@ pub struct Announced {
     pub preferred: u32,
 }
 
+/// What a router says.
+#[derive(Debug, Clone)]
+struct Says {
+    prefixes: Vec<Announced>,
+    /// Addresses come from DHCPv6.
+    managed: bool,
+}
+
+/// Seconds for which it is a router: half an hour, as most say.
+const LIFETIME_S: u16 = 1800;
+
 /// The network; threads of it live as long as the test's process.
 #[derive(Debug)]
 pub struct Router {
     socket: Arc<OwnedFd>,
     index: u32,
-    says: Arc<Mutex<Vec<Announced>>>,
+    says: Arc<Mutex<Says>>,
     asked: Arc<AtomicUsize>,
+    lent: Arc<Mutex<Option<Ipv6Addr>>>,
 }
 
 impl Router {
@@ -75,20 +90,50 @@ impl Router {
         let router = Self {
             socket: Arc::new(open()?),
             index,
-            says: Arc::new(Mutex::new(own.iter().take(1).map(announced).collect())),
+            says: Arc::new(Mutex::new(Says {
+                prefixes: own.iter().take(1).map(announced).collect(),
+                managed: false,
+            })),
             asked: Arc::default(),
+            lent: Arc::default(),
         };
         router.answer(patience);
         let first = own.first().context("a network has a prefix")?.address;
-        serve(index, first)?;
+        serve(index, first, router.lent.clone())?;
         Ok(router)
     }
 
     /// Says something else from now on, and at once.
     pub fn announce(&self, says: Vec<Announced>) -> Result<()> {
-        let said = advertisement(&says);
-        *self.says.lock().unwrap_or_else(PoisonError::into_inner) = says;
-        send(&self.socket, self.index, &said)
+        self.says_now(|now| now.prefixes = says)
+    }
+
+    /// Addresses do not follow from prefixes any more: this one is lent.
+    pub fn lend(&self, address: Ipv6Addr) -> Result<()> {
+        *self.lent.lock().unwrap_or_else(PoisonError::into_inner) = Some(address);
+        self.says_now(|now| now.managed = true)
+    }
+
+    /// Lends one address of IPv4 to who has asked for the `patience`th time. How often was asked.
+    pub fn lease(
+        &self,
+        leased: Ipv4Addr,
+        own: Ipv4Addr,
+        patience: usize,
+    ) -> Result<Arc<AtomicUsize>> {
+        self.add(&format!("{own}/24"))?;
+        dhcp4::serve(leased, own, patience)
+    }
+
+    fn says_now(&self, change: impl FnOnce(&mut Says)) -> Result<()> {
+        let mut says = self.says.lock().unwrap_or_else(PoisonError::into_inner);
+        change(&mut says);
+        send(&self.socket, self.index, &says.advertisement())
+    }
+
+    /// Another address of the router's, of either family.
+    pub fn add(&self, address: &str) -> Result<()> {
+        ip(&format!("address add {address} dev {TAP}"))
     }
 
     /// How often was asked for routers.
@@ -108,7 +153,7 @@ impl Router {
                 }
                 if asked.fetch_add(1, Ordering::Relaxed) + 1 >= patience {
                     let says = says.lock().unwrap_or_else(PoisonError::into_inner);
-                    send(&socket, index, &advertisement(&says))?;
+                    send(&socket, index, &says.advertisement())?;
                 }
             }
         });
@@ -139,31 +184,45 @@ fn send(socket: &OwnedFd, index: u32, packet: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// RFC 4861 section 4.2: half an hour, and name and time servers from DHCPv6.
-fn advertisement(says: &[Announced]) -> Vec<u8> {
-    let mut packet = vec![134, 0, 0, 0, 64, 0x40, 0x07, 0x08];
-    packet.resize(16, 0);
-    for Announced { network, preferred } in says {
-        packet.extend([3, 4, network.prefix(), 0xc0]);
-        packet.extend(86_400_u32.to_be_bytes());
-        packet.extend(preferred.to_be_bytes());
-        packet.extend([0; 4]);
-        packet.extend(network.address.octets());
+impl Says {
+    /// RFC 4861 section 4.2: name and time servers are always from DHCPv6.
+    fn advertisement(&self) -> Vec<u8> {
+        let [high, low] = LIFETIME_S.to_be_bytes();
+        let (flags, of_prefix) = match self.managed {
+            true => (0xc0, 0x80),
+            false => (0x40, 0xc0),
+        };
+        let mut packet = vec![134, 0, 0, 0, 64, flags, high, low];
+        packet.resize(16, 0);
+        for Announced { network, preferred } in &self.prefixes {
+            packet.extend([3, 4, network.prefix(), of_prefix]);
+            packet.extend(86_400_u32.to_be_bytes());
+            packet.extend(preferred.to_be_bytes());
+            packet.extend([0; 4]);
+            packet.extend(network.address.octets());
+        }
+        packet
     }
-    packet
 }
 
-/// Answers requests for information (RFC 8415 section 18.3.6) and for the time.
-fn serve(index: u32, own: Ipv6Addr) -> Result<()> {
+/// Answers questions of DHCPv6 and for the time.
+fn serve(index: u32, own: Ipv6Addr, lent: Arc<Mutex<Option<Ipv6Addr>>>) -> Result<()> {
     let servers = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 547)).context("listen for DHCPv6")?;
     servers.join_multicast_v6(&"ff02::1:2".parse()?, index)?;
-    answer_each(servers, move |question| information(question, own));
+    answer_each(servers, None, move |question| {
+        dhcp6::answer(question, own, &lent)
+    });
     let time = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 123)).context("listen for NTP")?;
-    answer_each(time, now);
+    answer_each(time, None, now);
     Ok(())
 }
 
-fn answer_each(socket: UdpSocket, answer: impl Fn(&[u8]) -> Option<Vec<u8>> + Send + 'static) {
+/// To who asked, or to whom else.
+fn answer_each(
+    socket: UdpSocket,
+    to: Option<SocketAddr>,
+    answer: impl Fn(&[u8]) -> Option<Vec<u8>> + Send + 'static,
+) {
     thread::spawn(move || -> io::Result<()> {
         let mut packet = [0; 1500];
         loop {
@@ -172,31 +231,10 @@ fn answer_each(socket: UdpSocket, answer: impl Fn(&[u8]) -> Option<Vec<u8>> + Se
                 received => received?,
             };
             if let Some(answer) = answer(&packet[..received.0]) {
-                socket.send_to(&answer, received.1)?;
+                socket.send_to(&answer, to.unwrap_or(received.1))?;
             }
         }
     });
-}
-
-/// `None` where it asks for more.
-fn information(question: &[u8], own: Ipv6Addr) -> Option<Vec<u8>> {
-    let (&[11, a, b, c], options) = question.split_first_chunk()? else {
-        return None;
-    };
-    // The client's identity is what it says first.
-    let (&[0, 1, high, low], rest) = options.split_first_chunk()? else {
-        return None;
-    };
-    let length = usize::from(u16::from_be_bytes([high, low]));
-    let client = rest.get(..length)?;
-    let mut answer = vec![7, a, b, c, 0, 1, high, low];
-    answer.extend(client);
-    answer.extend([0, 2, 0, 10, 0, 3, 0, 1, 2, 0, 0, 0, 0, 9]);
-    answer.extend([0, 23, 0, 16]);
-    answer.extend(own.octets());
-    answer.extend([0, 56, 0, 20, 0, 1, 0, 16]);
-    answer.extend(own.octets());
-    Some(answer)
 }
 
 /// RFC 4330: version 4, a server of stratum 2, the client's number returned.
@@ -219,12 +257,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_answer_goes_to_who_asked_and_names_both_servers() {
-        let own: Ipv6Addr = "2001:db8::1".parse().expect("an address");
-        let question = [11, 1, 2, 3, 0, 1, 0, 2, 8, 9, 0, 8, 0, 2, 0, 0];
-        let answer = information(&question, own).expect("an answer");
-        assert_eq!(answer[..10], [7, 1, 2, 3, 0, 1, 0, 2, 8, 9]);
-        assert_eq!(information(&[1, 1, 2, 3], own), None);
+    fn the_time_is_answered_in_one_packet_and_an_advertisement_says_who_lends_addresses() {
         assert_eq!(now(&[0; 48]).expect("an answer").len(), 48);
+        let network = "2001:db8::/64".parse().expect("a prefix");
+        let announced = Announced {
+            network,
+            preferred: 60,
+        };
+        let mut says = Says {
+            prefixes: vec![announced],
+            managed: false,
+        };
+        let told = says.advertisement();
+        assert_eq!((told[5], &told[6..8], told[19]), (0x40, &[7, 8][..], 0xc0));
+        says.managed = true;
+        let told = says.advertisement();
+        assert_eq!((told[5], &told[6..8], told[19]), (0xc0, &[7, 8][..], 0x80));
     }
 }

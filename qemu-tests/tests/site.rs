@@ -4,6 +4,9 @@
 #![cfg(test)]
 
 mod tests {
+    use std::sync::atomic::Ordering;
+    use std::time::Instant;
+
     use image::qemu::{Card, Link, Machine, Net};
     use qemu_tests::router::{Announced, Router, TAP};
     use qemu_tests::trunk::Trunk;
@@ -112,13 +115,7 @@ mod tests {
         let own = ["2001:db8:6::1/64", "2001:db8:7::1/64"].map(|a| a.parse().expect("an address"));
         let router = Router::lay(&own, 3).expect("a network; it needs root");
         let lab = Lab::with(&Setup::default(), |machine| {
-            machine.nets = vec![Net {
-                card: Card::Virtio,
-                mac: Some("52:54:00:00:00:06".parse()?),
-                link: Link::Tap {
-                    name: TAP.to_owned(),
-                },
-            }];
+            at(&router, machine);
             Ok(())
         });
         let lab = lab.expect("a node");
@@ -149,6 +146,176 @@ mod tests {
         let shop = lab.sifr(&["--output", "json", "get", "shop", "--node", "moved"]);
         let shop = shop.expect("sifr runs").must().expect("it is kept").stdout;
         assert!(shop.contains("data"), "{shop}");
+    }
+
+    /// A card at the router's network.
+    fn at(_router: &Router, machine: &mut Machine) {
+        machine.nets = vec![Net {
+            card: Card::Virtio,
+            mac: Some("52:54:00:00:00:06".parse().expect("a MAC")),
+            link: Link::Tap {
+                name: TAP.to_owned(),
+            },
+        }];
+    }
+
+    fn network(lab: &Lab) -> Value {
+        let shown = lab.sifr(&["--output", "json", "node", "network", "show"]);
+        let shown = shown.expect("sifr runs").must().expect("it answers");
+        serde_json::from_str(&shown.stdout).expect("JSON")
+    }
+
+    /// Of the lab's node, in a file.
+    fn written(lab: &Lab, options: &str) -> String {
+        let file = lab.directory().join("options");
+        std::fs::write(&file, options).expect("written");
+        file.display().to_string()
+    }
+
+    /// One address leads nowhere, the other is where the owner finds the node: over the new one, without IPv6.
+    #[test]
+    fn a_network_that_is_set_from_afar_is_taken_back_unless_confirmed_and_survives_a_power_cut() {
+        let own = ["2001:db8:6::1/64".parse().expect("an address")];
+        let router = Router::lay(&own, 1).expect("a network; it needs root");
+        router.add("192.0.2.1/24").expect("another address");
+        let lab = Lab::with(&Setup::default(), |machine| {
+            at(&router, machine);
+            Ok(())
+        });
+        let mut lab = lab.expect("a node");
+        let (old, key) = (lab.address().expect("shown"), lab.key().expect("a key"));
+        let set = |lab: &Lab, options: &str, within: &str| {
+            let file = written(lab, options);
+            let set = lab.sifr(&["node", "network", "set", &file, "--confirm-within", within]);
+            set.expect("sifr runs")
+        };
+        let refused = set(&lab, "sifr.net.eth0.adress=192.0.2.7/24", "10");
+        assert_eq!(refused.code, 3, "{}", refused.stderr);
+        assert!(refused.stderr.contains("sifr.net.eth0.adress"));
+        lab.node().mark();
+        let lost = set(&lab, "sifr.net.eth0.address=198.51.100.7/24", "10");
+        assert_eq!(lost.code, 5, "{}", lost.stderr);
+        let back = "sifr: network version 1 was not confirmed within 10 s";
+        lab.node().wait_for_line(back, PATIENCE).expect("said");
+        let again = lab.node().wait_for_line("sifr: ready https://[", PATIENCE);
+        again.expect("its old address");
+        assert_eq!(network(&lab)["version"], 0);
+        // The power goes while another is tried.
+        lab.node().mark();
+        let file = written(&lab, "sifr.net.eth0.address=198.51.100.7/24");
+        let args = ["node", "network", "set", &file, "--confirm-within", "3600"];
+        let mut beside = lab.sifr_beside(&args).expect("sifr runs");
+        let used = lab
+            .node()
+            .wait_for_line("sifr: address 198.51.100.7/24", PATIENCE);
+        used.expect("it is used");
+        lab.power_cut().expect("cut");
+        beside.kill().and_then(|()| beside.wait()).expect("ended");
+        lab.power_on().expect("a node");
+        assert_eq!(lab.address().expect("shown"), old);
+        // One that the owner reaches.
+        let kept = set(&lab, "sifr.net.eth0.address=192.0.2.7/24", "60");
+        let kept = kept.must().expect("confirmed");
+        assert!(kept.stdout.contains("192.0.2.7"), "{}", kept.stdout);
+        lab.power_cut().expect("cut");
+        lab.power_on().expect("a node");
+        assert_eq!(lab.address().expect("shown"), "192.0.2.7:7443");
+        let now = network(&lab);
+        assert_eq!(
+            (&now["version"], &now["options"][0]["from"]),
+            (&1.into(), &"owner".into())
+        );
+        // Whoever boots the machine can have it as it was booted, and the owner sets it anew.
+        lab.oem_strings().push("sifr.net=reset".to_owned());
+        lab.power_button().expect("off");
+        lab.power_on().expect("a node");
+        assert_eq!(lab.address().expect("shown"), old);
+        let pin = lab.sifr(&["node", "add", "lab", &old, "--key", &key, "--replace"]);
+        pin.expect("sifr runs").must().expect("pinned");
+        // Its neighbours are asked first whether one of them has the address, and nothing tells when that is over.
+        let end = Instant::now() + PATIENCE;
+        while lab.sifr(&["node", "info"]).expect("sifr runs").code != 0 {
+            assert!(Instant::now() < end, "not reached: {}", lab.console());
+        }
+        let noted = network(&lab)["note"].to_string();
+        assert!(noted.contains("sifr.net=reset"), "{noted}");
+        let revert = lab.sifr(&["node", "network", "revert"]);
+        revert.expect("sifr runs").must().expect("confirmed");
+        lab.oem_strings().clear();
+        lab.power_button().expect("off");
+        lab.power_on().expect("a node");
+        assert_eq!(lab.address().expect("shown"), old);
+        assert_eq!(network(&lab)["version"], 2);
+    }
+
+    fn gateways(lab: &Lab) -> Value {
+        links(lab)[0]["gateways"].clone()
+    }
+
+    /// The node asks on, and is up when it is answered; with a cable that comes and goes it is the same node at the same place.
+    #[test]
+    fn a_lease_that_comes_late_is_taken_without_a_boot_and_outlives_a_cable_that_flaps() {
+        let own = ["2001:db8:6::1/64".parse().expect("an address")];
+        let router = Router::lay(&own, usize::MAX).expect("a network; it needs root");
+        let asked = router.lease([192, 0, 2, 77].into(), [192, 0, 2, 1].into(), 7);
+        let asked = asked.expect("a server");
+        let lab = Lab::with(&told(""), |machine| {
+            at(&router, machine);
+            Ok(())
+        });
+        let lab = lab.expect("a node");
+        // It had said that it has none, and gone on.
+        let console = lab.console();
+        let none = "none yet: no DHCP server has answered, asking on";
+        assert!(console.contains(none), "{console}");
+        assert_eq!(lab.address().expect("shown"), "192.0.2.77:7443");
+        let before = asked.load(Ordering::Relaxed);
+        assert!(before >= 7);
+        for _ in 0..3 {
+            for there in [false, true] {
+                lab.node().set_link(0, there).expect("set");
+            }
+        }
+        assert_eq!(address(&lab, "eth0"), "192.0.2.77/24");
+        assert_eq!(gateways(&lab), serde_json::json!(["192.0.2.1"]));
+    }
+
+    /// One of its two addresses is a neighbour's. The other is reached, and says so.
+    #[test]
+    fn an_address_that_a_neighbour_has_is_not_used_and_the_node_says_whose_it_is() {
+        let own = ["2001:db8:6::1/64".parse().expect("an address")];
+        let router = Router::lay(&own, usize::MAX).expect("a network; it needs root");
+        router.add("2001:db8:6::9/64").expect("a twin");
+        let options =
+            "sifr.net.eth0.address=2001:db8:6::8/64,2001:db8:6::9/64 sifr.net.eth0.gateway=fe80::1";
+        let lab = Lab::with(&told(options), |machine| {
+            at(&router, machine);
+            Ok(())
+        });
+        let lab = lab.expect("a node");
+        assert_eq!(lab.address().expect("shown"), "[2001:db8:6::8]:7443");
+        let twin = "sifr: trouble phase_links: another machine on eth0 has 2001:db8:6::9";
+        lab.node().wait_for_line(twin, PATIENCE).expect("told");
+        assert_eq!(gateways(&lab), serde_json::json!(["fe80::1"]));
+    }
+
+    /// A router says that addresses are lent, and leads to the world.
+    #[test]
+    fn an_address_is_borrowed_from_dhcpv6_where_the_router_says_so() {
+        let own = ["2001:db8:6::1/64".parse().expect("an address")];
+        let router = Router::lay(&own, 1).expect("a network; it needs root");
+        let lent = "2001:db8:6::77";
+        router
+            .lend(lent.parse().expect("an address"))
+            .expect("lent");
+        let lab = Lab::with(&told(""), |machine| {
+            at(&router, machine);
+            Ok(())
+        });
+        let lab = lab.expect("a node");
+        assert_eq!(lab.address().expect("shown"), format!("[{lent}]:7443"));
+        assert_eq!(gateways(&lab), serde_json::json!(["fe80::1"]));
+        assert!(address(&lab, "eth0").to_string().contains(lent));
     }
 
     /// The VLAN is named in a file behind the initramfs, its address in the firmware's tables.

@@ -20,6 +20,7 @@ use types::node::{
     Capacity, Clock, Disk, DiskClass, DiskUse, Drill, Drilled, Encryption, NodeDisks, NodeInfo,
 };
 use types::retire::{Destroyed, Method, Receipt, Remaining, Unlock, Unlocked};
+use types::site::{Confirm, Confirmed, NodeNetwork, OptionPlace, SiteChange, Stated, Trial};
 use types::status::{
     Ack, DeploymentStatus, Desired, Exit, Refusal, RefusalCode, State, WorkloadStatus,
 };
@@ -42,6 +43,10 @@ pub(super) struct Memory {
     pub(super) deployments: BTreeMap<Name, (u64, Desired, Deployment)>,
     pub(super) flists: BTreeMap<Digest, Flist>,
     pub(super) chunks: BTreeSet<Digest>,
+    pub(super) network: Option<SiteChange>,
+    pub(super) tried: Option<SiteChange>,
+    pub(super) taken_back: Option<String>,
+    pub(super) early: bool,
     /// A wish to decommission counts once.
     pub(super) retired: bool,
     /// State that machines are reported in while they should run.
@@ -223,6 +228,7 @@ impl Node {
                 ..Capacity::default()
             },
             links: vec![],
+            network: self.network(),
             disks: vec![],
             pools: Vec::new(),
             boot: vec![],
@@ -233,6 +239,62 @@ impl Node {
             tpm: None,
             health: self.health(),
         }
+    }
+
+    fn network(&self) -> NodeNetwork {
+        let state = self.state.lock().expect("no test panics inside");
+        let from = OptionPlace::Owner;
+        let stated = |option: &String| Stated {
+            option: option.clone(),
+            from,
+        };
+        let options = state.network.iter().flat_map(|n| &n.options);
+        NodeNetwork {
+            version: state.network.as_ref().map_or(0, |n| n.version),
+            options: options.map(stated).collect(),
+            trial: state.tried.as_ref().map(|tried| Trial {
+                version: tried.version,
+                confirm_s: tried.confirm_s,
+                until_uptime_ms: None,
+            }),
+            note: state.taken_back.clone(),
+        }
+    }
+
+    /// A change is in use at the second question: the first one comes too early.
+    async fn change_network(&self, route: Route, body: Body) -> Result<Answer, Refusal> {
+        let body = body.collect().await?;
+        let mut state = self.state.lock().expect("no test panics inside");
+        if route == Route::SetNetwork {
+            let change = Envelope::parse(&body)?.open_site(|key| *key == self.owner)?;
+            if change.options.iter().any(|o| o.contains("adress")) {
+                return Err(refusal(RefusalCode::Malformed, "there is no such key"));
+            }
+            let trial = Trial {
+                version: change.version,
+                confirm_s: change.confirm_s,
+                until_uptime_ms: None,
+            };
+            if change.options.iter().any(|o| o.contains("lost")) {
+                state.taken_back = Some("version 2 was not confirmed within 5 s".to_owned());
+            } else {
+                state.tried = Some(change);
+            }
+            state.early = true;
+            return Ok(Answer::json(&trial));
+        }
+        let Confirm { version } = serde_json::from_slice(&body).expect("JSON");
+        if std::mem::take(&mut state.early) {
+            return Err(refusal(RefusalCode::Conflict, "connect anew"));
+        }
+        let tried = state.tried.take();
+        let tried = tried.ok_or_else(|| refusal(RefusalCode::Conflict, "none is tried"))?;
+        if route == Route::RevertNetwork {
+            return Ok(Answer::json(&Confirm { version }));
+        }
+        state.network = Some(tried);
+        let durable = self.durable;
+        Ok(Answer::json(&Confirmed { version, durable }))
     }
 
     /// The first fails, the second says nothing.
@@ -383,6 +445,9 @@ impl Node {
                 }))
             }
             Route::Decommission => self.end(&body.collect().await?),
+            Route::SetNetwork | Route::ConfirmNetwork | Route::RevertNetwork => {
+                self.change_network(route, body).await
+            }
             Route::Dmesg => Ok(Answer::text("[0.0] Linux\x1b[2J\n")),
             Route::PutFlist(digest) => {
                 let bytes = body.collect().await?;

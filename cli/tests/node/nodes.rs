@@ -249,3 +249,52 @@ fn the_version_is_that_of_the_build() {
         sifr::IDENTITY.version
     );
 }
+
+#[test]
+fn a_network_is_set_confirmed_and_taken_back() {
+    let bench = Bench::with_node(true);
+    let set = ["node", "network", "set", "options", "--confirm-within", "5"];
+    let write = |text: &str| std::fs::write(bench.path("options"), text).expect("written");
+    write("# nothing\n");
+    bench.run(&set).ends(2).says("sifr node network revert");
+    bench
+        .run(&["node", "network", "revert"])
+        .ends(2)
+        .says("never set");
+    write("sifr.net.eth0.adress=192.0.2.7/24\n");
+    bench.run(&set).ends(3).says("there is no such key");
+    write("sifr.net.eth0.mtu=1400 # a tunnel\nsifr.dns=192.0.2.53\n");
+    bench
+        .run(&set)
+        .ends(0)
+        .says("tries version 1")
+        .says("keeps version 1");
+    bench
+        .run(&["node", "network", "show"])
+        .ends(0)
+        .says("sifr.dns=192.0.2.53")
+        .says("set by the owner")
+        .says("version 1");
+    bench
+        .run(&["node", "info"])
+        .ends(0)
+        .says("sifr.net.eth0.mtu=1400");
+    let json = bench
+        .run(&["node", "network", "show", "--output", "json"])
+        .json();
+    assert_eq!(json["version"], 1);
+    // What is being tried is taken back at once; else what was kept, by a change of its own.
+    let tried = bench.node.state.lock().expect("held").network.clone();
+    bench.node.state.lock().expect("held").tried = tried;
+    bench
+        .run(&["node", "network", "revert"])
+        .ends(0)
+        .says("takes version 1 back");
+    bench
+        .run(&["node", "network", "revert"])
+        .ends(0)
+        .says("keeps version 2");
+    // One that the node has taken back meanwhile.
+    write("sifr.net.lost.dhcp=on\n");
+    bench.run(&set).ends(5).says("was not confirmed");
+}

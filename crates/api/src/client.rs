@@ -4,6 +4,8 @@
 //! Refuses: another node than the pinned one, answers without a bound, and to repeat a statement: only
 //! what may be asked twice is asked again when a kept connection turns out to be closed.
 
+mod site;
+
 use std::collections::BTreeSet;
 use std::future::Future;
 use std::io;

@@ -13,6 +13,7 @@ use types::deployment::{PAYLOAD_TYPE, SpecError, Statement};
 use types::retire::{
     RECEIPT_PAYLOAD_TYPE, RETIREMENT_PAYLOAD_TYPE, Receipt, Retirement, RetirementError,
 };
+use types::site::{SITE_PAYLOAD_TYPE, SiteChange, SiteError};
 use types::status::{Refusal, RefusalCode};
 
 use crate::sign::{self, SecretKey};
@@ -80,6 +81,8 @@ pub enum EnvelopeError {
     Claim(ClaimError),
     #[error("the signed wish asks for what no node can do: {0}")]
     Retirement(RetirementError),
+    #[error("the signed change of the network asks for what no node can do: {0}")]
+    Site(SiteError),
 }
 
 impl EnvelopeError {
@@ -97,7 +100,8 @@ impl EnvelopeError {
             | Self::Statement(_)
             | Self::Spec(_)
             | Self::Claim(_)
-            | Self::Retirement(_) => RefusalCode::Malformed,
+            | Self::Retirement(_)
+            | Self::Site(_) => RefusalCode::Malformed,
         }
     }
 }
@@ -144,6 +148,13 @@ impl Envelope {
         wish.check().map_err(EnvelopeError::Retirement)?;
         let payload = serde_json::to_vec(wish).expect("a wish has only text keys");
         Self::seal(key, RETIREMENT_PAYLOAD_TYPE, &payload).bounded()
+    }
+
+    /// The same of a change of a node's network.
+    pub fn seal_site(key: &SecretKey, change: &SiteChange) -> Result<Self, EnvelopeError> {
+        change.check().map_err(EnvelopeError::Site)?;
+        let payload = serde_json::to_vec(change).expect("a change has only text keys");
+        Self::seal(key, SITE_PAYLOAD_TYPE, &payload).bounded()
     }
 
     /// The same of a receipt.
@@ -235,6 +246,19 @@ impl Envelope {
             .map_err(|error| EnvelopeError::Statement(error.to_string()))?;
         wish.check().map_err(EnvelopeError::Retirement)?;
         Ok(wish)
+    }
+
+    /// Verifies, then reads the payload as a [`SiteChange`] that passes its own check.
+    pub fn open_site(
+        &self,
+        trusted: impl FnOnce(&PublicKey) -> bool,
+    ) -> Result<SiteChange, EnvelopeError> {
+        let (_, payload) = self.verify(trusted)?;
+        self.is_of(SITE_PAYLOAD_TYPE)?;
+        let change: SiteChange = serde_json::from_slice(&payload)
+            .map_err(|error| EnvelopeError::Statement(error.to_string()))?;
+        change.check().map_err(EnvelopeError::Site)?;
+        Ok(change)
     }
 
     /// Verifies, then reads the payload as a [`Receipt`].

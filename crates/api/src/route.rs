@@ -32,6 +32,8 @@ pub const TARGET_MAX: usize = 1024;
 pub const UNLOCK_MAX: u64 = 8 << 10;
 /// Largest body of a drill: three short fields, the two names of at most 63 bytes.
 pub const DRILL_MAX: u64 = 512;
+/// Largest body of a confirmation: one number.
+pub const CONFIRM_MAX: u64 = 64;
 /// Longest part of a frame that a capture keeps, and the whole of any that a card hands over: segments which are still to be
 /// cut into frames of the link have up to 64 KiB and their headers.
 pub const SNAP_MAX: u32 = 128 << 10;
@@ -50,6 +52,12 @@ pub enum Route {
     UnlockDisk,
     /// `POST /v1/node/decommission`: the keys of disks are destroyed
     Decommission,
+    /// `POST /v1/node/network`: another set of options for the node's own network, until it is confirmed
+    SetNetwork,
+    /// `POST /v1/node/network/confirm`
+    ConfirmNetwork,
+    /// `POST /v1/node/network/revert`: without waiting for its time to run out
+    RevertNetwork,
     /// `PUT /v1/flists/{hex}`
     PutFlist(Digest),
     /// `GET /v1/flists/{hex}/trace`: what its first run on the node touched, as `flist::trace` has it
@@ -211,6 +219,9 @@ impl Route {
             ("POST", ["node", "disks", "claim"]) => Self::ClaimDisks,
             ("POST", ["node", "disks", "unlock"]) => Self::UnlockDisk,
             ("POST", ["node", "decommission"]) => Self::Decommission,
+            ("POST", ["node", "network"]) => Self::SetNetwork,
+            ("POST", ["node", "network", "confirm"]) => Self::ConfirmNetwork,
+            ("POST", ["node", "network", "revert"]) => Self::RevertNetwork,
             ("PUT", ["flists", hex]) => Self::PutFlist(digest(hex)?),
             ("GET", ["flists", hex, "trace"]) => Self::Trace(digest(hex)?),
             ("PUT", ["chunks", hex]) => Self::PutChunk(digest(hex)?),
@@ -252,6 +263,9 @@ impl Route {
             | Self::Drill
             | Self::ClaimDisks
             | Self::UnlockDisk
+            | Self::SetNetwork
+            | Self::ConfirmNetwork
+            | Self::RevertNetwork
             | Self::Decommission => Method::POST,
             Self::Node
             | Self::Dmesg
@@ -276,6 +290,9 @@ impl Route {
             Self::ClaimDisks => "/v1/node/disks/claim".to_owned(),
             Self::UnlockDisk => "/v1/node/disks/unlock".to_owned(),
             Self::Decommission => "/v1/node/decommission".to_owned(),
+            Self::SetNetwork => "/v1/node/network".to_owned(),
+            Self::ConfirmNetwork => "/v1/node/network/confirm".to_owned(),
+            Self::RevertNetwork => "/v1/node/network/revert".to_owned(),
             Self::PutFlist(digest) => format!("/v1/flists/{}", digest.hex()),
             Self::Trace(digest) => format!("/v1/flists/{}/trace", digest.hex()),
             Self::PutChunk(digest) => format!("/v1/chunks/{}", digest.hex()),
@@ -331,7 +348,10 @@ impl Route {
         match self {
             Self::PutFlist(_) => FLIST_MAX,
             Self::PutChunk(_) => CHUNK_MAX,
-            Self::PostStatement | Self::ClaimDisks | Self::Decommission => ENVELOPE_MAX as u64,
+            Self::PostStatement | Self::ClaimDisks | Self::Decommission | Self::SetNetwork => {
+                ENVELOPE_MAX as u64
+            }
+            Self::ConfirmNetwork | Self::RevertNetwork => CONFIRM_MAX,
             Self::UnlockDisk => UNLOCK_MAX,
             Self::Drill => DRILL_MAX,
             Self::Node
@@ -525,6 +545,9 @@ mod tests {
             Just(Route::ClaimDisks),
             Just(Route::UnlockDisk),
             Just(Route::Decommission),
+            Just(Route::SetNetwork),
+            Just(Route::ConfirmNetwork),
+            Just(Route::RevertNetwork),
             digest().prop_map(Route::PutFlist),
             digest().prop_map(Route::PutChunk),
             digest().prop_map(Route::Trace),
@@ -641,6 +664,9 @@ mod tests {
                 "GET /v1/deployments/shop/workloads/web/trace?to=db&tcp=5432",
             ),
             (Route::Drill, "POST /v1/node/drill"),
+            (Route::SetNetwork, "POST /v1/node/network"),
+            (Route::ConfirmNetwork, "POST /v1/node/network/confirm"),
+            (Route::RevertNetwork, "POST /v1/node/network/revert"),
             (Route::NodeMetrics, "GET /v1/node/metrics"),
             (
                 Route::Metrics(name("shop")),

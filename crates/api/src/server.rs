@@ -120,9 +120,15 @@ pub struct Body {
     /// Time spent waiting for the peer; the handler's own time does not count.
     waited: Duration,
     limits: Limits,
+    connected: Instant,
 }
 
 impl Body {
+    /// When the connection was accepted that the request came over.
+    pub fn connected(&self) -> Instant {
+        self.connected
+    }
+
     /// The next bytes, `None` at the end. Never more in all than the route allows.
     pub async fn next(&mut self) -> Result<Option<Bytes>, Refusal> {
         loop {
@@ -264,6 +270,7 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
     H: Handler,
 {
+    let connected = Instant::now();
     let patient = Patient::new(stream, limits.unread_answer);
     let limit = limits.handshake;
     let stream = timeout(limit, TlsAcceptor::from(tls).accept(patient))
@@ -277,7 +284,7 @@ where
     let service = service_fn(|request| {
         let over = &over;
         Box::pin(async move {
-            let mut answer = respond(handler, peer, request, limits, seat).await;
+            let mut answer = respond(handler, (peer, connected), request, limits, seat).await;
             if let Some(last) = answer.take_over() {
                 // A connection has one last answer.
                 let _ = over.set(last);
@@ -349,7 +356,7 @@ fn slow_header() -> Vec<u8> {
 
 async fn respond<H: Handler>(
     handler: &H,
-    peer: PublicKey,
+    (peer, connected): (PublicKey, Instant),
     request: Request<Incoming>,
     limits: Limits,
     seat: &Seat,
@@ -377,6 +384,7 @@ async fn respond<H: Handler>(
                 received: 0,
                 waited: Duration::ZERO,
                 limits,
+                connected,
             };
             handler.handle(peer, route, body).await
         }

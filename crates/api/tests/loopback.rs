@@ -68,6 +68,9 @@ mod tests {
                 Route::Disks | Route::ClaimDisks | Route::UnlockDisk | Route::Decommission => {
                     Err(refusal(RefusalCode::NotFound, "no disk in this test"))
                 }
+                Route::SetNetwork | Route::ConfirmNetwork | Route::RevertNetwork => {
+                    Err(refusal(RefusalCode::NotFound, "no network in this test"))
+                }
                 Route::NodeMetrics | Route::Metrics(_) => Ok(Answer::metrics(String::new())),
                 Route::Trace(digest) => Ok(Answer::bytes(digest.0.to_vec())),
                 Route::PutFlist(digest) => {

@@ -18,6 +18,7 @@ pub mod metrics;
 pub mod network;
 pub mod node;
 pub mod retire;
+pub mod site;
 pub mod status;
 pub mod stores;
 pub mod trace;

@@ -9,6 +9,7 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::health::DiskHealth;
+use crate::site::NodeNetwork;
 use crate::status::State;
 use crate::trouble::Trouble;
 use crate::{AnyCidr, Bytes, Digest, Mac, Name, PublicKey};
@@ -34,6 +35,9 @@ pub struct NodeInfo {
     pub clock: Clock,
     pub capacity: Capacity,
     pub links: Vec<Link>,
+    /// The options that links follow from.
+    #[serde(default)]
+    pub network: NodeNetwork,
     pub disks: Vec<Disk>,
     /// The first is where images go. Empty on a node that runs from RAM.
     #[serde(default)]

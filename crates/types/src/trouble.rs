@@ -106,6 +106,7 @@ codes! {
     ClockRefused "clock_refused" "correct that time server, or name another with `sifr.ntp=`",
     ClockContradicted "clock_contradicted" "find out which time server is wrong, and take it away",
     PortMissing "port_missing" "look at the network card, or correct `sifr.net.`: the message says which ports there are",
+    NetworkUnset "network_unset" "set it again with `sifr node network set`; until then the options of the boot count",
     NetworkFailed "network_failed" "`sifr node dmesg` has the kernel's word; the node tries again",
     LastBootPanicked "last_boot_panicked" "report the headline; where it comes again, test the machine's memory",
     LastBootWatchdog "last_boot_watchdog" "the node hung: report it with `sifr node dmesg`",

@@ -17,6 +17,7 @@ use workload::admission::Storage;
 use super::custody::Custody;
 use super::disks::Found;
 use super::machines::Site;
+use super::site::Desk;
 use super::vigil::Guarded;
 use crate::room::{HEADROOM, Room};
 
@@ -104,6 +105,8 @@ pub(crate) struct NodeContext {
     /// What `GET /v1/node` says. The phases keep clock, links, disks and boot current; the engine keeps
     /// the used capacity and the last error current; uptime and clock are read when asked.
     pub(crate) info: watch::Sender<NodeInfo>,
+    /// Where changes of the node's own network are asked for.
+    pub(crate) desk: Desk,
     /// The newest lease. A change replaces the host's firewall.
     pub(crate) uplink: watch::Receiver<Uplink>,
     /// The socket to pid1 ([`crate::wire::PID1_FD`]), from which nothing has been read.

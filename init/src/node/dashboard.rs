@@ -16,6 +16,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use types::health::{DiskHealth, Verdict};
 use types::node::{Disk, NodeInfo};
+use types::site::{NodeNetwork, Stated, Trial};
 use types::status::State;
 use types::trouble::Trouble;
 
@@ -26,6 +27,8 @@ use crate::console::Console;
 const PAUSE: Duration = Duration::from_secs(2);
 /// Troubles that are shown, the newest: a screen has 25 lines.
 const TROUBLES_MAX: usize = 6;
+/// Options of the network that are shown: those of a bond and a VLAN on it.
+const OPTIONS_MAX: usize = 8;
 /// Longest message of a trouble that is shown; the API has all of it.
 const MESSAGE_MAX: usize = 200;
 
@@ -119,6 +122,7 @@ pub(crate) fn block(info: &NodeInfo, uplink: &Uplink) -> Vec<String> {
         }
     ));
     lines.push(format!("sifr: address {}", address(uplink)));
+    network(&info.network, &mut lines);
     lines.push(format!("sifr: workloads {}", workloads(info)));
     if let Some(end) = &info.last_end {
         lines.push(format!("sifr: last boot ended {end}"));
@@ -137,6 +141,36 @@ pub(crate) fn block(info: &NodeInfo, uplink: &Uplink) -> Vec<String> {
         None => "sifr: ready, waiting for an address".to_owned(),
     });
     lines
+}
+
+/// Which options count, and what is being tried.
+fn network(network: &NodeNetwork, lines: &mut Vec<String>) {
+    let all = network.options.len();
+    for Stated { option, from } in network.options.iter().take(OPTIONS_MAX) {
+        lines.push(format!("sifr: option {option} ({from})"));
+    }
+    if all > OPTIONS_MAX {
+        let more = all - OPTIONS_MAX;
+        lines.push(format!(
+            "sifr: option and {more} more of the network: `sifr node network show`"
+        ));
+    }
+    if let Some(Trial {
+        version, confirm_s, ..
+    }) = &network.trial
+    {
+        lines.push(format!(
+            "sifr: network version {version} is tried: confirmed within {confirm_s} s, or taken back"
+        ));
+    } else if network.version > 0 {
+        lines.push(format!(
+            "sifr: network version {} was set by the owner",
+            network.version
+        ));
+    }
+    if let Some(note) = &network.note {
+        lines.push(format!("sifr: network {note}"));
+    }
 }
 
 fn disk(disk: &Disk, health: &[DiskHealth]) -> String {
@@ -228,6 +262,7 @@ pub(crate) mod tests {
             },
             capacity: Capacity::default(),
             links: Vec::new(),
+            network: Default::default(),
             disks: Vec::new(),
             pools: Vec::new(),
             boot: Vec::new(),

@@ -47,6 +47,7 @@ mod retire;
 mod runspec;
 mod scribe;
 mod server;
+mod site;
 mod smart;
 mod smbios;
 mod sweep;

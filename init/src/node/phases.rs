@@ -18,7 +18,7 @@ use storage::mirrors::Layout;
 use storage::plan::{Choice, Standing, choose};
 use storage::pool::{Pool, PoolError};
 use storage::pools::{Places, Pools};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use types::PublicKey;
 use types::node::{Capacity, Clock, LastEnd, NodeInfo, Phase};
 use types::trouble::Code;
@@ -32,12 +32,13 @@ use super::given_up::{self, GivenUp, Ill, Mark};
 use super::known::Known;
 use super::machines::Site;
 use super::pulse::Pulse;
+use super::site::{Changes, Desk};
 use super::{
-    clock, dashboard, disks, ending, health, known, machine, mirror, pools, resolv, retire, smart,
-    troubles, uplink, vigil,
+    clock, dashboard, disks, ending, health, known, machine, mirror, pools, resolv, retire, site,
+    smart, troubles, uplink, vigil,
 };
 use crate::console::Console;
-use crate::options::Options;
+use crate::options::{Network, Options};
 use crate::phase::{Outcome, Row};
 use crate::room::Room;
 
@@ -165,8 +166,7 @@ async fn provision() -> anyhow::Result<Engine> {
     let floors: Vec<_> = sites.iter().map(|s| s.mountpoint.clone()).collect();
     let start = boot.must("clock", || Ok((clock::start(&floors)?, None)))?;
     let kvm_problem = boot.must("kvm", kvm)?;
-    let storage = storage_of(pool);
-    let capacity = capacity_of(storage, &sites);
+    let (storage, capacity) = capacity_of(pool, &sites);
     let (info, _) = watch::channel(NodeInfo {
         key,
         owner,
@@ -180,6 +180,7 @@ async fn provision() -> anyhow::Result<Engine> {
         clock: UNHEARD,
         capacity,
         links: Vec::new(),
+        network: Default::default(),
         disks: disks::reports(found, owner.as_ref(), &all.standing()),
         pools: pools::report(&all, found),
         boot: Vec::new(),
@@ -192,8 +193,7 @@ async fn provision() -> anyhow::Result<Engine> {
     });
     say_what_stands(&info, &options, &problems);
     say_what_goes(&info, &looked.retired, &all.standing());
-    start.say(&info);
-    let uplink = network(&mut boot, &options, floors, start, &info).await?;
+    let (uplink, desk) = network(&mut boot, &options, floors, start, &info).await?;
     let context = NodeContext {
         seed,
         key,
@@ -212,6 +212,7 @@ async fn provision() -> anyhow::Result<Engine> {
         capacity,
         info: info.clone(),
         uplink: uplink.clone(),
+        desk,
         pid1,
     };
     let sites = context.pools.clone();
@@ -483,15 +484,17 @@ fn kvm() -> Done<Option<String>> {
     Ok((problem, Some(said)))
 }
 
-fn capacity_of(storage: Storage, sites: &[Site]) -> Capacity {
+fn capacity_of(pool: &Pool, sites: &[Site]) -> (Storage, Capacity) {
+    let storage = storage_of(pool);
     let sizes = sites.iter().map(|site| machine::size_of(&site.mountpoint));
     let first = sizes.clone().next().unwrap_or_default();
     let disk = sizes.map(|size| tenant_disk(size).0).sum();
     let capacity = tenant_capacity(machine::cpus(), machine::memory(), storage, first);
-    Capacity {
+    let capacity = Capacity {
         disk: types::Bytes(disk),
         ..capacity
-    }
+    };
+    (storage, capacity)
 }
 
 fn identity(
@@ -523,7 +526,7 @@ fn refused_links(info: &watch::Sender<NodeInfo>) -> impl Fn(&Option<String>) + u
 }
 
 /// Why a node has no address yet.
-fn none_yet(options: &Options, info: &watch::Sender<NodeInfo>) -> String {
+fn none_yet(options: &Options, network: &Network, info: &watch::Sender<NodeInfo>) -> String {
     let troubles = &info.borrow().troubles;
     let missing = troubles
         .iter()
@@ -531,7 +534,7 @@ fn none_yet(options: &Options, info: &watch::Sender<NodeInfo>) -> String {
     let error = options
         .errors
         .first()
-        .filter(|_| options.site.links.is_some());
+        .filter(|_| network.site.links.is_some());
     match missing.map(|trouble| &trouble.message).or(error) {
         Some(why) => format!("none: {why}"),
         None => "none yet: no DHCP server has answered, asking on".to_owned(),
@@ -545,14 +548,14 @@ async fn network(
     floors: Vec<PathBuf>,
     start: clock::Start,
     info: &watch::Sender<NodeInfo>,
-) -> anyhow::Result<watch::Receiver<Uplink>> {
+) -> anyhow::Result<(watch::Receiver<Uplink>, Desk)> {
+    start.say(info);
     let (uplink_tx, uplink) = watch::channel(Uplink::default());
     let (servers_tx, servers) = watch::channel(Vec::new());
     let links = info.clone();
     let publish = uplink::Publish {
         uplink: uplink_tx,
         time_servers: servers_tx,
-        time_server: options.ntp,
         problems: Box::new(problems_of_links(info)),
         refused: Box::new(refused_links(info)),
         links: Box::new(move |now| {
@@ -563,13 +566,23 @@ async fn network(
             });
         }),
     };
+    let (links_tx, links_asked) = mpsc::channel(site::ASKED_MAX);
+    let changes = Changes::open(
+        floors.clone(),
+        Path::new(site::KNOWN),
+        options,
+        info.clone(),
+    );
+    let network = changes.network().clone();
     let uplinks = boot.must_async("links", async {
         net::ground::prepare()?;
-        let uplinks = uplink::Uplinks::start(publish, options.site.clone()).await?;
+        let uplinks = uplink::Uplinks::start(publish, network.clone(), links_asked).await?;
         Ok((uplinks, None))
     });
     let uplinks = uplinks.await?;
     tokio::task::spawn_local(uplinks.run());
+    let (desk, asked) = mpsc::channel(site::ASKED_MAX);
+    tokio::task::spawn_local(changes.run(asked, links_tx));
     tokio::task::spawn_local(clock::keep(floors, start, servers, info.clone()));
     tokio::task::spawn_local(resolv::keep(uplink.clone()));
     let mut first = uplink.clone();
@@ -578,10 +591,10 @@ async fn network(
         let text = match tokio::time::timeout(ADDRESS_WAIT, address).await {
             Ok(Ok(now)) => dashboard::address(&now),
             Ok(Err(_)) => return Err(anyhow!("the network loop has ended")),
-            Err(_) => none_yet(options, info),
+            Err(_) => none_yet(options, &network, info),
         };
         Ok(((), Some(text)))
     })
     .await?;
-    Ok(uplink)
+    Ok((uplink, Desk::new(desk)))
 }

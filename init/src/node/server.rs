@@ -33,6 +33,7 @@ use super::machines::{Machines, Site};
 use super::metrics;
 use super::network;
 use super::pools;
+use super::site::Desk;
 use super::sweep;
 use crate::room::{Room, RoomError};
 use crate::wire::Victim;
@@ -53,6 +54,7 @@ pub(crate) struct Server {
     cache: Cache,
     machines: Machines,
     disks: Disks,
+    desk: Desk,
     pool: std::path::PathBuf,
     pools: Vec<Site>,
     room: Room,
@@ -119,6 +121,7 @@ impl Server {
             cache,
             machines,
             disks: Disks::new(context)?,
+            desk: context.desk.clone(),
             pool: context.pool.clone(),
             pools: context.pools.clone(),
             room: context.room.clone(),
@@ -170,6 +173,9 @@ impl Server {
             Route::ClaimDisks => self.claim_disks(body).await,
             Route::UnlockDisk => self.unlock_disk(body).await,
             Route::Decommission => self.decommission(body).await,
+            Route::SetNetwork => self.desk.set(body).await,
+            Route::ConfirmNetwork => self.desk.confirm(body).await,
+            Route::RevertNetwork => self.desk.revert(body).await,
             Route::Drill => self.drill(peer, body).await,
             Route::NodeMetrics => self.node_metrics(peer).await,
             Route::Metrics(name) => self.deployment_metrics(peer, name).await,

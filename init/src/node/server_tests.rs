@@ -62,6 +62,7 @@ fn context(pool: &Path, owner: Option<PublicKey>, seed: [u8; 32]) -> NodeContext
         capacity: Capacity::default(),
         info: watch::channel(info).0,
         uplink: watch::channel(Uplink::default()).1,
+        desk: Desk::new(mpsc::channel(1).0),
         pid1,
     }
 }

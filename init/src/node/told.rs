@@ -5,8 +5,10 @@
 use std::fs::File;
 use std::io::{ErrorKind, Read};
 
+use types::site::OptionPlace;
+
 use super::smbios;
-use crate::options::{self, CMDLINE_MAX, FILE, Options, Place};
+use crate::options::{self, CMDLINE_MAX, FILE, Options};
 
 /// Longest file of options: hundreds of lines.
 const FILE_MAX: u64 = 64 << 10;
@@ -26,9 +28,9 @@ pub(crate) fn options() -> Options {
     let strings = smbios::oem_strings(&table).join("\n");
     let [file, command_line] = [&file, &command_line].map(|text| String::from_utf8_lossy(text));
     let mut options = options::read(&[
-        (Place::File, &file),
-        (Place::Smbios, &strings),
-        (Place::CommandLine, &command_line),
+        (OptionPlace::File, &file),
+        (OptionPlace::Smbios, &strings),
+        (OptionPlace::CommandLine, &command_line),
     ]);
     options.errors.extend(errors);
     options

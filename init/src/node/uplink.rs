@@ -13,12 +13,13 @@ use std::time::Duration;
 use net::autoconf::{self, Learned};
 use net::dhcp::{self, Lease};
 use net::link::{self, Observed};
-use net::site::{Addressing, Heard, ROUNDS_MAX, Role, Site, Wanted};
-use tokio::sync::{Notify, mpsc, watch};
+use net::site::{Addressing, Heard, ROUNDS_MAX, Role, Wanted};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use types::node::Link;
 use types::{AnyCidr, Cidr, Mac};
 
 use super::context::Uplink;
+use crate::options::Network;
 
 /// News that wait to be applied: one per port and family is usual, and the newest is what counts.
 const NEWS_QUEUED: usize = 16;
@@ -40,8 +41,6 @@ type Tell<T> = Box<dyn Fn(&T)>;
 pub(crate) struct Publish {
     pub(crate) uplink: watch::Sender<Uplink>,
     pub(crate) time_servers: watch::Sender<Vec<SocketAddr>>,
-    /// From `sifr.ntp=`: asked before whom the network names.
-    pub(crate) time_server: Option<SocketAddr>,
     /// The links for the node report.
     pub(crate) links: Box<dyn Fn(Vec<Link>)>,
     /// What the site names and the machine has not.
@@ -69,21 +68,35 @@ struct Client {
     attached: Arc<Notify>,
 }
 
+/// What is asked of the loop.
+pub(crate) enum Ask {
+    /// What the network names and the machine has not. Nothing changes.
+    Check(Network, oneshot::Sender<Vec<String>>),
+    /// Lead the links there from now on. Answered when that has been done once, as far as the kernel does it.
+    Use(Network, oneshot::Sender<()>),
+}
+
 /// The state of the loop.
 pub(crate) struct Uplinks {
-    site: Site,
+    network: Network,
     monitor: link::Monitor,
     heard: BTreeMap<String, Heard>,
     clients: BTreeMap<(u32, Family), Client>,
     news: (mpsc::Sender<Named>, mpsc::Receiver<Named>),
+    asked: mpsc::Receiver<Ask>,
     publish: Publish,
 }
 
 impl Uplinks {
-    /// Makes the links of the site and starts asking for addresses.
-    pub(crate) async fn start(publish: Publish, site: Site) -> Result<Self, net::Error> {
+    /// Makes the links of the network and starts asking for addresses.
+    pub(crate) async fn start(
+        publish: Publish,
+        network: Network,
+        asked: mpsc::Receiver<Ask>,
+    ) -> Result<Self, net::Error> {
         let mut uplinks = Self {
-            site,
+            network,
+            asked,
             monitor: link::Monitor::open()?,
             heard: BTreeMap::new(),
             clients: BTreeMap::new(),
@@ -97,8 +110,9 @@ impl Uplinks {
     /// Runs for ever. An error is shown and tried again at the next change.
     pub(crate) async fn run(mut self) {
         loop {
+            let mut used = None;
             tokio::select! {
-                // Both are safe to drop: the channel and the socket keep what was not taken.
+                // All are safe to drop: channels and the socket keep what was not taken.
                 Some((link, news)) = self.news.1.recv() => {
                     let heard = self.heard.entry(link).or_default();
                     match news {
@@ -106,6 +120,17 @@ impl Uplinks {
                         News::Learned(learned) => heard.learned = Some(learned),
                     }
                 }
+                Some(ask) = self.asked.recv() => match ask {
+                    Ask::Check(network, reply) => {
+                        // Who asked may have gone.
+                        let _ = reply.send(self.check(&network).await);
+                        continue;
+                    }
+                    Ask::Use(network, reply) => {
+                        self.network = network;
+                        used = Some(reply);
+                    }
+                },
                 changed = self.monitor.changed() => {
                     if let Err(error) = changed {
                         log::warn!("{}", sys::error::chain(&error));
@@ -116,6 +141,17 @@ impl Uplinks {
             if let Err(error) = self.converge().await {
                 log::error!("{}", sys::error::chain(&error));
             }
+            if let Some(reply) = used {
+                let _ = reply.send(());
+            }
+        }
+    }
+
+    async fn check(&self, network: &Network) -> Vec<String> {
+        let observed = async { link::Handle::open()?.observe().await };
+        match observed.await {
+            Ok(observed) => network.site.wanted(&observed, &self.heard).problems,
+            Err(error) => vec![sys::error::chain(&error)],
         }
     }
 
@@ -147,9 +183,10 @@ impl Uplinks {
     }
 
     fn wanted(&mut self, observed: &Observed) -> Wanted {
-        let wanted = self.site.wanted(observed, &self.heard);
+        let site = &self.network.site;
+        let wanted = site.wanted(observed, &self.heard);
         if keep_asked(&mut self.heard, &wanted.roles) {
-            return self.site.wanted(observed, &self.heard);
+            return site.wanted(observed, &self.heard);
         }
         wanted
     }
@@ -201,7 +238,7 @@ impl Uplinks {
         (self.publish.links)(links.collect());
         let first = preferred(observed, &wanted.roles);
         let addressing = first.map(|(_, addressing)| addressing);
-        let dns = match self.site.dns.as_slice() {
+        let dns = match self.network.site.dns.as_slice() {
             [] => addressing.map(|a| a.dns.clone()).unwrap_or_default(),
             written => written.to_vec(),
         };
@@ -212,7 +249,7 @@ impl Uplinks {
             dns,
             links: own(observed).map(|l| l.name.clone()).collect(),
         };
-        let servers = time_servers(self.publish.time_server, addressing);
+        let servers = time_servers(self.network.ntp, addressing);
         publish(&self.publish.time_servers, servers);
         publish(&self.publish.uplink, uplink);
     }

@@ -12,14 +12,18 @@ impl Server {
     /// Of a node whose disks are destroyed nothing is taken that would go with them.
     pub(super) fn keeps_what_it_takes(&self, route: &Route) -> Result<(), Refusal> {
         match route {
-            Route::PutFlist(_) | Route::PutChunk(_) | Route::PostStatement | Route::ClaimDisks => {
-                retire::stands(&self.info.borrow())
-            }
+            Route::PutFlist(_)
+            | Route::PutChunk(_)
+            | Route::PostStatement
+            | Route::ClaimDisks
+            | Route::SetNetwork => retire::stands(&self.info.borrow()),
             Route::Node
             | Route::Dmesg
             | Route::Disks
             | Route::UnlockDisk
             | Route::Decommission
+            | Route::ConfirmNetwork
+            | Route::RevertNetwork
             | Route::Drill
             | Route::NodeMetrics
             | Route::Trace(_)
@@ -42,6 +46,9 @@ impl Server {
             | Route::ClaimDisks
             | Route::UnlockDisk
             | Route::Decommission
+            | Route::SetNetwork
+            | Route::ConfirmNetwork
+            | Route::RevertNetwork
             | Route::Drill
             | Route::NodeMetrics
             | Route::Trace(_) => return Ok(()),
@@ -72,11 +79,14 @@ impl Server {
             | Route::Trace(_)
             | Route::ClaimDisks
             | Route::Decommission
+            | Route::SetNetwork
+            | Route::ConfirmNetwork
             | Route::Logs { .. } => {}
             Route::Node
             | Route::Dmesg
             | Route::Disks
             | Route::UnlockDisk
+            | Route::RevertNetwork
             | Route::Drill
             | Route::NodeMetrics
             | Route::Metrics(_)

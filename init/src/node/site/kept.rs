@@ -1,0 +1,287 @@
+//! The owner's newest confirmed change of the network, in every pool.
+//!
+//! Owns: two copies in each place, and which of all of them counts: the newest that holds. A place that has another is given it.
+//! Refuses: what the owner has not signed for this node. A copy that is damaged or cannot be read hides no other.
+
+use std::fs::File;
+use std::io::{ErrorKind, Read};
+use std::path::{Path, PathBuf};
+
+use api::Envelope;
+use types::PublicKey;
+use types::deployment::ENVELOPE_MAX;
+
+/// Below each place.
+const DIRECTORY: &str = "site";
+const COPIES: [&str; 2] = ["a", "b"];
+/// In a boot that does not count what was set before it: the version up to which that is so.
+const RESET: &str = "reset";
+
+/// A change that was confirmed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Kept {
+    pub(crate) version: u64,
+    pub(crate) options: Vec<String>,
+    /// As the owner has signed it.
+    pub(crate) envelope: Vec<u8>,
+}
+
+/// Where changes are kept.
+#[derive(Debug, Clone)]
+pub(crate) struct Shelf {
+    /// All pools, the first first.
+    pub(crate) pools: Vec<PathBuf>,
+    /// As short-lived as the boot: for an agent that finds none of the pools.
+    pub(crate) boot: PathBuf,
+    pub(crate) owner: Option<PublicKey>,
+    pub(crate) node: PublicKey,
+}
+
+/// What one copy holds.
+enum Copy {
+    Absent,
+    Good(Kept),
+    Bad(String),
+}
+
+impl Shelf {
+    /// The newest, in every place when this returns, and what was wrong.
+    pub(crate) fn read(&self) -> (Option<Kept>, Vec<String>) {
+        let copies: Vec<(PathBuf, Copy)> =
+            self.paths().map(|p| (p.clone(), self.copy(&p))).collect();
+        let mut newest: Option<&Kept> = None;
+        let mut problems = Vec::new();
+        for (path, copy) in &copies {
+            match copy {
+                Copy::Absent => {}
+                Copy::Good(kept) => {
+                    // Of equal ones the first counts.
+                    if newest.is_none_or(|newest| kept.version > newest.version) {
+                        newest = Some(kept);
+                    }
+                }
+                Copy::Bad(why) => problems.push(format!(
+                    "what the owner has set for the network, in {}, {why}",
+                    path.display()
+                )),
+            }
+        }
+        let newest = newest.cloned();
+        for (path, copy) in &copies {
+            let Some(newest) = &newest else { break };
+            if matches!(copy, Copy::Good(kept) if kept == newest) {
+                continue;
+            }
+            if let Err(why) = write(path, &newest.envelope) {
+                problems.push(why);
+            }
+        }
+        (newest, problems)
+    }
+
+    /// On every pool's disk when this returns; an error where no pool has it.
+    pub(crate) fn keep(&self, kept: &Kept) -> Result<(), String> {
+        let mut written = Err("the node has no pool".to_owned());
+        for place in &self.pools {
+            let both = copies(place).try_for_each(|path| write(&path, &kept.envelope));
+            if let Err(why) = &both {
+                log::error!("{why}");
+            }
+            // One that has it gives it to the others at the next boot.
+            written = written.or(both);
+        }
+        written?;
+        for path in copies(&self.boot) {
+            // It is wanted only where all pools are lost in this boot.
+            if let Err(why) = write(&path, &kept.envelope) {
+                log::error!("{why}");
+            }
+        }
+        Ok(())
+    }
+
+    /// In a boot that was told so: up to which version changes do not count. It is that of the boot's first agent, so that what
+    /// is set later counts for the next ones too.
+    pub(crate) fn reset(&self, newest: Option<&Kept>) -> u64 {
+        let path = self.boot.join(DIRECTORY).join(RESET);
+        let said = std::fs::read_to_string(&path).ok();
+        if let Some(version) = said.and_then(|text| text.trim().parse().ok()) {
+            return version;
+        }
+        let version = newest.map_or(0, |kept| kept.version);
+        if let Err(why) = write(&path, version.to_string().as_bytes()) {
+            log::error!("{why}");
+        }
+        version
+    }
+
+    fn paths(&self) -> impl Iterator<Item = PathBuf> {
+        let places = self.pools.iter().chain([&self.boot]);
+        places.flat_map(|place| copies(place))
+    }
+
+    fn copy(&self, path: &Path) -> Copy {
+        let bytes = match read(path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Copy::Absent,
+            Err(error) => return Copy::Bad(format!("cannot be read: {error}")),
+        };
+        let opened = Envelope::parse(&bytes)
+            .and_then(|envelope| envelope.open_site(|key| Some(*key) == self.owner));
+        match opened {
+            Err(error) => Copy::Bad(format!("is damaged: {}", sys::error::chain(&error))),
+            Ok(change) if change.node != self.node => {
+                Copy::Bad(format!("is for another node, {}", change.node))
+            }
+            Ok(change) => Copy::Good(Kept {
+                version: change.version,
+                options: change.options,
+                envelope: bytes,
+            }),
+        }
+    }
+}
+
+fn copies(place: &Path) -> impl Iterator<Item = PathBuf> + use<> {
+    let directory = place.join(DIRECTORY);
+    COPIES.into_iter().map(move |copy| directory.join(copy))
+}
+
+fn read(path: &Path) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    // One byte too many is refused where the envelope is read.
+    let max = ENVELOPE_MAX as u64 + 1;
+    File::open(path)?.take(max).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+fn write(path: &Path, bytes: &[u8]) -> Result<(), String> {
+    let directory = path.parent().unwrap_or(Path::new("/"));
+    let made = std::fs::create_dir_all(directory);
+    made.map_err(|error| format!("make the directory {}: {error}", directory.display()))?;
+    sys::fs::write_atomic(path, bytes, 0o600)
+        .and_then(|()| sys::fs::sync_directory(directory.parent().unwrap_or(directory)))
+        .map_err(|error| sys::error::chain(&error))
+}
+
+#[cfg(test)]
+mod tests {
+    use api::SecretKey;
+    use types::site::SiteChange;
+
+    use super::*;
+
+    fn shelf(at: &Path) -> Shelf {
+        Shelf {
+            pools: vec![at.join("first"), at.join("second")],
+            boot: at.join("boot"),
+            owner: Some(owner().public()),
+            node: PublicKey([9; 32]),
+        }
+    }
+
+    fn owner() -> SecretKey {
+        SecretKey::from_seed([1; 32])
+    }
+
+    fn kept(signer: &SecretKey, node: [u8; 32], version: u64) -> Kept {
+        let options = vec![format!("sifr.dns=192.0.2.{version}")];
+        let change = SiteChange {
+            node: PublicKey(node),
+            version,
+            options: options.clone(),
+            confirm_s: 60,
+        };
+        let envelope = Envelope::seal_site(signer, &change).expect("sealed");
+        Kept {
+            version,
+            options,
+            envelope: envelope.to_json(),
+        }
+    }
+
+    #[test]
+    fn the_newest_of_all_copies_counts_and_every_place_gets_it() {
+        let at = tempfile::tempdir().expect("a directory");
+        let shelf = shelf(at.path());
+        assert_eq!(shelf.read(), (None, Vec::new()));
+        let (old, new) = (kept(&owner(), [9; 32], 1), kept(&owner(), [9; 32], 2));
+        shelf.keep(&old).expect("kept");
+        // The second disk was away.
+        let alone = Shelf {
+            pools: vec![at.path().join("first")],
+            ..shelf.clone()
+        };
+        alone.keep(&new).expect("kept");
+        assert_eq!(shelf.read(), (Some(new.clone()), Vec::new()));
+        let second = Shelf {
+            pools: vec![at.path().join("second")],
+            boot: at.path().join("next-boot"),
+            ..shelf
+        };
+        assert_eq!(second.read(), (Some(new), Vec::new()));
+    }
+
+    #[test]
+    fn a_power_cut_between_any_two_writes_leaves_the_old_one_or_the_new_one() {
+        let (old, new) = (kept(&owner(), [9; 32], 1), kept(&owner(), [9; 32], 2));
+        let at = tempfile::tempdir().expect("a directory");
+        let shelf = shelf(at.path());
+        let paths: Vec<_> = shelf.paths().collect();
+        for cut in 0..=paths.len() {
+            shelf.keep(&old).expect("kept");
+            for path in &paths[..cut] {
+                write(path, &new.envelope).expect("written");
+            }
+            let expected = if cut == 0 { &old } else { &new };
+            assert_eq!(shelf.read(), (Some(expected.clone()), Vec::new()));
+        }
+    }
+
+    #[test]
+    fn what_is_damaged_or_signed_by_others_or_for_others_hides_nothing() {
+        let at = tempfile::tempdir().expect("a directory");
+        let shelf = shelf(at.path());
+        let good = kept(&owner(), [9; 32], 1);
+        let stranger = kept(&SecretKey::from_seed([2; 32]), [9; 32], 7);
+        let others = kept(&owner(), [8; 32], 7);
+        let mut damaged = kept(&owner(), [9; 32], 7).envelope;
+        let middle = damaged.len() / 2;
+        damaged[middle] ^= 1;
+        let paths: Vec<_> = shelf.paths().collect();
+        let long = vec![b' '; ENVELOPE_MAX + 1];
+        for bad in [&stranger.envelope, &others.envelope, &damaged, &long] {
+            shelf.keep(&good).expect("kept");
+            write(&paths[0], bad).expect("written");
+            let (newest, problems) = shelf.read();
+            assert_eq!((newest.as_ref(), problems.len()), (Some(&good), 1));
+            assert_eq!(shelf.read(), (Some(good.clone()), Vec::new()), "mended");
+        }
+        for path in &paths {
+            write(path, b"{}").expect("written");
+        }
+        let (newest, problems) = shelf.read();
+        assert_eq!((newest, problems.len()), (None, paths.len()));
+    }
+
+    #[test]
+    fn it_is_kept_where_one_pool_takes_it_and_nowhere_is_an_error() {
+        let at = tempfile::tempdir().expect("a directory");
+        let mut shelf = shelf(at.path());
+        // A file where the pool's directory should be.
+        std::fs::write(at.path().join("first"), "").expect("written");
+        shelf.keep(&kept(&owner(), [9; 32], 1)).expect("the second");
+        shelf.pools.truncate(1);
+        shelf.keep(&kept(&owner(), [9; 32], 2)).expect_err("none");
+    }
+
+    #[test]
+    fn a_boot_that_resets_counts_what_is_set_in_it() {
+        let at = tempfile::tempdir().expect("a directory");
+        let shelf = shelf(at.path());
+        let (old, new) = (kept(&owner(), [9; 32], 3), kept(&owner(), [9; 32], 4));
+        assert_eq!(shelf.reset(Some(&old)), 3);
+        // A later agent of the same boot.
+        assert_eq!(shelf.reset(Some(&new)), 3);
+    }
+}
