@@ -131,9 +131,11 @@ impl Router {
         send(&self.socket, self.index, &says.advertisement())
     }
 
-    /// Another address of the router's, of either family.
+    /// Another address of the router's, of either family. It is there at once: one that is still being looked for would be given up
+    /// where the node looks for the same at that moment.
     pub fn add(&self, address: &str) -> Result<()> {
-        ip(&format!("address add {address} dev {TAP}"))
+        let nodad = if address.contains(':') { " nodad" } else { "" };
+        ip(&format!("address add {address} dev {TAP}{nodad}"))
     }
 
     /// How often was asked for routers.
