@@ -4,22 +4,30 @@
 //! Refuses: judging what they say: `types::network` does.
 
 use serde_json::{Map, Value, json};
+use types::Name;
 use types::network::Network;
 
+use crate::fleet::Fleet;
 use crate::spec::{SpecError, at, list, object};
 
 /// The fields of a network, if this is one.
-pub(crate) fn network(place: &str, value: &Value) -> Option<Result<Network, SpecError>> {
+pub(crate) fn network(
+    name: &Name,
+    place: &str,
+    value: &Value,
+    fleet: &mut Fleet,
+) -> Option<Result<Network, SpecError>> {
     let inner = value.as_object().filter(|fields| fields.len() == 1)?;
     let inner = match inner.get("network")? {
         Value::Null => Value::Object(Map::new()),
         inner => inner.clone(),
     };
-    Some(read(&format!("{place}.network"), inner))
+    Some(read(name, &format!("{place}.network"), inner, fleet))
 }
 
-fn read(place: &str, value: Value) -> Result<Network, SpecError> {
-    let fields = object(place, value)?;
+fn read(name: &Name, place: &str, value: Value, fleet: &mut Fleet) -> Result<Network, SpecError> {
+    let mut fields = object(place, value)?;
+    fleet.take_nodes(name, place, &mut fields)?;
     serde_json::from_value(Value::Object(fields)).map_err(|error| at(place, &error.to_string()))
 }
 

@@ -17,9 +17,11 @@ use types::status::{Ack, RefusalCode};
 use types::{Bytes, Digest, Name, Stores};
 
 use crate::Context;
+use crate::across;
 use crate::args::Deploy;
 use crate::depot;
 use crate::failure::Usage;
+use crate::fleet::Fleet;
 use crate::home::Pin;
 use crate::push::{Images, LocalImage, Pushed};
 use crate::salt;
@@ -33,58 +35,52 @@ const DISK: Bytes = Bytes::gib(1);
 
 /// What `--output json` shows.
 #[derive(Debug, Serialize)]
-struct Report<'a> {
-    node: &'a Name,
+pub(crate) struct Report<'a> {
+    pub(crate) node: &'a Name,
     #[serde(flatten)]
-    ack: &'a Ack,
+    pub(crate) ack: &'a Ack,
     #[serde(flatten)]
-    pushed: Pushed,
+    pub(crate) pushed: Pushed,
 }
 
 pub(crate) async fn deploy(context: &Context, options: Deploy) -> anyhow::Result<()> {
     let accept_volatile = options.accept_volatile;
     let remove = options.remove.clone();
     let destroy = options.destroy.clone();
+    let text = options.file.as_deref().map(read).transpose()?;
     // Before an image is packed, which takes its time.
-    let (node, pin, client) = context.home.client(context.node.as_deref())?;
+    let spans = text.as_deref().is_some_and(names_nodes);
+    let one = match (spans, &context.node) {
+        (false, node) => Some(context.home.client(node.as_deref())?),
+        (true, None) => None,
+        (true, Some(_)) => {
+            let both = "the file says on which nodes its workloads are: leave out --node";
+            return Err(Usage(both.to_owned()).into());
+        }
+    };
     let (encrypt, salt_file) = (options.encrypt, options.salt_file.as_deref());
     let salt = encrypt.then(|| salt::salt(&context.home, &context.screen, salt_file));
     let mut images = Images::signed_by(context.policy()?).encrypted_with(salt.transpose()?);
-    let (name, mut deployment) = wanted(options, &mut images, &context.screen)?;
+    let (name, mut deployment, fleet) = wanted(options, text, &mut images, &context.screen)?;
     deployment.accept_volatile |= accept_volatile;
     deployment.remove.extend(remove);
     // Who says that the content goes says that the volume does.
     deployment.remove.extend(destroy.iter().cloned());
     deployment.destroy.extend(destroy);
     depot::spell_out(&mut deployment)?;
-    deployment
-        .check()
-        .map_err(|error| Usage(error.to_string()))?;
+    if one.is_some() {
+        check(&deployment)?;
+    }
     has_programs(&deployment, &images)?;
     if encrypt {
         are_encrypted(&deployment, &images)?;
     }
-    let statement = Statement {
-        node: client.node(),
-        name: name.clone(),
-        version: next_version(&client, &name).await?,
-        action: Action::Deploy(deployment.clone()),
+    let Some((node, pin, client)) = one else {
+        return across::deploy(context, &name, (&deployment, &fleet), &images).await;
     };
-    let envelope = sealed(context, &statement)?;
-    let mut pushed = Pushed::default();
-    for image in images.iter() {
-        let sent = match comes_from_stores(&deployment, image) {
-            true => image.push_flist(&client, &context.screen).await,
-            false => image.push(&client, &context.screen).await,
-        };
-        let this = sent.context("cannot push the image")?;
-        pushed.pushed_bytes += this.pushed_bytes;
-        pushed.image_bytes += this.image_bytes;
-    }
-    let ack = client
-        .post_statement(&envelope)
-        .await
-        .with_context(|| format!("cannot deploy {name}"))?;
+    let version = next_version(&client, &name).await?;
+    let whole = (&name, version, &deployment);
+    let (ack, pushed) = send(context, &client, whole, &images).await?;
     let report = Report {
         node: &node,
         ack: &ack,
@@ -99,6 +95,52 @@ pub(crate) async fn deploy(context: &Context, options: Deploy) -> anyhow::Result
             .note(&format!("next: sifr wait {name}, sifr logs {name}"));
     }
     Ok(())
+}
+
+/// What any node would refuse.
+pub(crate) fn check(deployment: &Deployment) -> Result<(), Usage> {
+    deployment.check().map_err(|error| Usage(error.to_string()))
+}
+
+/// Whether it is a file for several nodes. One that cannot be read is told so where it is read with its images.
+fn names_nodes(text: &str) -> bool {
+    let draft = spec::parse(text, &mut |_| Ok(Digest([0; 32])));
+    draft.is_ok_and(|draft| !draft.fleet.is_empty())
+}
+
+/// One node's statement: its images first, then what it says.
+pub(crate) async fn send(
+    context: &Context,
+    client: &Client,
+    (name, version, deployment): (&Name, u64, &Deployment),
+    images: &Images,
+) -> anyhow::Result<(Ack, Pushed)> {
+    let statement = Statement {
+        node: client.node(),
+        name: name.clone(),
+        version,
+        action: Action::Deploy(deployment.clone()),
+    };
+    let envelope = sealed(context, &statement)?;
+    let mut pushed = Pushed::default();
+    let runs = |image: &LocalImage| {
+        let mut machines = deployment.machines();
+        machines.any(|(_, machine)| machine.image.flist == image.digest)
+    };
+    for image in images.iter().filter(|image| runs(image)) {
+        let sent = match comes_from_stores(deployment, image) {
+            true => image.push_flist(client, &context.screen).await,
+            false => image.push(client, &context.screen).await,
+        };
+        let this = sent.context("cannot push the image")?;
+        pushed.pushed_bytes += this.pushed_bytes;
+        pushed.image_bytes += this.image_bytes;
+    }
+    let ack = client
+        .post_statement(&envelope)
+        .await
+        .with_context(|| format!("cannot deploy {name}"))?;
+    Ok((ack, pushed))
 }
 
 /// Whether the node fetches an image's chunks by itself: whoever runs it names stores, and it was not packed just now.
@@ -124,7 +166,7 @@ fn sealed(context: &Context, statement: &Statement) -> anyhow::Result<Envelope> 
 }
 
 /// One more than what the node knows; a tombstone counts on, an unknown name begins with 1.
-async fn next_version(client: &Client, name: &Name) -> anyhow::Result<u64> {
+pub(crate) async fn next_version(client: &Client, name: &Name) -> anyhow::Result<u64> {
     match client.deployment(name).await {
         Ok(status) => Ok(status.version.saturating_add(1)),
         Err(ClientError::Refused { refusal }) if refusal.code == RefusalCode::NotFound => Ok(1),
@@ -134,11 +176,13 @@ async fn next_version(client: &Client, name: &Name) -> anyhow::Result<u64> {
 
 fn wanted(
     options: Deploy,
+    text: Option<String>,
     images: &mut Images,
     screen: &Screen,
-) -> anyhow::Result<(Name, Deployment)> {
-    let Some(file) = &options.file else {
-        return from_options(options, images, screen);
+) -> anyhow::Result<(Name, Deployment, Fleet)> {
+    let (Some(file), Some(text)) = (&options.file, text) else {
+        let (name, deployment) = from_options(options, images, screen)?;
+        return Ok((name, deployment, Fleet::default()));
     };
     let base = if file == Path::new("-") {
         Path::new("")
@@ -146,15 +190,20 @@ fn wanted(
         file.parent().unwrap_or(Path::new(""))
     };
     let mut resolve = |text: &str| resolve(text, base, images, screen);
-    let Draft { name, deployment } = spec::parse(&read(file)?, &mut resolve)
+    let draft = spec::parse(&text, &mut resolve)
         .map_err(|error| Usage(format!("{}: {error}", file.display())))?;
+    let Draft {
+        name,
+        deployment,
+        fleet,
+    } = draft;
     let name = options.name.or(name).ok_or_else(|| {
         Usage(format!(
             "{} gives the deployment no name: add `name:` to it, or use --name",
             file.display()
         ))
     })?;
-    Ok((name, deployment))
+    Ok((name, deployment, fleet))
 }
 
 fn read(file: &Path) -> anyhow::Result<String> {
@@ -284,7 +333,7 @@ fn are_encrypted(deployment: &Deployment, images: &Images) -> Result<(), Usage> 
     Ok(())
 }
 
-fn acknowledged(ack: &Ack, node: &Name, deployment: &Deployment, pin: &Pin) -> String {
+pub(crate) fn acknowledged(ack: &Ack, node: &Name, deployment: &Deployment, pin: &Pin) -> String {
     let durable = if ack.durable {
         "durable"
     } else {

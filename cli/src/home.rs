@@ -1,10 +1,10 @@
 //! The configuration directory: `$SIFR_HOME`, or `sifr` under `$XDG_CONFIG_HOME` or `~/.config`.
 //!
-//! Owns: `key` (the secret key), `nodes.json` (known nodes with their pinned keys), and where `salt` is (of encrypted
+//! Owns: `key` (the secret key), `nodes.json` (known nodes with their pinned keys), `spread.json` (which deployments lie on several), and where `salt` is (of encrypted
 //! images).
 //! Refuses: to guess between several nodes, and to change a pin without being told.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::env;
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, Write};
@@ -33,6 +33,20 @@ pub(crate) struct Nodes {
     pub(crate) default: Option<Name>,
     #[serde(default)]
     pub(crate) nodes: BTreeMap<Name, Pin>,
+}
+
+/// Where deployments lie that were deployed on several nodes: what to ask, not what is true. `--node` counts more.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Spread {
+    pub(crate) deployments: BTreeMap<Name, Spots>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Spots {
+    pub(crate) nodes: BTreeSet<Name>,
+    pub(crate) machines: BTreeMap<Name, Name>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -109,13 +123,16 @@ impl Home {
         serde_json::from_slice(&json).with_context(damaged)
     }
 
-    /// Written beside and renamed, so that a crash leaves the old or the new list.
     pub(crate) fn save_nodes(&self, nodes: &Nodes) -> anyhow::Result<()> {
+        self.save(&self.nodes_file(), nodes)
+    }
+
+    /// Written beside and renamed, so that a crash leaves the old or the new list.
+    fn save(&self, path: &Path, list: &impl Serialize) -> anyhow::Result<()> {
         self.make_directory()?;
-        let path = self.nodes_file();
         let beside = self
             .directory
-            .join(format!(".nodes.json-{}", std::process::id()));
+            .join(format!(".sifr-{}.new", std::process::id()));
         let write = || {
             let mut file = OpenOptions::new()
                 .write(true)
@@ -123,14 +140,81 @@ impl Home {
                 .truncate(true)
                 .mode(0o600)
                 .open(&beside)?;
-            serde_json::to_writer_pretty(&mut file, nodes)?;
+            serde_json::to_writer_pretty(&mut file, list)?;
             file.write_all(b"\n")?;
             file.sync_all()?;
-            fs::rename(&beside, &path)?;
+            fs::rename(&beside, path)?;
             // A pin that was acknowledged is there after a power cut.
             fs::File::open(&self.directory)?.sync_all()
         };
         write().with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    fn spread_file(&self) -> PathBuf {
+        self.directory.join("spread.json")
+    }
+
+    /// Which deployments lie on several nodes, and where.
+    pub(crate) fn spread(&self) -> anyhow::Result<Spread> {
+        let path = self.spread_file();
+        let json = match fs::read(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Spread::default()),
+            json => json.with_context(|| format!("cannot read {}", path.display()))?,
+        };
+        let damaged = || {
+            format!(
+                "{} is damaged: move it away, and name nodes with --node until you deploy again",
+                path.display()
+            )
+        };
+        serde_json::from_slice(&json).with_context(damaged)
+    }
+
+    pub(crate) fn save_spread(&self, spread: &Spread) -> anyhow::Result<()> {
+        self.save(&self.spread_file(), spread)
+    }
+
+    /// The nodes that a deployment lies on, with a client for each: those of its last `sifr deploy`, unless one is named.
+    pub(crate) fn clients_of(
+        &self,
+        node: Option<&str>,
+        deployment: &Name,
+    ) -> anyhow::Result<Vec<(Name, Pin, Client)>> {
+        let spread = self.spread()?;
+        match (node, spread.deployments.get(deployment)) {
+            (None, Some(spots)) => {
+                let nodes = spots.nodes.iter();
+                nodes.map(|node| self.client(Some(node.as_str()))).collect()
+            }
+            (node, _) => Ok(vec![self.client(node)?]),
+        }
+    }
+
+    /// The node that a machine lies on. Without its name, the deployment must have one machine.
+    pub(crate) fn client_of(
+        &self,
+        node: Option<&str>,
+        deployment: &Name,
+        workload: Option<&Name>,
+    ) -> anyhow::Result<(Name, Pin, Client)> {
+        let spread = self.spread()?;
+        let (None, Some(spots)) = (node, spread.deployments.get(deployment)) else {
+            return self.client(node);
+        };
+        let known = || {
+            let machines = spots.machines.keys();
+            let machines: Vec<String> = machines.map(|m| format!("{deployment}/{m}")).collect();
+            Usage(format!("choose one: {}", machines.join(", ")))
+        };
+        let at = match workload {
+            Some(workload) => spots.machines.get(workload),
+            None => spots
+                .machines
+                .values()
+                .next()
+                .filter(|_| spots.machines.len() == 1),
+        };
+        self.client(Some(at.ok_or_else(known)?.as_str()))
     }
 
     /// The node to speak to, and a client for it. Nothing is sent yet.

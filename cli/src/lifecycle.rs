@@ -14,8 +14,8 @@ use tokio::time::Instant;
 use types::Name;
 use types::deployment::{Action, Statement};
 use types::status::{
-    Ack, DeploymentStatus, Desired, Exit, RefusalCode, State, Timeline, VolumeState, VolumeStatus,
-    WorkloadStatus,
+    Ack, DeploymentStatus, Desired, Exit, PeerStatus, RefusalCode, State, Timeline, VolumeState,
+    VolumeStatus, WorkloadStatus,
 };
 use types::vm::Stream;
 
@@ -24,7 +24,7 @@ use crate::args::Target;
 use crate::deploy::post;
 use crate::failure::{TimedOut, Usage};
 use crate::patience::Patience;
-use crate::screen::table;
+use crate::screen::{mebibytes, table};
 use crate::volumes;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,9 +72,52 @@ impl Verb {
 }
 
 pub(crate) async fn act(context: &Context, name: Name, verb: Verb) -> anyhow::Result<()> {
-    let (node, _, client) = context.home.client(context.node.as_deref())?;
+    let clients = context.home.clients_of(context.node.as_deref(), &name)?;
+    let [(node, _, client)] = &clients[..] else {
+        let done = clients
+            .iter()
+            .map(|(node, _, client)| (node, act_on(context, (node, client), &name, verb)));
+        return each(context, &name, done).await;
+    };
+    act_on(context, (node, client), &name, verb).await?;
+    if !context.screen.is_json() {
+        context
+            .screen
+            .note(&format!("next: sifr wait {name} --for {}", verb.until()));
+    }
+    Ok(())
+}
+
+/// Does it on each node, whatever becomes of one; an error says where it is not done.
+async fn each<'a>(
+    context: &Context,
+    name: &Name,
+    all: impl Iterator<Item = (&'a Name, impl Future<Output = anyhow::Result<()>>)>,
+) -> anyhow::Result<()> {
+    let mut failed = Vec::new();
+    for (node, one) in all {
+        if let Err(error) = one.await {
+            context.screen.note(&format!("{node}: {error:#}"));
+            failed.push(node.as_str());
+        }
+    }
+    match &failed[..] {
+        [] => Ok(()),
+        failed => bail!(
+            "{name} on {}: not done; on its other nodes it is. Ask again, or one node with --node",
+            failed.join(", ")
+        ),
+    }
+}
+
+async fn act_on(
+    context: &Context,
+    (node, client): (&Name, &Client),
+    name: &Name,
+    verb: Verb,
+) -> anyhow::Result<()> {
     let cannot = || format!("cannot {} {name}", verb.word());
-    let status = client.deployment(&name).await.with_context(cannot)?;
+    let status = client.deployment(name).await.with_context(cannot)?;
     if status.desired == Desired::Deleted {
         bail!("{name} has been deleted: `sifr deploy` makes it anew");
     }
@@ -85,7 +128,7 @@ pub(crate) async fn act(context: &Context, name: Name, verb: Verb) -> anyhow::Re
         version,
         action: verb.action(&status),
     };
-    let ack = post(context, &client, &statement)
+    let ack = post(context, client, &statement)
         .await
         .with_context(cannot)?;
     let Ack {
@@ -98,26 +141,32 @@ pub(crate) async fn act(context: &Context, name: Name, verb: Verb) -> anyhow::Re
             "{name} version {version}: {} · {node} · {durable}",
             verb.word()
         )
-    })?;
-    if !context.screen.is_json() {
-        context
-            .screen
-            .note(&format!("next: sifr wait {name} --for {}", verb.until()));
-    }
-    Ok(())
+    })
 }
 
 pub(crate) async fn get(context: &Context, name: Option<Name>) -> anyhow::Result<()> {
-    let (node, _, client) = context.home.client(context.node.as_deref())?;
     match name {
         Some(name) => {
-            let status = client
-                .deployment(&name)
-                .await
-                .with_context(|| format!("cannot get {name}"))?;
+            let clients = context.home.clients_of(context.node.as_deref(), &name)?;
+            let cannot = || format!("cannot get {name}");
+            let [(_, _, client)] = &clients[..] else {
+                let one = async |node: &Name, client: &Client| {
+                    let status = client.deployment(&name).await.with_context(cannot)?;
+                    let value = json!({ "node": node, "status": status });
+                    context
+                        .screen
+                        .show(&value, || format!("on {node}\n{}\n", detail(&status)))
+                };
+                let all = clients
+                    .iter()
+                    .map(|(node, _, client)| (node, one(node, client)));
+                return each(context, &name, all).await;
+            };
+            let status = client.deployment(&name).await.with_context(cannot)?;
             context.screen.show(&status, || detail(&status))
         }
         None => {
+            let (node, _, client) = context.home.client(context.node.as_deref())?;
             let all = client
                 .deployments()
                 .await
@@ -144,8 +193,27 @@ pub(crate) async fn wait(
     until: Until,
     limit: Duration,
 ) -> anyhow::Result<()> {
-    let (_, _, client) = context.home.client(context.node.as_deref())?;
-    let (status, verdict) = match outcome(context, &client, &name, until, limit).await {
+    let clients = context.home.clients_of(context.node.as_deref(), &name)?;
+    let end = Instant::now() + limit;
+    // One after the other: all have come so far when the last one has.
+    for (at, (_, _, client)) in clients.iter().enumerate() {
+        let left = match at {
+            0 => limit,
+            _ => end.saturating_duration_since(Instant::now()),
+        };
+        wait_on(context, client, &name, until, left).await?;
+    }
+    Ok(())
+}
+
+async fn wait_on(
+    context: &Context,
+    client: &Client,
+    name: &Name,
+    until: Until,
+    limit: Duration,
+) -> anyhow::Result<()> {
+    let (status, verdict) = match outcome(context, client, name, until, limit).await {
         // Never deployed here, or forgotten: it is not there, which was asked for.
         Err(error) if until == Until::Deleted && is_not_found(&error) => {
             return context
@@ -174,7 +242,7 @@ pub(crate) async fn wait(
             "{name} {}: {}{}",
             never(until),
             sketch(&status),
-            advice(&name, until, &status)
+            advice(name, until, &status)
         ),
     }
 }
@@ -263,11 +331,12 @@ pub(crate) async fn logs(
     follow: bool,
     tail: Option<u64>,
 ) -> anyhow::Result<()> {
-    let (_, _, client) = context.home.client(context.node.as_deref())?;
     let Target {
         deployment,
         workload,
     } = target;
+    let of = (context.node.as_deref(), &deployment, workload.as_ref());
+    let (_, _, client) = context.home.client_of(of.0, of.1, of.2)?;
     let workload = match workload {
         Some(workload) => workload,
         None => only_workload(&client, &deployment)
@@ -358,6 +427,13 @@ fn detail(status: &DeploymentStatus) -> String {
     if !status.volumes.is_empty() {
         out.push_str(&format!("\n\n{}", volumes::rows(&[status])));
     }
+    let peers = peers(status);
+    if !peers.is_empty() {
+        let headings = [
+            "NETWORK", "NODE", "SUBNET", "ENDPOINT", "HEARD", "SENT", "RECEIVED",
+        ];
+        out.push_str(&format!("\n\n{}", table(headings, &peers)));
+    }
     for condition in &status.conditions {
         let (code, message) = (condition.code, crate::screen::clean(&condition.message));
         out.push_str(&format!(
@@ -377,6 +453,34 @@ fn detail(status: &DeploymentStatus) -> String {
     }
     out
 }
+
+/// The other nodes of its networks.
+fn peers(status: &DeploymentStatus) -> Vec<[String; 7]> {
+    let networks = status.networks.iter();
+    let peers =
+        networks.flat_map(|(network, of)| of.peers.iter().map(move |(n, p)| (network, n, p)));
+    let row = |(network, name, peer): (&Name, &Name, &PeerStatus)| {
+        let heard = match peer.handshake_s {
+            // Both agree anew each two minutes.
+            Some(age) if age <= HEARD_S => "yes".to_owned(),
+            Some(age) => format!("{age} s ago"),
+            None => "never".to_owned(),
+        };
+        [
+            network.to_string(),
+            name.to_string(),
+            peer.subnet.to_string(),
+            peer.endpoint.map(|at| at.to_string()).unwrap_or_default(),
+            heard,
+            mebibytes(peer.sent.0),
+            mebibytes(peer.received.0),
+        ]
+    };
+    peers.map(row).collect()
+}
+
+/// After so many seconds without a new key WireGuard lets nothing pass.
+const HEARD_S: u64 = 180;
 
 /// Columns of the longest bar.
 const BAR: u64 = 40;

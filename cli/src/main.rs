@@ -4,6 +4,7 @@
 //! Refuses: a protocol of its own (`api` has it) and anything that needs a login on a node.
 #![forbid(unsafe_code)]
 
+mod across;
 mod args;
 mod cards;
 mod deploy;
@@ -12,6 +13,7 @@ mod disks;
 mod drill;
 mod explain;
 mod failure;
+mod fleet;
 mod flists;
 mod health;
 mod home;

@@ -112,7 +112,9 @@ async fn capture(
     if file.is_none() && io::stdout().is_terminal() {
         bail!("a capture is no text: add -w FILE, or | tcpdump -nr -");
     }
-    let (_, _, client) = context.home.client(context.node.as_deref())?;
+    let (of, workload) = (&target.deployment, target.workload.as_ref());
+    let node = context.node.as_deref();
+    let (_, _, client) = context.home.client_of(node, of, workload)?;
     let deployment = target.deployment;
     let cannot = || format!("cannot capture what {deployment} sends and hears");
     let workload = match target.workload {

@@ -11,6 +11,7 @@ use serde_json::{Map, Value, json};
 use types::deployment::{Deployment, Machine, ONLY_WORKLOAD, Workload};
 use types::{Digest, Name};
 
+use crate::fleet::Fleet;
 use crate::{args, cards, mounts};
 
 /// Longest deployment file: far more than an envelope holds.
@@ -34,6 +35,8 @@ pub(crate) enum SpecError {
 pub(crate) struct Draft {
     pub(crate) name: Option<Name>,
     pub(crate) deployment: Deployment,
+    /// Where it names nodes, what it says of them. Then only the parts can be checked.
+    pub(crate) fleet: Fleet,
 }
 
 /// Finds the digest of an image that is named as a file; the error is for people.
@@ -79,25 +82,39 @@ pub(crate) fn parse(yaml: &str, resolve: Resolve<'_>) -> Result<Draft, SpecError
         remove,
         destroy,
     };
+    let mut fleet = Fleet::default();
     for (key, value) in workloads {
-        let name = label(&format!("workloads.{key}"), &Value::String(key.clone()))?;
-        if let Some(volume) = mounts::volume(&format!("workloads.{key}"), &value) {
-            deployment.workloads.insert(name, Workload::Volume(volume?));
-            continue;
-        }
-        if let Some(network) = cards::network(&format!("workloads.{key}"), &value) {
-            deployment
-                .workloads
-                .insert(name, Workload::Network(network?));
-            continue;
-        }
-        let machine = machine(&format!("workloads.{key}"), value, resolve)?;
-        deployment
-            .workloads
-            .insert(name, Workload::Machine(machine));
+        let place = format!("workloads.{key}");
+        let name = label(&place, &Value::String(key))?;
+        let workload = workload(&name, &place, value, resolve, &mut fleet)?;
+        deployment.workloads.insert(name, workload);
     }
-    deployment.check()?;
-    Ok(Draft { name, deployment })
+    if fleet.is_empty() {
+        deployment.check()?;
+    }
+    Ok(Draft {
+        name,
+        deployment,
+        fleet,
+    })
+}
+
+fn workload(
+    name: &Name,
+    place: &str,
+    value: Value,
+    resolve: Resolve<'_>,
+    fleet: &mut Fleet,
+) -> Result<Workload, SpecError> {
+    if let Some(volume) = mounts::volume(place, &value) {
+        return volume.map(Workload::Volume);
+    }
+    if let Some(network) = cards::network(name, place, &value, fleet) {
+        return network.map(Workload::Network);
+    }
+    let mut fields = object(place, value)?;
+    fleet.take_on(name, place, &mut fields)?;
+    machine(place, Value::Object(fields), resolve).map(Workload::Machine)
 }
 
 fn names(top: &mut Map<String, Value>, field: &str) -> Result<BTreeSet<Name>, SpecError> {
@@ -312,7 +329,7 @@ pub(crate) fn object(place: &str, value: Value) -> Result<Map<String, Value>, Sp
     }
 }
 
-fn label(place: &str, value: &Value) -> Result<Name, SpecError> {
+pub(crate) fn label(place: &str, value: &Value) -> Result<Name, SpecError> {
     let text = value.as_str().ok_or_else(|| at(place, "write a name"))?;
     text.parse()
         .map_err(|error: types::id::IdError| at(place, &error.to_string()))

@@ -10,6 +10,7 @@ use ::api::route::Route;
 use ::api::server::{Body, Handler, Limits, serve_connection};
 use ::api::{Begin, Client, ClientError, Envelope, SecretKey, tls};
 use ::types::deployment::PAYLOAD_TYPE;
+use ::types::mesh::{CARD_PAYLOAD_TYPE, MeshKey, Peer};
 use ::types::site::SITE_PAYLOAD_TYPE;
 use ::types::status::Refusal;
 use ::types::{Digest, PublicKey};
@@ -20,12 +21,18 @@ use crate::Target;
 use crate::choices::{Choices, Made};
 use crate::peer;
 
-pub(crate) const TARGETS: [Target; 6] = [
+pub(crate) const TARGETS: [Target; 7] = [
     Target {
         name: "api-answers",
         bytes_max: 4096,
         run: answers,
         seeds: replies,
+    },
+    Target {
+        name: "api-card",
+        bytes_max: 4096,
+        run: card,
+        seeds: || vec![a_card()],
     },
     Target {
         name: "api-envelope",
@@ -101,6 +108,52 @@ fn statement(input: &[u8]) {
     if let Ok(change) = envelope.open_site(|_| true) {
         change.check().expect("it was checked");
     }
+}
+
+/// What a node may have signed of itself, and what a statement then says of it.
+fn card(input: &[u8]) {
+    let node = SecretKey::from_seed([6; 32]);
+    let envelope = Envelope::seal(&node, CARD_PAYLOAD_TYPE, input);
+    assert!(envelope.open_card(|_| false).is_err());
+    let Ok(card) = envelope.open_card(|key| *key == node.public()) else {
+        return;
+    };
+    let Some(subnet) = card.subnets.first() else {
+        return;
+    };
+    let peer = Peer {
+        node: node.public(),
+        key: card.key,
+        subnet: *subnet,
+        endpoints: Vec::new(),
+        card: String::from_utf8_lossy(&envelope.to_json()).into_owned(),
+    };
+    let of_it = card.node == node.public() && card.signer == owner().public();
+    let of_it = of_it && card.deployment.as_str() == "shop" && card.network.as_str() == "net";
+    let said = with_peer(&peer);
+    let signed = Envelope::seal(&owner(), PAYLOAD_TYPE, &said).open_statement(|_| true);
+    assert!(signed.is_err() || of_it, "a peer is who its card speaks of");
+}
+
+fn with_peer(peer: &Peer) -> Vec<u8> {
+    let peer = serde_json::to_string(peer).expect("text keys");
+    let network = format!(
+        r#"{{"network":{{"subnet":"10.200.9.0/24","mesh":{{"port":51820,"peers":{{"n2":{peer}}}}}}}}}"#
+    );
+    let node = PublicKey([1; 32]);
+    format!(
+        r#"{{"node":"{node}","name":"shop","version":1,"action":{{"deploy":{{"workloads":{{"net":{network}}}}}}}}}"#
+    )
+    .into_bytes()
+}
+
+fn a_card() -> Vec<u8> {
+    let (node, signer) = (SecretKey::from_seed([6; 32]).public(), owner().public());
+    let key = MeshKey([7; 32]);
+    format!(
+        r#"{{"node":"{node}","signer":"{signer}","deployment":"shop","network":"net","key":"{key}","port":51820,"addresses":["192.0.2.7"],"subnets":["10.200.7.0/24"]}}"#
+    )
+    .into_bytes()
 }
 
 fn statements() -> Vec<Vec<u8>> {

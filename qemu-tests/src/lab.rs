@@ -77,6 +77,10 @@ pub struct Answer {
 #[derive(Debug)]
 pub struct Lab {
     directory: TempDir,
+    /// Where the owner's files are: its own, or those of the lab that it stands beside.
+    owner: PathBuf,
+    /// What the owner calls the node.
+    name: String,
     sifr: PathBuf,
     machine: Machine,
     node: Option<Node>,
@@ -113,11 +117,28 @@ impl Lab {
 
     /// The machine as it stands in the shop.
     pub fn unpowered(setup: &Setup) -> Result<Self> {
+        Self::of(setup, "lab", None)
+    }
+
+    /// The same, which its owner calls otherwise.
+    pub fn named(name: &str, setup: &Setup) -> Result<Self> {
+        Self::of(setup, name, None)
+    }
+
+    /// One more of the owner of another, who calls it so.
+    pub fn beside(first: &Self, name: &str, setup: &Setup) -> Result<Self> {
+        Self::of(setup, name, Some(&first.owner))
+    }
+
+    fn of(setup: &Setup, name: &str, owner: Option<&Path>) -> Result<Self> {
         let paths = Paths::find()?;
         let image = Image::find(&paths)?;
         let directory = TempDir::with_prefix("sifr-lab-")?;
-        let sifr = |args: &[&str]| run(&image.cli, directory.path(), args, "");
-        sifr(&["key", "new"])?.must()?;
+        let owner_of = owner.unwrap_or(directory.path()).to_owned();
+        let sifr = |args: &[&str]| run(&image.cli, &owner_of, args, "");
+        if owner.is_none() {
+            sifr(&["key", "new"])?.must()?;
+        }
         let shown = sifr(&["key", "show"])?.must()?;
         let key = shown
             .stdout
@@ -155,6 +176,8 @@ impl Lab {
         );
         Ok(Self {
             sifr: image.cli,
+            owner: owner_of,
+            name: name.to_owned(),
             directory,
             machine,
             node: None,
@@ -168,6 +191,11 @@ impl Lab {
     /// program begins has met a fault of the emulator (docs/testing.md): it is booted once more, and that is said.
     pub fn power_on(&mut self) -> Result<()> {
         self.switch_on()?;
+        self.come_up()
+    }
+
+    /// The second half of that: several nodes boot at once where each has been switched on before.
+    pub fn come_up(&mut self) -> Result<()> {
         match self.ready() {
             Err(error) if !self.has_begun() => {
                 println!(
@@ -199,15 +227,15 @@ impl Lab {
     }
 
     /// Pins the key that the node's console shows, as a person at the console would.
-    fn learn_key(&self) -> Result<()> {
+    pub fn learn_key(&self) -> Result<()> {
         let key = self.key()?;
-        let forwarded = |net: &Net| !matches!(net.link, Link::Tap { .. });
+        let forwarded = |net: &Net| !matches!(net.link, Link::Tap { .. } | Link::Switch { .. });
         let address = if self.machine.nets.iter().any(forwarded) {
             format!("127.0.0.1:{}", self.api)
         } else {
             self.address()?
         };
-        self.sifr(&["node", "add", "lab", &address, "--key", &key])?
+        self.sifr(&["node", "add", &self.name, &address, "--key", &key])?
             .must()
             .map(|_| ())
     }
@@ -231,7 +259,7 @@ impl Lab {
     }
 
     /// The machine, while the power is off.
-    pub(crate) fn machine(&mut self) -> &mut Machine {
+    pub fn machine(&mut self) -> &mut Machine {
         &mut self.machine
     }
 
@@ -313,12 +341,12 @@ impl Lab {
 
     /// Runs `sifr` as the owner.
     pub fn sifr(&self, args: &[&str]) -> Result<Answer> {
-        run(&self.sifr, self.directory.path(), args, "")
+        run(&self.sifr, &self.owner, args, "")
     }
 
     /// Deploys a YAML document and waits until it runs.
     pub fn deploy(&self, yaml: &str) -> Result<Answer> {
-        run(&self.sifr, self.directory.path(), &["deploy", "-"], yaml)
+        run(&self.sifr, &self.owner, &["deploy", "-"], yaml)
     }
 
     /// `sifr get NAME` as JSON.
@@ -345,7 +373,7 @@ impl Lab {
 
     /// Reads what the workload writes, while it writes it.
     pub fn follow(&self, name: &str) -> Result<Follower> {
-        Follower::spawn(&self.sifr, &self.directory.path().join("home"), name)
+        Follower::spawn(&self.sifr, &self.owner.join("home"), name)
     }
 
     /// Runs `sifr VERB NAME` and waits until it is so.

@@ -25,6 +25,7 @@ pub mod s3;
 pub mod scan;
 pub mod shelf;
 pub mod store;
+pub mod switch;
 pub mod tls;
 pub mod torture;
 pub mod tpm;

@@ -432,6 +432,7 @@ impl Node {
             Route::NodeMetrics => Ok(Answer::metrics("# HELP up Up.\n".to_owned())),
             Route::Metrics(name) => Self::status(&state(), &name)
                 .map(|_| Answer::metrics("sifr_machine_up 1\n".to_owned())),
+            Route::Membership(..) => Err(refusal(RefusalCode::NotFound, "no network")),
             Route::Disks => Ok(Answer::json(&self.disks())),
             Route::ClaimDisks => {
                 let claimed = self.claim(&body.collect().await?)?;

@@ -27,6 +27,7 @@ use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsConnector;
 use types::claim::Claimed;
 use types::deployment::API_PORT;
+use types::mesh::Membership;
 use types::node::{Drill, Drilled, NodeDisks, NodeInfo};
 use types::retire::{Unlock, Unlocked};
 use types::status::{Ack, DeploymentStatus, Refusal, RefusalCode};
@@ -332,6 +333,16 @@ impl Client {
             wait: None,
         })
         .await
+    }
+
+    /// What joins a network of a deployment with the same one on other nodes; both may be new.
+    pub async fn membership(
+        &self,
+        deployment: &Name,
+        network: &Name,
+    ) -> Result<Membership, ClientError> {
+        let route = Route::Membership(deployment.clone(), network.clone());
+        self.ask_json(&route).await
     }
 
     /// Waits until `until` is met, never can be, or time is up; the last status and how it stands.

@@ -7,14 +7,15 @@
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE};
 use serde::{Deserialize, Serialize};
-use types::PublicKey;
 use types::claim::{CLAIM_PAYLOAD_TYPE, Claim, ClaimError};
-use types::deployment::{PAYLOAD_TYPE, SpecError, Statement};
+use types::deployment::{Action, PAYLOAD_TYPE, SpecError, Statement};
+use types::mesh::{CARD_PAYLOAD_TYPE, Card, MeshError, Peer};
 use types::retire::{
     RECEIPT_PAYLOAD_TYPE, RETIREMENT_PAYLOAD_TYPE, Receipt, Retirement, RetirementError,
 };
 use types::site::{SITE_PAYLOAD_TYPE, SiteChange, SiteError};
 use types::status::{Refusal, RefusalCode};
+use types::{Name, PublicKey};
 
 use crate::sign::{self, SecretKey};
 
@@ -83,6 +84,14 @@ pub enum EnvelopeError {
     Retirement(RetirementError),
     #[error("the signed change of the network asks for what no node can do: {0}")]
     Site(SiteError),
+    #[error("a network across nodes: {0}")]
+    Mesh(MeshError),
+    #[error("the card of {peer} is not signed by that node")]
+    Card {
+        peer: Name,
+        #[source]
+        why: Box<EnvelopeError>,
+    },
 }
 
 impl EnvelopeError {
@@ -100,6 +109,8 @@ impl EnvelopeError {
             | Self::Statement(_)
             | Self::Spec(_)
             | Self::Claim(_)
+            | Self::Mesh(_)
+            | Self::Card { .. }
             | Self::Retirement(_)
             | Self::Site(_) => RefusalCode::Malformed,
         }
@@ -163,6 +174,12 @@ impl Envelope {
         Self::seal(key, RECEIPT_PAYLOAD_TYPE, &payload).bounded()
     }
 
+    /// The same of what a node says of itself for a network across nodes.
+    pub fn seal_card(key: &SecretKey, card: &Card) -> Result<Self, EnvelopeError> {
+        let payload = serde_json::to_vec(card).expect("a card has only text keys");
+        Self::seal(key, CARD_PAYLOAD_TYPE, &payload).bounded()
+    }
+
     fn bounded(self) -> Result<Self, EnvelopeError> {
         match self.to_json().len() {
             bytes if bytes > ENVELOPE_MAX => Err(EnvelopeError::TooLarge(bytes)),
@@ -215,6 +232,7 @@ impl Envelope {
         let statement: Statement = serde_json::from_slice(&payload)
             .map_err(|error| EnvelopeError::Statement(error.to_string()))?;
         statement.check().map_err(EnvelopeError::Spec)?;
+        check_cards(&signer, &statement)?;
         Ok(Signed {
             signer,
             statement,
@@ -272,6 +290,17 @@ impl Envelope {
             .map_err(|error| EnvelopeError::Statement(error.to_string()))
     }
 
+    /// Verifies, then reads the payload as a [`Card`].
+    pub fn open_card(
+        &self,
+        trusted: impl FnOnce(&PublicKey) -> bool,
+    ) -> Result<Card, EnvelopeError> {
+        let (_, payload) = self.verify(trusted)?;
+        self.is_of(CARD_PAYLOAD_TYPE)?;
+        serde_json::from_slice(&payload)
+            .map_err(|error| EnvelopeError::Statement(error.to_string()))
+    }
+
     /// What is signed as one thing is never read as another.
     fn is_of(&self, expected: &'static str) -> Result<(), EnvelopeError> {
         if self.payload_type == expected {
@@ -280,6 +309,36 @@ impl Envelope {
         let found = shortened(&self.payload_type);
         Err(EnvelopeError::PayloadType { found, expected })
     }
+}
+
+/// Every peer of a network is one that its node has signed for this network.
+fn check_cards(signer: &PublicKey, statement: &Statement) -> Result<(), EnvelopeError> {
+    let Action::Deploy(deployment) = &statement.action else {
+        return Ok(());
+    };
+    for (network, spec) in deployment.networks() {
+        let about = (signer, &statement.name, network);
+        let peers = spec.mesh.iter().flat_map(|mesh| &mesh.peers);
+        for (name, peer) in peers {
+            if peer.node == statement.node {
+                let peer = name.clone();
+                return Err(EnvelopeError::Mesh(MeshError::Twice { peer }));
+            }
+            let card = card_of(name, peer)?;
+            card.confirms(about, name, peer)
+                .map_err(EnvelopeError::Mesh)?;
+        }
+    }
+    Ok(())
+}
+
+fn card_of(name: &Name, peer: &Peer) -> Result<Card, EnvelopeError> {
+    let card = Envelope::parse(peer.card.as_bytes());
+    let card = card.and_then(|card| card.open_card(|key| *key == peer.node));
+    card.map_err(|why| EnvelopeError::Card {
+        peer: name.clone(),
+        why: Box::new(why),
+    })
 }
 
 /// DSSE's PAE: `DSSEv1 <length> <type> <length> <payload>`.

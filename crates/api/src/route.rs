@@ -89,6 +89,8 @@ pub enum Route {
         workload: Name,
         question: Question,
     },
+    /// `GET /v1/deployments/{name}/networks/{network}`: what joins it with the same network on other nodes
+    Membership(Name, Name),
     /// `POST /v1/node/drill`
     Drill,
     /// `GET /v1/node/metrics`: of the node and all machines, for Prometheus
@@ -247,6 +249,9 @@ impl Route {
                 workload: label(workload)?,
                 question: query.question()?,
             },
+            ("GET", ["deployments", name, "networks", network]) => {
+                Self::Membership(label(name)?, label(network)?)
+            }
             ("POST", ["node", "drill"]) => Self::Drill,
             ("GET", ["node", "metrics"]) => Self::NodeMetrics,
             ("GET", ["deployments", name, "metrics"]) => Self::Metrics(label(name)?),
@@ -277,6 +282,7 @@ impl Route {
             | Self::Metrics(_)
             | Self::Capture { .. }
             | Self::NetworkTrace { .. }
+            | Self::Membership(..)
             | Self::Logs { .. } => Method::GET,
         }
     }
@@ -337,6 +343,9 @@ impl Route {
                 let asked = asked(question);
                 format!("/v1/deployments/{deployment}/workloads/{workload}/trace?{asked}")
             }
+            Self::Membership(name, network) => {
+                format!("/v1/deployments/{name}/networks/{network}")
+            }
             Self::Drill => "/v1/node/drill".to_owned(),
             Self::NodeMetrics => "/v1/node/metrics".to_owned(),
             Self::Metrics(name) => format!("/v1/deployments/{name}/metrics"),
@@ -364,6 +373,7 @@ impl Route {
             | Self::Metrics(_)
             | Self::Capture { .. }
             | Self::NetworkTrace { .. }
+            | Self::Membership(..)
             | Self::Logs { .. } => 0,
         }
     }
@@ -554,6 +564,7 @@ mod tests {
             label().prop_map(Route::Metrics),
             (label(), proptest::option::of(wait))
                 .prop_map(|(name, wait)| Route::Deployment { name, wait }),
+            (label(), label()).prop_map(|(name, network)| Route::Membership(name, network)),
             (label(), label(), 1..=SNAP_MAX).prop_map(|(deployment, workload, snap)| {
                 Route::Capture {
                     deployment,

@@ -65,6 +65,7 @@ mod tests {
                     "no node report in this test",
                 )),
                 Route::Dmesg => Ok(Answer::text("line one\nline two\n")),
+                Route::Membership(..) => Err(refusal(RefusalCode::NotFound, "no network")),
                 Route::Disks | Route::ClaimDisks | Route::UnlockDisk | Route::Decommission => {
                     Err(refusal(RefusalCode::NotFound, "no disk in this test"))
                 }

@@ -25,5 +25,6 @@ mod ready;
 mod scratch;
 pub mod site;
 pub mod time;
+pub mod wireguard;
 
 pub use error::Error;

@@ -14,12 +14,15 @@ use types::{Cidr, Cidr6, Mac};
 
 use crate::link::{Create, Desired, DesiredRoute, Handle, Step, plan};
 use crate::namespace::{self, sysctl, sysctl_if_present, within};
+use crate::wireguard::{self, Wanted};
 use crate::{Error, dns};
 
 /// The bridge inside each tenant namespace.
 pub const BRIDGE: &str = "br0";
 /// The link inside each tenant namespace that leads to the node.
 pub const WAN: &str = "wan";
+/// The link inside a tenant namespace that leads to the same network on other nodes.
+pub const MESH: &str = "mesh";
 /// The port of DNS on the gateway's address.
 const DNS_PORT: u16 = 53;
 
@@ -40,6 +43,8 @@ pub struct Network {
     /// The gateway's address and the subnet's length, for example 10.128.3.1/24.
     pub gateway: Cidr,
     pub mtu: u32,
+    /// It goes on on other nodes.
+    pub mesh: Option<Wanted>,
 }
 
 impl Network {
@@ -105,6 +110,23 @@ impl Network {
                 ..Desired::up(BRIDGE)
             },
         ]
+    }
+
+    /// The link to other nodes, with their subnets behind it. It has the gateway's address too: what the gateway asks other
+    /// gateways comes from there.
+    fn across(&self, mesh: &Wanted) -> Desired {
+        let route = |destination: Cidr| DesiredRoute {
+            destination: destination.into(),
+            gateway: None,
+            metric: 0,
+        };
+        let gateway = Cidr::host(self.gateway.address);
+        Desired {
+            mtu: Some(self.mtu),
+            addresses: vec![gateway.into()],
+            routes: mesh.peers.values().map(|peer| route(peer.subnet)).collect(),
+            ..Desired::up(MESH)
+        }
     }
 }
 
@@ -204,8 +226,45 @@ pub async fn ensure(network: &Network) -> Result<(), Error> {
     host.apply(&outside).await?;
     let inside = plan(&network.inside(), &inner.observe().await?);
     inner.apply(&inside).await?;
+    join(network, &namespace, (&mut host, &mut inner)).await?;
     sysctl_if_present(&format!("ipv6/conf/{link}/disable_ipv6"), "1")?;
     sysctl("ipv4/ip_forward", "1")
+}
+
+/// Leads the network to other nodes, or not.
+async fn join(
+    network: &Network,
+    namespace: &Arc<OwnedFd>,
+    (host, inner): (&mut Handle, &mut Handle),
+) -> Result<(), Error> {
+    let observed = inner.observe().await?;
+    let Some(mesh) = &network.mesh else {
+        return match observed.link(MESH) {
+            Some(_) => delete(inner, MESH).await,
+            None => Ok(()),
+        };
+    };
+    if observed.link(MESH).is_none() {
+        let create = Create::Wireguard {
+            namespace: namespace.clone(),
+        };
+        let link = MESH.to_owned();
+        host.apply(&[Step::Create { link, create }]).await?;
+    }
+    // Its keys before its routes: nothing goes to whom it does not know.
+    steer(network, mesh)?;
+    let steps = plan(&[network.across(mesh)], &inner.observe().await?);
+    inner.apply(&steps).await
+}
+
+/// Has the link to other nodes know them as it should, and look for those that are not heard. Returns how it is then.
+pub fn steer(network: &Network, mesh: &Wanted) -> Result<wireguard::Observed, Error> {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let now = now.unwrap_or_default().as_secs();
+    let observed = wireguard::observe(&network.name, MESH)?;
+    let changes = wireguard::plan(mesh, &observed, now);
+    wireguard::apply(&network.name, MESH, &changes)?;
+    Ok(observed)
 }
 
 /// No error if there is none.

@@ -14,6 +14,7 @@ pub mod guest;
 pub mod health;
 pub mod id;
 pub mod limits;
+pub mod mesh;
 pub mod metrics;
 pub mod network;
 pub mod node;

@@ -8,7 +8,8 @@ use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::deployment::{Deployment, Machine};
+use crate::deployment::{Deployment, Machine, Protocol};
+use crate::mesh::{Mesh, MeshError};
 use crate::{Cidr, Name};
 
 /// What the network is called that all machines of a signer share, whatever their deployment. No deployment names one so.
@@ -34,6 +35,9 @@ pub struct Network {
     /// Its machines reach no further through it: it has no way out, and nothing is published into it.
     #[serde(default, skip_serializing_if = "is_false")]
     pub internal: bool,
+    /// It goes on on other nodes. Absent: it is on this one alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mesh: Option<Mesh>,
 }
 
 fn is_false(value: &bool) -> bool {
@@ -61,6 +65,12 @@ pub enum NetworkError {
         "network {name}: {found} is no subnet here: write a /24 within 10.128.0.0/9 or 172.16.0.0/12, such as 10.128.7.0/24, or leave it out"
     )]
     Subnet { name: Name, found: Cidr },
+    #[error("network {name} across nodes: {problem}")]
+    Mesh { name: Name, problem: MeshError },
+    #[error(
+        "network {name} across nodes: UDP port {port} is another network's or published too: choose another"
+    )]
+    MeshPort { name: Name, port: u16 },
     #[error("networks {one} and {other} both want {subnet}: give each its own")]
     SubnetTwice {
         one: Name,
@@ -111,22 +121,27 @@ pub fn number(address: Ipv4Addr) -> Option<u16> {
     })
 }
 
+/// Whether a machine's subnet can be this.
+pub(crate) fn is_subnet(subnet: &Cidr) -> bool {
+    let whole = subnet.prefix() == SUBNET_PREFIX && *subnet == subnet.network();
+    whole && number(subnet.address).is_some()
+}
+
 impl Network {
     fn check(&self, name: &Name) -> Result<(), NetworkError> {
         if name.as_str() == DEFAULT_NETWORK {
             return Err(NetworkError::Reserved);
         }
-        let is_ours = |subnet: &Cidr| {
-            let whole = subnet.prefix() == SUBNET_PREFIX && *subnet == subnet.network();
-            whole && number(subnet.address).is_some()
-        };
-        match self.subnet.filter(|subnet| !is_ours(subnet)) {
-            None => Ok(()),
-            Some(found) => Err(NetworkError::Subnet {
-                name: name.clone(),
-                found,
-            }),
+        if let Some(found) = self.subnet.filter(|subnet| !is_subnet(subnet)) {
+            let name = name.clone();
+            return Err(NetworkError::Subnet { name, found });
         }
+        let mesh = self.mesh.as_ref().map(|mesh| mesh.check(self.subnet));
+        mesh.unwrap_or(Ok(()))
+            .map_err(|problem| NetworkError::Mesh {
+                name: name.clone(),
+                problem,
+            })
     }
 }
 
@@ -147,8 +162,19 @@ impl Machine {
 /// All that is said of networks in a deployment.
 pub(crate) fn check(deployment: &Deployment) -> Result<(), NetworkError> {
     let mut subnets: Vec<(Cidr, &Name)> = Vec::new();
+    let published = deployment
+        .machines()
+        .flat_map(|(_, machine)| &machine.ports);
+    let published = published.filter(|port| port.protocol == Protocol::Udp);
+    let mut ports: BTreeSet<u16> = published.map(|port| port.node).collect();
     for (name, network) in deployment.networks() {
         network.check(name)?;
+        if let Some(mesh) = &network.mesh
+            && !ports.insert(mesh.port)
+        {
+            let (name, port) = (name.clone(), mesh.port);
+            return Err(NetworkError::MeshPort { name, port });
+        }
         let Some(subnet) = network.subnet else {
             continue;
         };

@@ -3,13 +3,13 @@
 //! Owns: states and the status document. Refuses: deciding them (`workload` does).
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
 use crate::deployment::Port;
 use crate::trouble::Code;
-use crate::{Bytes, Cidr, Digest, Name};
+use crate::{Bytes, Cidr, Digest, Name, PublicKey};
 
 /// The answer to an accepted statement.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,6 +46,22 @@ pub struct NetworkStatus {
     pub subnet: Option<Cidr>,
     /// Those of its machines that have an address in it.
     pub machines: BTreeMap<Name, Ipv4Addr>,
+    /// Other nodes that it spans.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub peers: BTreeMap<Name, PeerStatus>,
+}
+
+/// Another node of a network, as this one sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerStatus {
+    pub node: PublicKey,
+    pub subnet: Cidr,
+    /// Where it was last heard, or is tried.
+    pub endpoint: Option<SocketAddr>,
+    /// Seconds since both agreed on a key; while they hear each other that is at most some three minutes. `None`: never.
+    pub handshake_s: Option<u64>,
+    pub sent: Bytes,
+    pub received: Bytes,
 }
 
 /// Something that is so, of a machine or a volume.

@@ -12,7 +12,7 @@ use types::status::{Refusal, RefusalCode};
 use types::{Bytes, Digest, Name, PublicKey, VmId};
 
 use crate::address;
-use crate::desired::{Desired, Key, Phase, Target, Verified};
+use crate::desired::{Desired, Key, Phase, Target, Verified, udp_ports};
 use crate::placement::{Place, Shelf};
 
 mod disks;
@@ -190,6 +190,7 @@ pub fn admit(
             check_addresses(&key, deployment, desired)?;
             check_ids(&key, deployment, desired)?;
             check_ports(&key, deployment, desired)?;
+            check_mesh_ports(&key, deployment, desired)?;
             check_capacity(&key, deployment, node, desired)?;
             placement = disks::check(&key, deployment, node, desired, &|flist| image(flist).size)?;
             check_images(deployment, &image)?;
@@ -396,6 +397,20 @@ fn check_ports(key: &Key, deployment: &Deployment, desired: &Desired) -> Result<
         }
     }
     Ok(())
+}
+
+/// Of networks across nodes. Two published ports are told apart before, with whose the other is.
+fn check_mesh_ports(key: &Key, deployment: &Deployment, desired: &Desired) -> Result<(), Refusal> {
+    let taken = desired.udp_ports(Some(key));
+    match udp_ports(deployment).intersection(&taken).next() {
+        None => Ok(()),
+        Some(port) => refuse(
+            RefusalCode::PortTaken,
+            format!(
+                "UDP port {port} of the node is taken, by a network across nodes or published: choose another port, or deploy again where a network has taken it meanwhile"
+            ),
+        ),
+    }
 }
 
 /// Machines and their images, of which each counts once however many run from it.

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use types::deployment::{Action, Deployment, Machine, Statement, Workload};
+use types::deployment::{Action, Deployment, Machine, Protocol, Statement, Workload};
 use types::status;
 use types::volume::Volume;
 use types::{Digest, Name, PublicKey, VmId, VolumeId};
@@ -262,6 +262,13 @@ impl Desired {
         self.targets.is_empty()
     }
 
+    /// UDP ports of the node that deployments have, published or for networks across nodes; `except` one's.
+    pub fn udp_ports(&self, except: Option<&Key>) -> BTreeSet<u16> {
+        let others = self.targets.iter().filter(|(key, _)| Some(*key) != except);
+        let deployments = others.filter_map(|(_, target)| target.deployment());
+        deployments.flat_map(udp_ports).collect()
+    }
+
     /// Every machine that should exist, running or not.
     pub fn machines(&self) -> impl Iterator<Item = (VmId, &Key, &Target, &Name, &Machine)> {
         self.targets.iter().flat_map(|(key, target)| {
@@ -280,6 +287,19 @@ impl Desired {
                 })
         })
     }
+}
+
+/// UDP ports of the node that a deployment has.
+pub(crate) fn udp_ports(deployment: &Deployment) -> BTreeSet<u16> {
+    let published = deployment
+        .machines()
+        .flat_map(|(_, machine)| &machine.ports);
+    let published = published.filter(|port| port.protocol == Protocol::Udp);
+    let meshes = deployment
+        .networks()
+        .filter_map(|(_, network)| network.mesh.as_ref());
+    let meshes = meshes.map(|mesh| mesh.port);
+    published.map(|port| port.node).chain(meshes).collect()
 }
 
 /// A volume that should exist, as the ledger has it.

@@ -3,15 +3,16 @@
 //! Owns: the vocabulary of steps and events, and what a pool remembers of a machine.
 //! Refuses: doing any of it: `init` implements [`Host`], the tests have a fake.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
 use types::deployment::{Machine, Port};
+use types::mesh::Mesh;
 use types::network::DEFAULT_NETWORK;
 use types::status::Exit;
 use types::vm::Limit;
-use types::{Bytes, Digest, Name, PublicKey, VmId, VolumeId};
+use types::{Bytes, Cidr, Digest, Name, PublicKey, VmId, VolumeId};
 
 use crate::desired::Key;
 
@@ -171,6 +172,8 @@ pub struct Start {
     pub volumes: Vec<Attachment>,
     /// How often it was started again before this, since the node's boot.
     pub restarts: u64,
+    /// Those of its networks that go on on other nodes.
+    pub across: BTreeSet<Name>,
 }
 
 /// A volume of a machine that is to start.
@@ -329,8 +332,24 @@ pub struct PlacedCard {
     pub internal: bool,
 }
 
-/// All machines that have a place in the network: what firewall, TAPs and names follow from.
-pub type Places = BTreeMap<VmId, Placed>;
+/// What firewall, TAPs, names and the links to other nodes follow from.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Places {
+    /// All that have a place in the network.
+    pub machines: BTreeMap<VmId, Placed>,
+    /// Networks that go on on other nodes, with or without machines here.
+    pub meshes: Vec<PlacedMesh>,
+}
+
+/// A network across nodes, as far as it is on this one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlacedMesh {
+    pub key: Key,
+    pub network: Name,
+    pub subnet: Cidr,
+    pub internal: bool,
+    pub mesh: Mesh,
+}
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Step {

@@ -7,7 +7,7 @@ fn the_network_is_made_before_the_machine() {
     let world = running();
     let at = |wanted: fn(&Step) -> bool| world.host.begun.iter().position(wanted).expect("a step");
     assert!(
-        at(|s| matches!(s, Step::Publish(p) if !p.is_empty()))
+        at(|s| matches!(s, Step::Publish(p) if !p.machines.is_empty()))
             < at(|s| matches!(s, Step::Start(_)))
     );
 }
@@ -16,7 +16,7 @@ fn the_network_is_made_before_the_machine() {
 fn an_idle_node_makes_its_network_at_once_and_then_waits_for_nothing() {
     let mut world = World::new();
     world.settle();
-    assert_eq!(world.host.begun, [Step::Publish(Places::new())]);
+    assert_eq!(world.host.begun, [Step::Publish(Places::default())]);
     assert_eq!(world.deadline, None);
 }
 
@@ -52,7 +52,10 @@ fn a_change_that_no_vm_sees_restarts_nothing() {
     let [Step::Publish(places)] = &world.host.begun[..] else {
         panic!("{:?}", world.host.begun)
     };
-    assert_eq!(places.values().next().map(|p| p.ports.len()), Some(1));
+    assert_eq!(
+        places.machines.values().next().map(|p| p.ports.len()),
+        Some(1)
+    );
 }
 
 #[test]

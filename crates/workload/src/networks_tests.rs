@@ -52,7 +52,11 @@ impl World {
         let key = self.key();
         let vm = VmId::new(&key.signer, &key.name, &name(workload));
         let places = self.host.places.as_ref().expect("published");
-        places[&vm].cards.iter().map(|card| card.address).collect()
+        places.machines[&vm]
+            .cards
+            .iter()
+            .map(|card| card.address)
+            .collect()
     }
 
     fn starts(&self) -> Vec<String> {

@@ -22,7 +22,8 @@ use crate::volume::Volume;
 mod networks;
 mod volumes;
 
-pub use networks::{ChooseSubnet, Wish};
+use networks::across;
+pub use networks::{ChooseSubnet, Offer, Wish};
 
 /// What [`Reconciler::plan`] says.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -388,6 +389,7 @@ impl Reconciler {
             machine: spec.clone(),
             volumes,
             restarts: machine.starts(),
+            across: across(target, spec),
         })
     }
 
@@ -422,7 +424,10 @@ impl Reconciler {
                 },
             ))
         };
-        self.machines.iter().filter_map(place).collect()
+        Places {
+            machines: self.machines.iter().filter_map(place).collect(),
+            meshes: self.meshes(),
+        }
     }
 
     fn plan_network(&mut self, now: u64, deadline: &mut Option<u64>) -> Option<Step> {

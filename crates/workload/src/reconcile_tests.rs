@@ -495,7 +495,7 @@ fn check_converged(world: &World) {
     assert_eq!(actual, expected);
     assert_eq!(world.host.running.len(), expected.len());
     let places = world.host.places.clone().unwrap_or_default();
-    assert_eq!(places.len(), expected.len());
+    assert_eq!(places.machines.len(), expected.len());
 }
 
 /// A node to which all that has happened, and then nothing for a while.

@@ -231,7 +231,7 @@ impl Machine {
     pub fn forward_from(&mut self, host: u16, node: u16) -> Result<()> {
         let forwards = self.nets.iter_mut().find_map(|net| match &mut net.link {
             Link::User { forwards, .. } | Link::Trunk { forwards, .. } => Some(forwards),
-            Link::Tap { .. } | Link::Beside { .. } => None,
+            Link::Tap { .. } | Link::Switch { .. } | Link::Beside { .. } => None,
         });
         forwards
             .context("the machine has no user-mode network card")?

@@ -32,6 +32,8 @@ pub enum Link {
     },
     /// An existing TAP device.
     Tap { name: String },
+    /// A switch of this machine's, which listens on this loopback port: each frame goes there behind its length in four bytes.
+    Switch { port: u16 },
     /// A second card in the user-mode network of an earlier one.
     Beside { card: usize },
     /// A user-mode network that is reached through somebody else: who listens on the loopback port `near` gets what the
@@ -79,6 +81,9 @@ impl Machine {
             Link::Tap { name } => {
                 let back = format!("tap,id={id},ifname={name},script=no,downscript=no");
                 line.pair("-netdev", back);
+            }
+            Link::Switch { port } => {
+                line.pair("-netdev", socket(&id, *port));
             }
             Link::Beside { card } => {
                 line.pair("-netdev", hub(&id, *card, None));

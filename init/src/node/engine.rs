@@ -23,7 +23,7 @@ use types::{Digest, PublicKey, VmId};
 use workload::admission;
 use workload::desired::{Desired, Key, Verified};
 use workload::host::{Event, Host, Places};
-use workload::reconcile::{ChooseSubnet, Reconciler, reconcile};
+use workload::reconcile::{ChooseSubnet, Offer, Reconciler, reconcile};
 
 use super::accounts::Accounts;
 use super::content;
@@ -34,7 +34,6 @@ use super::host::{Message, NodeHost};
 use super::images::{Images, News};
 use super::machines::Machines;
 use super::metrics::Asked;
-use super::network;
 use super::packets::Packets;
 use super::pauses::Pauses;
 use super::prepare::Means;
@@ -42,6 +41,7 @@ use super::pulse;
 use super::server::Server;
 use super::vigil::{Turn, Vigil};
 use super::volumes::Volumes;
+use super::{mesh, network};
 use super::{retire, sweep, troubles};
 use crate::wire::{CHUNKS_ID, FromPid1, Mode, PACKET_MAX, ToPid1, Victim};
 
@@ -96,6 +96,12 @@ pub(crate) enum Request {
     Disks { turn: Turn },
     /// What firewalls and names follow from.
     Places { reply: oneshot::Sender<Places> },
+    /// What this node can be in a network across nodes.
+    Offer {
+        key: Key,
+        network: types::Name,
+        reply: oneshot::Sender<Option<Offer>>,
+    },
     /// What the chunk daemon has done.
     Counts { reply: oneshot::Sender<Counts> },
 }
@@ -109,6 +115,7 @@ impl Request {
             | Self::Metrics { .. }
             | Self::Images { .. }
             | Self::Places { .. }
+            | Self::Offer { .. }
             | Self::Counts { .. } => true,
             Self::Statement { .. }
             | Self::Drill { .. }
@@ -168,6 +175,8 @@ pub(crate) struct Engine {
     down: Option<Mode>,
     down_said: bool,
     disks: loss::Disks,
+    /// Other nodes of networks.
+    seen: watch::Receiver<mesh::Seen>,
 }
 
 fn now() -> u64 {
@@ -267,11 +276,7 @@ impl Engine {
         accounts.renew(&desired);
         let (news_tx, news) = mpsc::unbounded_channel();
         gather(&context, &cache, &desired, news_tx.clone());
-        let mut reconciler = Reconciler::new(desired, machines.scan()?, choose);
-        reconciler.find_volumes(volumes.scan()?);
-        reconciler.limit_starts(starts_max());
-        let pauses = Pauses::open();
-        reconciler.resume(pauses.kept(), now());
+        let (reconciler, pauses) = reading::reconciler(desired, choose, &machines, &volumes)?;
         let (requests_tx, requests) = mpsc::channel(REQUESTS_MAX);
         let (changes, _) = watch::channel(0);
         let (silence_tx, silence) = watch::channel(None);
@@ -291,9 +296,11 @@ impl Engine {
             kernel: OnceCell::new(),
             storage: context.storage,
             ula: network::ula(&context.key),
+            keys: mesh::Keys::of(&context.seed),
         };
         let (host, messages) =
             NodeHost::new(means, networks_tx, pid1.clone(), context.uplink.clone());
+        let seen = mesh::begin(host.joined(), &context.info);
         let mut engine = Self {
             key: context.key,
             owner: context.owner,
@@ -320,6 +327,7 @@ impl Engine {
             down: None,
             down_said: false,
             disks: loss::Disks::of(context.pools, context.guarded, context.adopted),
+            seen,
         };
         engine.host.decide(engine.accounts.decisions());
         engine.show();
@@ -611,6 +619,13 @@ impl Engine {
                 let used = self.images.used();
                 let _ = reply.send(sweep::needed(self.reconciler.desired(), &used));
             }
+            Request::Offer {
+                key,
+                network,
+                reply,
+            } => {
+                let _ = reply.send(self.reconciler.offer(&key, &network));
+            }
             Request::Disks { turn } => self.disks_changed(turn),
             Request::Places { reply } => {
                 let _ = reply.send(self.reconciler.places());
@@ -674,6 +689,7 @@ impl Engine {
             let id = VmId::new(&key.signer, &key.name, name);
             volume.used = self.volumes.used(&id);
         }
+        mesh::complete(key, &mut status, &self.seen.borrow());
         let all = status.workloads.keys().chain(status.volumes.keys());
         let all: BTreeMap<VmId, types::Name> = all
             .map(|name| (VmId::new(&key.signer, &key.name, name), name.clone()))

@@ -23,6 +23,7 @@ use workload::host::{End, Event, Host, Places, Start, Step, Survivor};
 use super::context::Uplink;
 use super::conversation;
 use super::errands::Errands;
+use super::mesh::Joined;
 use super::network::{self, Forwarders};
 use super::packets::Packets;
 use super::prepare::{self, Means, Prepared};
@@ -127,6 +128,8 @@ pub(crate) struct NodeHost {
     pid1: Rc<Packets>,
     uplink: watch::Receiver<Uplink>,
     networks: watch::Sender<BTreeSet<String>>,
+    /// Those that go on on other nodes.
+    joined: watch::Sender<Vec<Joined>>,
     forwarders: Forwarders,
     starting: BTreeMap<VmId, Starting>,
     vms: BTreeMap<VmId, Vm>,
@@ -156,6 +159,7 @@ impl NodeHost {
             pid1,
             uplink,
             networks,
+            joined: watch::channel(Vec::new()).0,
             forwarders: Forwarders::default(),
             starting: BTreeMap::new(),
             vms: BTreeMap::new(),
@@ -172,6 +176,11 @@ impl NodeHost {
     /// What has been decided of layers and volumes: to be said before a step for them.
     pub(crate) fn decide(&mut self, pools: Pools) {
         self.pools = pools;
+    }
+
+    /// Networks that go on on other nodes, as they were last made.
+    pub(crate) fn joined(&self) -> watch::Receiver<Vec<Joined>> {
+        self.joined.subscribe()
     }
 
     /// Its process has not ended.
@@ -412,15 +421,19 @@ impl NodeHost {
             }),
             Message::Volume(event) => self.events.push_back(event),
             Message::Published { plan, made, result } => {
-                self.forwarders
-                    .converge(&plan, &made, &self.uplink.borrow().clone());
-                self.networks.send_replace(made);
+                self.made(&plan, made);
                 self.events.push_back(match result {
                     Ok(()) => Event::Published,
                     Err(message) => Event::PublishFailed { message },
                 });
             }
         }
+    }
+
+    fn made(&mut self, plan: &network::Plan, made: BTreeSet<String>) {
+        self.forwarders.converge(plan, &made, &self.uplink.borrow());
+        self.networks.send_replace(made);
+        self.joined.send_replace(plan.joined());
     }
 
     fn hear_vmm(&mut self, vm: VmId, attempt: u64, message: FromVmm) {
@@ -651,7 +664,12 @@ impl NodeHost {
     }
 
     fn publish(&self, places: &Places) {
-        let plan = network::plan(places, &self.uplink.borrow(), self.means.ula);
+        let plan = network::plan(
+            places,
+            &self.uplink.borrow(),
+            self.means.ula,
+            &self.means.keys,
+        );
         keep_planned(&self.networks, &plan);
         let messages = self.messages.clone();
         tokio::task::spawn_local(async move {
@@ -693,20 +711,6 @@ impl Host for NodeHost {
             Step::Change(step) => self.alter(*step),
             Step::Erase { volume } => self.erase(volume),
             Step::Publish(places) => self.publish(&places),
-        }
-    }
-}
-
-impl Tag {
-    fn new(start: &Start) -> Self {
-        Self {
-            signer: start.record.signer,
-            deployment: start.record.deployment.clone(),
-            workload: start.record.workload.clone(),
-            launch: start.launch,
-            flist: start.record.image,
-            restarts: start.restarts,
-            volumes: start.volumes.iter().map(|v| v.attached.clone()).collect(),
         }
     }
 }

@@ -10,6 +10,7 @@ use workload::host::{Launch, Layer, Record};
 
 use super::super::images::Images;
 use super::super::machines::Machines;
+use super::super::mesh::Keys;
 use super::super::volumes::Volumes;
 use super::*;
 
@@ -35,6 +36,7 @@ impl Stage {
             kernel: std::cell::OnceCell::new(),
             storage: Storage::Memory,
             ula: [1, 2, 3, 4, 5],
+            keys: Keys::of(&[1; 32]),
         };
         let (ours, theirs) = sys::socket::pair().expect("a pair");
         let packets = |fd| Packets::new(fd, crate::wire::PACKET_MAX).expect("packets");
@@ -115,6 +117,7 @@ fn start() -> Start {
         machine: machine.expect("a machine"),
         volumes: Vec::new(),
         restarts: 4,
+        across: BTreeSet::new(),
     }
 }
 
@@ -358,10 +361,15 @@ fn a_network_that_the_next_plan_removes_is_ready_for_nobody_from_then_on() {
         .expect("a network")
         .name;
     let (ready, heard) = watch::channel([stays.clone(), "tenant7".to_owned()].into());
-    let plan = network::plan(&[(start.vm, place)].into(), &Uplink::default(), [0; 5]);
+    let keys = Keys::of(&[1; 32]);
+    let places = Places {
+        machines: [(start.vm, place)].into(),
+        ..Places::default()
+    };
+    let plan = network::plan(&places, &Uplink::default(), [0; 5], &keys);
     keep_planned(&ready, &plan);
     assert_eq!(*heard.borrow(), BTreeSet::from([stays]));
-    let nothing = network::plan(&Places::new(), &Uplink::default(), [0; 5]);
+    let nothing = network::plan(&Places::default(), &Uplink::default(), [0; 5], &keys);
     keep_planned(&ready, &nothing);
     assert_eq!(*heard.borrow(), BTreeSet::new());
 }

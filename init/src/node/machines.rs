@@ -426,6 +426,7 @@ mod tests {
             machine: machine.expect("a machine"),
             volumes: Vec::new(),
             restarts: 0,
+            across: Default::default(),
         }
     }
 

@@ -29,6 +29,7 @@ mod known;
 mod logs;
 mod machine;
 mod machines;
+mod mesh;
 mod metrics;
 mod mirror;
 mod network;

@@ -9,7 +9,7 @@ use std::num::NonZeroU8;
 use std::os::fd::OwnedFd;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use net::dns::Names;
+use net::dns::{Across, Names};
 use net::firewall::policy;
 use net::firewall::rule::Transport;
 use net::network::{self, Network, TapSpec, Ula};
@@ -17,12 +17,13 @@ use net::{firewall, namespace};
 use tokio::runtime;
 use tokio::sync::watch;
 use types::deployment::{API_PORT, ONLY_WORKLOAD, Port, Protocol};
-use types::{Cidr, PublicKey};
+use types::{Cidr, PublicKey, VmId, mesh};
 use workload::desired::Key;
-use workload::host::{NetworkId, Placed, PlacedCard, Places};
+use workload::host::{NetworkId, Placed, PlacedCard, PlacedMesh, Places};
 use workload::reconcile::Wish;
 
 use super::context::Uplink;
+use super::mesh::{Joined, Keys};
 
 pub(crate) mod trace;
 
@@ -69,6 +70,7 @@ fn numbered(index: u16) -> Option<Network> {
         index,
         gateway: network::gateway(index)?,
         mtu: u32::from(MTU),
+        mesh: None,
     })
 }
 
@@ -93,12 +95,16 @@ fn links_turn() -> MutexGuard<'static, ()> {
 
 /// Opens a machine's TAP, a descriptor for each queue. Its network must have been applied. Blocking: on a
 /// thread of the runtime's pool.
-pub(crate) fn open_tap(address: Ipv4Addr, queues: NonZeroU8) -> Result<Vec<OwnedFd>, String> {
+pub(crate) fn open_tap(
+    address: Ipv4Addr,
+    mtu: u16,
+    queues: NonZeroU8,
+) -> Result<Vec<OwnedFd>, String> {
     let network =
         network_of(address).ok_or_else(|| format!("{address} is in no tenant network"))?;
     let tap = TapSpec {
         name: tap_name(address),
-        mtu: u32::from(MTU),
+        mtu: u32::from(mtu),
     };
     let _turn = links_turn();
     let opened = runtime::Handle::current().block_on(network::open_tap(&network, &tap, queues));
@@ -119,6 +125,8 @@ pub(crate) struct Tenant {
     policy: policy::Tenant,
     names: Names,
     published: Vec<policy::Published>,
+    /// Where it goes on on other nodes.
+    joined: Option<Joined>,
 }
 
 impl Tenant {
@@ -127,6 +135,7 @@ impl Tenant {
             gateway: network.gateway,
             refused: uplink.networks.clone(),
             internal,
+            peers: Vec::new(),
             guests: Vec::new(),
         };
         let names = Names {
@@ -139,7 +148,32 @@ impl Tenant {
             policy,
             names,
             published: Vec::new(),
+            joined: None,
         }
+    }
+
+    /// It goes on on other nodes.
+    fn join(&mut self, placed: &PlacedMesh, keys: &Keys, uplink: &Uplink) {
+        let about = (&placed.key, &placed.network);
+        let peers = || placed.mesh.peers.values();
+        let subnets: Vec<Cidr> = peers().map(|peer| peer.subnet).collect();
+        self.policy.peers.clone_from(&subnets);
+        self.names.across = Some(Across {
+            subnet: placed.subnet,
+            peers: subnets,
+            domain: placed.key.name.to_string(),
+        });
+        self.network.mtu = u32::from(mesh::MTU);
+        self.network.mesh = Some(keys.wanted(about, &placed.mesh, uplink));
+        let names = placed.mesh.peers.iter();
+        self.joined = Some(Joined {
+            key: placed.key.clone(),
+            name: placed.network.clone(),
+            network: self.network.clone(),
+            peers: names
+                .map(|(name, peer)| (peer.key.0, name.clone()))
+                .collect(),
+        });
     }
 
     /// `ports`: those that lead to this very card.
@@ -172,14 +206,33 @@ fn transport(protocol: Protocol) -> Transport {
     }
 }
 
+impl Plan {
+    /// Networks that go on on other nodes.
+    pub(crate) fn joined(&self) -> Vec<Joined> {
+        let joined = self.tenants.values().filter_map(|t| t.joined.clone());
+        joined.collect()
+    }
+}
+
 /// What follows from places and uplink.
-pub(crate) fn plan(places: &Places, uplink: &Uplink, ula: Ula) -> Plan {
+pub(crate) fn plan(places: &Places, uplink: &Uplink, ula: Ula, keys: &Keys) -> Plan {
     let mut tenants: BTreeMap<String, Tenant> = BTreeMap::new();
     let mut machines: BTreeMap<&Key, usize> = BTreeMap::new();
-    for place in places.values() {
+    for place in places.machines.values() {
         *machines.entry(&place.key).or_default() += 1;
     }
-    for place in places.values() {
+    for placed in &places.meshes {
+        let Some(network) = network_of(placed.subnet.address) else {
+            continue;
+        };
+        // Which machines the deployment has elsewhere is not known here.
+        machines.insert(&placed.key, usize::MAX);
+        tenants
+            .entry(network.name.clone())
+            .or_insert_with(|| Tenant::new(network, placed.internal, uplink, ula))
+            .join(placed, keys, uplink);
+    }
+    for place in places.machines.values() {
         for (at, card) in place.cards.iter().enumerate() {
             let PlacedCard { address, internal } = *card;
             let known = network_of(address).zip(network::address6(ula, address));
@@ -200,7 +253,8 @@ pub(crate) fn plan(places: &Places, uplink: &Uplink, ula: Ula) -> Plan {
             add_names(&mut tenant.names, place, address, machines[&place.key]);
         }
     }
-    look_further(&mut tenants, places);
+    look_further(&mut tenants, &places.machines);
+    let mesh_ports = places.meshes.iter().map(|placed| placed.mesh.port);
     let node_tenants = tenants.values().map(|tenant| policy::NodeTenant {
         link: tenant.network.host_link(),
         subnet: tenant.network.gateway.network(),
@@ -209,6 +263,7 @@ pub(crate) fn plan(places: &Places, uplink: &Uplink, ula: Ula) -> Plan {
     let node = policy::Node {
         uplinks: uplink.links.clone(),
         open_ports: vec![API_PORT],
+        mesh_ports: mesh_ports.collect(),
         tenants: node_tenants.collect(),
     };
     Plan { node, tenants }
@@ -227,7 +282,7 @@ fn add_names(names: &mut Names, place: &Placed, address: Ipv4Addr, machines: usi
 
 /// A machine asks the DNS of its first network for the names in all of its networks: those of the first count before
 /// those of the next.
-fn look_further(tenants: &mut BTreeMap<String, Tenant>, places: &Places) {
+fn look_further(tenants: &mut BTreeMap<String, Tenant>, places: &BTreeMap<VmId, Placed>) {
     let name = |card: &PlacedCard| network_of(card.address).map(|network| network.name);
     for cards in places.values().map(|place| &place.cards) {
         let [first, others @ ..] = &cards[..] else {
@@ -418,14 +473,25 @@ async fn forward(
 mod tests {
     use super::*;
     use std::net::IpAddr;
+    use types::Name;
     use types::deployment::Port;
-    use types::{Name, VmId};
     use workload::desired::Key;
 
     pub(super) fn card(address: [u8; 4]) -> PlacedCard {
         let address = address.into();
         let internal = false;
         PlacedCard { address, internal }
+    }
+
+    pub(super) fn keys() -> Keys {
+        Keys::of(&[1; 32])
+    }
+
+    pub(super) fn placed<const N: usize>(machines: [(VmId, Placed); N]) -> Places {
+        Places {
+            machines: machines.into(),
+            ..Places::default()
+        }
     }
 
     fn default_of(signer: u8, taken: &[Cidr], uplink: &Uplink) -> Option<Cidr> {
@@ -501,14 +567,13 @@ mod tests {
 
     #[test]
     fn two_deployments_share_their_owners_network() {
-        let places: Places = [
+        let places = placed([
             place("shop", "web", [10, 130, 1, 2], &[(80, 8080), (81, 8080)]),
             place("blog", "web", [10, 130, 1, 3], &[]),
             place("blog", "db", [10, 130, 1, 4], &[]),
             place("wiki", "main", [10, 130, 1, 5], &[]),
             place("wiki", "db", [10, 130, 1, 6], &[]),
-        ]
-        .into();
+        ]);
         let uplink = Uplink {
             addresses: "192.168.1.9/24".parse().into_iter().collect(),
             networks: ["192.168.1.0/24", "198.51.100.0/24"]
@@ -517,7 +582,7 @@ mod tests {
             links: vec!["eth0".to_owned(), "eth1".to_owned()],
             ..Uplink::default()
         };
-        let plan = plan(&places, &uplink, [1, 2, 3, 4, 5]);
+        let plan = plan(&places, &uplink, [1, 2, 3, 4, 5], &keys());
         assert_eq!((plan.tenants.len(), plan.node.tenants.len()), (1, 1));
         assert_eq!(plan.node.tenants[0].published.len(), 2);
         assert_eq!(plan.node.open_ports, [7443]);
@@ -564,13 +629,12 @@ mod tests {
         });
         let (db_vm, mut db) = place("shop", "db", [10, 130, 2, 9], &[(81, 81)]);
         db.cards[0].internal = true;
-        let places: Places = [
+        let places = placed([
             (web_vm, web),
             (db_vm, db),
             place("shop", "edge", [10, 130, 1, 3], &[]),
-        ]
-        .into();
-        let plan = plan(&places, &Uplink::default(), [1, 2, 3, 4, 5]);
+        ]);
+        let plan = plan(&places, &Uplink::default(), [1, 2, 3, 4, 5], &keys());
         let at = |address: Ipv4Addr| {
             let name = network_of(address).expect("one of ours").name;
             &plan.tenants[&name]
@@ -596,9 +660,64 @@ mod tests {
         assert_eq!(inside.published, [], "nothing leads into an internal one");
     }
 
+    /// A network that goes on on node `n2`.
+    pub(super) fn meshed(key: Key, here: [u8; 4], there: [u8; 4]) -> PlacedMesh {
+        let subnet = |address: [u8; 4]| Cidr::new(address.into(), 24).expect("24 is a length");
+        let peer = types::mesh::Peer {
+            node: PublicKey([7; 32]),
+            key: types::mesh::MeshKey([8; 32]),
+            subnet: subnet(there),
+            endpoints: vec![([192, 0, 2, 7], 51820).into()],
+            card: String::new(),
+        };
+        PlacedMesh {
+            key,
+            network: "net".parse().expect("a name"),
+            subnet: subnet(here),
+            internal: false,
+            mesh: types::mesh::Mesh {
+                port: 51821,
+                peers: [("n2".parse().expect("a name"), peer)].into(),
+            },
+        }
+    }
+
+    #[test]
+    fn a_network_across_nodes_stands_without_machines_and_hears_its_peers_alone() {
+        let (vm, web) = place("shop", "web", [10, 130, 1, 2], &[]);
+        let meshed = meshed(web.key.clone(), [10, 130, 1, 0], [10, 130, 2, 0]);
+        let (name, peer) = meshed.mesh.peers.first_key_value().expect("a peer");
+        let (name, peer) = (name.clone(), peer.clone());
+        let mut places = placed([]);
+        places.meshes.push(meshed);
+        let alone = plan(&places, &Uplink::default(), [1, 2, 3, 4, 5], &keys());
+        assert_eq!(alone.node.mesh_ports, [51821]);
+        places.machines.insert(vm, web);
+        let with = plan(&places, &Uplink::default(), [1, 2, 3, 4, 5], &keys());
+        for plan in [&alone, &with] {
+            let [tenant] = &plan.tenants.values().collect::<Vec<_>>()[..] else {
+                panic!("one network")
+            };
+            assert_eq!(tenant.network.mtu, 1420);
+            assert_eq!(tenant.policy.peers, [peer.subnet]);
+            let [joined] = &plan.joined()[..] else {
+                panic!("one network across nodes")
+            };
+            assert_eq!(joined.peers[&peer.key.0], name);
+        }
+        // The deployment has machines that this node does not know of.
+        let names = &with.tenants.values().next().expect("one").names.machines;
+        assert_eq!(names.keys().collect::<Vec<_>>(), ["web.shop"]);
+    }
+
     #[test]
     fn a_node_without_machines_still_has_its_own_rules() {
-        let plan = plan(&Places::new(), &Uplink::default(), [1, 2, 3, 4, 5]);
+        let plan = plan(
+            &Places::default(),
+            &Uplink::default(),
+            [1, 2, 3, 4, 5],
+            &keys(),
+        );
         assert!(plan.tenants.is_empty() && plan.node.open_ports == [API_PORT]);
     }
 }

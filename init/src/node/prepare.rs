@@ -26,6 +26,7 @@ use workload::host::{Attachment, Layer, Start};
 
 use super::images::{Image, Images};
 use super::machines::Machines;
+use super::mesh::Keys;
 use super::network::{self, MTU};
 use super::runspec::{self, IMAGE_SERIAL, UPPER_SERIAL};
 use super::volumes::Volumes;
@@ -50,6 +51,8 @@ pub(crate) struct Means {
     pub(crate) storage: Storage,
     /// The node's part of its machines' addresses of IPv6.
     pub(crate) ula: Ula,
+    /// Its keys for networks across nodes.
+    pub(crate) keys: Keys,
 }
 
 /// A VM ready to be spawned.
@@ -116,8 +119,9 @@ pub(crate) async fn prepare(
     let queues = queues(start.machine.cpus, NET_QUEUES_MAX);
     let mut cards = Vec::new();
     for link in links {
-        let address = link.address.address;
-        let taps = tokio::task::spawn_blocking(move || network::open_tap(address, queues)).await;
+        let (address, mtu) = (link.address.address, link.mtu);
+        let taps = move || network::open_tap(address, mtu, queues);
+        let taps = tokio::task::spawn_blocking(taps).await;
         cards.push((link, taps.map_err(text)??));
     }
     let (chunks, vmm_chunks) = sys::socket::pair().map_err(text)?;
@@ -168,7 +172,10 @@ fn links(start: &Start, ula: Ula) -> Result<(Vec<Link>, BTreeSet<String>), Strin
             address: Cidr::new(address, PREFIX).ok_or("a subnet's prefix is over 32")?,
             gateway,
             dns: gateway,
-            mtu: MTU,
+            mtu: match start.across.contains(&card.network) {
+                true => types::mesh::MTU,
+                false => MTU,
+            },
             address6: net::network::address6(ula, address),
         });
         names.insert(network.name);

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use types::status::{Exit, Timeline};
 use types::{Digest, Name, PublicKey, VmId};
 use workload::desired::Key;
-use workload::host::{Attached, Launch};
+use workload::host::{Attached, Launch, Start};
 
 const DIRECTORY: &str = "/run/sifr/vms";
 
@@ -28,6 +28,18 @@ pub(crate) struct Tag {
 }
 
 impl Tag {
+    pub(crate) fn new(start: &Start) -> Self {
+        Self {
+            signer: start.record.signer,
+            deployment: start.record.deployment.clone(),
+            workload: start.record.workload.clone(),
+            launch: start.launch,
+            flist: start.record.image,
+            restarts: start.restarts,
+            volumes: start.volumes.iter().map(|v| v.attached.clone()).collect(),
+        }
+    }
+
     pub(crate) fn key(&self) -> Key {
         Key {
             signer: self.signer,

@@ -39,6 +39,7 @@ use crate::room::{Room, RoomError};
 use crate::wire::Victim;
 
 mod gates;
+mod membership;
 mod networks;
 
 /// Pushed chunks in memory at a time: each takes a MiB until it is on disk.
@@ -65,6 +66,7 @@ pub(crate) struct Server {
     captures: Captures,
     uplink: watch::Receiver<Uplink>,
     ula: Ula,
+    member: membership::Member,
     /// Shared by those who count on content being there, alone for who removes it: else a deployment could
     /// be acknowledged whose chunks are just going.
     content: Arc<RwLock<()>>,
@@ -131,6 +133,7 @@ impl Server {
             captures: Captures::default(),
             uplink: context.uplink.clone(),
             ula: network::ula(&context.key),
+            member: membership::Member::of(context),
             content: Arc::default(),
         })
     }
@@ -222,6 +225,7 @@ impl Server {
                 self.network_trace(&own(deployment), &workload, &question)
                     .await
             }
+            Route::Membership(name, network) => self.membership(peer, name, network).await,
         }
     }
 
@@ -252,6 +256,7 @@ impl Server {
             text.push_str(&metrics::troubles::render(&info.troubles));
         }
         text.push_str(&metrics::volumes::render(&own));
+        text.push_str(&metrics::peers::render(&own));
         text.push_str(&refusals(&own).await);
         Ok(Answer::metrics(text))
     }
@@ -264,6 +269,7 @@ impl Server {
         let mut text = metrics::render(None, &figures);
         let own = [status];
         text.push_str(&metrics::volumes::render(&own));
+        text.push_str(&metrics::peers::render(&own));
         text.push_str(&refusals(&own).await);
         Ok(Answer::metrics(text))
     }

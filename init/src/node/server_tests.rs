@@ -143,7 +143,8 @@ async fn play<S: Into<Option<State>>>(
             Request::Status { reply, .. } => drop(reply.send(Some(status()))),
             Request::List { reply, .. } => drop(reply.send(vec![status()])),
             Request::Images { reply } => drop(reply.send(BTreeMap::new())),
-            Request::Places { reply } => drop(reply.send(BTreeMap::new())),
+            Request::Places { reply } => drop(reply.send(workload::host::Places::default())),
+            Request::Offer { reply, .. } => drop(reply.send(None)),
             Request::Counts { reply } => drop(reply.send(Counts::default())),
             Request::Metrics { reply, .. } => drop(reply.send(Vec::new())),
             Request::Drill { victim, reply } => drop(reply.send(match victim {

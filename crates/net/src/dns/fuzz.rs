@@ -2,7 +2,7 @@
 //!
 //! Owns: what must hold of every answer. Refuses: sockets.
 
-use super::message::{Code, Flaw, Query};
+use super::message::{Code, Flaw, Query, address_in};
 
 /// What a guest is answered when its machine has the name. `None`: nothing.
 pub fn query(bytes: &[u8]) -> Option<Vec<u8>> {
@@ -21,6 +21,9 @@ pub fn query(bytes: &[u8]) -> Option<Vec<u8>> {
 pub fn reply(question: &[u8], id: u16, reply: &[u8]) -> Option<Vec<u8>> {
     let query = Query::parse(question).ok()?;
     assert_eq!(query.with_id(id)[..2], id.to_be_bytes());
+    // The same words from another node's gateway.
+    let said = address_in(question, reply);
+    assert!(said.is_none() || reply.len() >= question.len());
     let accepted = query.accept(id, reply.to_vec())?;
     assert_eq!(accepted[..2], question[..2], "the guest's own number");
     assert_eq!(accepted.len(), reply.len());

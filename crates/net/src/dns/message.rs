@@ -24,7 +24,7 @@ const RECURSION_DESIRED: u16 = 1 << 8;
 const RECURSION_AVAILABLE: u16 = 1 << 7;
 
 /// Seconds that a guest may keep the address of a machine: it may move with its next start.
-const TTL: u32 = 5;
+pub(super) const TTL: u32 = 5;
 
 /// Result codes of our own answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -149,6 +149,51 @@ impl Query {
         reply[..2].copy_from_slice(&self.bytes[..2]);
         Some(reply)
     }
+}
+
+pub(super) fn id(message: &[u8]) -> Option<u16> {
+    half(message, 0)
+}
+
+pub(super) fn is_response(message: &[u8]) -> bool {
+    half(message, 2).is_some_and(|flags| flags & RESPONSE != 0)
+}
+
+/// A question for the IPv4 address of a name. `None`: it is no name.
+pub(super) fn question(id: u16, name: &str) -> Option<Vec<u8>> {
+    let mut out = id.to_be_bytes().to_vec();
+    out.extend([0, 0, 0, 1, 0, 0, 0, 0, 0, 0]);
+    for label in name.split('.') {
+        let length = u8::try_from(label.len()).ok()?;
+        if !(1..=LABEL_MAX).contains(&label.len()) {
+            return None;
+        }
+        out.push(length);
+        out.extend_from_slice(label.as_bytes());
+    }
+    out.push(0);
+    out.extend(TYPE_A.to_be_bytes());
+    out.extend(CLASS_IN.to_be_bytes());
+    (out.len() <= HEADER_BYTES + NAME_MAX + 4).then_some(out)
+}
+
+/// What a gateway of ours says to our question: it writes one address behind the question, or none. `None`: that is no answer
+/// to it.
+pub(super) fn address_in(query: &[u8], answer: &[u8]) -> Option<Option<Ipv4Addr>> {
+    let same = answer.get(HEADER_BYTES..query.len())? == query.get(HEADER_BYTES..)?;
+    if !same || id(answer) != id(query) || half(answer, 4)? != 1 {
+        return None;
+    }
+    let (code, count) = (half(answer, 2)? & 0xf, half(answer, 6)?);
+    if code != Code::NoError as u16 || count == 0 {
+        return Some(None);
+    }
+    // The question's name, type, class, time, length.
+    let record = answer.get(query.len()..)?;
+    let known = half(record, 0)? == 0xc00c && half(record, 2)? == TYPE_A;
+    let known = known && half(record, 4)? == CLASS_IN && half(record, 10)? == 4;
+    let octets: [u8; 4] = record.get(12..16)?.try_into().ok()?;
+    known.then_some(Some(octets.into()))
 }
 
 /// A response header to a message that has one itself.
@@ -293,6 +338,7 @@ pub(super) mod tests {
             let mut framed = query(id, "x", TYPE_A)[..HEADER_BYTES].to_vec();
             framed.extend_from_slice(&name);
             if let Ok(query) = Query::parse(&framed) {
+                let _ = address_in(&query.bytes, &reply);
                 let _ = (query.accept(id, reply), query.answer([1, 2, 3, 4].into(), Some(Ipv6Addr::LOCALHOST)));
             }
         }

@@ -7,6 +7,7 @@
 #[cfg(any(test, feature = "fuzz"))]
 pub(crate) mod fuzz;
 mod message;
+mod peers;
 
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind};
@@ -23,6 +24,8 @@ use tokio::time::{Instant, timeout};
 use crate::Error;
 use crate::network::{Ula, address6};
 use message::{Code, Flaw, Query};
+use peers::Peers;
+use types::Cidr;
 
 /// Bound to port 53 inside a tenant's namespace: see `network::dns_sockets`.
 #[derive(Debug)]
@@ -47,6 +50,19 @@ pub struct Names {
     pub six: Option<Ula>,
     /// The network has no way out: nobody else is asked.
     pub alone: bool,
+    /// It goes on on other nodes.
+    pub across: Option<Across>,
+}
+
+/// Where else the network is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Across {
+    /// Who asks from elsewhere is another node's gateway: it is told the machines here, and nothing else.
+    pub subnet: Cidr,
+    /// Of the other nodes.
+    pub peers: Vec<Cidr>,
+    /// The deployment, which all of the network's machines are of, everywhere.
+    pub domain: String,
 }
 
 /// Whose a name is.
@@ -87,6 +103,36 @@ impl Names {
     }
 }
 
+impl Names {
+    fn is_of_a_peer(&self, asker: IpAddr) -> bool {
+        let IpAddr::V4(asker) = asker else {
+            return false;
+        };
+        let across = self.across.as_ref();
+        across.is_some_and(|across| !across.subnet.contains(asker))
+    }
+
+    /// Whom to ask on other nodes for a name that no machine here has, and for what.
+    fn beyond_this_node(&self, guest: IpAddr, name: &str) -> Option<(Vec<Cidr>, String)> {
+        let across = self.across.as_ref()?;
+        if across.peers.is_empty() || self.is_of_a_peer(guest) {
+            return None;
+        }
+        let short = match name.rsplit_once('.') {
+            Some((short, OWN_SUFFIX)) => short,
+            _ => name,
+        };
+        let full = match short.split_once('.') {
+            None if !short.is_empty() => format!("{short}.{}", across.domain),
+            Some((machine, domain)) if domain == across.domain && !machine.is_empty() => {
+                short.to_owned()
+            }
+            _ => return None,
+        };
+        Some((across.peers.clone(), format!("{full}.{OWN_SUFFIX}")))
+    }
+}
+
 /// Longest query: a question and an OPT record are far below.
 const QUERY_MAX: usize = 4096;
 /// Longest reply over UDP: what resolvers agreed on is 1232, some still send 4096.
@@ -114,6 +160,8 @@ const TAKE_PAUSE: Duration = Duration::from_secs(1);
 struct Knowledge {
     upstreams: watch::Receiver<Vec<SocketAddr>>,
     names: watch::Receiver<Names>,
+    udp: Arc<UdpSocket>,
+    peers: Arc<Peers>,
 }
 
 /// Answers until `names` or `upstreams` has no sender any more, whatever becomes of single packets. Within a tokio
@@ -129,6 +177,8 @@ pub async fn forward(
     let knowledge = Knowledge {
         upstreams: upstreams.clone(),
         names: names.clone(),
+        udp: udp.clone(),
+        peers: Arc::default(),
     };
     let (mut queries, mut connections) = (JoinSet::new(), JoinSet::new());
     let mut buffer = [0; QUERY_MAX];
@@ -142,6 +192,7 @@ pub async fn forward(
             Some(_) = queries.join_next() => {}
             Some(_) = connections.join_next() => {}
             received = udp.recv_from(&mut buffer), if hears => match received {
+                Ok((length, from)) if knowledge.peers.hear(from, &buffer[..length]) => {}
                 Ok((length, guest)) => {
                     let query = Query::parse(&buffer[..length]);
                     queries.spawn(answer(udp.clone(), guest, query, knowledge.clone()));
@@ -241,17 +292,31 @@ impl Knowledge {
             Err(Flaw::Silence) => return None,
             Err(Flaw::Answer(answer)) => return Some(answer),
         };
-        let (found, six) = {
+        let (found, six, elsewhere) = {
             let names = self.names.borrow();
-            (names.find(guest, &query.name), names.six)
+            let found = match names.find(guest, &query.name) {
+                // Another node asks for machines alone.
+                Found::Elsewhere if names.is_of_a_peer(guest) => Found::Nobody,
+                found => found,
+            };
+            let elsewhere = names.beyond_this_node(guest, &query.name);
+            (found, names.six, elsewhere)
         };
         match found {
             Found::Machine(address) => {
                 let six = six.and_then(|node| address6(node, address));
                 return Some(query.answer(address, six.map(|six| six.address)));
             }
-            Found::Nobody => return Some(query.refuse(Code::NameError)),
-            Found::Elsewhere => {}
+            Found::Nobody | Found::Elsewhere => {}
+        }
+        if let Some((peers, name)) = elsewhere
+            && let Some(address) = self.peers.find(&self.udp, &peers, &name).await
+        {
+            // Of IPv6 there is nothing between nodes.
+            return Some(query.answer(address, None));
+        }
+        if found == Found::Nobody {
+            return Some(query.refuse(Code::NameError));
         }
         let upstreams = self.upstreams.borrow().clone();
         for upstream in upstreams.into_iter().take(UPSTREAMS_MAX) {

@@ -1,22 +1,22 @@
 //! Netlink attributes: type-length-value, padded to four bytes, nested.
 //!
-//! Owns: writing them as nf_tables reads them. Refuses: reading (`counters` does).
+//! Owns: writing them as nf_tables and generic netlink families read them. Refuses: reading (`counters` does).
 
 /// Set on the type of an attribute that holds attributes.
 const NESTED: u16 = 1 << 15;
 const HEADER_BYTES: usize = 4;
 
-/// The body of a message while it is written. Numbers are in network byte order.
+/// The body of a message while it is written. Numbers are in network byte order: those of families that want the machine's are written as bytes.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Writer(Vec<u8>);
+pub(crate) struct Writer(Vec<u8>);
 
 impl Writer {
     /// Begins with the fixed header that the message's family asks for.
-    pub(super) fn new(header: &[u8]) -> Self {
+    pub(crate) fn new(header: &[u8]) -> Self {
         Self(header.to_vec())
     }
 
-    pub(super) fn bytes(&mut self, kind: u16, value: &[u8]) -> &mut Self {
+    pub(crate) fn bytes(&mut self, kind: u16, value: &[u8]) -> &mut Self {
         let length = u16::try_from(HEADER_BYTES + value.len());
         let length = length.expect("attributes are written from bounded names and numbers");
         self.0.extend_from_slice(&length.to_ne_bytes());
@@ -26,32 +26,32 @@ impl Writer {
         self
     }
 
-    pub(super) fn u8(&mut self, kind: u16, value: u8) -> &mut Self {
+    pub(crate) fn u8(&mut self, kind: u16, value: u8) -> &mut Self {
         self.bytes(kind, &[value])
     }
 
-    pub(super) fn be32(&mut self, kind: u16, value: u32) -> &mut Self {
+    pub(crate) fn be32(&mut self, kind: u16, value: u32) -> &mut Self {
         self.bytes(kind, &value.to_be_bytes())
     }
 
-    pub(super) fn be64(&mut self, kind: u16, value: u64) -> &mut Self {
+    pub(crate) fn be64(&mut self, kind: u16, value: u64) -> &mut Self {
         self.bytes(kind, &value.to_be_bytes())
     }
 
     /// Text with its final NUL.
-    pub(super) fn text(&mut self, kind: u16, value: &str) -> &mut Self {
+    pub(crate) fn text(&mut self, kind: u16, value: &str) -> &mut Self {
         let mut bytes = value.as_bytes().to_vec();
         bytes.push(0);
         self.bytes(kind, &bytes)
     }
 
-    pub(super) fn nest(&mut self, kind: u16, write: impl FnOnce(&mut Self)) -> &mut Self {
+    pub(crate) fn nest(&mut self, kind: u16, write: impl FnOnce(&mut Self)) -> &mut Self {
         let mut inner = Self::default();
         write(&mut inner);
         self.bytes(kind | NESTED, &inner.0)
     }
 
-    pub(super) fn finish(self) -> Vec<u8> {
+    pub(crate) fn finish(self) -> Vec<u8> {
         self.0
     }
 }

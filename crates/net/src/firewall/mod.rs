@@ -19,6 +19,7 @@ pub use rule::Ruleset;
 
 use crate::Error;
 use crate::namespace::{self, within};
+pub(crate) use attribute::Writer;
 use batch::Message;
 
 /// Most rules of one transaction: 32 networks of 32 machines with 64 ports come to fewer.

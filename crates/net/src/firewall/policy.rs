@@ -14,7 +14,7 @@ use super::rule::{
     Chain, ChainKind, Count, EtherType, Family, Hook, Point, Policy, Rule, Ruleset, Table, Tally,
     Test, Transport, Verdict,
 };
-use crate::network::{BRIDGE, WAN, link_local};
+use crate::network::{BRIDGE, MESH, WAN, link_local};
 
 /// The node's own namespace.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -23,6 +23,8 @@ pub struct Node {
     pub uplinks: Vec<String>,
     /// TCP ports of the node that are open on the uplinks.
     pub open_ports: Vec<u16>,
+    /// UDP ports of networks across nodes. Nothing but WireGuard hears at them.
+    pub mesh_ports: Vec<u16>,
     pub tenants: Vec<NodeTenant>,
 }
 
@@ -53,6 +55,8 @@ pub struct Tenant {
     pub refused: Vec<Cidr>,
     /// Nothing leads out of it.
     pub internal: bool,
+    /// Its subnets on other nodes.
+    pub peers: Vec<Cidr>,
     pub guests: Vec<Guest>,
 }
 
@@ -362,7 +366,7 @@ pub fn node(policy: &Node) -> Ruleset {
         jumps(Test::To, "translated"),
     );
     let chains = vec![
-        chain("uplink", from_uplink(&policy.open_ports)),
+        chain("uplink", from_uplink(policy)),
         chain("outward", tenants.iter().map(outward).collect()),
         chain("inward", tenants.iter().flat_map(inward).collect()),
         chain(
@@ -390,7 +394,7 @@ pub fn node(policy: &Node) -> Ruleset {
 
 /// What the node itself takes from an uplink. (Its DHCP client reads below the firewall; that rule keeps
 /// the reply to a renewal from being counted as dropped.)
-fn from_uplink(open_ports: &[u16]) -> Vec<Rule> {
+fn from_uplink(policy: &Node) -> Vec<Rule> {
     let dhcp = [
         Test::SourcePort(Transport::Udp, DHCP_SERVER),
         Test::DestinationPort(Transport::Udp, DHCP_CLIENT),
@@ -399,11 +403,10 @@ fn from_uplink(open_ports: &[u16]) -> Vec<Rule> {
         rule([Test::Ping, PING], Verdict::Accept),
         rule(dhcp, Verdict::Accept),
     ];
-    rules.extend(
-        open_ports
-            .iter()
-            .map(|port| rule([tcp(*port)], Verdict::Accept)),
-    );
+    let udp = |port: &u16| Test::DestinationPort(Transport::Udp, *port);
+    let open = policy.open_ports.iter().map(|port| tcp(*port));
+    let open = open.chain(policy.mesh_ports.iter().map(udp));
+    rules.extend(open.map(|port| rule([port], Verdict::Accept)));
     rules.extend(of_ipv6_links());
     rules
 }
@@ -563,6 +566,7 @@ fn to_gateway(policy: &Tenant) -> Vec<Rule> {
     ];
     // Programs say such things to whoever may hear: it is meant for no node.
     rules.extend(to_all.map(|all| rule([from(), Test::Destination(all)], Verdict::Drop)));
+    rules.extend(from_peers(policy));
     rules.extend([
         rule([Test::From("lo".to_owned())], Verdict::Accept),
         jump(from(), Attempt::Connections.word()),
@@ -582,6 +586,57 @@ fn to_gateway(policy: &Tenant) -> Vec<Rule> {
     rules
 }
 
+/// Other nodes' gateways ask for names, and machines there may ping.
+fn from_peers(policy: &Tenant) -> Vec<Rule> {
+    let from = || Test::From(MESH.to_owned());
+    let gateway = || Test::Destination(host(policy.gateway.address));
+    let mut rules = Vec::new();
+    for peer in &policy.peers {
+        let [a, b, c, _] = peer.network().address.octets();
+        let asker = Test::Source(host(Ipv4Addr::new(a, b, c, 1)));
+        let dns = Test::DestinationPort(Transport::Udp, DNS);
+        let source = Test::Source(peer.network());
+        rules.push(rule([from(), asker, gateway(), dns], Verdict::Accept));
+        rules.push(rule(
+            [from(), source, gateway(), Test::Ping, PING],
+            Verdict::Accept,
+        ));
+    }
+    if !policy.peers.is_empty() {
+        rules.push(counted([from()], Verdict::Drop));
+    }
+    rules
+}
+
+/// Guests and those of other nodes' parts of the network reach each other, and nothing else comes from there.
+fn across(policy: &Tenant) -> Vec<Rule> {
+    let (bridge, mesh) = (BRIDGE.to_owned(), MESH.to_owned());
+    let subnet = policy.gateway.network();
+    let mut rules = Vec::new();
+    for peer in policy.peers.iter().map(Cidr::network) {
+        let out = [
+            Test::From(bridge.clone()),
+            Test::To(mesh.clone()),
+            Test::Source(subnet),
+            Test::Destination(peer),
+        ];
+        let connections = Verdict::Jump(Attempt::Connections.word().to_owned());
+        rules.push(rule(out.clone(), connections));
+        rules.push(rule(out, Verdict::Accept));
+        let inward = [
+            Test::From(mesh.clone()),
+            Test::To(bridge.clone()),
+            Test::Source(peer),
+            Test::Destination(subnet),
+        ];
+        rules.push(rule(inward, Verdict::Accept));
+    }
+    if !policy.peers.is_empty() {
+        rules.push(counted([Test::From(mesh)], Verdict::Drop));
+    }
+    rules
+}
+
 /// Guests reach the internet and each other; published ports reach guests.
 fn through_gateway(policy: &Tenant) -> Vec<Rule> {
     let (inside, outside) = (BRIDGE.to_owned(), WAN.to_owned());
@@ -595,6 +650,7 @@ fn through_gateway(policy: &Tenant) -> Vec<Rule> {
     ];
     let mut rules = Vec::from(connections());
     rules.push(rule(among, Verdict::Accept));
+    rules.extend(across(policy));
     let refuse = |prefix: Cidr, what: Attempt| {
         let tests = [from.clone(), Test::Destination(prefix)];
         rule(tests, Verdict::Jump(what.word().to_owned()))

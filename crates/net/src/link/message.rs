@@ -19,7 +19,7 @@ use rtnetlink::packet_route::route::{
 };
 use rtnetlink::{
     AddressMessageBuilder, LinkBond, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth,
-    LinkVlan, RouteMessageBuilder,
+    LinkVlan, LinkWireguard, RouteMessageBuilder,
 };
 use types::{AnyCidr, Mac};
 
@@ -33,6 +33,9 @@ pub(super) fn new_link(name: &str, create: &Create, on: u32) -> LinkMessage {
         Create::Veth { peer, namespace } => new_veth(name, peer, namespace.as_raw_fd()),
         Create::Bond { mode } => new_bond(name, *mode),
         Create::Vlan { id, .. } => LinkVlan::new(name, on, *id).build(),
+        Create::Wireguard { namespace } => LinkWireguard::new(name)
+            .setns_by_fd(namespace.as_raw_fd())
+            .build(),
     }
 }
 

@@ -163,4 +163,9 @@ pub enum Create {
         peer: String,
         namespace: Arc<OwnedFd>,
     },
+    /// A WireGuard link that appears in the namespace `namespace` is open on: its packets to other nodes leave from the one it
+    /// is asked for in.
+    Wireguard {
+        namespace: Arc<OwnedFd>,
+    },
 }

@@ -205,7 +205,10 @@ async fn perform(requests: rtnetlink::Handle, step: &Step) -> Result<(), rtnetli
         Step::Create { link, create } => {
             let on = match create {
                 Create::Vlan { on, .. } => index(&requests, on).await?,
-                Create::Bridge | Create::Bond { .. } | Create::Veth { .. } => 0,
+                Create::Bridge
+                | Create::Bond { .. }
+                | Create::Veth { .. }
+                | Create::Wireguard { .. } => 0,
             };
             let link = message::new_link(link, create, on);
             links.add(link).execute().await

@@ -43,6 +43,10 @@ impl fmt::Display for Step {
             }
             Self::Create {
                 link,
+                create: Create::Wireguard { .. },
+            } => write!(f, "create WireGuard link {link}"),
+            Self::Create {
+                link,
                 create: Create::Bond { mode },
             } => write!(f, "create bond {link} ({mode})"),
             Self::Create {

@@ -70,6 +70,7 @@ fn network() -> Network {
         index: 7,
         gateway: cidr("10.128.7.1/24"),
         mtu: 1500,
+        mesh: None,
     }
 }
 
@@ -80,6 +81,7 @@ fn open_network() -> Network {
         index: 8,
         gateway,
         mtu: 1500,
+        mesh: None,
     }
 }
 
@@ -107,6 +109,7 @@ fn tenant() -> policy::Tenant {
         gateway: network().gateway,
         refused: vec![cidr("192.168.77.0/24")],
         internal: false,
+        peers: Vec::new(),
         guests: vec![guest(2), guest(3), guest(4)],
     }
 }
@@ -154,6 +157,7 @@ fn build() -> Scratch {
         let node = policy::Node {
             uplinks: vec!["eth0".to_owned()],
             open_ports: vec![7443],
+            mesh_ports: Vec::new(),
             tenants: vec![tenant],
         };
         firewall::apply(&policy::node(&node)).expect("the node's rules");

@@ -474,7 +474,7 @@ impl Kernel {
                     on.mtu,
                 )
             }
-            Create::Bridge | Create::Veth { .. } => {
+            Create::Bridge | Create::Veth { .. } | Create::Wireguard { .. } => {
                 return Err("not in the node's own network".to_owned());
             }
         };

@@ -19,7 +19,11 @@ const FORMATS: [(u32, &str, &str); 3] = [
         "0.0.0",
         "a header that says what it needs; volumes; classes of disks",
     ),
-    (3, "0.0.0", "networks; published UDP ports"),
+    (
+        3,
+        "0.0.0",
+        "networks, also across nodes; published UDP ports",
+    ),
 ];
 /// Written, and the newest that is read.
 pub(super) const FORMAT: u32 = FORMATS[FORMATS.len() - 1].0;

@@ -7,15 +7,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
-use types::deployment::{Action, Deployment};
+use types::deployment::{Action, Deployment, Machine as Spec};
+use types::mesh::{OFFERS_MAX, PORTS, Peer};
 use types::network::Network;
-use types::status::{NetworkStatus, Refusal, RefusalCode};
-use types::{Cidr, Name, VmId};
+use types::status::{NetworkStatus, PeerStatus, Refusal, RefusalCode};
+use types::{Bytes, Cidr, Name, VmId};
 
 use super::Reconciler;
 use crate::address;
 use crate::desired::{Key, Target, Verified};
-use crate::host::{CardAddress, NetworkId};
+use crate::host::{CardAddress, NetworkId, PlacedMesh};
 use crate::machine::Machine;
 
 /// A subnet for a network that has none.
@@ -156,8 +157,15 @@ impl Reconciler {
         let mut statuses: BTreeMap<Name, NetworkStatus> = networks
             .map(|(name, network)| {
                 let subnet = network.subnet;
-                let machines = BTreeMap::new();
-                (name.clone(), NetworkStatus { subnet, machines })
+                let peers = network.mesh.iter().flat_map(|mesh| &mesh.peers);
+                let status = NetworkStatus {
+                    subnet,
+                    machines: BTreeMap::new(),
+                    peers: peers
+                        .map(|(name, peer)| (name.clone(), unheard(peer)))
+                        .collect(),
+                };
+                (name.clone(), status)
             })
             .collect();
         if statuses.is_empty() {
@@ -175,6 +183,94 @@ impl Reconciler {
             }
         }
         statuses
+    }
+}
+
+/// What is known of another node before it was heard.
+fn unheard(peer: &Peer) -> PeerStatus {
+    PeerStatus {
+        node: peer.node,
+        subnet: peer.subnet,
+        endpoint: None,
+        handshake_s: None,
+        sent: Bytes(0),
+        received: Bytes(0),
+    }
+}
+
+/// Those of a machine's networks that go on on other nodes.
+pub(super) fn across(target: &Target, machine: &Spec) -> BTreeSet<Name> {
+    let goes_on = |name: &Name| {
+        let network = target.deployment().and_then(|all| all.network(name));
+        network.is_some_and(|network| network.mesh.is_some())
+    };
+    let names = machine.cards().into_iter().map(|card| card.network);
+    names.filter(goes_on).collect()
+}
+
+/// What a node can be in a network across nodes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Offer {
+    pub port: u16,
+    /// The one that it has, or those that it could have.
+    pub subnets: Vec<Cidr>,
+    /// As the ledger has it.
+    pub network: Option<Network>,
+}
+
+impl Reconciler {
+    /// What this node can be in a network of that name. `None`: no port is left.
+    pub fn offer(&self, key: &Key, name: &Name) -> Option<Offer> {
+        let deployment = self.desired.get(key).and_then(Target::deployment);
+        let network = deployment.and_then(|all| all.network(name)).cloned();
+        let held = network.as_ref().and_then(|network| network.mesh.as_ref());
+        let port = match held {
+            Some(mesh) => mesh.port,
+            None => {
+                let taken = self.desired.udp_ports(None);
+                PORTS.into_iter().find(|port| !taken.contains(port))?
+            }
+        };
+        let (id, known) = (NetworkId::of(key, name), self.subnets());
+        if let Some(subnet) = known.get(&id) {
+            let subnets = vec![*subnet];
+            return Some(Offer {
+                port,
+                subnets,
+                network,
+            });
+        }
+        let mut taken: Vec<Cidr> = known.values().copied().collect();
+        let mut subnets = Vec::new();
+        while subnets.len() < OFFERS_MAX
+            && let Some(free) = (self.choose_subnet)(Wish::Any(&id), &taken)
+        {
+            subnets.push(free.network());
+            taken.push(free.network());
+        }
+        Some(Offer {
+            port,
+            subnets,
+            network,
+        })
+    }
+
+    pub(super) fn meshes(&self) -> Vec<PlacedMesh> {
+        let networks = self.desired.iter().flat_map(|(key, target)| {
+            let networks = target.deployment().into_iter();
+            let networks = networks.flat_map(Deployment::networks);
+            networks.map(move |(name, network)| (key, name, network))
+        });
+        let placed = networks.filter_map(|(key, name, network)| {
+            Some(PlacedMesh {
+                key: key.clone(),
+                network: name.clone(),
+                subnet: network.subnet?,
+                internal: network.internal,
+                mesh: network.mesh.clone()?,
+            })
+        });
+        placed.collect()
     }
 }
 

@@ -6,10 +6,14 @@
 use types::trouble::Code;
 use workload::desired::Desired;
 use workload::ledger::{self, Ledger, LedgerError};
+use workload::reconcile::{ChooseSubnet, Reconciler};
 
 use super::super::context::NodeContext;
+use super::super::machines::Machines;
+use super::super::pauses::Pauses;
 use super::super::troubles;
-use super::{ledger_copies, verify};
+use super::super::volumes::Volumes;
+use super::{ledger_copies, now, starts_max, verify};
 
 /// The ledger, and what its statements add up to. What is wrong with it is shown; where it cannot be
 /// read at all, the reason stands in its place.
@@ -55,4 +59,19 @@ pub(super) fn read_ledger(context: &NodeContext) -> (Result<Ledger, String>, Des
             (Err(why), desired)
         }
     }
+}
+
+/// What is to run, and how what failed before in this boot waits.
+pub(super) fn reconciler(
+    desired: Desired,
+    choose: ChooseSubnet,
+    machines: &Machines,
+    volumes: &Volumes,
+) -> anyhow::Result<(Reconciler, Pauses)> {
+    let mut reconciler = Reconciler::new(desired, machines.scan()?, choose);
+    reconciler.find_volumes(volumes.scan()?);
+    reconciler.limit_starts(starts_max());
+    let pauses = Pauses::open();
+    reconciler.resume(pauses.kept(), now());
+    Ok((reconciler, pauses))
 }

@@ -86,6 +86,7 @@ mod tests {
         let network = NetworkStatus {
             subnet: None,
             machines: [(name("web"), second), (name("db"), [10, 128, 2, 3].into())].into(),
+            peers: Default::default(),
         };
         let status = DeploymentStatus {
             name: name("shop"),

@@ -9,11 +9,11 @@ use net::dns::Found;
 use net::firewall::rule::{ChainKind, Family, Point};
 use net::firewall::trace::{Decided, Decision, Packet, What, decide};
 use net::firewall::{Counts, Ruleset, policy};
-use net::network::{self, BRIDGE, Ula, WAN};
+use net::network::{self, BRIDGE, MESH, Ula, WAN};
 use types::trace::{Destination, Outcome, Place, Question, Step, Trace, Way};
 use workload::host::{Placed, PlacedCard, Places};
 
-use super::{Plan, Tenant, Uplink, network_of, tap_name, transport};
+use super::{Keys, Plan, Tenant, Uplink, network_of, tap_name, transport};
 
 /// Somebody outside, whom no network here has (RFC 5737).
 const SOMEBODY: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
@@ -23,11 +23,12 @@ pub(crate) struct Scene<'a> {
     pub(crate) places: &'a Places,
     pub(crate) uplink: &'a Uplink,
     pub(crate) ula: Ula,
+    pub(crate) keys: &'a Keys,
 }
 
 /// The way from or to the machine `of`, which has a place.
 pub(crate) fn trace(scene: &Scene<'_>, of: &Placed, question: &Question) -> Trace {
-    let plan = super::plan(scene.places, scene.uplink, scene.ula);
+    let plan = super::plan(scene.places, scene.uplink, scene.ula, scene.keys);
     let walk = Walk {
         plan: &plan,
         scene,
@@ -53,6 +54,19 @@ struct Walk<'a> {
 struct Card<'a> {
     address: Ipv4Addr,
     tenant: &'a Tenant,
+}
+
+impl Card<'_> {
+    /// The node whose part of its network an address lies in.
+    fn across(&self, to: Ipv4Addr) -> Option<String> {
+        let mesh = self.tenant.network.mesh.as_ref()?;
+        let (key, _) = mesh
+            .peers
+            .iter()
+            .find(|(_, peer)| peer.subnet.contains(to))?;
+        let joined = self.tenant.joined.as_ref()?;
+        Some(joined.peers.get(key)?.to_string())
+    }
 }
 
 impl<'a> Walk<'a> {
@@ -130,7 +144,32 @@ impl<'a> Walk<'a> {
         match own {
             Some(card) if card.tenant.network.gateway.address == to => self.at_gateway(card),
             Some(card) => self.within(card, card.address.into(), to.into()),
+            None if first.across(to).is_some() => self.across(first, to),
             None => self.beyond(first, to),
+        }
+    }
+
+    /// To the same network on another node, by the link between them.
+    fn across(mut self, card: &Card<'_>, to: Ipv4Addr) -> Trace {
+        let from = IpAddr::V4(card.address);
+        if self.leaves_card(card, from, to.into()).is_none() {
+            return self.stopped();
+        }
+        let packet = Packet {
+            to: Some(MESH.to_owned()),
+            ..self.packet(card, from, to.into())
+        };
+        let rules = policy::tenant(&card.tenant.policy, &Counts::new());
+        let at = (Family::Inet, Point::Forward);
+        match self.filter(Place::Network, &rules, at, &packet) {
+            None => self.stopped(),
+            Some(()) => {
+                let node = card.across(to).unwrap_or_default();
+                let message = format!(
+                    "it leaves for node {node} of the same network: `sifr get` says whether that is heard, its own trace what it does there"
+                );
+                self.end(Outcome::Leaves, message)
+            }
         }
     }
 
@@ -425,7 +464,7 @@ impl<'a> Walk<'a> {
             IpAddr::V4(card.address) == address
                 || six(card).is_some_and(|six| IpAddr::V6(six.address) == address)
         };
-        let all = self.scene.places.values();
+        let all = self.scene.places.machines.values();
         let mut own = all.filter(|placed| placed.key.signer == self.of.key.signer);
         let placed = own.find(|placed| placed.cards.iter().any(is))?;
         Some(format!(

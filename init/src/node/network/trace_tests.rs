@@ -2,7 +2,7 @@
 
 use types::deployment::Protocol;
 
-use super::super::tests::{card, place};
+use super::super::tests::{card, keys, place, placed};
 use super::*;
 
 const ULA: Ula = [1, 2, 3, 4, 5];
@@ -27,18 +27,20 @@ fn site() -> (Places, Uplink) {
         ..Uplink::default()
     };
     let places = [(web_vm, web), (db_vm, db), (other_vm, other)];
-    (places.into(), uplink)
+    (placed(places), uplink)
 }
 
 fn ask(of: &str, way: Way, port: Option<u16>) -> Trace {
     let (places, uplink) = site();
     let placed = places
+        .machines
         .values()
         .find(|placed| placed.workload.as_str() == of);
     let scene = Scene {
         places: &places,
         uplink: &uplink,
         ula: ULA,
+        keys: &keys(),
     };
     let port = port.map(|port| (Protocol::Tcp, port));
     trace(&scene, placed.expect("a machine"), &Question { way, port })
@@ -181,8 +183,10 @@ fn without_a_way_out_that_is_what_is_said() {
         places: &places,
         uplink: &uplink,
         ula: ULA,
+        keys: &keys(),
     };
     let web = places
+        .machines
         .values()
         .find(|placed| placed.workload.as_str() == "web");
     let question = Question {
@@ -192,4 +196,41 @@ fn without_a_way_out_that_is_what_is_said() {
     let trace = trace(&scene, web.expect("a machine"), &question);
     assert_eq!(trace.outcome, Outcome::Nowhere);
     assert!(trace.message.contains("no way out"), "{}", trace.message);
+}
+
+#[test]
+fn a_machine_on_another_node_of_the_network_is_reached_by_the_link_between_them() {
+    let (mut places, uplink) = site();
+    let web = places
+        .machines
+        .values()
+        .find(|placed| placed.workload.as_str() == "web");
+    let key = web.expect("a machine").key.clone();
+    places.meshes.push(super::super::tests::meshed(
+        key,
+        [10, 130, 1, 0],
+        [10, 130, 40, 0],
+    ));
+    let scene = Scene {
+        places: &places,
+        uplink: &uplink,
+        ula: ULA,
+        keys: &keys(),
+    };
+    let ask = |of: &str, destination: &str| {
+        let placed = places
+            .machines
+            .values()
+            .find(|placed| placed.workload.as_str() == of);
+        let (way, port) = (to(destination), Some((Protocol::Tcp, 80)));
+        trace(&scene, placed.expect("a machine"), &Question { way, port })
+    };
+    let there = ask("web", "10.130.40.7");
+    assert_eq!(there.outcome, Outcome::Leaves, "{there:?}");
+    assert!(there.message.contains("node n2"), "{}", there.message);
+    assert!(
+        there.steps[1].rule.contains("oifname \"mesh\""),
+        "{there:?}"
+    );
+    assert_eq!(ask("db", "10.130.40.7").outcome, Outcome::Refused);
 }

@@ -32,6 +32,7 @@ impl Server {
             | Route::Deployment { .. }
             | Route::Capture { .. }
             | Route::NetworkTrace { .. }
+            | Route::Membership(..)
             | Route::Logs { .. } => Ok(()),
         }
     }
@@ -60,6 +61,7 @@ impl Server {
             | Route::Deployment { .. }
             | Route::Capture { .. }
             | Route::NetworkTrace { .. }
+            | Route::Membership(..)
             | Route::Logs { .. } => {}
         }
         let info = self.info.borrow();
@@ -93,6 +95,7 @@ impl Server {
             | Route::Deployments
             | Route::Capture { .. }
             | Route::NetworkTrace { .. }
+            | Route::Membership(..)
             | Route::Deployment { .. } => return Ok(()),
         }
         let why = self.silence.borrow().clone();

@@ -39,7 +39,9 @@ impl Server {
     ) -> Result<Answer, Refusal> {
         self.workload(key, workload).await?;
         let places = self.ask(|reply| Request::Places { reply }).await?;
-        let of = places.get(&VmId::new(&key.signer, &key.name, workload));
+        let of = places
+            .machines
+            .get(&VmId::new(&key.signer, &key.name, workload));
         let of = of.ok_or_else(|| {
             let name = &key.name;
             let message = format!(
@@ -51,6 +53,7 @@ impl Server {
             places: &places,
             uplink: &self.uplink.borrow(),
             ula: self.ula,
+            keys: &self.member.keys,
         };
         let trace = network::trace::trace(&scene, of, question);
         Ok(Answer::json(&trace))

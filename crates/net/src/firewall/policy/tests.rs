@@ -89,6 +89,7 @@ fn example_node() -> Node {
     Node {
         uplinks: vec!["eth0".to_owned(), "enp3s0".to_owned()],
         open_ports: vec![7443],
+        mesh_ports: vec![51820],
         tenants: vec![NodeTenant {
             link: "tenant3".to_owned(),
             subnet: cidr("10.128.3.1/24"),
@@ -116,6 +117,7 @@ pub(crate) fn example_tenant() -> Tenant {
         gateway: cidr("10.128.3.1/24"),
         refused: vec![cidr("198.51.100.7/32"), cidr("198.51.96.0/20")],
         internal: false,
+        peers: vec![cidr("10.200.7.0/24")],
         guests: vec![
             Guest {
                 tap: "tap2".to_owned(),

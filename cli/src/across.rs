@@ -1,0 +1,408 @@
+//! `sifr deploy` of a file for several nodes: it joins their networks and gives each its part.
+//!
+//! Owns: which subnet each node has in a network, whom each is told of, and that one node that is down holds up no other.
+//! Refuses: a node's word that is not signed by the key that is pinned for it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+
+use anyhow::{Context as _, bail};
+use api::{Client, Envelope};
+use tokio::task::JoinSet;
+use types::deployment::{Deployment, Workload};
+use types::mesh::{Card, Membership, Mesh, Peer};
+use types::status::Ack;
+use types::{Cidr, Name, PublicKey};
+
+use crate::Context;
+use crate::deploy::{self, Report};
+use crate::failure::Usage;
+use crate::fleet::{Fleet, Reach};
+use crate::home::{Pin, Spots};
+use crate::push::{Images, Pushed};
+
+/// A node of the file.
+struct Node {
+    pin: Pin,
+    client: Client,
+    part: Deployment,
+    /// What it has answered: the version to sign, and itself in each network.
+    heard: anyhow::Result<Heard>,
+}
+
+struct Heard {
+    version: u64,
+    memberships: BTreeMap<Name, Membership>,
+}
+
+pub(crate) async fn deploy(
+    context: &Context,
+    name: &Name,
+    (whole, fleet): (&Deployment, &Fleet),
+    images: &Images,
+) -> anyhow::Result<()> {
+    let owner = context.home.key()?.public();
+    let parts = fleet.parts(whole)?;
+    let mut nodes = ask_all(context, name, parts).await?;
+    for (network, reaches) in &fleet.networks {
+        let about = (&owner, name, network);
+        let seats = seats(about, reaches, &nodes)?;
+        let gone = gone(network, &nodes);
+        if !gone.is_empty() {
+            context.screen.note(&format!(
+                "{} no longer in the network {network}: what runs there is cut off; delete it there with --node",
+                listed(&gone)
+            ));
+        }
+        for node in reaches.keys().filter(|node| !seats.contains_key(*node)) {
+            context.screen.note(&format!(
+                "{node} does not answer and is not known to the others: it is left out of {network} until you deploy again"
+            ));
+        }
+        join(network, reaches, &seats, &mut nodes);
+    }
+    let done = send_all(context, name, &nodes, images).await?;
+    show(context, &nodes, &done)?;
+    remember(context, name, fleet, &nodes)?;
+    let failed: BTreeSet<&Name> = nodes
+        .keys()
+        .filter(|node| !done.contains_key(*node))
+        .collect();
+    if !failed.is_empty() {
+        bail!(
+            "{name} is not on {}: the other nodes have their parts; deploy the file again once this is mended",
+            listed(&failed)
+        );
+    }
+    if !context.screen.is_json() {
+        let next = format!("next: sifr wait {name}, sifr get {name}");
+        context.screen.note(&next);
+    }
+    Ok(())
+}
+
+fn listed<'a>(names: impl IntoIterator<Item = &'a &'a Name>) -> String {
+    let names: Vec<&str> = names.into_iter().map(|name| name.as_str()).collect();
+    names.join(", ")
+}
+
+/// All at once: one that is off does not hold up the others.
+async fn ask_all(
+    context: &Context,
+    name: &Name,
+    parts: BTreeMap<Name, Deployment>,
+) -> anyhow::Result<BTreeMap<Name, Node>> {
+    let mut asked = JoinSet::new();
+    for (node, part) in parts {
+        let (_, pin, client) = context.home.client(Some(node.as_str()))?;
+        let (name, networks) = (name.clone(), part.networks());
+        let networks: Vec<Name> = networks.map(|(name, _)| name.clone()).collect();
+        asked.spawn(async move {
+            let heard = ask(&client, &name, networks).await;
+            let node_of = Node {
+                pin,
+                client,
+                part,
+                heard,
+            };
+            (node, node_of)
+        });
+    }
+    Ok(asked.join_all().await.into_iter().collect())
+}
+
+async fn ask(client: &Client, name: &Name, networks: Vec<Name>) -> anyhow::Result<Heard> {
+    let version = deploy::next_version(client, name).await?;
+    let mut memberships = BTreeMap::new();
+    for network in networks {
+        let membership = client.membership(name, &network).await?;
+        memberships.insert(network, membership);
+    }
+    Ok(Heard {
+        version,
+        memberships,
+    })
+}
+
+/// A node in a network, as the others are told of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Seat {
+    port: u16,
+    peer: Peer,
+}
+
+type About<'a> = (&'a PublicKey, &'a Name, &'a Name);
+
+/// All nodes of a network that are known: those that answer by their cards, others as the rest know them.
+fn seats(
+    about: About<'_>,
+    reaches: &BTreeMap<Name, Reach>,
+    nodes: &BTreeMap<Name, Node>,
+) -> anyhow::Result<BTreeMap<Name, Seat>> {
+    let (_, _, network) = about;
+    let mut cards: BTreeMap<&Name, (Card, String, Reach)> = BTreeMap::new();
+    let mut seats = BTreeMap::new();
+    for (name, reach) in reaches {
+        let Some(node) = nodes.get(name) else {
+            continue;
+        };
+        let own = node.heard.as_ref().ok();
+        let own = own.and_then(|heard| heard.memberships.get(network));
+        if let Some(own) = own {
+            let card = card(about, &node.pin.key, &own.card);
+            let card = card.with_context(|| format!("cannot join {name} with others"))?;
+            cards.insert(name, (card, own.card.clone(), *reach));
+        } else if let Some(peer) = known(network, &node.pin.key, nodes) {
+            // Its own port is its own business until it answers.
+            seats.insert(name.clone(), Seat { port: 0, peer });
+        }
+    }
+    let subnets = choose(&cards, &seats)?;
+    for (name, (card, text, reach)) in cards {
+        let subnet = subnets[name];
+        let seat = seat(card, text, reach, subnet);
+        seats.insert(name.clone(), seat);
+    }
+    Ok(seats)
+}
+
+/// A card that the pinned node has signed for this network.
+fn card((owner, name, network): About<'_>, node: &PublicKey, text: &str) -> anyhow::Result<Card> {
+    let envelope = Envelope::parse(text.as_bytes())?;
+    let card = envelope.open_card(|key| key == node)?;
+    let is = card.node == *node && card.signer == *owner;
+    if !is || card.deployment != *name || card.network != *network || card.subnets.is_empty() {
+        bail!("the node's card is of something else: compare `sifr version` with `sifr node info`");
+    }
+    Ok(card)
+}
+
+/// How the other nodes know one.
+fn known(network: &Name, node: &PublicKey, nodes: &BTreeMap<Name, Node>) -> Option<Peer> {
+    let mut peers = peers(network, nodes).map(|(_, peer)| peer);
+    peers.find(|peer| peer.node == *node).cloned()
+}
+
+/// Those that the nodes' ledgers have.
+fn peers<'a>(
+    network: &'a Name,
+    nodes: &'a BTreeMap<Name, Node>,
+) -> impl Iterator<Item = (&'a Name, &'a Peer)> {
+    let heard = nodes.values().filter_map(|node| node.heard.as_ref().ok());
+    let held = heard.filter_map(move |heard| heard.memberships.get(network)?.network.as_ref());
+    held.filter_map(|network| network.mesh.as_ref())
+        .flat_map(|mesh| &mesh.peers)
+}
+
+/// Nodes that were in the network and are not in the file.
+fn gone<'a>(network: &'a Name, nodes: &'a BTreeMap<Name, Node>) -> BTreeSet<&'a Name> {
+    let here = |peer: &Peer| nodes.values().any(|node| node.pin.key == peer.node);
+    let gone = peers(network, nodes).filter(|(_, peer)| !here(peer));
+    gone.map(|(name, _)| name).collect()
+}
+
+/// A subnet of its own for each: who has one keeps it, the others take the first that they offer and nobody has.
+fn choose<'a>(
+    cards: &BTreeMap<&'a Name, (Card, String, Reach)>,
+    seats: &BTreeMap<Name, Seat>,
+) -> Result<BTreeMap<&'a Name, Cidr>, Usage> {
+    let mut taken: BTreeMap<Cidr, &Name> = seats.iter().map(|(n, s)| (s.peer.subnet, n)).collect();
+    let mut chosen = BTreeMap::new();
+    let (fixed, free): (Vec<_>, Vec<_>) = cards.iter().partition(|(_, c)| c.0.subnets.len() == 1);
+    for (name, (card, ..)) in fixed.into_iter().chain(free) {
+        let own = card
+            .subnets
+            .iter()
+            .find(|subnet| !taken.contains_key(*subnet));
+        let Some(subnet) = own else {
+            let (other, subnet) = (taken[&card.subnets[0]], card.subnets[0]);
+            return Err(Usage(format!(
+                "{name} and {other} both have {subnet} in this network: delete the deployment on one of them, and deploy again"
+            )));
+        };
+        taken.insert(*subnet, name);
+        chosen.insert(*name, *subnet);
+    }
+    Ok(chosen)
+}
+
+fn seat(card: Card, text: String, reach: Reach, subnet: Cidr) -> Seat {
+    let endpoints = match reach {
+        Reach::Hidden => Vec::new(),
+        Reach::At(ip, port) => vec![SocketAddr::new(ip, port.unwrap_or(card.port))],
+        Reach::Own => {
+            let own = card.addresses.iter();
+            own.map(|ip| SocketAddr::new(*ip, card.port)).collect()
+        }
+    };
+    Seat {
+        port: card.port,
+        peer: Peer {
+            node: card.node,
+            key: card.key,
+            subnet,
+            endpoints,
+            card: text,
+        },
+    }
+}
+
+/// Tells each node of all others.
+fn join(
+    network: &Name,
+    reaches: &BTreeMap<Name, Reach>,
+    seats: &BTreeMap<Name, Seat>,
+    nodes: &mut BTreeMap<Name, Node>,
+) {
+    for name in reaches.keys() {
+        let (Some(node), Some(own)) = (nodes.get_mut(name), seats.get(name)) else {
+            continue;
+        };
+        let Some(Workload::Network(spec)) = node.part.workloads.get_mut(network) else {
+            continue;
+        };
+        let others = seats.iter().filter(|(other, _)| *other != name);
+        let peers = others.map(|(other, seat)| (other.clone(), seat.peer.clone()));
+        spec.subnet = Some(own.peer.subnet);
+        spec.mesh = Some(Mesh {
+            port: own.port,
+            peers: peers.collect(),
+        });
+    }
+}
+
+/// One after the other, whatever becomes of one; gives those that have acknowledged. What is wrong with the file itself is
+/// said before anything is sent.
+async fn send_all(
+    context: &Context,
+    name: &Name,
+    nodes: &BTreeMap<Name, Node>,
+    images: &Images,
+) -> anyhow::Result<BTreeMap<Name, (Ack, Pushed)>> {
+    for (node, of) in nodes.iter().filter(|(_, of)| of.heard.is_ok()) {
+        deploy::check(&of.part).map_err(|error| Usage(format!("the part of {node}: {error}")))?;
+    }
+    let mut done = BTreeMap::new();
+    for (node, of) in nodes {
+        let sent = match &of.heard {
+            Err(error) => Err(format!("{error:#}")),
+            Ok(heard) => {
+                let part = (name, heard.version, &of.part);
+                let sent = deploy::send(context, &of.client, part, images).await;
+                sent.map_err(|error| format!("{error:#}"))
+            }
+        };
+        match sent {
+            Ok(sent) => drop(done.insert(node.clone(), sent)),
+            Err(error) => context.screen.note(&format!("{node}: {error}")),
+        }
+    }
+    Ok(done)
+}
+
+fn show(
+    context: &Context,
+    nodes: &BTreeMap<Name, Node>,
+    done: &BTreeMap<Name, (Ack, Pushed)>,
+) -> anyhow::Result<()> {
+    let reports = done.iter().map(|(node, (ack, pushed))| Report {
+        node,
+        ack,
+        pushed: *pushed,
+    });
+    let reports: Vec<Report<'_>> = reports.collect();
+    context.screen.show(&reports, || {
+        let said = done.iter().map(|(node, (ack, _))| {
+            let of = &nodes[node];
+            deploy::acknowledged(ack, node, &of.part, &of.pin)
+        });
+        said.collect()
+    })
+}
+
+/// Where it lies from now on; who did not answer is asked too.
+fn remember(
+    context: &Context,
+    name: &Name,
+    fleet: &Fleet,
+    nodes: &BTreeMap<Name, Node>,
+) -> anyhow::Result<()> {
+    let mut spread = context.home.spread()?;
+    let spots = Spots {
+        nodes: nodes.keys().cloned().collect(),
+        machines: fleet.on.clone(),
+    };
+    spread.deployments.insert(name.clone(), spots);
+    context.home.save_spread(&spread)
+}
+
+#[cfg(test)]
+mod tests {
+    use types::mesh::MeshKey;
+
+    use super::*;
+
+    fn name(text: &str) -> Name {
+        text.parse().expect("a name")
+    }
+
+    fn subnet(n: u8) -> Cidr {
+        format!("10.200.{n}.0/24").parse().expect("a subnet")
+    }
+
+    fn card(n: u8, subnets: &[u8]) -> (Card, String, Reach) {
+        let card = Card {
+            node: PublicKey([n; 32]),
+            signer: PublicKey([9; 32]),
+            deployment: name("shop"),
+            network: name("net"),
+            key: MeshKey([n; 32]),
+            port: 51820,
+            addresses: vec![[192, 0, 2, n].into()],
+            subnets: subnets.iter().map(|n| subnet(*n)).collect(),
+        };
+        (card, String::new(), Reach::Own)
+    }
+
+    #[test]
+    fn who_has_a_subnet_keeps_it_and_no_two_have_the_same() {
+        let names = ["a", "b", "c"].map(name);
+        let cards: BTreeMap<&Name, _> = [
+            (&names[0], card(1, &[1, 2, 3])),
+            (&names[1], card(2, &[1, 2, 3])),
+            (&names[2], card(3, &[1])),
+        ]
+        .into();
+        let away = seat(card(4, &[2]).0, String::new(), Reach::Own, subnet(2));
+        let chosen = choose(&cards, &BTreeMap::new()).expect("enough");
+        let chosen: Vec<Cidr> = chosen.into_values().collect();
+        assert_eq!(chosen, [subnet(2), subnet(3), subnet(1)]);
+        let error = choose(&cards, &[(name("d"), away)].into()).expect_err("too few");
+        assert!(error.0.contains("both have"), "{}", error.0);
+    }
+
+    #[test]
+    fn a_node_is_told_of_as_the_file_says() {
+        for (reach, endpoints) in [
+            (Reach::Own, vec!["192.0.2.1:51820"]),
+            (Reach::Hidden, vec![]),
+            (
+                Reach::At([203, 0, 113, 9].into(), None),
+                vec!["203.0.113.9:51820"],
+            ),
+            (
+                Reach::At([203, 0, 113, 9].into(), Some(7)),
+                vec!["203.0.113.9:7"],
+            ),
+        ] {
+            let seat = seat(card(1, &[1]).0, String::new(), reach, subnet(1));
+            let found: Vec<String> = seat
+                .peer
+                .endpoints
+                .iter()
+                .map(ToString::to_string)
+                .collect();
+            assert_eq!(found, endpoints);
+        }
+    }
+}
