@@ -8,8 +8,11 @@ mod net;
 mod node;
 mod qmp;
 
+use std::collections::hash_map::RandomState;
 use std::fs::{self, File};
+use std::hash::{BuildHasher, Hasher};
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -458,16 +461,20 @@ pub fn port_near(wish: u16) -> Result<u16> {
     }
 }
 
-/// A TCP port that nothing listens on. Another program may take it before QEMU does; QEMU then says so.
+/// Below those that Linux gives to who asks for any (`ip_local_port_range`): nobody else gets one by chance before QEMU does, or
+/// while a machine is off.
+const PORTS: Range<u16> = 20_000..32_768;
+
+/// A port that nothing listens on, for either protocol. Another program may take it before QEMU does; QEMU then says so.
 pub fn free_port() -> Result<u16> {
-    loop {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("find a free port")?;
-        let port = listener.local_addr().context("find a free port")?.port();
-        // Ports are forwarded for both protocols.
-        if UdpSocket::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
-            return Ok(port);
-        }
-    }
+    let anywhere = RandomState::new().build_hasher().finish();
+    let first = usize::try_from(anywhere % PORTS.len() as u64)?;
+    let mut ports = PORTS.cycle().skip(first).take(PORTS.len());
+    let is_free = |port: &u16| {
+        let at = (Ipv4Addr::LOCALHOST, *port);
+        TcpListener::bind(at).is_ok() && UdpSocket::bind(at).is_ok()
+    };
+    ports.find(is_free).context("find a free port")
 }
 
 fn escaped(path: &Path) -> String {
