@@ -72,8 +72,8 @@ struct Client {
 pub(crate) enum Ask {
     /// What the network names and the machine has not. Nothing changes.
     Check(Network, oneshot::Sender<Vec<String>>),
-    /// Lead the links there from now on. Answered when that has been done once, as far as the kernel does it.
-    Use(Network, oneshot::Sender<()>),
+    /// Lead the links there from now on. Answered when that has been done once, with what the kernel refused.
+    Use(Network, oneshot::Sender<Option<String>>),
 }
 
 /// The state of the loop.
@@ -138,11 +138,12 @@ impl Uplinks {
                     }
                 }
             }
-            if let Err(error) = self.converge().await {
+            let refused = self.converge().await.unwrap_or_else(|error| {
                 log::error!("{}", sys::error::chain(&error));
-            }
+                Some(sys::error::chain(&error))
+            });
             if let Some(reply) = used {
-                let _ = reply.send(());
+                let _ = reply.send(refused);
             }
         }
     }
@@ -155,8 +156,8 @@ impl Uplinks {
         }
     }
 
-    /// An error where the kernel's links cannot be seen.
-    async fn converge(&mut self) -> Result<(), net::Error> {
+    /// What the kernel refused. An error where its links cannot be seen.
+    async fn converge(&mut self) -> Result<Option<String>, net::Error> {
         // A connection of its own for each time: what ended one must not end the next.
         let mut handle = link::Handle::open()?;
         let mut applied = Ok(());
@@ -176,10 +177,10 @@ impl Uplinks {
         self.tell(&observed, &wanted);
         // What the kernel refuses of one link ends nothing: the node is reached by the others, and says it there.
         let refused = applied.err().map(|error| sys::error::chain(&error));
-        let refused = refused.or(taken(&observed));
-        refused.iter().for_each(|error| log::error!("{error}"));
-        (self.publish.refused)(&refused);
-        Ok(())
+        let wrong = refused.clone().or(taken(&observed));
+        wrong.iter().for_each(|error| log::error!("{error}"));
+        (self.publish.refused)(&wrong);
+        Ok(refused)
     }
 
     fn wanted(&mut self, observed: &Observed) -> Wanted {

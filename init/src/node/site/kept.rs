@@ -79,8 +79,9 @@ impl Shelf {
         (newest, problems)
     }
 
-    /// On every pool's disk when this returns; an error where no pool has it.
-    pub(crate) fn keep(&self, kept: &Kept) -> Result<(), String> {
+    /// On every pool's disk when this returns; an error where no pool has it. Then each that can be written to has `former` again, or
+    /// nothing: half of a change that was refused would count at the next boot.
+    pub(crate) fn keep(&self, kept: &Kept, former: Option<&Kept>) -> Result<(), String> {
         let mut written = Err("the node has no pool".to_owned());
         for place in &self.pools {
             let both = copies(place).try_for_each(|path| write(&path, &kept.envelope));
@@ -90,6 +91,11 @@ impl Shelf {
             // One that has it gives it to the others at the next boot.
             written = written.or(both);
         }
+        if written.is_err() {
+            for path in self.pools.iter().flat_map(|place| copies(place)) {
+                self.undo(&path, kept, former);
+            }
+        }
         written?;
         for path in copies(&self.boot) {
             // It is wanted only where all pools are lost in this boot.
@@ -98,6 +104,22 @@ impl Shelf {
             }
         }
         Ok(())
+    }
+
+    fn undo(&self, path: &Path, kept: &Kept, former: Option<&Kept>) {
+        if !matches!(self.copy(path), Copy::Good(there) if there == *kept) {
+            return;
+        }
+        let undone = match former {
+            Some(former) => write(path, &former.envelope),
+            None => std::fs::remove_file(path).map_err(|error| error.to_string()),
+        };
+        if let Err(why) = undone {
+            log::error!(
+                "take back what the owner was told is not kept, in {}: {why}",
+                path.display()
+            );
+        }
     }
 
     /// In a boot that was told so: up to which version changes do not count. It is that of the boot's first agent, so that what
@@ -206,13 +228,13 @@ mod tests {
         let shelf = shelf(at.path());
         assert_eq!(shelf.read(), (None, Vec::new()));
         let (old, new) = (kept(&owner(), [9; 32], 1), kept(&owner(), [9; 32], 2));
-        shelf.keep(&old).expect("kept");
+        shelf.keep(&old, None).expect("kept");
         // The second disk was away.
         let alone = Shelf {
             pools: vec![at.path().join("first")],
             ..shelf.clone()
         };
-        alone.keep(&new).expect("kept");
+        alone.keep(&new, None).expect("kept");
         assert_eq!(shelf.read(), (Some(new.clone()), Vec::new()));
         let second = Shelf {
             pools: vec![at.path().join("second")],
@@ -229,7 +251,7 @@ mod tests {
         let shelf = shelf(at.path());
         let paths: Vec<_> = shelf.paths().collect();
         for cut in 0..=paths.len() {
-            shelf.keep(&old).expect("kept");
+            shelf.keep(&old, None).expect("kept");
             for path in &paths[..cut] {
                 write(path, &new.envelope).expect("written");
             }
@@ -251,7 +273,7 @@ mod tests {
         let paths: Vec<_> = shelf.paths().collect();
         let long = vec![b' '; ENVELOPE_MAX + 1];
         for bad in [&stranger.envelope, &others.envelope, &damaged, &long] {
-            shelf.keep(&good).expect("kept");
+            shelf.keep(&good, None).expect("kept");
             write(&paths[0], bad).expect("written");
             let (newest, problems) = shelf.read();
             assert_eq!((newest.as_ref(), problems.len()), (Some(&good), 1));
@@ -270,9 +292,13 @@ mod tests {
         let mut shelf = shelf(at.path());
         // A file where the pool's directory should be.
         std::fs::write(at.path().join("first"), "").expect("written");
-        shelf.keep(&kept(&owner(), [9; 32], 1)).expect("the second");
+        shelf
+            .keep(&kept(&owner(), [9; 32], 1), None)
+            .expect("the second");
         shelf.pools.truncate(1);
-        shelf.keep(&kept(&owner(), [9; 32], 2)).expect_err("none");
+        shelf
+            .keep(&kept(&owner(), [9; 32], 2), None)
+            .expect_err("none");
     }
 
     #[test]
@@ -283,5 +309,29 @@ mod tests {
         assert_eq!(shelf.reset(Some(&old)), 3);
         // A later agent of the same boot.
         assert_eq!(shelf.reset(Some(&new)), 3);
+    }
+
+    #[test]
+    fn half_of_a_change_that_cannot_be_kept_is_taken_back() {
+        let at = tempfile::tempdir().expect("a directory");
+        let shelf = shelf(at.path());
+        let (old, new) = (kept(&owner(), [9; 32], 1), kept(&owner(), [9; 32], 2));
+        for former in [None, Some(&old)] {
+            if let Some(old) = former {
+                shelf.keep(old, None).expect("kept");
+            }
+            // A directory in the place of the second copy: it cannot be written.
+            for pool in &shelf.pools {
+                let second = copies(pool).nth(1).expect("two");
+                let _ = std::fs::remove_file(&second);
+                std::fs::create_dir_all(second.join("in the way")).expect("made");
+            }
+            shelf.keep(&new, former).expect_err("on no pool");
+            assert_eq!(shelf.read().0.as_ref(), former);
+            for pool in &shelf.pools {
+                let second = copies(pool).nth(1).expect("two");
+                std::fs::remove_dir_all(second).expect("removed");
+            }
+        }
     }
 }

@@ -238,7 +238,7 @@ impl Changes {
         let Some(tried) = tried.filter(|t| t.change.version == version && t.used.is_none()) else {
             return;
         };
-        lead(links, &tried.network).await;
+        let refused = lead(links, &tried.network).await;
         let uptime = sys::clock::since_boot() + tried.confirm;
         let since = Instant::now();
         tried.used = Some(Used {
@@ -246,6 +246,10 @@ impl Changes {
             until: since + tried.confirm,
             until_uptime_ms: u64::try_from(uptime.as_millis()).unwrap_or(u64::MAX),
         });
+        // Else who reaches the node by what is left of the former network would confirm what nobody has seen work.
+        if let Some(why) = refused {
+            self.back(links, &format!("not possible: {why}")).await;
+        }
     }
 
     /// Over a connection that was made while the change was used: then the node can be reached so.
@@ -276,8 +280,9 @@ impl Changes {
             ));
         }
         let (shelf, change) = (self.shelf.clone(), tried.change.clone());
+        let former = self.kept.clone();
         let written = tokio::task::spawn_blocking(move || {
-            shelf.keep(&change)?;
+            shelf.keep(&change, former.as_ref())?;
             Ok(change)
         });
         let written = written.await.map_err(|error| error.to_string());
@@ -301,7 +306,8 @@ impl Changes {
         log::warn!("the network is what it was: {note}");
         self.note = Some(note);
         if tried.used.is_some() {
-            lead(links, &self.network).await;
+            // What is refused of it stands among the troubles.
+            let _ = lead(links, &self.network).await;
         }
     }
 
@@ -388,17 +394,13 @@ fn judge(
     Ok((change, network))
 }
 
-/// Leads the links there. Returns when the kernel has been told.
-async fn lead(links: &mpsc::Sender<uplink::Ask>, network: &Network) {
+/// Leads the links there. Returns when the kernel has been told, what it refused.
+async fn lead(links: &mpsc::Sender<uplink::Ask>, network: &Network) -> Option<String> {
     let (reply, done) = oneshot::channel();
-    if links
-        .send(uplink::Ask::Use(network.clone(), reply))
-        .await
-        .is_ok()
-    {
-        // It fails where the loop has ended, and this process is about to.
-        let _ = done.await;
-    }
+    let asked = uplink::Ask::Use(network.clone(), reply);
+    links.send(asked).await.ok()?;
+    // It fails where the loop has ended, and this process is about to.
+    done.await.ok()?
 }
 
 /// For ever, where nothing is used.

@@ -9,6 +9,8 @@ use types::site::CONFIRM_MIN_S;
 
 use super::*;
 
+/// What this stage's kernel gives no link.
+const REFUSED: &str = "192.0.2.66/24";
 const DEFAULT: &[&str] = &["sifr.net.eth0.address=192.0.2.7/24"];
 const WITHIN: u32 = 60;
 
@@ -61,8 +63,11 @@ impl Stage {
                         let _ = reply.send(missing.collect());
                     }
                     uplink::Ask::Use(network, reply) => {
+                        let links = network.site.links.iter().flatten();
+                        let mut addresses = links.flat_map(|link| &link.addresses);
+                        let is_refused = addresses.any(|at| at.to_string() == REFUSED);
                         all.borrow_mut().push(network);
-                        let _ = reply.send(());
+                        let _ = reply.send(is_refused.then(|| "eth0 cannot have it".to_owned()));
                     }
                 }
             }
@@ -295,5 +300,25 @@ async fn the_owner_takes_a_change_back_at_once_and_a_kept_one_by_an_empty_one() 
         let now = stage.until(|n| n.version == 2).await;
         assert_eq!(now.options[0].from, types::site::OptionPlace::CommandLine);
     })
+    .await;
+}
+
+#[tokio::test]
+async fn what_the_kernel_refuses_is_taken_back_at_once_and_confirmed_by_nobody() {
+    play(
+        "sifr.net.eth0.address=198.51.100.7/24",
+        async |stage, at| {
+            let option = format!("sifr.net.eth0.address={REFUSED}");
+            stage.propose(sealed(1, &[&option])).await.expect("taken");
+            stage.tell(Ask::Begin { version: 1 }).await;
+            let back = stage.until(|n| n.trial.is_none()).await;
+            let note = back.note.expect("said");
+            assert!(note.contains("not possible: eth0 cannot have it"), "{note}");
+            assert_eq!(stage.address(), "198.51.100.7/24");
+            let late = stage.confirm(1, Instant::now()).await;
+            assert_eq!(late.expect_err("gone").code, RefusalCode::Conflict);
+            assert!(!at.join("pool").exists());
+        },
+    )
     .await;
 }
