@@ -257,14 +257,25 @@ async fn join(
     inner.apply(&steps).await
 }
 
-/// Has the link to other nodes know them as it should, and look for those that are not heard. Returns how it is then.
-pub fn steer(network: &Network, mesh: &Wanted) -> Result<wireguard::Observed, Error> {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    let now = now.unwrap_or_default().as_secs();
+/// Has the link to other nodes know them as it should.
+fn steer(network: &Network, mesh: &Wanted) -> Result<(), Error> {
     let observed = wireguard::observe(&network.name, MESH)?;
-    let changes = wireguard::plan(mesh, &observed, now);
+    let changes = wireguard::plan(mesh, &observed, seconds_now());
+    wireguard::apply(&network.name, MESH, &changes)
+}
+
+/// Has the link to other nodes look for those that are not heard; whom it knows is not changed. Returns how it is.
+pub fn seek(network: &Network, mesh: &Wanted) -> Result<wireguard::Observed, Error> {
+    let observed = wireguard::observe(&network.name, MESH)?;
+    let changes = wireguard::seek(mesh, &observed, seconds_now());
     wireguard::apply(&network.name, MESH, &changes)?;
     Ok(observed)
+}
+
+/// Since 1970.
+fn seconds_now() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    now.unwrap_or_default().as_secs()
 }
 
 /// No error if there is none.
@@ -306,7 +317,10 @@ pub async fn remove(network: &Network) -> Result<(), Error> {
     // The namespace's end is not waited for, so the pair goes first.
     delete(&mut Handle::open()?, &network.host_link()).await?;
     if let Some(namespace) = namespace::open(&network.name)? {
-        delete(&mut Handle::open_in(namespace)?, BRIDGE).await?;
+        let mut inner = Handle::open_in(namespace)?;
+        delete(&mut inner, BRIDGE).await?;
+        // It would answer its peers, and keep its port, for as long as anybody holds the namespace.
+        delete(&mut inner, MESH).await?;
     }
     namespace::remove(&network.name)
 }

@@ -23,6 +23,7 @@ use workload::reconcile::Offer;
 use zeroize::Zeroizing;
 
 use super::context::Uplink;
+use super::network::links_turn;
 use super::troubles;
 
 /// What a key of ours is for (BLAKE3's key derivation asks for such a text, of this program and no other).
@@ -227,7 +228,8 @@ fn look(all: &[Joined]) -> Seen {
         let Some(mesh) = &joined.network.mesh else {
             continue;
         };
-        match network::steer(&joined.network, mesh) {
+        let _turn = links_turn();
+        match network::seek(&joined.network, mesh) {
             Err(error) => log::error!("{}", sys::error::chain(&error)),
             Ok(observed) => {
                 let sight = |(key, name): (&wireguard::Key, &Name)| {

@@ -88,7 +88,7 @@ pub(crate) fn card(address: Ipv4Addr) -> Option<(String, String)> {
 /// must answer ([`net::link`]). With a hundred machines that start, the last would.
 static LINKS: Mutex<()> = Mutex::new(());
 
-fn links_turn() -> MutexGuard<'static, ()> {
+pub(crate) fn links_turn() -> MutexGuard<'static, ()> {
     // Nothing is behind it that a panic could leave half done.
     LINKS.lock().unwrap_or_else(PoisonError::into_inner)
 }

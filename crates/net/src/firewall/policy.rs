@@ -613,6 +613,13 @@ fn across(policy: &Tenant) -> Vec<Rule> {
     let (bridge, mesh) = (BRIDGE.to_owned(), MESH.to_owned());
     let subnet = policy.gateway.network();
     let mut rules = Vec::new();
+    // As to published ports: who comes from there is bounded by nobody else here.
+    for guest in policy.guests.iter().filter(|_| !policy.peers.is_empty()) {
+        let (from, to) = (Test::From(mesh.clone()), Test::To(bridge.clone()));
+        let over = Test::MoreConnectionsThan(CONNECTIONS_MAX);
+        let machine = Test::Destination(host(guest.address));
+        rules.push(counted([from, to, machine, over], Verdict::Drop));
+    }
     for peer in policy.peers.iter().map(Cidr::network) {
         let out = [
             Test::From(bridge.clone()),

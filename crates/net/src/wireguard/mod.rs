@@ -13,7 +13,7 @@ use std::net::SocketAddr;
 
 use types::Cidr;
 
-pub use plan::{Change, SILENT_S, plan};
+pub use plan::{Change, SILENT_S, plan, seek};
 
 use crate::Error;
 use crate::namespace::{self, within};

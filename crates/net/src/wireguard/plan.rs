@@ -64,6 +64,23 @@ pub fn plan(wanted: &Wanted, observed: &Observed, now: u64) -> Vec<Change> {
     changes
 }
 
+/// Of these changes, where to look for those that the link knows as it should. What else differs is on its way, or `wanted` is of
+/// before: who was taken out must not come back by it.
+pub fn seek(wanted: &Wanted, observed: &Observed, now: u64) -> Vec<Change> {
+    if observed.secret.as_ref() != Some(&wanted.secret) {
+        return Vec::new();
+    }
+    let mut changes = plan(wanted, observed, now);
+    changes.retain(|change| match change {
+        Change::Peer { key, subnet, .. } => {
+            let known = observed.peers.get(key);
+            known.is_some_and(|known| known.subnets == [*subnet])
+        }
+        Change::Device { .. } | Change::Remove { .. } => false,
+    });
+    changes
+}
+
 /// Where to look for a peer from now on, where that is another place than before.
 fn endpoint(want: &WantedPeer, have: Option<&Peer>, now: u64) -> Option<SocketAddr> {
     let first = want.endpoints.first().copied();
@@ -185,6 +202,29 @@ mod tests {
         let link = after(link, &changes);
         assert_eq!(link.peers.keys().collect::<Vec<_>>(), [&[2; 32]]);
         assert_eq!(link.peers[&[2; 32]].subnets, [subnet(1)]);
+    }
+
+    #[test]
+    fn a_look_at_a_link_by_what_was_wanted_before_brings_back_nobody() {
+        let before = wanted([want(1, &[1, 2]), want(3, &[3, 4])]);
+        let nothing = Observed::default();
+        let (_, taken) = want(1, &[5]);
+        let now = wanted([([2; 32], taken), want(3, &[3, 4])]);
+        let link = after(nothing.clone(), &plan(&now, &nothing, 1000));
+        let changes = seek(&before, &link, 1000);
+        let seen = after(link.clone(), &changes);
+        assert_eq!(seen.peers.keys().collect::<Vec<_>>(), [&[2; 32], &[3; 32]]);
+        assert_eq!(seen.peers[&[2; 32]].subnets, [subnet(1)]);
+        assert_eq!(
+            seen.peers[&[3; 32]].endpoint,
+            Some(at(4)),
+            "it is looked for"
+        );
+        let other = Observed {
+            secret: Some(Secret([8; 32])),
+            ..link
+        };
+        assert_eq!(seek(&before, &other, 1000), [], "another network's by now");
     }
 
     proptest! {
