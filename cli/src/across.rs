@@ -32,6 +32,8 @@ struct Node {
 
 struct Heard {
     version: u64,
+    /// Machines and volumes that it has of the deployment.
+    has: BTreeSet<Name>,
     memberships: BTreeMap<Name, Membership>,
 }
 
@@ -61,6 +63,11 @@ pub(crate) async fn deploy(
         }
         join(network, reaches, &seats, &mut nodes);
     }
+    let parts = nodes.iter().map(|(node, of)| {
+        let has = of.heard.as_ref().map(|heard| heard.has.clone());
+        (node, (has.unwrap_or_default(), &of.part))
+    });
+    moves_nothing(&parts.collect())?;
     let done = send_all(context, name, &nodes, images).await?;
     show(context, &nodes, &done)?;
     remember(context, name, fleet, &nodes)?;
@@ -112,7 +119,12 @@ async fn ask_all(
 }
 
 async fn ask(client: &Client, name: &Name, networks: Vec<Name>) -> anyhow::Result<Heard> {
-    let version = deploy::next_version(client, name).await?;
+    let stands = deploy::stands(client, name).await?;
+    let version = deploy::after(stands.as_ref());
+    let has = stands.map_or_else(BTreeSet::new, |status| {
+        let machines = status.workloads.into_keys();
+        machines.chain(status.volumes.into_keys()).collect()
+    });
     let mut memberships = BTreeMap::new();
     for network in networks {
         let membership = client.membership(name, &network).await?;
@@ -120,6 +132,7 @@ async fn ask(client: &Client, name: &Name, networks: Vec<Name>) -> anyhow::Resul
     }
     Ok(Heard {
         version,
+        has,
         memberships,
     })
 }
@@ -271,6 +284,23 @@ fn join(
     }
 }
 
+/// What lies on one node is not made anew on another, where it would begin empty, and both would have its name.
+fn moves_nothing(parts: &BTreeMap<&Name, (BTreeSet<Name>, &Deployment)>) -> Result<(), Usage> {
+    for (node, (has, part)) in parts {
+        for workload in has.iter().filter(|has| !part.workloads.contains_key(*has)) {
+            let is_there = |part: &Deployment| part.workloads.contains_key(workload);
+            let there = parts.iter().find(|(_, (_, part))| is_there(part));
+            if let Some((there, _)) = there {
+                return Err(Usage(format!(
+                    "{workload} is on {node}, and the file has it on {there}; its data does not move: leave it out of the file, with `remove: [{workload}]` \
+                     (a volume: `destroy: [{workload}]`), deploy, and then deploy it on {there}"
+                )));
+            }
+        }
+    }
+    Ok(())
+}
+
 /// One after the other, whatever becomes of one; gives those that have acknowledged. What is wrong with the file itself is
 /// said before anything is sent.
 async fn send_all(
@@ -379,6 +409,36 @@ mod tests {
         assert_eq!(chosen, [subnet(2), subnet(3), subnet(1)]);
         let error = choose(&cards, &[(name("d"), away)].into()).expect_err("too few");
         assert!(error.0.contains("both have"), "{}", error.0);
+    }
+
+    #[test]
+    fn what_lies_on_one_node_is_not_made_anew_on_another() {
+        let part = |workloads: &[&str]| -> Deployment {
+            let volume = |name: &&str| {
+                (
+                    (*name).to_owned(),
+                    serde_json::json!({"volume": {"size": "1Gi"}}),
+                )
+            };
+            let workloads: serde_json::Map<_, _> = workloads.iter().map(volume).collect();
+            serde_json::from_value(serde_json::json!({ "workloads": workloads })).expect("a part")
+        };
+        let ([a, b], has) = (["a", "b"].map(name), |names: &[&str]| {
+            names.iter().map(|n| name(n)).collect()
+        });
+        let (web, both) = (part(&["web"]), part(&["db", "web2"]));
+        let stays = [
+            (&a, (has(&["web", "old"]), &web)),
+            (&b, (has(&["db"]), &both)),
+        ];
+        moves_nothing(&stays.into()).expect("nothing moves: old is in no part");
+        let moved = [(&a, (has(&["web", "db"]), &web)), (&b, (has(&[]), &both))];
+        let error = moves_nothing(&moved.into()).expect_err("db moves");
+        assert!(
+            error.0.starts_with("db is on a, and the file has it on b"),
+            "{}",
+            error.0
+        );
     }
 
     #[test]

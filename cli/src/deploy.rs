@@ -13,7 +13,7 @@ use serde::Serialize;
 use types::deployment::{
     Action, Deployment, Image, Machine, ONLY_WORKLOAD, Protocol, Statement, Workload,
 };
-use types::status::{Ack, RefusalCode};
+use types::status::{Ack, DeploymentStatus, RefusalCode};
 use types::{Bytes, Digest, Name, Stores};
 
 use crate::Context;
@@ -167,9 +167,21 @@ fn sealed(context: &Context, statement: &Statement) -> anyhow::Result<Envelope> 
 
 /// One more than what the node knows; a tombstone counts on, an unknown name begins with 1.
 pub(crate) async fn next_version(client: &Client, name: &Name) -> anyhow::Result<u64> {
+    Ok(after(stands(client, name).await?.as_ref()))
+}
+
+pub(crate) fn after(stands: Option<&DeploymentStatus>) -> u64 {
+    stands.map_or(1, |status| status.version.saturating_add(1))
+}
+
+/// What the node knows of it.
+pub(crate) async fn stands(
+    client: &Client,
+    name: &Name,
+) -> anyhow::Result<Option<DeploymentStatus>> {
     match client.deployment(name).await {
-        Ok(status) => Ok(status.version.saturating_add(1)),
-        Err(ClientError::Refused { refusal }) if refusal.code == RefusalCode::NotFound => Ok(1),
+        Ok(status) => Ok(Some(status)),
+        Err(ClientError::Refused { refusal }) if refusal.code == RefusalCode::NotFound => Ok(None),
         Err(error) => Err(error.into()),
     }
 }
