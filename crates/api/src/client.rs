@@ -5,6 +5,7 @@
 //! what may be asked twice is asked again when a kept connection turns out to be closed.
 
 mod site;
+mod streams;
 
 use std::collections::BTreeSet;
 use std::future::Future;
@@ -34,8 +35,10 @@ use types::status::{Ack, DeploymentStatus, Refusal, RefusalCode};
 use types::trace::{Question, Trace};
 use types::{Digest, Name, PublicKey};
 
+pub use streams::{ByteStream, LogStream};
+
 use crate::envelope::Envelope;
-use crate::logs::{Begin, LOG_LINE_MAX, LogLine};
+use crate::logs::Begin;
 use crate::route::{Route, Until, Verdict, WAIT_MAX, Wait};
 use crate::sign::SecretKey;
 use crate::tls::{self, TlsError, WrongKey};
@@ -665,65 +668,6 @@ impl Client {
             address: self.address.clone(),
             request: describe(route),
             what,
-        }
-    }
-}
-
-/// A workload's output on its way.
-#[derive(Debug)]
-pub struct LogStream<'a> {
-    client: &'a Client,
-    route: Route,
-    body: Incoming,
-    /// Lines that have come, the last one perhaps without its end.
-    pending: Vec<u8>,
-    /// How much of `pending` has been given out.
-    read: usize,
-}
-
-impl LogStream<'_> {
-    /// The next record, `None` at the end.
-    pub async fn next(&mut self) -> Result<Option<LogLine>, ClientError> {
-        loop {
-            let rest = &self.pending[self.read..];
-            if let Some(end) = rest.iter().position(|b| *b == b'\n') {
-                self.read += end + 1;
-                return self.client.parse(&self.route, &rest[..end]).map(Some);
-            }
-            self.pending.drain(..self.read);
-            self.read = 0;
-            if self.pending.len() > LOG_LINE_MAX {
-                return Err(self
-                    .client
-                    .strange(&self.route, "a line without an end".to_owned()));
-            }
-            match self.body.frame().await {
-                None if self.pending.is_empty() => return Ok(None),
-                None => return Err(self.client.strange(&self.route, "half a line".to_owned())),
-                Some(Err(source)) => return Err(self.client.broken(describe(&self.route), source)),
-                Some(Ok(frame)) => self
-                    .pending
-                    .extend_from_slice(&frame.into_data().unwrap_or_default()),
-            }
-        }
-    }
-}
-
-/// Bytes as they come.
-#[derive(Debug)]
-pub struct ByteStream<'a> {
-    client: &'a Client,
-    route: Route,
-    body: Incoming,
-}
-
-impl ByteStream<'_> {
-    /// The next of them, `None` at the end.
-    pub async fn next(&mut self) -> Result<Option<Bytes>, ClientError> {
-        match self.body.frame().await {
-            None => Ok(None),
-            Some(Ok(frame)) => Ok(Some(frame.into_data().unwrap_or_default())),
-            Some(Err(source)) => Err(self.client.broken(describe(&self.route), source)),
         }
     }
 }

@@ -151,26 +151,28 @@ impl<'a> Walk<'a> {
 
     /// To the same network on another node, by the link between them.
     fn across(mut self, card: &Card<'_>, to: Ipv4Addr) -> Trace {
-        let from = IpAddr::V4(card.address);
-        if self.leaves_card(card, from, to.into()).is_none() {
+        if self.leaves_network(card, to, MESH).is_none() {
             return self.stopped();
         }
+        let node = card.across(to).unwrap_or_default();
+        let message = format!(
+            "it leaves for node {node} of the same network: `sifr get` says whether that is heard, its own trace what it does there"
+        );
+        self.end(Outcome::Leaves, message)
+    }
+
+    /// By its card, and by this link of the network's namespace. `None`: it is stopped on the way.
+    fn leaves_network(&mut self, card: &Card<'_>, to: Ipv4Addr, link: &str) -> Option<Packet> {
+        let from = IpAddr::V4(card.address);
+        self.leaves_card(card, from, to.into())?;
         let packet = Packet {
-            to: Some(MESH.to_owned()),
+            to: Some(link.to_owned()),
             ..self.packet(card, from, to.into())
         };
         let rules = policy::tenant(&card.tenant.policy, &Counts::new());
         let at = (Family::Inet, Point::Forward);
-        match self.filter(Place::Network, &rules, at, &packet) {
-            None => self.stopped(),
-            Some(()) => {
-                let node = card.across(to).unwrap_or_default();
-                let message = format!(
-                    "it leaves for node {node} of the same network: `sifr get` says whether that is heard, its own trace what it does there"
-                );
-                self.end(Outcome::Leaves, message)
-            }
-        }
+        self.filter(Place::Network, &rules, at, &packet)?;
+        Some(packet)
     }
 
     /// By its card. `None`: it is stopped there.
@@ -259,26 +261,9 @@ impl<'a> Walk<'a> {
     }
 
     fn beyond(mut self, card: &Card<'_>, to: Ipv4Addr) -> Trace {
-        let from = IpAddr::V4(card.address);
-        if self.leaves_card(card, from, to.into()).is_none() {
+        let Some(packet) = self.leaves_network(card, to, WAN) else {
             return self.stopped();
-        }
-        let packet = Packet {
-            to: Some(WAN.to_owned()),
-            ..self.packet(card, from, to.into())
         };
-        let rules = policy::tenant(&card.tenant.policy, &Counts::new());
-        if self
-            .filter(
-                Place::Network,
-                &rules,
-                (Family::Inet, Point::Forward),
-                &packet,
-            )
-            .is_none()
-        {
-            return self.stopped();
-        }
         let Some(link) = self.scene.uplink.link.clone() else {
             return self.end(
                 Outcome::Nowhere,
