@@ -24,4 +24,5 @@ pub mod recognise;
 pub mod roster;
 pub mod smart;
 mod table;
+mod torn;
 pub mod volume;

@@ -28,6 +28,7 @@ use crate::mirrors;
 use crate::plan::Place;
 use crate::probe::{self, ALIGN_BYTES, MAKING_BYTES, POOL_TYPE, making, partition_name};
 use crate::roster::PoolId;
+use crate::torn;
 
 /// Version of the pool's directory layout.
 pub const FORMAT: u32 = 1;
@@ -35,6 +36,8 @@ pub const FORMAT: u32 = 1;
 const GIVEN: [&str; 1] = ["identity"];
 const MKFS: &str = "/sbin/mkfs.xfs";
 const REPAIR: &str = "/sbin/xfs_repair";
+/// Blocks that can be half written at once: each costs a replay, and so many writes are not under way in one.
+const TORN_MAX: usize = 256;
 /// Share of the machine's memory that a pool in memory may fill, in percent: the rest runs guests.
 const MEMORY_POOL_PERCENT: u32 = 40;
 
@@ -495,22 +498,47 @@ fn open_disk(disk: &Disk) -> Result<File, PoolError> {
         })
 }
 
-/// Mounts, which replays the log; where that fails, repairs once and mounts again. Says so.
+/// Mounts, which replays the journal. Where that fails, blocks that were half written are made whole by it; else the file
+/// system is repaired once, which is refused while the journal has anything. Says so.
 fn mount(device: &Path, mountpoint: &Path) -> Result<Option<String>, PoolError> {
     let Err(first) = try_mount(device, mountpoint) else {
         return Ok(None);
     };
-    run(REPAIR, &[], device)?;
-    match try_mount(device, mountpoint) {
-        Ok(()) => Ok(Some(format!(
-            "repaired, because: {}",
-            sys::error::chain(&first)
-        ))),
-        Err(source) => Err(PoolError::Mount {
+    let blocks = replay(device, mountpoint);
+    if blocks > 0 {
+        // The journal is empty, and what it has made of those blocks is looked at.
+        sys::mount::unmount(mountpoint).map_err(|source| PoolError::Mount {
             device: device.display().to_string(),
             source,
-        }),
+        })?;
     }
+    run(REPAIR, &[], device)?;
+    try_mount(device, mountpoint).map_err(|source| PoolError::Mount {
+        device: device.display().to_string(),
+        source,
+    })?;
+    let blocks = match blocks {
+        0 => String::new(),
+        1 => "a block that was half written was made whole by the journal, and ".to_owned(),
+        n => format!("{n} blocks that were half written were made whole by the journal, and "),
+    };
+    let first = sys::error::chain(&first);
+    Ok(Some(format!("{blocks}repaired, because: {first}")))
+}
+
+/// Mounts what does not mount because of blocks that were half written. How many there were; 0: it is not mounted.
+fn replay(device: &Path, mountpoint: &Path) -> usize {
+    for blocks in 1..=TORN_MAX {
+        let log = sys::klog::read().unwrap_or_default();
+        match torn::make_old(device, &log) {
+            Ok(Some(_)) => {}
+            Ok(None) | Err(_) => return 0,
+        }
+        if try_mount(device, mountpoint).is_ok() {
+            return blocks;
+        }
+    }
+    0
 }
 
 fn try_mount(device: &Path, mountpoint: &Path) -> sys::Result<()> {
