@@ -265,4 +265,47 @@ mod tests {
         assert_eq!(gone["desired"], "deleted", "{gone}");
         held.shelf.lab.power_button().expect("off, in order");
     }
+
+    #[test]
+    fn a_disk_that_is_read_only_at_a_boot_is_named_and_what_lies_on_it_waits_and_is_not_lost() {
+        let mut held = Held::new();
+        let protect = |held: &mut Held, serials: &[&str]| {
+            held.shelf.lab.machine().protected = serials.iter().map(|s| (*s).to_owned()).collect();
+        };
+        held.deploy("web");
+        held.wait_for_starts("web", 1);
+
+        // The first pool, with the machine: the other is the node, and says which disk it is.
+        protect(&mut held, &["LAB0"]);
+        held.boot_with(&[0, 1]);
+        assert_eq!(
+            held.pools(),
+            said(&[("LAB0", "failed"), ("LAB1", "in_use")])
+        );
+        let console = held.shelf.lab.console();
+        assert!(console.contains("the disk vda is read-only"), "{console}");
+        held.waits("web");
+        held.deploy("job");
+        held.wait_for_starts("job", 1);
+
+        // Both: it runs from memory, and says why.
+        protect(&mut held, &["LAB0", "LAB1"]);
+        held.shelf.lab.power_cut().expect("off");
+        held.shelf.lab.power_on().expect("it is up");
+        let console = held.shelf.lab.console();
+        assert!(console.contains("runs_from_memory"), "{console}");
+        assert!(console.contains("is read-only"), "{console}");
+
+        // And nothing was lost.
+        protect(&mut held, &[]);
+        held.boot_with(&[0, 1]);
+        assert_eq!(
+            held.pools(),
+            said(&[("LAB0", "in_use"), ("LAB1", "in_use")])
+        );
+        held.runs("web");
+        held.wait_for_starts("web", 2);
+        held.runs("job");
+        held.wait_for_starts("job", 2);
+    }
 }

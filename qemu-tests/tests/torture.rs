@@ -51,6 +51,16 @@ mod tests {
     }
 
     #[test]
+    fn blocks_of_a_pool_that_are_half_written_are_made_whole_at_the_next_boot() {
+        let mut torture = Torture::new(3, Kind::Plain).expect("a node");
+        torture.settle_in().expect("it runs");
+        torture.tear().expect("the power goes");
+        torture.mended().expect("every promise was kept");
+        torture.check().expect("the pool's file system is sound");
+        println!("{}", torture.tally());
+    }
+
+    #[test]
     fn a_disk_that_only_says_that_it_flushes_is_found_out() {
         let mut torture = Torture::with_a_lying_disk(1).expect("a node");
         torture.settle_in().expect("it runs while it has power");

@@ -38,6 +38,8 @@ pub struct Machine {
     pub boot: Boot,
     pub firmware: Firmware,
     pub disks: Vec<Disk>,
+    /// Serials of those that take no writes, and say so. SATA disks always do.
+    pub protected: Vec<String>,
     /// Empty PCIe slots, `slot0` onwards, for what is plugged in while the machine runs ([`Node::monitor`]). Disk number N
     /// there is `unitN`.
     pub slots: u8,
@@ -185,6 +187,7 @@ impl Machine {
             },
             firmware: Firmware::Bios,
             disks: Vec::new(),
+            protected: Vec::new(),
             slots: 0,
             nets: vec![Net {
                 card: Card::Virtio,
@@ -298,9 +301,11 @@ impl Machine {
         self.platform_arguments(&mut line);
         self.boot_arguments(accelerator, &mut line);
         self.slot_arguments(&mut line);
-        (0..)
-            .zip(&self.disks)
-            .for_each(|(index, disk)| disk.arguments(index, &mut line));
+        (0..).zip(&self.disks).for_each(|(index, disk)| {
+            let protected = self.protected.contains(&disk.serial);
+            let access = if protected { ",readonly=on" } else { "" };
+            disk.arguments(index, access, &mut line);
+        });
         (0..)
             .zip(&self.nets)
             .for_each(|(index, net)| self.net_arguments(index, net, &mut line));
@@ -408,12 +413,12 @@ impl Firmware {
 }
 
 impl Disk {
-    fn arguments(&self, index: usize, line: &mut Line) {
+    fn arguments(&self, index: usize, access: &str, line: &mut Line) {
         let Self { file, bus, serial } = self;
         let file = escaped(file);
         line.pair(
             "-drive",
-            format!("if=none,id=disk{index},format=raw,discard=unmap,file={file}"),
+            format!("if=none,id=disk{index},format=raw,discard=unmap,file={file}{access}"),
         );
         let common = format!("id=unit{index},drive=disk{index},serial={serial}");
         match bus {

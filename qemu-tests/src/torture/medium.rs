@@ -32,6 +32,9 @@ impl Sectors {
 
 type Sector = Box<[u8]>;
 
+/// Of the file systems that lie on it.
+const BLOCK_BYTES: usize = 4096;
+
 /// What becomes of writes that no flush has covered when the power goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fate {
@@ -41,12 +44,20 @@ pub(super) enum Fate {
     CutOff,
     /// Of each sector any one of its contents since the flush is, or the one before.
     Scattered,
+    /// Of every 4096 bytes the first sector is, in its newest content: each block of a file system is half written.
+    Torn,
     /// All are: the cache had been written back a moment before.
     Kept,
 }
 
 impl Fate {
-    pub(super) const ALL: [Self; 4] = [Self::Dropped, Self::CutOff, Self::Scattered, Self::Kept];
+    pub(super) const ALL: [Self; 5] = [
+        Self::Dropped,
+        Self::CutOff,
+        Self::Scattered,
+        Self::Torn,
+        Self::Kept,
+    ];
 }
 
 /// What a cut came to, in sectors.
@@ -188,6 +199,11 @@ impl Medium {
                     }
                 }
             }
+            Fate::Torn => {
+                let sectors = (BLOCK_BYTES / self.sectors.bytes()) as u64;
+                let firsts = unflushed.iter().filter(|(s, _)| s.is_multiple_of(sectors));
+                left.extend(firsts.map(|(sector, content)| (*sector, content)));
+            }
             Fate::Kept => left.extend(unflushed.iter().map(|(sector, content)| (*sector, content))),
         }
         for (sector, content) in &left {
@@ -275,6 +291,7 @@ mod tests {
     fn each_fate_is_what_it_says() {
         assert_eq!(after(Fate::Dropped, 1), [1, 1, 1, 1, 0, 0, 0, 0]);
         assert_eq!(after(Fate::Kept, 1), [3, 2, 1, 1, 0, 2, 0, 0]);
+        assert_eq!(after(Fate::Torn, 1), [3, 1, 1, 1, 0, 0, 0, 0]);
         let seen = |fate| (0..200).map(move |seed| after(fate, seed));
         let of_order = [[1, 1, 0], [2, 1, 0], [2, 2, 0], [3, 2, 0], [3, 2, 2]];
         let short = |content: Vec<u8>| [content[0], content[1], content[5]];

@@ -15,6 +15,7 @@ mod promises;
 mod random;
 mod scribe;
 mod tally;
+mod torn;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -35,7 +36,7 @@ use client::Client;
 use filler::Filler;
 use keeper::{Act, Keeper};
 use medium::{Fate, Flushes, Sectors};
-use nbd::Disks;
+use nbd::{Disks, Until};
 use promises::{Deed, Desired, Promises, Standing};
 use random::Random;
 use scribe::Scribe;
@@ -96,6 +97,8 @@ enum When {
     AfterClaim(u64),
     /// At this request from power-on, of a node that has one of its disks.
     Alone(u64),
+    /// Once the journal was replayed, of which nothing is flushed: every block is torn.
+    InReplay,
 }
 
 /// What kind of node it is.
@@ -348,8 +351,9 @@ impl Torture {
 
     fn life(&mut self, when: When) -> Result<()> {
         let until = match when {
-            When::InBoot(at) | When::AfterClaim(at) | When::Alone(at) => Some(at),
-            When::Later(_) | When::InClaim(_) => None,
+            When::InBoot(at) | When::AfterClaim(at) | When::Alone(at) => Until::Request(at),
+            When::Later(_) | When::InClaim(_) => Until::Never,
+            When::InReplay => Until::Flush,
         };
         let own: Vec<_> = self
             .present
@@ -382,7 +386,7 @@ impl Torture {
             match ended {
                 Ok(()) => Ok(()),
                 Err(Trouble::Broken(_)) if was_cut => {
-                    let in_boot = matches!(when, When::InBoot(_) | When::Alone(_));
+                    let in_boot = matches!(when, When::InBoot(_) | When::Alone(_) | When::InReplay);
                     self.tally.in_boot += u64::from(in_boot);
                     Ok(())
                 }
@@ -399,10 +403,11 @@ impl Torture {
         });
         self.ears = None;
         self.lab.power_cut()?;
-        let lies = self.flushes == Flushes::Pretended;
-        let fate = |random: &mut Random| match lies {
-            false => random.one_of(&Fate::ALL).unwrap_or(Fate::Dropped),
-            true => Fate::Dropped,
+        let flushes = self.flushes;
+        let fate = |random: &mut Random| match (flushes, when) {
+            (Flushes::Pretended, _) => Fate::Dropped,
+            (Flushes::Done, When::InReplay) => Fate::Torn,
+            (Flushes::Done, _) => random.one_of(&Fate::ALL).unwrap_or(Fate::Dropped),
         };
         let settled = disk.settle(&mut self.random, fate)?;
         self.tally.cuts += 1;
@@ -435,7 +440,7 @@ impl Torture {
                 self.lab.ready()?;
                 return self.allow(client);
             }
-            When::InBoot(_) => None,
+            When::InBoot(_) | When::InReplay => None,
             When::Later(requests) => Some(requests),
         };
         self.identity(client)?;
@@ -525,6 +530,7 @@ impl Torture {
         if !pool.contains(" on vd") {
             return Err(Trouble::Lie(format!("the pool's disk is not used: {pool}")));
         }
+        self.notes_mending()?;
         self.same_key(client)
     }
 
@@ -716,6 +722,7 @@ impl Torture {
         *self.lab.disks() = self.disks.clone();
         self.switch_on()?;
         self.lab.ready()?;
+        self.notes_mending()?;
         if self.kind == Kind::Mirror {
             self.in_step()?;
         }

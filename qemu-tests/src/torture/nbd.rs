@@ -64,12 +64,30 @@ struct State {
     requests: u64,
 }
 
+/// Which request is the one that is not answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Until {
+    Never,
+    /// The write or flush of this number, of all disks.
+    Request(u64),
+    /// The first flush.
+    Flush,
+}
+
+impl Until {
+    fn is(self, request: &Request, number: u64) -> bool {
+        match self {
+            Self::Never => false,
+            Self::Request(last) => number == last,
+            Self::Flush => request.command == COMMAND_FLUSH,
+        }
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Power {
-    /// Until the request of this number, which is not answered any more.
-    On {
-        until: Option<u64>,
-    },
+    /// Until a request that is not answered any more.
+    On(Until),
     Gone,
     /// The machine has ended as well: nobody waits for anything.
     Over,
@@ -82,13 +100,12 @@ impl Shared {
 }
 
 impl Disks {
-    /// Serves each of `files` at a socket of its own in `directory`, with power until write or flush number `until` of them
-    /// all, if any.
+    /// Serves each of `files` at a socket of its own in `directory`, with power until one of their requests.
     pub(super) fn serve(
         files: &[PathBuf],
         directory: &Path,
         (flushes, sectors): (Flushes, Sectors),
-        until: Option<u64>,
+        until: Until,
     ) -> Result<Self> {
         let (mut media, mut sockets, mut listeners) = (Vec::new(), Vec::new(), Vec::new());
         for (number, file) in files.iter().enumerate() {
@@ -106,7 +123,7 @@ impl Disks {
         let shared = Arc::new(Shared {
             state: Mutex::new(State {
                 media,
-                power: Power::On { until },
+                power: Power::On(until),
                 requests: 0,
             }),
             changed: Condvar::new(),
@@ -131,24 +148,24 @@ impl Disks {
     /// Waits until the power has gone; false where `patience` was over first.
     pub(super) fn wait_for_cut(&self, patience: Duration) -> bool {
         let state = self.shared.state();
-        let on = |state: &mut State| matches!(state.power, Power::On { .. });
+        let on = |state: &mut State| matches!(state.power, Power::On(_));
         let waited = self.shared.changed.wait_timeout_while(state, patience, on);
         let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        !matches!(state.power, Power::On { .. })
+        !matches!(state.power, Power::On(_))
     }
 
     /// The power will go at the write or flush that is `more` after those so far; at least 1.
     pub(super) fn cut_after(&self, more: u64) {
         let mut state = self.shared.state();
         let last = state.requests.saturating_add(more.max(1));
-        if let Power::On { until } = &mut state.power {
-            *until = Some(last);
+        if let Power::On(until) = &mut state.power {
+            *until = Until::Request(last);
         }
     }
 
     /// The power has gone.
     pub(super) fn is_cut(&self) -> bool {
-        !matches!(self.shared.state().power, Power::On { .. })
+        !matches!(self.shared.state().power, Power::On(_))
     }
 
     /// Takes the power, where it has not gone yet: nothing is answered from now on.
@@ -221,11 +238,7 @@ fn obey(
     if matches!(request.command, COMMAND_WRITE | COMMAND_FLUSH) {
         state.requests += 1;
     }
-    if state.power
-        == (Power::On {
-            until: Some(state.requests),
-        })
-    {
+    if matches!(state.power, Power::On(until) if until.is(request, state.requests)) {
         // A write that comes with the cut may be on the medium as well. It was never answered.
         if request.command == COMMAND_WRITE {
             let _ = state.media[disk].write(request.at, data);
@@ -347,7 +360,7 @@ mod tests {
             made.set_len(1 << 20).expect("long");
         }
         let kind = (Flushes::Done, Sectors::Small);
-        let disks = Disks::serve(&files, directory.path(), kind, None).expect("serves");
+        let disks = Disks::serve(&files, directory.path(), kind, Until::Never).expect("serves");
         let [first, second] = &disks.addresses()[..] else {
             panic!("not two");
         };

@@ -29,6 +29,8 @@ pub struct Tally {
     pub alone: u64,
     /// Images that came from a store and were read to their end.
     pub filled: u64,
+    /// Boots that met blocks of a file system that were half written, and made them whole.
+    pub mended: u64,
 }
 
 impl AddAssign for Tally {
@@ -46,6 +48,7 @@ impl AddAssign for Tally {
         self.of_volumes += other.of_volumes;
         self.alone += other.alone;
         self.filled += other.filled;
+        self.mended += other.mended;
     }
 }
 
@@ -65,13 +68,14 @@ impl fmt::Display for Tally {
             of_volumes,
             alone,
             filled,
+            mended,
         } = self;
         write!(
             f,
             "{cuts} cuts ({in_boot} in a boot, {in_claim} in a claim), {kept} of {unflushed} unflushed sectors left, {acknowledged} statements \
              acknowledged and {unanswered} not answered, {flushed} numbers flushed by a guest, {chunks} chunks compared, \
              {checks} file systems checked, {of_volumes} statements about volumes, {alone} boots with one of two disks, {filled} images \
-             fetched and read"
+             fetched and read, {mended} boots mended half-written blocks"
         )
     }
 }
