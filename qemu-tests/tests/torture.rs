@@ -50,14 +50,23 @@ mod tests {
         println!("{}", torture.tally());
     }
 
-    #[test]
-    fn blocks_of_a_pool_that_are_half_written_are_made_whole_at_the_next_boot() {
-        let mut torture = Torture::new(3, Kind::Plain).expect("a node");
+    fn tears_and_mends(kind: Kind) {
+        let mut torture = Torture::new(3, kind).expect("a node");
         torture.settle_in().expect("it runs");
         torture.tear().expect("the power goes");
         torture.mended().expect("every promise was kept");
         torture.check().expect("the pool's file system is sound");
         println!("{}", torture.tally());
+    }
+
+    #[test]
+    fn blocks_of_a_pool_that_are_half_written_are_made_whole_at_the_next_boot() {
+        tears_and_mends(Kind::Plain);
+    }
+
+    #[test]
+    fn blocks_of_an_encrypted_pool_that_are_half_written_are_made_whole_too() {
+        tears_and_mends(Kind::Encrypted);
     }
 
     #[test]

@@ -19,6 +19,8 @@ use crate::Lab;
 const CRYPTSETUP: &str = "/sbin/cryptsetup";
 /// Where nothing was ever written, no sector of the copy is read. A piece is many sectors.
 const PIECE: usize = 1 << 20;
+/// Of the file system.
+const BLOCK: usize = 4096;
 
 /// By the owner's own key, while the node runs.
 pub(super) fn passphrase(lab: &Lab) -> Result<String> {
@@ -73,7 +75,9 @@ fn run(command: &mut Command, passphrase: &str) -> Result<Vec<u8>> {
     Ok(output)
 }
 
-/// Sectors that are zeros were never written, or were given back: they stay so.
+/// Blocks that are zeros were never written, or were given back: they stay so. Of any other all is decrypted: where the kernel found
+/// a sector that was never written it read noise, and whoever writes that again, with the checksum of a block of which it is the free
+/// part, writes zeros.
 fn decrypt(from: &Path, to: &Path, (offset, sector): (u64, usize), xts: &Xts) -> Result<()> {
     let (from, to) = (File::open(from)?, File::create(to)?);
     let length = from.metadata()?.len() - offset;
@@ -85,19 +89,26 @@ fn decrypt(from: &Path, to: &Path, (offset, sector): (u64, usize), xts: &Xts) ->
         let piece = &mut piece[..part];
         from.read_exact_at(piece, offset + at)?;
         if piece.iter().any(|byte| *byte != 0) {
-            for (number, bytes) in (at / 512..)
-                .step_by(sector / 512)
-                .zip(piece.chunks_mut(sector))
-            {
-                if bytes.iter().any(|byte| *byte != 0) {
-                    xts.decrypt(number, bytes);
-                }
-            }
+            decrypt_written(piece, at / 512, sector, xts);
             to.write_all_at(piece, at)?;
         }
         at += part as u64;
     }
     Ok(())
+}
+
+/// `number` counts 512 bytes.
+fn decrypt_written(piece: &mut [u8], number: u64, sector: usize, xts: &Xts) {
+    let blocks = (number..).step_by(BLOCK / 512);
+    for (number, block) in blocks.zip(piece.chunks_mut(BLOCK)) {
+        if block.iter().all(|byte| *byte == 0) {
+            continue;
+        }
+        let sectors = (number..).step_by(sector / 512);
+        for (number, bytes) in sectors.zip(block.chunks_mut(sector)) {
+            xts.decrypt(number, bytes);
+        }
+    }
 }
 
 /// IEEE 1619, with the number of a sector as its tweak.
@@ -151,5 +162,18 @@ mod tests {
         Xts::new(&key).expect("a key").decrypt(255, &mut sector);
         let plain: Vec<u8> = (0..32).collect();
         assert_eq!(sector, plain);
+    }
+
+    /// A directory's block, of which the free part was noise when the kernel read it, has a checksum of that noise.
+    #[test]
+    fn zeros_are_noise_in_a_block_that_was_written_and_zeros_in_one_that_was_not() {
+        let xts = Xts::new(&[7; 64]).expect("a key");
+        let mut piece = vec![0; 2 * BLOCK];
+        piece[BLOCK] = 1;
+        decrypt_written(&mut piece, 0, 512, &xts);
+        assert!(piece[..BLOCK].iter().all(|byte| *byte == 0));
+        let mut noise = vec![0; 512];
+        xts.decrypt(15, &mut noise);
+        assert_eq!(piece[2 * BLOCK - 512..], noise);
     }
 }
