@@ -6,10 +6,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use api::{Client, Envelope};
 use tokio::task::JoinSet;
-use types::deployment::{Deployment, Workload};
+use types::deployment::{Deployment, Machine, Workload};
 use types::mesh::{Card, Membership, Mesh, Peer};
 use types::status::Ack;
 use types::{Cidr, Name, PublicKey};
@@ -34,6 +34,7 @@ struct Heard {
     version: u64,
     /// Machines and volumes that it has of the deployment.
     has: BTreeSet<Name>,
+    networks: BTreeSet<Name>,
     memberships: BTreeMap<Name, Membership>,
 }
 
@@ -46,9 +47,10 @@ pub(crate) async fn deploy(
     let owner = context.home.key()?.public();
     let parts = fleet.parts(whole)?;
     let mut nodes = ask_all(context, name, parts).await?;
+    let mut used = Used::default();
     for (network, reaches) in &fleet.networks {
         let about = (&owner, name, network);
-        let seats = seats(about, reaches, &nodes)?;
+        let seats = seats(about, reaches, &mut nodes, &mut used);
         let gone = gone(network, &nodes);
         if !gone.is_empty() {
             context.screen.note(&format!(
@@ -62,6 +64,7 @@ pub(crate) async fn deploy(
             ));
         }
         join(network, reaches, &seats, &mut nodes);
+        leave(network, reaches, &mut nodes);
     }
     let parts = nodes.iter().map(|(node, of)| {
         let has = of.heard.as_ref().map(|heard| heard.has.clone());
@@ -121,9 +124,10 @@ async fn ask_all(
 async fn ask(client: &Client, name: &Name, networks: Vec<Name>) -> anyhow::Result<Heard> {
     let stands = deploy::stands(client, name).await?;
     let version = deploy::after(stands.as_ref());
-    let has = stands.map_or_else(BTreeSet::new, |status| {
+    let (has, has_networks) = stands.map_or_else(Default::default, |status| {
         let machines = status.workloads.into_keys();
-        machines.chain(status.volumes.into_keys()).collect()
+        let has = machines.chain(status.volumes.into_keys()).collect();
+        (has, status.networks.into_keys().collect())
     });
     let mut memberships = BTreeMap::new();
     for network in networks {
@@ -133,6 +137,7 @@ async fn ask(client: &Client, name: &Name, networks: Vec<Name>) -> anyhow::Resul
     Ok(Heard {
         version,
         has,
+        networks: has_networks,
         memberships,
     })
 }
@@ -146,37 +151,78 @@ struct Seat {
 
 type About<'a> = (&'a PublicKey, &'a Name, &'a Name);
 
-/// All nodes of a network that are known: those that answer by their cards, others as the rest know them.
+/// What an answering node offers for a network.
+struct Offered {
+    card: Card,
+    /// The card's envelope.
+    text: String,
+    reach: Reach,
+    machines: BTreeSet<Name>,
+}
+
+/// What each node has in the networks of this file that were looked at before.
+type Used = BTreeMap<Name, (BTreeSet<u16>, BTreeSet<Cidr>)>;
+
+/// All nodes of a network that are known: those that answer by their cards, others as the rest know them. A node that cannot
+/// be joined has an error from then on, and the others go on.
 fn seats(
     about: About<'_>,
     reaches: &BTreeMap<Name, Reach>,
-    nodes: &BTreeMap<Name, Node>,
-) -> anyhow::Result<BTreeMap<Name, Seat>> {
+    nodes: &mut BTreeMap<Name, Node>,
+    used: &mut Used,
+) -> BTreeMap<Name, Seat> {
     let (_, _, network) = about;
-    let mut cards: BTreeMap<&Name, (Card, String, Reach)> = BTreeMap::new();
+    let mut offers: BTreeMap<Name, Offered> = BTreeMap::new();
     let mut seats = BTreeMap::new();
     for (name, reach) in reaches {
-        let Some(node) = nodes.get(name) else {
+        let Some(node) = nodes.get_mut(name) else {
             continue;
         };
+        let machines = machines_on(network, &node.part);
         let own = node.heard.as_ref().ok();
         let own = own.and_then(|heard| heard.memberships.get(network));
-        if let Some(own) = own {
-            let card = card(about, &node.pin.key, &own.card);
-            let card = card.with_context(|| format!("cannot join {name} with others"))?;
-            cards.insert(name, (card, own.card.clone(), *reach));
-        } else if let Some(peer) = known(network, &node.pin.key, nodes) {
+        let card = own.map(|own| (card(about, &node.pin.key, &own.card), own.card.clone()));
+        match card {
+            Some((Ok(card), text)) => {
+                let reach = *reach;
+                let offered = Offered {
+                    card,
+                    text,
+                    reach,
+                    machines,
+                };
+                offers.insert(name.clone(), offered);
+                continue;
+            }
+            Some((Err(error), _)) => {
+                node.heard = Err(error.context(format!("cannot join {name} with others")));
+            }
+            None => {}
+        }
+        let key = node.pin.key;
+        if let Some(peer) = known(network, &key, nodes) {
+            let peer = Peer { machines, ..peer };
             // Its own port is its own business until it answers.
             seats.insert(name.clone(), Seat { port: 0, peer });
         }
     }
-    let subnets = choose(&cards, &seats)?;
-    for (name, (card, text, reach)) in cards {
-        let subnet = subnets[name];
-        let seat = seat(card, text, reach, subnet);
-        seats.insert(name.clone(), seat);
+    for (name, choice) in choose(&offers, &seats, used) {
+        let (Some(offered), Some(node)) = (offers.remove(&name), nodes.get_mut(&name)) else {
+            continue;
+        };
+        match choice {
+            Ok(choice) => drop(seats.insert(name, seat(offered, choice))),
+            Err(error) => node.heard = Err(error.into()),
+        }
     }
-    Ok(seats)
+    seats
+}
+
+fn machines_on(network: &Name, part: &Deployment) -> BTreeSet<Name> {
+    let machines = part.machines();
+    let is_on = |machine: &Machine| machine.cards().iter().any(|card| card.network == *network);
+    let on = machines.filter(|(_, machine)| is_on(machine));
+    on.map(|(name, _)| name.clone()).collect()
 }
 
 /// A card that the pinned node has signed for this network.
@@ -184,7 +230,8 @@ fn card((owner, name, network): About<'_>, node: &PublicKey, text: &str) -> anyh
     let envelope = Envelope::parse(text.as_bytes())?;
     let card = envelope.open_card(|key| key == node)?;
     let is = card.node == *node && card.signer == *owner;
-    if !is || card.deployment != *name || card.network != *network || card.subnets.is_empty() {
+    let is = is && card.deployment == *name && card.network == *network;
+    if !is || card.subnets.is_empty() || card.ports.is_empty() {
         bail!("the node's card is of something else: compare `sifr version` with `sifr node info`");
     }
     Ok(card)
@@ -214,48 +261,69 @@ fn gone<'a>(network: &'a Name, nodes: &'a BTreeMap<Name, Node>) -> BTreeSet<&'a 
     gone.map(|(name, _)| name).collect()
 }
 
-/// A subnet of its own for each: who has one keeps it, the others take the first that they offer and nobody has.
-fn choose<'a>(
-    cards: &BTreeMap<&'a Name, (Card, String, Reach)>,
+/// What a node gets of its offer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Choice {
+    port: u16,
+    subnet: Cidr,
+}
+
+/// A subnet of its own for each: who has one keeps it, the others take the first that they offer and nobody has, nor they
+/// themselves in another network of the file.
+fn choose(
+    offers: &BTreeMap<Name, Offered>,
     seats: &BTreeMap<Name, Seat>,
-) -> Result<BTreeMap<&'a Name, Cidr>, Usage> {
-    let mut taken: BTreeMap<Cidr, &Name> = seats.iter().map(|(n, s)| (s.peer.subnet, n)).collect();
-    let mut chosen = BTreeMap::new();
-    let (fixed, free): (Vec<_>, Vec<_>) = cards.iter().partition(|(_, c)| c.0.subnets.len() == 1);
-    for (name, (card, ..)) in fixed.into_iter().chain(free) {
-        let own = card
-            .subnets
-            .iter()
-            .find(|subnet| !taken.contains_key(*subnet));
-        let Some(subnet) = own else {
-            let (other, subnet) = (taken[&card.subnets[0]], card.subnets[0]);
+    used: &mut Used,
+) -> Vec<(Name, Result<Choice, Usage>)> {
+    let taken = seats.iter().map(|(n, seat)| (seat.peer.subnet, n.clone()));
+    let mut taken: BTreeMap<Cidr, Name> = taken.collect();
+    let is_fixed = |offered: &Offered| offered.card.subnets.len() == 1;
+    let (fixed, free): (Vec<_>, Vec<_>) = offers.iter().partition(|(_, offered)| is_fixed(offered));
+    let mut choose_one = |name: &Name, card: &Card| {
+        let (ports, subnets) = used.entry(name.clone()).or_default();
+        let mut own = card.subnets.iter();
+        let own = own.find(|subnet| !taken.contains_key(*subnet) && !subnets.contains(*subnet));
+        let Some(subnet) = own.copied() else {
+            let subnet = card.subnets[0];
+            let other = taken.get(&subnet).unwrap_or(name);
             return Err(Usage(format!(
                 "{name} and {other} both have {subnet} in this network: delete the deployment on one of them, and deploy again"
             )));
         };
-        taken.insert(*subnet, name);
-        chosen.insert(*name, *subnet);
-    }
-    Ok(chosen)
+        let Some(port) = card.ports.iter().copied().find(|p| !ports.contains(p)) else {
+            return Err(Usage(format!(
+                "{name} has no UDP port left for this network: delete a deployment there"
+            )));
+        };
+        ports.insert(port);
+        subnets.insert(subnet);
+        taken.insert(subnet, name.clone());
+        Ok(Choice { port, subnet })
+    };
+    let all = fixed.into_iter().chain(free);
+    all.map(|(name, offered)| (name.clone(), choose_one(name, &offered.card)))
+        .collect()
 }
 
-fn seat(card: Card, text: String, reach: Reach, subnet: Cidr) -> Seat {
-    let endpoints = match reach {
+fn seat(offered: Offered, Choice { port, subnet }: Choice) -> Seat {
+    let card = offered.card;
+    let endpoints = match offered.reach {
         Reach::Hidden => Vec::new(),
-        Reach::At(ip, port) => vec![SocketAddr::new(ip, port.unwrap_or(card.port))],
+        Reach::At(ip, before) => vec![SocketAddr::new(ip, before.unwrap_or(port))],
         Reach::Own => {
             let own = card.addresses.iter();
-            own.map(|ip| SocketAddr::new(*ip, card.port)).collect()
+            own.map(|ip| SocketAddr::new(*ip, port)).collect()
         }
     };
     Seat {
-        port: card.port,
+        port,
         peer: Peer {
             node: card.node,
             key: card.key,
             subnet,
             endpoints,
-            card: text,
+            machines: offered.machines,
+            card: offered.text,
         },
     }
 }
@@ -281,6 +349,20 @@ fn join(
             port: own.port,
             peers: peers.collect(),
         });
+    }
+}
+
+/// A node that has the network and is not among its nodes any more removes it: the file names the nodes, and `remove` could not,
+/// because the network is there on others.
+fn leave(network: &Name, reaches: &BTreeMap<Name, Reach>, nodes: &mut BTreeMap<Name, Node>) {
+    for (_, node) in nodes
+        .iter_mut()
+        .filter(|(name, _)| !reaches.contains_key(*name))
+    {
+        let heard = node.heard.as_ref();
+        if heard.is_ok_and(|heard| heard.networks.contains(network)) {
+            node.part.remove.insert(network.clone());
+        }
     }
 }
 
@@ -380,35 +462,78 @@ mod tests {
         format!("10.200.{n}.0/24").parse().expect("a subnet")
     }
 
-    fn card(n: u8, subnets: &[u8]) -> (Card, String, Reach) {
+    fn offered(n: u8, subnets: &[u8]) -> Offered {
         let card = Card {
             node: PublicKey([n; 32]),
             signer: PublicKey([9; 32]),
             deployment: name("shop"),
             network: name("net"),
             key: MeshKey([n; 32]),
-            port: 51820,
+            ports: vec![51820, 51821],
             addresses: vec![[192, 0, 2, n].into()],
             subnets: subnets.iter().map(|n| subnet(*n)).collect(),
         };
-        (card, String::new(), Reach::Own)
+        Offered {
+            card,
+            text: String::new(),
+            reach: Reach::Own,
+            machines: [name("web")].into(),
+        }
+    }
+
+    fn three() -> BTreeMap<Name, Offered> {
+        let offers = [
+            ("a", offered(1, &[1, 2, 3])),
+            ("b", offered(2, &[1, 2, 3])),
+            ("c", offered(3, &[1])),
+        ];
+        offers.map(|(n, offered)| (name(n), offered)).into()
+    }
+
+    fn chosen(choices: Vec<(Name, Result<Choice, Usage>)>) -> BTreeMap<Name, Choice> {
+        let choices = choices.into_iter();
+        let choices = choices.map(|(n, choice)| (n, choice.unwrap_or_else(|e| panic!("{}", e.0))));
+        choices.collect()
     }
 
     #[test]
     fn who_has_a_subnet_keeps_it_and_no_two_have_the_same() {
-        let names = ["a", "b", "c"].map(name);
-        let cards: BTreeMap<&Name, _> = [
-            (&names[0], card(1, &[1, 2, 3])),
-            (&names[1], card(2, &[1, 2, 3])),
-            (&names[2], card(3, &[1])),
-        ]
-        .into();
-        let away = seat(card(4, &[2]).0, String::new(), Reach::Own, subnet(2));
-        let chosen = choose(&cards, &BTreeMap::new()).expect("enough");
-        let chosen: Vec<Cidr> = chosen.into_values().collect();
-        assert_eq!(chosen, [subnet(2), subnet(3), subnet(1)]);
-        let error = choose(&cards, &[(name("d"), away)].into()).expect_err("too few");
-        assert!(error.0.contains("both have"), "{}", error.0);
+        let away = Choice {
+            port: 51820,
+            subnet: subnet(2),
+        };
+        let away = seat(offered(4, &[2]), away);
+        let all = chosen(choose(&three(), &BTreeMap::new(), &mut Used::default()));
+        let subnets: Vec<Cidr> = all.into_values().map(|choice| choice.subnet).collect();
+        assert_eq!(subnets, [subnet(2), subnet(3), subnet(1)]);
+        // One too few: who is without one has an error, and the others none.
+        let seats = [(name("d"), away)].into();
+        let choices = choose(&three(), &seats, &mut Used::default());
+        let errors = choices.iter().filter_map(|(n, choice)| {
+            let error = choice.as_ref().err()?;
+            Some((n.as_str(), error.0.contains("both have")))
+        });
+        assert_eq!(errors.collect::<Vec<_>>(), [("b", true)]);
+    }
+
+    #[test]
+    fn two_new_networks_of_one_file_have_ports_and_subnets_of_their_own_on_each_node() {
+        let mut used = Used::default();
+        let offers = || {
+            let mut offers = three();
+            let card = &mut offers.get_mut(&name("c")).expect("c").card;
+            card.subnets.extend([subnet(2), subnet(3), subnet(4)]);
+            offers
+        };
+        let (first, second) = (
+            chosen(choose(&offers(), &BTreeMap::new(), &mut used)),
+            chosen(choose(&offers(), &BTreeMap::new(), &mut used)),
+        );
+        for (node, of_first) in first {
+            let of_second = second[&node];
+            assert_eq!((of_first.port, of_second.port), (51820, 51821));
+            assert_ne!(of_first.subnet, of_second.subnet);
+        }
     }
 
     #[test]
@@ -455,7 +580,15 @@ mod tests {
                 vec!["203.0.113.9:7"],
             ),
         ] {
-            let seat = seat(card(1, &[1]).0, String::new(), reach, subnet(1));
+            let choice = Choice {
+                port: 51820,
+                subnet: subnet(1),
+            };
+            let of = Offered {
+                reach,
+                ..offered(1, &[1])
+            };
+            let seat = seat(of, choice);
             let found: Vec<String> = seat
                 .peer
                 .endpoints

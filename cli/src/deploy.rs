@@ -89,12 +89,27 @@ pub(crate) async fn deploy(context: &Context, options: Deploy) -> anyhow::Result
     context
         .screen
         .show(&report, || acknowledged(&ack, &node, &deployment, &pin))?;
+    no_more_across(context, &name, &node)?;
     if !context.screen.is_json() {
         context
             .screen
             .note(&format!("next: sifr wait {name}, sifr logs {name}"));
     }
     Ok(())
+}
+
+/// A file for one node was deployed on it: what an earlier one put on others stands there until it is deleted.
+fn no_more_across(context: &Context, name: &Name, node: &Name) -> anyhow::Result<()> {
+    let spread = context.home.spread()?;
+    let Some(spots) = spread.deployments.get(name) else {
+        return Ok(());
+    };
+    for other in spots.nodes.iter().filter(|other| *other != node) {
+        context.screen.note(&format!(
+            "{name} was deployed on {other} too, and stands there still: `sifr --node {other} delete {name}` takes it away"
+        ));
+    }
+    context.home.forget_spread(name)
 }
 
 /// What any node would refuse.

@@ -174,6 +174,15 @@ impl Home {
         self.save(&self.spread_file(), spread)
     }
 
+    /// It lies nowhere any more, or on one node alone.
+    pub(crate) fn forget_spread(&self, deployment: &Name) -> anyhow::Result<()> {
+        let mut spread = self.spread()?;
+        match spread.deployments.remove(deployment) {
+            Some(_) => self.save_spread(&spread),
+            None => Ok(()),
+        }
+    }
+
     /// The nodes that a deployment lies on, with a client for each: those of its last `sifr deploy`, unless one is named.
     pub(crate) fn clients_of(
         &self,

@@ -74,9 +74,16 @@ impl Verb {
 pub(crate) async fn act(context: &Context, name: Name, verb: Verb) -> anyhow::Result<()> {
     let clients = context.home.clients_of(context.node.as_deref(), &name)?;
     let [(node, _, client)] = &clients[..] else {
-        let done = clients
-            .iter()
-            .map(|(node, _, client)| (node, act_on(context, (node, client), &name, verb)));
+        let done = clients.iter().map(|(node, _, client)| {
+            let one = async {
+                match act_on(context, (node, client), &name, verb).await {
+                    // Done before, while another of its nodes was away.
+                    Err(error) if verb.until() == Until::Deleted && is_deleted(&error) => Ok(()),
+                    done => done,
+                }
+            };
+            (node, one)
+        });
         return each(context, &name, done).await;
     };
     act_on(context, (node, client), &name, verb).await?;
@@ -119,7 +126,7 @@ async fn act_on(
     let cannot = || format!("cannot {} {name}", verb.word());
     let status = client.deployment(name).await.with_context(cannot)?;
     if status.desired == Desired::Deleted {
-        bail!("{name} has been deleted: `sifr deploy` makes it anew");
+        return Err(AlreadyDeleted(name.clone()).into());
     }
     let version = status.version.saturating_add(1);
     let statement = Statement {
@@ -203,6 +210,9 @@ pub(crate) async fn wait(
         };
         wait_on(context, client, &name, until, left).await?;
     }
+    if until == Until::Deleted && context.node.is_none() {
+        context.home.forget_spread(&name)?;
+    }
     Ok(())
 }
 
@@ -279,6 +289,14 @@ async fn outcome(
             return Err(TimedOut(late).into());
         }
     }
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("{0} has been deleted: `sifr deploy` makes it anew")]
+struct AlreadyDeleted(Name);
+
+fn is_deleted(error: &anyhow::Error) -> bool {
+    error.is::<AlreadyDeleted>() || is_not_found(error)
 }
 
 fn is_not_found(error: &anyhow::Error) -> bool {

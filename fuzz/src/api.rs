@@ -126,6 +126,7 @@ fn card(input: &[u8]) {
         key: card.key,
         subnet: *subnet,
         endpoints: Vec::new(),
+        machines: Default::default(),
         card: String::from_utf8_lossy(&envelope.to_json()).into_owned(),
     };
     let of_it = card.node == node.public() && card.signer == owner().public();
@@ -151,7 +152,7 @@ fn a_card() -> Vec<u8> {
     let (node, signer) = (SecretKey::from_seed([6; 32]).public(), owner().public());
     let key = MeshKey([7; 32]);
     format!(
-        r#"{{"node":"{node}","signer":"{signer}","deployment":"shop","network":"net","key":"{key}","port":51820,"addresses":["192.0.2.7"],"subnets":["10.200.7.0/24"]}}"#
+        r#"{{"node":"{node}","signer":"{signer}","deployment":"shop","network":"net","key":"{key}","ports":[51820],"addresses":["192.0.2.7"],"subnets":["10.200.7.0/24"]}}"#
     )
     .into_bytes()
 }

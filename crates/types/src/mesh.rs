@@ -11,13 +11,14 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::deployment::WORKLOADS_MAX;
 use crate::id::{hex, serde_as_text, unhex};
 use crate::network::Network;
 use crate::{Cidr, Name, PublicKey};
 
 /// DSSE payload type of a [`Card`], which a node signs.
 pub const CARD_PAYLOAD_TYPE: &str = "application/vnd.sifr.mesh-card.v1+json";
-/// Largest envelope of a card: some 1,500 bytes where all lists are full.
+/// Largest envelope of a card: some 1,700 bytes where all lists are full.
 pub const CARD_MAX: usize = 4 << 10;
 /// Most other nodes of a network: every node keeps each of them alive.
 pub const PEERS_MAX: usize = 31;
@@ -25,6 +26,8 @@ pub const PEERS_MAX: usize = 31;
 pub const ENDPOINTS_MAX: usize = 8;
 /// Subnets that a node offers: as many as a network has nodes, so that there is one that no other has taken.
 pub const OFFERS_MAX: usize = PEERS_MAX + 1;
+/// Ports that a node offers: new networks of one file have one each.
+pub const PORT_OFFERS_MAX: usize = WORKLOADS_MAX;
 /// UDP ports of networks across nodes: from WireGuard's usual one on, one for each network of a node.
 pub const PORTS: RangeInclusive<u16> = 51820..=52843;
 /// Of such a network, inside: 1500 less 40 bytes of IPv6, 8 of UDP and 32 of WireGuard.
@@ -75,8 +78,8 @@ pub struct Card {
     pub network: Name,
     /// Made on the node, where the private key stays.
     pub key: MeshKey,
-    /// The UDP port that it has, or would take.
-    pub port: u16,
+    /// The UDP port that it has, or several that it could take, the first first.
+    pub ports: Vec<u16>,
     /// Its own addresses; a NAT may stand before them.
     pub addresses: Vec<IpAddr>,
     /// The subnet that it has, or several that it could take, the first first.
@@ -104,6 +107,9 @@ pub struct Peer {
     /// Where it may be reached, the first first. None: it stands behind a NAT, and has to begin.
     #[serde(default)]
     pub endpoints: Vec<SocketAddr>,
+    /// The machines that it has on this network: of these names it is asked and believed, and of no others.
+    #[serde(default)]
+    pub machines: BTreeSet<Name>,
     /// The envelope of its [`Card`], as that node gave it.
     pub card: String,
 }
@@ -135,13 +141,22 @@ pub enum MeshError {
     Subnet { peer: Name, subnet: Cidr },
     #[error("{peer} is a node, or has a key, that stands twice")]
     Twice { peer: Name },
+    #[error("{peer} has {found} machines, at most {WORKLOADS_MAX} are possible")]
+    Machines { peer: Name, found: usize },
+    #[error("{machine} is on {peer}, and on another node too")]
+    Machine { peer: Name, machine: Name },
     #[error("the card of {peer} does not say its {what}: ask that node for its card again")]
     Mismatch { peer: Name, what: &'static str },
 }
 
 impl Mesh {
-    /// What any node may rely on. `subnet`: this node's own.
-    pub(crate) fn check(&self, subnet: Option<Cidr>) -> Result<(), MeshError> {
+    /// What any node may rely on. `subnet`: this node's own; `here`: what the deployment has on this node.
+    pub(crate) fn check<'a>(
+        &'a self,
+        subnet: Option<Cidr>,
+        here: impl IntoIterator<Item = &'a Name>,
+    ) -> Result<(), MeshError> {
+        self.check_machines(here)?;
         let own = subnet.ok_or(MeshError::NoSubnet)?;
         if !PORTS.contains(&self.port) {
             return Err(MeshError::Port(self.port));
@@ -176,6 +191,26 @@ impl Mesh {
             }
             if !nodes.insert(peer.node) || !keys.insert(peer.key) {
                 return Err(MeshError::Twice { peer: name() });
+            }
+        }
+        Ok(())
+    }
+
+    /// Each name is one machine's.
+    fn check_machines<'a>(
+        &'a self,
+        here: impl IntoIterator<Item = &'a Name>,
+    ) -> Result<(), MeshError> {
+        let mut all: BTreeSet<&Name> = here.into_iter().collect();
+        for (name, peer) in &self.peers {
+            let found = peer.machines.len();
+            if found > WORKLOADS_MAX {
+                let peer = name.clone();
+                return Err(MeshError::Machines { peer, found });
+            }
+            if let Some(machine) = peer.machines.iter().find(|machine| !all.insert(machine)) {
+                let (peer, machine) = (name.clone(), machine.clone());
+                return Err(MeshError::Machine { peer, machine });
             }
         }
         Ok(())
@@ -229,6 +264,7 @@ mod tests {
             key: MeshKey([n; 32]),
             subnet: format!("10.200.{n}.0/24").parse().expect("a subnet"),
             endpoints: vec![([192, 0, 2, n], 51820).into()],
+            machines: [name(&format!("m{n}"))].into(),
             card: "{}".to_owned(),
         }
     }
@@ -245,10 +281,17 @@ mod tests {
     fn each_contradiction_between_peers_is_named() {
         let own = "10.200.9.0/24".parse().ok();
         let two = [("a", peer(1)), ("b", peer(2))];
-        assert_eq!(mesh(&two).check(own), Ok(()));
-        assert_eq!(mesh(&two).check(None), Err(MeshError::NoSubnet));
+        assert_eq!(mesh(&two).check(own, []), Ok(()));
+        assert_eq!(mesh(&two).check(None, []), Err(MeshError::NoSubnet));
         type Change = fn(&mut Peer);
-        let changes: [(Change, &str); 8] = [
+        let web = name("web");
+        let changes: [(Change, &str); 11] = [
+            (|p| p.machines = peer(1).machines, "m1 is on b, and on"),
+            (|p| p.machines = [name("web")].into(), "web is on b, and on"),
+            (
+                |p| p.machines = (0..33).map(|n| name(&format!("x{n}"))).collect(),
+                "33 machines",
+            ),
             (|p| p.subnet = peer(1).subnet, "another node's too"),
             (
                 |p| p.subnet = "10.200.9.0/24".parse().expect("a subnet"),
@@ -273,7 +316,7 @@ mod tests {
         for (change, says) in changes {
             let mut other = peer(2);
             change(&mut other);
-            let error = mesh(&[("a", peer(1)), ("b", other)]).check(own);
+            let error = mesh(&[("a", peer(1)), ("b", other)]).check(own, [&web]);
             let error = error.expect_err(says).to_string();
             assert!(error.contains(says), "{error} for {says}");
         }
@@ -281,14 +324,14 @@ mod tests {
             port: 53,
             ..mesh(&two)
         };
-        assert_eq!(odd.check(own), Err(MeshError::Port(53)));
+        assert_eq!(odd.check(own, []), Err(MeshError::Port(53)));
         let many = (0..32).map(|n| (name(&format!("n{n}")), peer(n))).collect();
         let many = Mesh {
             peers: many,
             ..mesh(&two)
         };
         assert_eq!(
-            many.check("10.201.0.0/24".parse().ok()),
+            many.check("10.201.0.0/24".parse().ok(), []),
             Err(MeshError::Peers(32))
         );
     }
@@ -303,7 +346,7 @@ mod tests {
             deployment: shop.clone(),
             network: net.clone(),
             key: of.key,
-            port: 51820,
+            ports: vec![51820],
             addresses: Vec::new(),
             subnets: vec![peer(5).subnet, of.subnet],
         };

@@ -128,7 +128,7 @@ pub(crate) fn is_subnet(subnet: &Cidr) -> bool {
 }
 
 impl Network {
-    fn check(&self, name: &Name) -> Result<(), NetworkError> {
+    fn check(&self, name: &Name, deployment: &Deployment) -> Result<(), NetworkError> {
         if name.as_str() == DEFAULT_NETWORK {
             return Err(NetworkError::Reserved);
         }
@@ -136,7 +136,9 @@ impl Network {
             let name = name.clone();
             return Err(NetworkError::Subnet { name, found });
         }
-        let mesh = self.mesh.as_ref().map(|mesh| mesh.check(self.subnet));
+        let here = deployment.machines().map(|(name, _)| name);
+        let mesh = self.mesh.as_ref();
+        let mesh = mesh.map(|mesh| mesh.check(self.subnet, here));
         mesh.unwrap_or(Ok(()))
             .map_err(|problem| NetworkError::Mesh {
                 name: name.clone(),
@@ -168,7 +170,7 @@ pub(crate) fn check(deployment: &Deployment) -> Result<(), NetworkError> {
     let published = published.filter(|port| port.protocol == Protocol::Udp);
     let mut ports: BTreeSet<u16> = published.map(|port| port.node).collect();
     for (name, network) in deployment.networks() {
-        network.check(name)?;
+        network.check(name, deployment)?;
         if let Some(mesh) = &network.mesh
             && !ports.insert(mesh.port)
         {

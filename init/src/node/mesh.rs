@@ -106,7 +106,7 @@ pub(crate) fn membership(
         deployment: key.name.clone(),
         network: network.clone(),
         key: keys.public(key, network),
-        port: offer.port,
+        ports: offer.ports,
         addresses: addresses.take(ENDPOINTS_MAX).collect(),
         subnets: offer.subnets,
     };

@@ -156,12 +156,16 @@ impl Tenant {
     fn join(&mut self, placed: &PlacedMesh, keys: &Keys, uplink: &Uplink) {
         let about = (&placed.key, &placed.network);
         let peers = || placed.mesh.peers.values();
-        let subnets: Vec<Cidr> = peers().map(|peer| peer.subnet).collect();
-        self.policy.peers.clone_from(&subnets);
+        self.policy.peers = peers().map(|peer| peer.subnet).collect();
+        let domain = &placed.key.name;
+        let machines = peers().flat_map(|peer| {
+            let names = peer.machines.iter();
+            names.map(move |name| (format!("{name}.{domain}"), peer.subnet))
+        });
         self.names.across = Some(Across {
             subnet: placed.subnet,
-            peers: subnets,
-            domain: placed.key.name.to_string(),
+            machines: machines.collect(),
+            domain: domain.to_string(),
         });
         self.network.mtu = u32::from(mesh::MTU);
         self.network.mesh = Some(keys.wanted(about, &placed.mesh, uplink));
@@ -668,6 +672,7 @@ mod tests {
             key: types::mesh::MeshKey([8; 32]),
             subnet: subnet(there),
             endpoints: vec![([192, 0, 2, 7], 51820).into()],
+            machines: ["db".parse().expect("a name")].into(),
             card: String::new(),
         };
         PlacedMesh {
@@ -705,7 +710,16 @@ mod tests {
             };
             assert_eq!(joined.peers[&peer.key.0], name);
         }
-        // The deployment has machines that this node does not know of.
+        let across = |plan: &Plan| {
+            let tenant = plan.tenants.values().next();
+            tenant.and_then(|tenant| tenant.names.across.clone())
+        };
+        let across = across(&with).expect("it goes on elsewhere");
+        assert_eq!(
+            across.machines,
+            [("db.shop".to_owned(), peer.subnet)].into()
+        );
+        // Of other nodes' machines only the names are known.
         let names = &with.tenants.values().next().expect("one").names.machines;
         assert_eq!(names.keys().collect::<Vec<_>>(), ["web.shop"]);
     }

@@ -18,13 +18,13 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, timeout};
 
 use crate::Error;
 use crate::network::{Ula, address6};
 use message::{Code, Flaw, Query};
-use peers::Peers;
+use peers::{Peers, Said};
 use types::Cidr;
 
 /// Bound to port 53 inside a tenant's namespace: see `network::dns_sockets`.
@@ -59,8 +59,8 @@ pub struct Names {
 pub struct Across {
     /// Who asks from elsewhere is another node's gateway: it is told the machines here, and nothing else.
     pub subnet: Cidr,
-    /// Of the other nodes.
-    pub peers: Vec<Cidr>,
+    /// The machines of other nodes as `db.shop`, and the subnet of its node, whose gateway knows its address.
+    pub machines: BTreeMap<String, Cidr>,
     /// The deployment, which all of the network's machines are of, everywhere.
     pub domain: String,
 }
@@ -112,24 +112,19 @@ impl Names {
         across.is_some_and(|across| !across.subnet.contains(asker))
     }
 
-    /// Whom to ask on other nodes for a name that no machine here has, and for what.
-    fn beyond_this_node(&self, guest: IpAddr, name: &str) -> Option<(Vec<Cidr>, String)> {
-        let across = self.across.as_ref()?;
-        if across.peers.is_empty() || self.is_of_a_peer(guest) {
-            return None;
-        }
+    /// A machine on another node that a guest here means: its full name, and the subnet that it is in.
+    fn beyond_this_node(&self, guest: IpAddr, name: &str) -> Option<(Cidr, String)> {
+        let across = self.across.as_ref().filter(|_| !self.is_of_a_peer(guest))?;
         let short = match name.rsplit_once('.') {
             Some((short, OWN_SUFFIX)) => short,
             _ => name,
         };
-        let full = match short.split_once('.') {
-            None if !short.is_empty() => format!("{short}.{}", across.domain),
-            Some((machine, domain)) if domain == across.domain && !machine.is_empty() => {
-                short.to_owned()
-            }
-            _ => return None,
+        let full = match short.contains('.') {
+            true => short.to_owned(),
+            false => format!("{short}.{}", across.domain),
         };
-        Some((across.peers.clone(), format!("{full}.{OWN_SUFFIX}")))
+        let subnet = *across.machines.get(&full)?;
+        Some((subnet, format!("{full}.{OWN_SUFFIX}")))
     }
 }
 
@@ -137,10 +132,12 @@ impl Names {
 const QUERY_MAX: usize = 4096;
 /// Longest reply over UDP: what resolvers agreed on is 1232, some still send 4096.
 const UDP_REPLY_MAX: usize = 4096;
-/// UDP queries under way at once; more wait in the socket, and are lost there as in any busy network.
+/// UDP queries under way at once; more are dropped, as in any busy network, and asked again by who sent them.
 const QUERIES_MAX: usize = 256;
-/// TCP connections of guests at once.
+/// TCP connections of guests at once; more are closed.
 const CONNECTIONS_MAX: usize = 32;
+/// One guest has at most this part of both: a busy one has a dozen queries under way, and seven of them leave room for others.
+const SHARES: usize = 8;
 /// Queries on one connection before it is closed.
 const CONNECTION_QUERIES_MAX: usize = 128;
 /// How long one upstream server has. Guests commonly repeat after 5 s: a second server fits before.
@@ -180,22 +177,22 @@ pub async fn forward(
         udp: udp.clone(),
         peers: Arc::default(),
     };
-    let (mut queries, mut connections) = (JoinSet::new(), JoinSet::new());
+    let mut queries = UnderWay::new(QUERIES_MAX);
+    let mut connections = UnderWay::new(CONNECTIONS_MAX);
     let mut buffer = [0; QUERY_MAX];
     let (mut paused_until, mut deaf_until) = (None, None);
     loop {
-        let accepts = paused_until.is_none() && connections.len() < CONNECTIONS_MAX;
-        let hears = deaf_until.is_none() && queries.len() < QUERIES_MAX;
         tokio::select! {
             changed = names.changed() => if changed.is_err() { return Ok(()) },
             changed = upstreams.changed() => if changed.is_err() { return Ok(()) },
-            Some(_) = queries.join_next() => {}
-            Some(_) = connections.join_next() => {}
-            received = udp.recv_from(&mut buffer), if hears => match received {
+            Some(ended) = queries.tasks.join_next() => queries.ended(ended),
+            Some(ended) = connections.tasks.join_next() => connections.ended(ended),
+            received = udp.recv_from(&mut buffer), if deaf_until.is_none() => match received {
+                // However busy guests are: what comes here ends questions.
                 Ok((length, from)) if knowledge.peers.hear(from, &buffer[..length]) => {}
                 Ok((length, guest)) => {
                     let query = Query::parse(&buffer[..length]);
-                    queries.spawn(answer(udp.clone(), guest, query, knowledge.clone()));
+                    queries.begin(guest.ip(), answer(query, guest, knowledge.clone()));
                 }
                 Err(error) => {
                     log::warn!("take a guest's DNS query: {error}; tried again in {TAKE_PAUSE:?}");
@@ -204,9 +201,9 @@ pub async fn forward(
             },
             () = pause(deaf_until), if deaf_until.is_some() => deaf_until = None,
             () = pause(paused_until), if paused_until.is_some() => paused_until = None,
-            accepted = tcp.accept(), if accepts => match accepted {
+            accepted = tcp.accept(), if paused_until.is_none() => match accepted {
                 Ok((stream, guest)) => {
-                    connections.spawn(serve(stream, guest.ip(), knowledge.clone()));
+                    connections.begin(guest.ip(), serve(stream, guest.ip(), knowledge.clone()));
                 }
                 Err(error) if error.kind() == ErrorKind::ConnectionAborted => {}
                 Err(error) => {
@@ -218,16 +215,53 @@ pub async fn forward(
     }
 }
 
+/// Tasks for guests, each of which ends with whose it was. Nobody has more than a share.
+#[derive(Debug)]
+struct UnderWay {
+    tasks: JoinSet<IpAddr>,
+    of: BTreeMap<IpAddr, usize>,
+    most: usize,
+}
+
+impl UnderWay {
+    fn new(most: usize) -> Self {
+        Self {
+            tasks: JoinSet::new(),
+            of: BTreeMap::new(),
+            most,
+        }
+    }
+
+    /// Begins it, or drops it where too many are under way.
+    fn begin(&mut self, guest: IpAddr, task: impl Future<Output = ()> + Send + 'static) {
+        let own = self.of.get(&guest).copied().unwrap_or(0);
+        if own >= self.most / SHARES || self.tasks.len() >= self.most {
+            return;
+        }
+        self.of.insert(guest, own + 1);
+        self.tasks.spawn(async move {
+            task.await;
+            guest
+        });
+    }
+
+    fn ended(&mut self, ended: Result<IpAddr, JoinError>) {
+        let Ok(guest) = ended else {
+            // A defect of ours, whose guest is not known: all are counted anew, at worst too few.
+            return self.of.clear();
+        };
+        if let Some(count) = self.of.get_mut(&guest) {
+            *count = count.saturating_sub(1);
+        }
+        self.of.retain(|_, count| *count > 0);
+    }
+}
+
 /// A query that came in a packet.
-async fn answer(
-    udp: Arc<UdpSocket>,
-    guest: SocketAddr,
-    query: Result<Query, Flaw>,
-    knowledge: Knowledge,
-) {
+async fn answer(query: Result<Query, Flaw>, guest: SocketAddr, knowledge: Knowledge) {
     if let Some(reply) = knowledge.reply(guest.ip(), query, Transport::Udp).await {
         // A guest that is gone needs no reply.
-        let _ = udp.send_to(&reply, guest).await;
+        let _ = knowledge.udp.send_to(&reply, guest).await;
     }
 }
 
@@ -309,11 +343,14 @@ impl Knowledge {
             }
             Found::Nobody | Found::Elsewhere => {}
         }
-        if let Some((peers, name)) = elsewhere
-            && let Some(address) = self.peers.find(&self.udp, &peers, &name).await
-        {
-            // Of IPv6 there is nothing between nodes.
-            return Some(query.answer(address, None));
+        if let Some((subnet, name)) = elsewhere {
+            let said = self.peers.find(&self.udp, subnet, &name).await;
+            return Some(match said {
+                // Of IPv6 there is nothing between nodes.
+                Said::At(address) => query.answer(address, None),
+                Said::Nobody => query.refuse(Code::NameError),
+                Said::Nothing => query.refuse(Code::ServerFailure),
+            });
         }
         if found == Found::Nobody {
             return Some(query.refuse(Code::NameError));
@@ -499,6 +536,76 @@ mod tests {
             };
             let (ended, (), ()) = tokio::join!(forward(sockets, upstreams, names), upstream, guest);
             ended.expect("it ends well when nobody tells it more");
+        });
+    }
+
+    #[test]
+    fn one_guest_that_asks_much_takes_nobody_elses_room() {
+        on_a_runtime(async {
+            let [greedy, other] = [2, 3].map(|n| IpAddr::from([10, 128, 0, n]));
+            let (end, ends) = watch::channel(());
+            let mut all = UnderWay::new(QUERIES_MAX);
+            let wait = || {
+                let mut ends = ends.clone();
+                async move { drop(ends.changed().await) }
+            };
+            (0..QUERIES_MAX).for_each(|_| all.begin(greedy, wait()));
+            assert_eq!(all.tasks.len(), QUERIES_MAX / SHARES);
+            all.begin(other, wait());
+            assert_eq!(all.of[&other], 1);
+            drop(end);
+            while let Some(ended) = all.tasks.join_next().await {
+                all.ended(ended);
+            }
+            assert!(all.of.is_empty());
+            all.begin(greedy, wait());
+            assert_eq!(all.of[&greedy], 1, "there is room again");
+        });
+    }
+
+    #[test]
+    fn a_name_on_another_node_is_asked_of_that_node_alone_and_its_silence_is_no_answer() {
+        let guest = Ipv4Addr::new(10, 200, 1, 2);
+        let subnet = |text: &str| text.parse::<Cidr>().expect("a subnet");
+        let (own, there) = (subnet("10.200.1.0/24"), subnet("10.200.2.0/24"));
+        let names = Names {
+            across: Some(Across {
+                subnet: own,
+                machines: [("db.shop".to_owned(), there)].into(),
+                domain: "shop".to_owned(),
+            }),
+            ..Names::default()
+        };
+        let full = "db.shop.internal".to_owned();
+        for (name, whom) in [
+            ("db", Some(there)),
+            ("db.shop", Some(there)),
+            ("db.internal", Some(there)),
+            ("web", None),
+            ("db.blog", None),
+            ("a.db.shop", None),
+            ("", None),
+        ] {
+            let asked = names.beyond_this_node(guest.into(), name);
+            assert_eq!(asked, whom.map(|subnet| (subnet, full.clone())), "{name}");
+        }
+        let peer = IpAddr::from([10, 200, 2, 1]);
+        assert_eq!(names.beyond_this_node(peer, "db"), None, "no circles");
+        on_a_runtime(async {
+            let (sockets, udp, _) = sockets();
+            let loopback = subnet("127.0.0.0/24");
+            let mut names = names;
+            // The guest of this test is on loopback.
+            names.across.as_mut().expect("it is across").subnet = loopback;
+            let (names_to, names) = watch::channel(names);
+            let (_to, upstreams) = watch::channel(Vec::new());
+            let guest = async {
+                let answer = ask(udp, &query(7, "db", A)).await;
+                assert_eq!(answer[3] & 0xf, Code::ServerFailure as u8);
+                drop(names_to);
+            };
+            let (ended, ()) = tokio::join!(forward(sockets, upstreams, names), guest);
+            ended.expect("it goes on");
         });
     }
 

@@ -1,7 +1,7 @@
-//! Names of machines on other nodes of the network: asked of the gateways there.
+//! Names of machines on other nodes of the network: each asked of the gateway there, as the owner's statement has it.
 //!
-//! Owns: the questions under way, what was answered a moment ago, and whose word counts for which addresses.
-//! Refuses: an address that is not in the subnet of who says it, questions of others for others, and answers that were not
+//! Owns: the questions under way, and what was answered a moment ago.
+//! Refuses: an address that is not in the subnet of who says it, the word of any other gateway, and answers that were not
 //! asked for.
 //!
 //! All of it goes over the forwarder's own socket: it is in the network's namespace, and the way to a gateway has one sender.
@@ -12,7 +12,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::net::UdpSocket;
-use tokio::sync::mpsc;
+use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 use types::Cidr;
 
@@ -20,13 +20,13 @@ use super::message;
 
 /// The port of DNS on a gateway.
 const PORT: u16 = 53;
-/// How long gateways have: a packet may be lost on the way, and what asks waits five seconds.
+/// How long a gateway has: a packet may be lost on the way, and what asks waits five seconds.
 const PATIENCE: Duration = Duration::from_millis(1200);
 /// When a gateway that has not answered is asked once more.
 const AGAIN: Duration = Duration::from_millis(400);
 /// How long an answer counts: as long as a guest may keep one.
 const KEPT: Duration = Duration::from_secs(message::TTL as u64);
-/// How long a name that nobody has is not asked for again.
+/// How long a name that has no address is not asked for again.
 const KEPT_NOBODY: Duration = Duration::from_secs(1);
 /// Names that are remembered, and questions under way: a network has some hundreds of machines. Beyond, nothing is asked.
 const NAMES_MAX: usize = 512;
@@ -34,6 +34,16 @@ const NAMES_MAX: usize = 512;
 /// The gateway of a subnet.
 fn gateway(subnet: &Cidr) -> Ipv4Addr {
     Ipv4Addr::from(u32::from(subnet.network().address) + 1)
+}
+
+/// What a gateway says of a machine of its node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Said {
+    At(Ipv4Addr),
+    /// It is stopped, or not there yet.
+    Nobody,
+    /// The gateway is silent.
+    Nothing,
 }
 
 /// The lock is held for a look-up only, never over an await.
@@ -45,15 +55,16 @@ pub(super) struct Peers {
 #[derive(Debug, Default)]
 struct State {
     asked: BTreeMap<u16, Asked>,
-    known: BTreeMap<String, (Option<Ipv4Addr>, Instant)>,
+    /// By name and whose word it was.
+    known: BTreeMap<(String, Cidr), (Said, Instant)>,
 }
 
-/// One question to all gateways. Each answers once.
+/// One question to one gateway.
 #[derive(Debug)]
 struct Asked {
     query: Vec<u8>,
-    waits: Vec<Cidr>,
-    answers: mpsc::UnboundedSender<Option<Ipv4Addr>>,
+    subnet: Cidr,
+    answer: oneshot::Sender<Said>,
 }
 
 impl Peers {
@@ -73,62 +84,55 @@ impl Peers {
             return true;
         };
         let mut state = self.state();
-        let Some(asked) = state.asked.get_mut(&id) else {
-            return true;
-        };
-        let who = asked
-            .waits
-            .iter()
-            .position(|subnet| gateway(subnet) == address);
-        if let (Some(who), Some(said)) = (who, message::address_in(&asked.query, packet)) {
-            let subnet = asked.waits.swap_remove(who);
-            let said = said.filter(|said| subnet.contains(*said));
-            // Nobody waits any more where another was quicker.
-            let _ = asked.answers.send(said);
+        let said = state.asked.get(&id).and_then(|asked| {
+            let said = message::address_in(&asked.query, packet);
+            said.filter(|_| gateway(&asked.subnet) == address)
+        });
+        if let Some(said) = said
+            && let Some(asked) = state.asked.remove(&id)
+        {
+            let said = said.filter(|said| asked.subnet.contains(*said));
+            // Nobody waits any more whose guest is gone.
+            let _ = asked.answer.send(said.map_or(Said::Nobody, Said::At));
         }
         true
     }
 
-    /// The machine with this full name on another node.
-    pub(super) async fn find(
-        &self,
-        socket: &UdpSocket,
-        subnets: &[Cidr],
-        name: &str,
-    ) -> Option<Ipv4Addr> {
+    /// The machine with this full name, on the node that has the subnet.
+    pub(super) async fn find(&self, socket: &UdpSocket, subnet: Cidr, name: &str) -> Said {
         let now = Instant::now();
-        if let Some((address, until)) = self.state().known.get(name)
+        let about = (name.to_owned(), subnet);
+        if let Some((said, until)) = self.state().known.get(&about)
             && now < *until
         {
-            // It may be of a node that is no peer any more.
-            return address.filter(|at| subnets.iter().any(|subnet| subnet.contains(*at)));
+            return *said;
         }
-        let (id, mut answers) = self.begin(subnets, name)?;
-        let found = self.ask(socket, (id, now), &mut answers).await;
+        let Some((id, answer)) = self.begin(subnet, name) else {
+            return Said::Nothing;
+        };
+        let said = self.ask(socket, (id, now), answer).await;
         let mut state = self.state();
         state.asked.remove(&id);
-        let kept = found.map_or(KEPT_NOBODY, |_| KEPT);
+        let kept = match said {
+            Said::At(_) => KEPT,
+            Said::Nobody | Said::Nothing => KEPT_NOBODY,
+        };
         state.known.retain(|_, (_, until)| now < *until);
         if state.known.len() < NAMES_MAX {
-            state
-                .known
-                .insert(name.to_owned(), (found, Instant::now() + kept));
+            let until = Instant::now() + kept;
+            state.known.insert(about, (said, until));
         }
-        found
+        said
     }
 
-    fn begin(
-        &self,
-        subnets: &[Cidr],
-        name: &str,
-    ) -> Option<(u16, mpsc::UnboundedReceiver<Option<Ipv4Addr>>)> {
+    fn begin(&self, subnet: Cidr, name: &str) -> Option<(u16, oneshot::Receiver<Said>)> {
         let [a, b, ..] = getrandom::u32().ok()?.to_be_bytes();
         let id = u16::from_be_bytes([a, b]);
-        let (answers, heard) = mpsc::unbounded_channel();
+        let (answer, heard) = oneshot::channel();
         let asked = Asked {
             query: message::question(id, name)?,
-            waits: subnets.to_vec(),
-            answers,
+            subnet,
+            answer,
         };
         let mut state = self.state();
         if state.asked.len() >= NAMES_MAX || state.asked.contains_key(&id) {
@@ -138,41 +142,26 @@ impl Peers {
         Some((id, heard))
     }
 
-    /// The first address that is said, or none once all have answered or time is up.
     async fn ask(
         &self,
         socket: &UdpSocket,
         (id, since): (u16, Instant),
-        answers: &mut mpsc::UnboundedReceiver<Option<Ipv4Addr>>,
-    ) -> Option<Ipv4Addr> {
+        mut answer: oneshot::Receiver<Said>,
+    ) -> Said {
         for until in [since + AGAIN, since + PATIENCE] {
-            let (query, waits) = {
-                let state = self.state();
-                let asked = state.asked.get(&id)?;
-                (asked.query.clone(), asked.waits.clone())
-            };
-            for subnet in &waits {
+            let asked = self.state().asked.get(&id).map(|asked| {
+                let to = (gateway(&asked.subnet), PORT);
+                (asked.query.clone(), to)
+            });
+            if let Some((query, to)) = asked {
                 // One that cannot be reached is as one that does not answer.
-                let _ = socket.send_to(&query, (gateway(subnet), PORT)).await;
+                let _ = socket.send_to(&query, to).await;
             }
-            loop {
-                let waits = self.state().asked.get(&id).map_or(0, |a| a.waits.len());
-                let said = match waits {
-                    // What was said is all there is.
-                    0 => answers.try_recv().ok(),
-                    _ => match timeout_at(until, answers.recv()).await {
-                        Err(_) => break,
-                        Ok(said) => said,
-                    },
-                };
-                match said {
-                    None => return None,
-                    Some(Some(address)) => return Some(address),
-                    Some(None) => {}
-                }
+            if let Ok(said) = timeout_at(until, &mut answer).await {
+                return said.unwrap_or(Said::Nothing);
             }
         }
-        None
+        Said::Nothing
     }
 }
 
@@ -190,21 +179,19 @@ mod tests {
         }
     }
 
-    fn subnets() -> Vec<Cidr> {
-        ["10.200.1.0/24", "10.200.2.0/24"]
-            .map(|subnet| subnet.parse().expect("a subnet"))
-            .into()
+    fn there() -> Cidr {
+        "10.200.2.0/24".parse().expect("a subnet")
     }
 
     /// Who says it, from which port, and where the machine is.
-    type Said = ([u8; 4], u16, Option<[u8; 4]>);
+    type Heard = ([u8; 4], u16, Option<[u8; 4]>);
 
-    /// Answers as these gateways would, in their order; `find`'s result.
-    fn found(said: &[Said]) -> Option<Ipv4Addr> {
+    /// Answers in this order; `find`'s result.
+    fn found(heard: &[Heard]) -> Said {
         on_a_runtime(async {
-            let (peers, subnets) = (Peers::default(), subnets());
+            let peers = Peers::default();
             let socket = UdpSocket::bind("127.0.0.1:0").await.expect("a socket");
-            let find = peers.find(&socket, &subnets, "web.shop.internal");
+            let find = peers.find(&socket, there(), "web.shop.internal");
             let hear = async {
                 tokio::task::yield_now().await;
                 let query = {
@@ -212,7 +199,7 @@ mod tests {
                     let asked = state.asked.values().next().expect("a question");
                     asked.query.clone()
                 };
-                for (from, port, address) in said {
+                for (from, port, address) in heard {
                     peers.hear((*from, *port).into(), &answer(&query, *address));
                 }
             };
@@ -221,33 +208,35 @@ mod tests {
     }
 
     #[test]
-    fn a_gateway_is_believed_of_its_own_subnet_alone() {
-        let (first, second) = ([10, 200, 1, 1], [10, 200, 2, 1]);
-        let web = Some([10, 200, 2, 9]);
+    fn the_gateway_of_the_machines_node_is_believed_and_nobody_else() {
+        let (gateway, stranger) = ([10, 200, 2, 1], [10, 200, 1, 1]);
+        let (web, elsewhere) = ([10, 200, 2, 9], [10, 200, 1, 9]);
+        let is = Said::At(web.into());
+        assert_eq!(found(&[(gateway, 53, Some(web))]), is);
         assert_eq!(
-            found(&[(first, 53, None), (second, 53, web)]),
-            web.map(Into::into)
+            found(&[(stranger, 53, Some(elsewhere)), (gateway, 53, Some(web))]),
+            is
         );
+        assert_eq!(found(&[(gateway, 53, None)]), Said::Nobody);
         // Of another's subnet; of a stranger; from another port; a machine that is no gateway.
-        assert_eq!(found(&[(first, 53, web), (second, 53, None)]), None);
-        assert_eq!(found(&[([10, 200, 3, 1], 53, Some([10, 200, 3, 9]))]), None);
-        assert_eq!(found(&[(second, 5353, web)]), None);
-        assert_eq!(found(&[([10, 200, 2, 9], 53, web)]), None);
+        assert_eq!(found(&[(gateway, 53, Some(elsewhere))]), Said::Nobody);
+        assert_eq!(found(&[(stranger, 53, Some(web))]), Said::Nothing);
+        assert_eq!(found(&[(gateway, 5353, Some(web))]), Said::Nothing);
+        assert_eq!(found(&[(web, 53, Some(web))]), Said::Nothing);
     }
 
     #[test]
-    fn what_was_found_is_not_asked_for_again_until_its_node_is_no_peer() {
+    fn what_was_found_is_not_asked_for_again_until_it_is_on_another_node() {
         on_a_runtime(async {
             let peers = Peers::default();
             let socket = UdpSocket::bind("127.0.0.1:0").await.expect("a socket");
-            let web = Ipv4Addr::new(10, 200, 2, 9);
+            let web = Said::At([10, 200, 2, 9].into());
             let until = Instant::now() + KEPT;
-            peers
-                .state()
-                .known
-                .insert("web".to_owned(), (Some(web), until));
-            assert_eq!(peers.find(&socket, &subnets(), "web").await, Some(web));
-            assert_eq!(peers.find(&socket, &subnets()[..1], "web").await, None);
+            let known = (("web".to_owned(), there()), (web, until));
+            peers.state().known.extend([known]);
+            assert_eq!(peers.find(&socket, there(), "web").await, web);
+            let other = "10.200.3.0/24".parse().expect("a subnet");
+            assert_eq!(peers.find(&socket, other, "web").await, Said::Nothing);
         });
     }
 }

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use types::deployment::{Action, Deployment, Machine as Spec};
-use types::mesh::{OFFERS_MAX, PORTS, Peer};
+use types::mesh::{OFFERS_MAX, PORT_OFFERS_MAX, PORTS, Peer};
 use types::network::Network;
 use types::status::{NetworkStatus, PeerStatus, Refusal, RefusalCode};
 use types::{Bytes, Cidr, Name, VmId};
@@ -211,7 +211,8 @@ pub(super) fn across(target: &Target, machine: &Spec) -> BTreeSet<Name> {
 /// What a node can be in a network across nodes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Offer {
-    pub port: u16,
+    /// The one that it has, or those that it could have.
+    pub ports: Vec<u16>,
     /// The one that it has, or those that it could have.
     pub subnets: Vec<Cidr>,
     /// As the ledger has it.
@@ -224,18 +225,22 @@ impl Reconciler {
         let deployment = self.desired.get(key).and_then(Target::deployment);
         let network = deployment.and_then(|all| all.network(name)).cloned();
         let held = network.as_ref().and_then(|network| network.mesh.as_ref());
-        let port = match held {
-            Some(mesh) => mesh.port,
+        let ports = match held {
+            Some(mesh) => vec![mesh.port],
             None => {
                 let taken = self.desired.udp_ports(None);
-                PORTS.into_iter().find(|port| !taken.contains(port))?
+                let free = PORTS.filter(|port| !taken.contains(port));
+                free.take(PORT_OFFERS_MAX).collect()
             }
         };
+        if ports.is_empty() {
+            return None;
+        }
         let (id, known) = (NetworkId::of(key, name), self.subnets());
         if let Some(subnet) = known.get(&id) {
             let subnets = vec![*subnet];
             return Some(Offer {
-                port,
+                ports,
                 subnets,
                 network,
             });
@@ -249,7 +254,7 @@ impl Reconciler {
             taken.push(free.network());
         }
         Some(Offer {
-            port,
+            ports,
             subnets,
             network,
         })
