@@ -397,7 +397,8 @@ async fn copy(
         match lines.next().await {
             Ok(Some(line)) => {
                 write_line(context, &line)?;
-                *begin = Begin::At(line.seq.saturating_add(1));
+                let (seq, time_ms) = (line.seq, line.time_ms);
+                *begin = Begin::After { seq, time_ms };
             }
             Ok(None) => return Ok(Ok(())),
             Err(error) => return Ok(Err(error)),

@@ -119,7 +119,10 @@ fn log(input: &[u8]) {
     let mut choices = Choices(input);
     let begin = match choices.u8() & 3 {
         0 => Begin::Tail(choices.u64()),
-        1 => Begin::At(choices.u64()),
+        1 => Begin::After {
+            seq: choices.u64(),
+            time_ms: choices.u64(),
+        },
         _ => Begin::Oldest,
     };
     let pool = directory();

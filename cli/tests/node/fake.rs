@@ -529,7 +529,7 @@ impl Node {
                 let mut seqs = match begin {
                     Begin::Oldest => 0..2,
                     Begin::Tail(tail) => 0..tail,
-                    Begin::At(seq) => seq..2,
+                    Begin::After { seq, .. } => seq.saturating_add(1)..2,
                 };
                 let dies = std::mem::take(&mut state().dies).then(|| Arc::clone(&self.dies));
                 if dies.is_some() {

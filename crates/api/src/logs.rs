@@ -22,8 +22,9 @@ pub enum Begin {
     Oldest,
     /// So many lines before the end; of the first record only what belongs to them.
     Tail(u64),
-    /// The one with this `seq`: where a reader goes on whose connection broke.
-    At(u64),
+    /// What follows this record, of which a reader has `seq` and time: where it goes on whose connection broke. A node that lost
+    /// its power may have lost the record, and have given its number to another since: then what was written later than it.
+    After { seq: u64, time_ms: u64 },
 }
 
 /// As an option `--tail` is meant.

@@ -323,7 +323,7 @@ impl Route {
                 let begin = match begin {
                     Begin::Oldest => String::new(),
                     Begin::Tail(tail) => format!("&tail={tail}"),
-                    Begin::At(seq) => format!("&from={seq}"),
+                    Begin::After { seq, time_ms } => format!("&after={seq}&time_ms={time_ms}"),
                 };
                 let follow = u8::from(*follow);
                 format!(
@@ -474,12 +474,16 @@ impl<'a> Query<'a> {
 
     fn begin(&mut self) -> Result<Begin, Refusal> {
         let tail = self.number("tail", TAIL_MAX)?;
-        match (tail, self.number("from", u64::MAX)?) {
-            (None, None) => Ok(Begin::Oldest),
-            (Some(tail), None) => Ok(Begin::Tail(tail)),
-            (None, Some(seq)) => Ok(Begin::At(seq)),
-            (Some(_), Some(_)) => Err(malformed(
-                "a log begins at the query field tail or at from, not at both",
+        let (seq, time) = (
+            self.number("after", u64::MAX)?,
+            self.number("time_ms", u64::MAX)?,
+        );
+        match (tail, seq, time) {
+            (None, None, None) => Ok(Begin::Oldest),
+            (Some(tail), None, None) => Ok(Begin::Tail(tail)),
+            (None, Some(seq), Some(time_ms)) => Ok(Begin::After { seq, time_ms }),
+            _ => Err(malformed(
+                "a log begins at the query field tail, or behind a record with after and time_ms, and not at both",
             )),
         }
     }

@@ -24,7 +24,7 @@ fn routes() -> impl Strategy<Value = Route> {
     let begin = prop_oneof![
         Just(Begin::Oldest),
         (0..=TAIL_MAX).prop_map(Begin::Tail),
-        any::<u64>().prop_map(Begin::At)
+        any::<(u64, u64)>().prop_map(|(seq, time_ms)| Begin::After { seq, time_ms })
     ];
     let way = prop_oneof![
         Just(Way::FromOutside),
@@ -143,8 +143,14 @@ fn every_route_reads_back_from_what_it_writes() {
             "GET /v1/deployments/shop/workloads/web/logs?follow=0",
         ),
         (
-            logs(true, Begin::At(u64::MAX)),
-            "GET /v1/deployments/shop/workloads/web/logs?follow=1&from=18446744073709551615",
+            logs(
+                true,
+                Begin::After {
+                    seq: u64::MAX,
+                    time_ms: 7,
+                },
+            ),
+            "GET /v1/deployments/shop/workloads/web/logs?follow=1&after=18446744073709551615&time_ms=7",
         ),
         (
             Route::Capture {
@@ -234,7 +240,7 @@ fn anything_else_is_refused_with_a_reason() {
         ),
         (
             Method::GET,
-            "/v1/deployments/a/workloads/b/logs?tail=1&from=2",
+            "/v1/deployments/a/workloads/b/logs?tail=1&after=2&time_ms=3",
             "not at both",
         ),
         (Method::GET, "/v1/node/drill", "there is no request GET"),

@@ -133,7 +133,7 @@ mod tests {
                     let seqs = match begin {
                         Begin::Oldest => 0..3,
                         Begin::Tail(tail) => 0..tail,
-                        Begin::At(seq) => seq..seq + 3,
+                        Begin::After { seq, .. } => seq + 1..seq + 4,
                     };
                     tokio::spawn(async move {
                         for seq in seqs {
@@ -314,7 +314,11 @@ mod tests {
         let (address, _) = start().await;
         let client = client(address, &owner_key());
         let (shop, web) = (name("shop"), name("web"));
-        let lines = client.logs(&shop, &web, true, Begin::At(41)).await;
+        let begin = Begin::After {
+            seq: 40,
+            time_ms: 0,
+        };
+        let lines = client.logs(&shop, &web, true, begin).await;
         let first = lines.expect("a stream").next().await.expect("a line");
         assert_eq!(first.map(|line| line.seq), Some(41));
     }

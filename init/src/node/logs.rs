@@ -68,7 +68,7 @@ impl Reader {
         match begin {
             Begin::Oldest => {}
             Begin::Tail(lines) => reader.cut = reader.tail(lines)?,
-            Begin::At(seq) => reader.last = seq.checked_sub(1),
+            Begin::After { seq, time_ms } => reader.last = reader.given(seq, time_ms)?,
         }
         if let Some(cut) = reader.cut {
             reader.last = cut.sequence.checked_sub(1);
@@ -90,6 +90,24 @@ impl Reader {
             }
         }
         Ok(false)
+    }
+
+    /// The newest record that a reader has who had this one last; `None`: none of these.
+    fn given(&self, seq: u64, time_ms: u64) -> io::Result<Option<u64>> {
+        let (mut is_there, mut oldest, mut earlier) = (false, u64::MAX, None);
+        for file in 0..self.files.len() {
+            self.scan(file, 0, &mut |Found { record, .. }| {
+                is_there |= (record.sequence, record.time_ms) == (seq, time_ms);
+                oldest = oldest.min(record.sequence);
+                if record.sequence <= seq && record.time_ms <= time_ms {
+                    earlier = earlier.max(Some(record.sequence));
+                }
+                true
+            })?;
+        }
+        // It has gone with its file, as old records do; or it was lost, and the log goes on with its number.
+        let is_known = is_there || oldest > seq;
+        Ok(if is_known { Some(seq) } else { earlier })
     }
 
     /// Where the last lines begin; `None`: with the first.
@@ -331,7 +349,11 @@ mod tests {
         _directory: tempfile::TempDir,
         paths: [PathBuf; 2],
         sequence: u64,
+        time: u64,
     }
+
+    /// Of a record, where a test does not care.
+    const TIME: u64 = 7;
 
     impl Log {
         fn new() -> Self {
@@ -344,13 +366,14 @@ mod tests {
                 _directory: directory,
                 paths,
                 sequence: 0,
+                time: TIME,
             }
         }
 
         fn write(&mut self, file: usize, data: &[u8]) {
             let header = LogRecord {
                 sequence: self.sequence,
-                time_ms: 7,
+                time_ms: self.time,
                 stream: Stream::Stdout,
                 length: u32::try_from(data.len()).expect("short"),
             };
@@ -384,6 +407,36 @@ mod tests {
         }
     }
 
+    /// What follows a record that this test wrote at its usual time.
+    fn after(seq: u64) -> Begin {
+        Begin::After { seq, time_ms: TIME }
+    }
+
+    #[test]
+    fn a_reader_goes_on_after_a_power_cut_that_took_what_it_had_read() {
+        let mut log = Log::new();
+        (0..3).for_each(|_| log.write(0, b"kept"));
+        // It has read up to number 9, of which 3 to 9 are gone.
+        let mut behind = log.reader(after(9));
+        assert_eq!(sequences(&mut behind), [0; 0]);
+        log.write(0, b"new");
+        assert_eq!(
+            sequences(&mut behind),
+            [3],
+            "it does not wait for number 10"
+        );
+        // The same where the log has come that far again, by other records.
+        log.time = TIME + 1;
+        (4..12).for_each(|_| log.write(1, b"newer"));
+        assert_eq!(
+            sequences(&mut log.reader(after(9))),
+            [4, 5, 6, 7, 8, 9, 10, 11]
+        );
+        // Old records go with their file, and nothing is wrong with that.
+        File::create(&log.paths[0]).expect("truncated");
+        assert_eq!(sequences(&mut log.reader(after(2))).len(), 8);
+    }
+
     #[test]
     fn both_files_are_read_in_the_order_of_writing() {
         let mut log = Log::new();
@@ -393,8 +446,8 @@ mod tests {
             sequences(&mut log.reader(Begin::Oldest)),
             (0..203).collect::<Vec<_>>()
         );
-        assert_eq!(sequences(&mut log.reader(Begin::At(201))), [201, 202]);
-        assert_eq!(sequences(&mut log.reader(Begin::At(0))).len(), 203);
+        assert_eq!(sequences(&mut log.reader(after(200))), [201, 202]);
+        assert_eq!(sequences(&mut log.reader(after(0))).len(), 202);
     }
 
     #[test]
@@ -520,7 +573,7 @@ mod tests {
             length: 0,
         };
         log.append(0, &header.encode());
-        assert_eq!(sequences(&mut log.reader(Begin::At(u64::MAX))), [u64::MAX]);
+        assert_eq!(sequences(&mut log.reader(after(u64::MAX - 1))), [u64::MAX]);
         let all = sequences(&mut log.reader(Begin::Oldest));
         assert_eq!(all[..2], [u64::MAX - 1, u64::MAX]);
     }
