@@ -29,10 +29,15 @@ pub fn page(port: u16, path: &str) -> Result<String> {
 
 /// The status line, headers and body of `GET path`, as text; bytes that are no UTF-8 are replaced.
 pub fn get(port: u16, path: &str) -> Result<String> {
+    get_within(port, path, Duration::from_secs(30))
+}
+
+/// The same, where silence of so long is an error.
+pub fn get_within(port: u16, path: &str, silence: Duration) -> Result<String> {
     let address = SocketAddr::from(([127, 0, 0, 1], port));
     let mut stream =
         TcpStream::connect_timeout(&address, Duration::from_secs(10)).context("connect")?;
-    stream.set_read_timeout(Some(Duration::from_secs(30)))?;
+    stream.set_read_timeout(Some(silence))?;
     write!(stream, "GET {path} HTTP/1.0\r\nHost: node\r\n\r\n")?;
     let mut bytes = Vec::new();
     stream

@@ -10,6 +10,7 @@ mod archive;
 pub mod bench;
 pub mod disk;
 pub mod exposition;
+pub mod fleet;
 mod follower;
 pub mod foreign;
 pub mod http;

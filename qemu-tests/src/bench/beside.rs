@@ -16,7 +16,7 @@ use types::Bytes;
 use super::archive;
 use super::measure::instead;
 use super::node::monitor::Peer;
-use super::report::{END, FAILED, Outcome, PEERS_WORD, Role, Sample};
+use super::report::{BY_HAND, END, FAILED, OURS as OURS_LAID, Outcome, PEERS_WORD, Role, Sample};
 use super::table::Row;
 
 /// Far longer than any comparison takes on a busy machine.
@@ -201,7 +201,7 @@ fn by_work(samples: &[Sample], better: impl Fn(&str) -> Option<Better>) -> Vec<R
         let of: Vec<_> = samples.iter().filter(|s| s.what == what).collect();
         match better(what) {
             Some(Better::More(unit)) => {
-                rows.extend(ratio(what, &of));
+                rows.extend(ratio(what, &of, (OURS, QEMU), 1.0));
                 rows.extend(of.iter().map(|sample| own(sample, unit)));
             }
             Some(Better::Less(unit, most)) => {
@@ -221,19 +221,50 @@ fn by_work(samples: &[Sample], better: impl Fn(&str) -> Option<Better>) -> Vec<R
     rows
 }
 
-/// The best of ours against the best of QEMU's, run by run.
-fn ratio(what: &str, samples: &[&Sample]) -> Option<Row> {
+/// A part of what the same way laid by hand does: the rules of a tenant's network may take the rest.
+const OF_BY_HAND: f64 = 0.9;
+
+pub(super) fn networks(image: &Image, program: &[u8], peers: &Peers) -> Result<Vec<Row>> {
+    let samples = samples(image, program, peers, Role::Networks)?;
+    let mut seen = BTreeSet::new();
+    let kinds = samples.iter().map(|sample| &*sample.what);
+    let mut rows = Vec::new();
+    for what in kinds.filter(|what| seen.insert(*what)) {
+        let of: Vec<_> = samples.iter().filter(|s| s.what == what).collect();
+        if what.contains("TCP") {
+            let by = (OURS_LAID, BY_HAND);
+            rows.extend(ratio(what, &of, by, OF_BY_HAND));
+            let unit = match what.contains("round trips") {
+                true => "/s",
+                false => "MiB/s",
+            };
+            rows.extend(of.iter().map(|sample| own(sample, unit)));
+        } else {
+            rows.extend(of.iter().filter_map(|sample| {
+                let value = middle(sample)?;
+                Some(Row::part(format!("{what}: {}", sample.who), value, ""))
+            }));
+        }
+    }
+    Ok(rows)
+}
+
+/// The best of ours against the best of another's, run by run.
+fn ratio(what: &str, samples: &[&Sample], (us, them): (&str, &str), floor: f64) -> Option<Row> {
     let best = |who: &str| {
         let of = samples.iter().filter(|s| s.who.starts_with(who));
         of.filter_map(|s| runs(s).zip(middle(s)))
             .max_by(|a, b| a.1.total_cmp(&b.1))
             .map(|(runs, _)| runs)
     };
-    let (ours, theirs) = (best(OURS)?, best(QEMU)?);
+    let (ours, theirs) = (best(us)?, best(them)?);
     let ratios: Vec<_> = ours.iter().zip(theirs).map(|(a, b)| a / b).collect();
     let value = median(&ratios)?;
-    let name = format!("{what}, as a multiple of QEMU's");
-    Some(Row::floor(name, value, "", 1.0).spread(spread(&ratios)?))
+    let name = match them {
+        QEMU => format!("{what}, as a multiple of QEMU's"),
+        other => format!("{what}, as a part of that {other}"),
+    };
+    Some(Row::floor(name, value, "", floor).spread(spread(&ratios)?))
 }
 
 fn own(sample: &Sample, unit: &'static str) -> Row {

@@ -14,7 +14,7 @@ use image::qemu::{Machine, Time};
 use super::archive;
 use super::report::{PROGRAM, ROLE, Role};
 use super::table::Row;
-use super::{Peers, beside, boot, crowd, images, machines, memory, plain};
+use super::{Peers, beside, boot, crowd, images, live, machines, memory, plain};
 
 /// Counting instructions is slower than not, and one machine has a dozen guests to run.
 pub(super) const PATIENCE: Duration = Duration::from_secs(900);
@@ -39,11 +39,12 @@ pub enum Group {
     Crowd,
     Pools,
     Volumes,
+    Networks,
 }
 
 impl Group {
     /// In the order of the table, with what each is called on the command line and in progress.
-    pub const ALL: [(Self, &str, &str); 14] = [
+    pub const ALL: [(Self, &str, &str); 15] = [
         (Self::Boot, "boot", "a node without a disk, from power-on"),
         (Self::Disk, "disk", "a node with a disk, twice"),
         (Self::Smallest, "smallest", "machines with ever less memory"),
@@ -58,6 +59,7 @@ impl Group {
         (Self::Crowd, "crowd", "a hundred deployments on a node"),
         (Self::Pools, "pools", "one pool, and two"),
         (Self::Volumes, "volumes", "volumes"),
+        (Self::Networks, "networks", "tenants' networks"),
     ];
 
     fn measure(self, image: &Image, program: &[u8], choice: &Choice) -> Result<Vec<Row>> {
@@ -77,6 +79,11 @@ impl Group {
             Self::Crowd => crowd::grown(choice.machines),
             Self::Pools => crowd::pools(),
             Self::Volumes => plain::volumes(),
+            Self::Networks => {
+                let mut rows = beside::networks(image, program, peers)?;
+                rows.extend(live::measure()?);
+                Ok(rows)
+            }
         }
     }
 }

@@ -10,6 +10,7 @@ mod boot;
 mod crowd;
 mod entry;
 mod images;
+mod live;
 mod machines;
 mod measure;
 mod memory;

@@ -36,6 +36,10 @@ pub const END: &str = "bench: end";
 /// What a line that says why nothing could be measured begins with.
 pub const FAILED: &str = "bench: failed ";
 
+/// Whose network is measured: the one that the node makes, or the same laid by hand.
+pub const OURS: &str = "Sifr";
+pub const BY_HAND: &str = "by hand";
+
 /// Memory of every measured guest.
 pub const GUEST_MIB: u64 = 128;
 
@@ -50,6 +54,8 @@ pub enum Role {
     Nets,
     Scale,
     Snapshots,
+    /// In the node, as init: measures tenants' networks beside the same laid by hand.
+    Networks,
     /// In the node, as init: says when it was entered, starts a [`Role::Sampler`] and becomes the node's
     /// own init.
     Idle,
@@ -65,17 +71,21 @@ pub enum Role {
     UseDisk,
     UseNet,
     UseVsock,
+    /// In a guest, as init: speaks to another machine, or answers it.
+    Ask,
+    Serve,
     /// In a guest, as init: waits for the host, and says when it goes on.
     Sleep,
 }
 
 impl Role {
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 17] = [
         Self::Machines,
         Self::Disks,
         Self::Nets,
         Self::Scale,
         Self::Snapshots,
+        Self::Networks,
         Self::Idle,
         Self::Sampler,
         Self::Reset,
@@ -84,6 +94,8 @@ impl Role {
         Self::UseDisk,
         Self::UseNet,
         Self::UseVsock,
+        Self::Ask,
+        Self::Serve,
         Self::Sleep,
     ];
 
@@ -94,6 +106,7 @@ impl Role {
             Self::Nets => "nets",
             Self::Scale => "scale",
             Self::Snapshots => "snapshots",
+            Self::Networks => "networks",
             Self::Idle => "idle",
             Self::Sampler => "sampler",
             Self::Reset => "reset",
@@ -102,6 +115,8 @@ impl Role {
             Self::UseDisk => "use-disk",
             Self::UseNet => "use-net",
             Self::UseVsock => "use-vsock",
+            Self::Ask => "ask",
+            Self::Serve => "serve",
             Self::Sleep => "sleep",
         }
     }

@@ -59,6 +59,9 @@ fn main() {
             | Role::Nets
             | Role::Scale
             | Role::Snapshots
+            | Role::Networks
+            | Role::Ask
+            | Role::Serve
             | Role::Sleep
             | Role::Count
             | Role::UseDisk

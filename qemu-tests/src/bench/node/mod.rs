@@ -5,8 +5,10 @@
 mod disk;
 pub mod monitor;
 mod net;
+mod paths;
 mod scale;
 mod snapshot;
+mod tenants;
 mod vsock;
 
 use std::io::Write;
@@ -32,9 +34,12 @@ pub fn work(role: Role) -> Result<()> {
         Role::Nets => cards_and_sockets,
         Role::Scale => scale::measure,
         Role::Snapshots => snapshot::measure,
+        Role::Networks => networks,
         Role::UseDisk => return guest(disk::guest),
         Role::UseNet => return guest(net::guest),
         Role::UseVsock => return guest(vsock::guest),
+        Role::Ask => return guest(paths::ask),
+        Role::Serve => return guest(paths::serve),
         Role::Sleep => return guest(snapshot::guest),
         Role::Count => return guest(scale::guest),
         Role::Machines | Role::Idle | Role::Sampler | Role::Reset | Role::Wait => {
@@ -51,6 +56,12 @@ pub fn work(role: Role) -> Result<()> {
 fn cards_and_sockets(node: &Node) -> Result<Vec<Sample>> {
     let mut all = net::measure(node)?;
     all.extend(vsock::measure(node)?);
+    Ok(all)
+}
+
+fn networks(node: &Node) -> Result<Vec<Sample>> {
+    let mut all = paths::measure(node)?;
+    all.extend(tenants::measure()?);
     Ok(all)
 }
 

@@ -31,7 +31,7 @@ pub const GUEST_END: &str = "guest: end";
 const CONSOLE_BYTES_MAX: usize = 1 << 20;
 /// Where a foreign monitor's memory is counted.
 const GROUP: &str = "/sys/fs/cgroup/foreign";
-/// Of every measured card.
+/// Of a measured card, where no other is asked for.
 pub const MAC: Mac = Mac([2, 0, 0, 9, 9, 2]);
 const MTU: u16 = 1500;
 
@@ -112,6 +112,9 @@ pub struct Wanted {
     pub serial: Serial,
     pub disk: Option<(String, Path)>,
     pub card: Option<(OwnedFd, Mover)>,
+    pub mac: Mac,
+    /// More of the guest's command line, with a space before it.
+    pub words: String,
 }
 
 /// Whether the guest has a serial port to speak on.
@@ -129,6 +132,8 @@ impl Wanted {
             serial: Serial::Heard,
             disk: None,
             card: None,
+            mac: MAC,
+            words: String::new(),
         }
     }
 
@@ -137,7 +142,7 @@ impl Wanted {
             Serial::Heard => "console=ttyS0 ",
             Serial::None => "",
         };
-        format!("{console}{ROLE}={}", self.role.word())
+        format!("{console}{ROLE}={}{}", self.role.word(), self.words)
     }
 
     /// What our monitor gives its guests, said to others'. Only a triple fault ends QEMU's microvm.
@@ -263,7 +268,7 @@ pub fn ours(node: &Node, wanted: Wanted) -> Result<Plan<'_>> {
         let tap = plan.pass(tap);
         plan.spec.nets.push(Net {
             vhost,
-            ..Net::new(tap, MAC, MTU)
+            ..Net::new(tap, wanted.mac, MTU)
         });
     }
     Ok(plan)
@@ -318,7 +323,10 @@ pub fn qemu(wanted: &Wanted) -> Command {
                 "-netdev",
                 &format!("tap,id=n,fd={},vhost={vhost}", tap.as_raw_fd()),
             ])
-            .args(["-device", &format!("virtio-net-device,netdev=n,mac={MAC}")]);
+            .args([
+                "-device",
+                &format!("virtio-net-device,netdev=n,mac={}", wanted.mac),
+            ]);
     }
     command
 }

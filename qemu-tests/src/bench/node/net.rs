@@ -19,7 +19,7 @@ use crate::nested::toolkit::{Node, PATIENCE};
 
 const NODE: Ipv4Addr = Ipv4Addr::new(10, 9, 9, 1);
 const GUEST: Ipv4Addr = Ipv4Addr::new(10, 9, 9, 2);
-const PORT: u16 = 7000;
+pub(super) const PORT: u16 = 7000;
 const MIB: u64 = 1 << 20;
 /// One stream; long against the first round trips, in which TCP finds its pace.
 const STREAM_MIB: u64 = 32;
@@ -29,7 +29,7 @@ const PIECE: usize = 64 << 10;
 
 /// What the guest asks the node for, and how often or how much.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Ask {
+pub(super) enum Ask {
     /// The guest sends so many bytes; the node answers with one.
     Up,
     /// The node sends so many bytes.
@@ -39,7 +39,7 @@ enum Ask {
 }
 
 impl Ask {
-    const ALL: [Self; 3] = [Self::Up, Self::Down, Self::Echo];
+    pub(super) const ALL: [Self; 3] = [Self::Up, Self::Down, Self::Echo];
 
     const fn name(self) -> &'static str {
         match self {
@@ -94,7 +94,11 @@ fn receive(from: &mut TcpStream, bytes: u64) -> Result<()> {
 pub(super) fn guest() -> Result<()> {
     mount("sysfs", "/sys")?;
     link::set_up("eth0", GUEST)?;
-    let mut node = TcpStream::connect((NODE, PORT)).context("reach the node")?;
+    ask_all(TcpStream::connect((NODE, PORT)).context("reach the node")?)
+}
+
+/// All kinds of work, with who answers them.
+pub(super) fn ask_all(mut node: TcpStream) -> Result<()> {
     node.set_nodelay(true)?;
     for ask in Ask::ALL {
         // The first run warms up.
@@ -130,8 +134,8 @@ pub(super) fn guest() -> Result<()> {
     Ok(())
 }
 
-/// The node's end, until the guest closes it.
-fn answer(listener: TcpListener) -> Result<()> {
+/// The other end, until the guest closes it.
+pub(super) fn answer(listener: TcpListener) -> Result<()> {
     let (mut guest, _) = listener.accept().context("accept")?;
     // The next card's is at the same address.
     drop(listener);
