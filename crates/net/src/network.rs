@@ -215,15 +215,17 @@ pub async fn ensure(network: &Network) -> Result<(), Error> {
     let namespace = Arc::new(namespace::ensure(&network.name)?);
     within(&namespace, || settings(INSIDE))?;
     let (mut host, mut inner) = (Handle::open()?, Handle::open_in(&namespace)?);
-    let (outside, inside) = (host.observe().await?, inner.observe().await?);
+    let (mut outside, inside) = (host.observe().await?, inner.observe().await?);
     // A pair is whole or made again: one end alone belongs to a namespace that is gone.
     let link = network.host_link();
     if outside.link(&link).is_some() != inside.link(WAN).is_some() {
         delete(&mut host, &link).await?;
         delete(&mut inner, WAN).await?;
+        outside = host.observe().await?;
     }
-    let outside = plan(&[network.outside(&namespace)], &host.observe().await?);
-    host.apply(&outside).await?;
+    // The node's own namespace has the links of all tenants, so that it is looked at once.
+    host.apply(&plan(&[network.outside(&namespace)], &outside))
+        .await?;
     let inside = plan(&network.inside(), &inner.observe().await?);
     inner.apply(&inside).await?;
     join(network, &namespace, (&mut host, &mut inner)).await?;

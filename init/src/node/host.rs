@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::convert::Infallible;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use anyhow::Context;
@@ -131,6 +132,7 @@ pub(crate) struct NodeHost {
     /// Those that go on on other nodes.
     joined: watch::Sender<Vec<Joined>>,
     forwarders: Forwarders,
+    laid: Arc<Mutex<network::Laid>>,
     starting: BTreeMap<VmId, Starting>,
     vms: BTreeMap<VmId, Vm>,
     /// The newest start of each machine of this boot.
@@ -161,6 +163,7 @@ impl NodeHost {
             networks,
             joined: watch::channel(Vec::new()).0,
             forwarders: Forwarders::default(),
+            laid: Arc::default(),
             starting: BTreeMap::new(),
             vms: BTreeMap::new(),
             timelines: BTreeMap::new(),
@@ -671,10 +674,11 @@ impl NodeHost {
             &self.means.keys,
         );
         keep_planned(&self.networks, &plan);
-        let messages = self.messages.clone();
+        let (messages, laid) = (self.messages.clone(), self.laid.clone());
         tokio::task::spawn_local(async move {
             let planned = plan.clone();
-            let applied = tokio::task::spawn_blocking(move || network::apply(&planned)).await;
+            let apply = move || network::apply(&planned, &laid);
+            let applied = tokio::task::spawn_blocking(apply).await;
             let (made, result) =
                 applied.unwrap_or_else(|e| (Default::default(), Err(e.to_string())));
             let plan = Box::new(plan);

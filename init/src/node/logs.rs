@@ -94,11 +94,11 @@ impl Reader {
 
     /// The newest record that a reader has who had this one last; `None`: none of these.
     fn given(&self, seq: u64, time_ms: u64) -> io::Result<Option<u64>> {
-        let (mut is_there, mut oldest, mut earlier) = (false, u64::MAX, None);
+        let (mut is_there, mut oldest, mut earlier) = (false, None, None);
         for file in 0..self.files.len() {
             self.scan(file, 0, &mut |Found { record, .. }| {
                 is_there |= (record.sequence, record.time_ms) == (seq, time_ms);
-                oldest = oldest.min(record.sequence);
+                oldest = Some(oldest.unwrap_or(u64::MAX).min(record.sequence));
                 if record.sequence <= seq && record.time_ms <= time_ms {
                     earlier = earlier.max(Some(record.sequence));
                 }
@@ -106,7 +106,7 @@ impl Reader {
             })?;
         }
         // It has gone with its file, as old records do; or it was lost, and the log goes on with its number.
-        let is_known = is_there || oldest > seq;
+        let is_known = is_there || oldest.is_some_and(|oldest| oldest > seq);
         Ok(if is_known { Some(seq) } else { earlier })
     }
 
@@ -432,6 +432,11 @@ mod tests {
             sequences(&mut log.reader(after(9))),
             [4, 5, 6, 7, 8, 9, 10, 11]
         );
+        // Or all of it is gone.
+        let mut anew = Log::new();
+        let mut behind = anew.reader(after(9));
+        anew.write(0, b"new");
+        assert_eq!(sequences(&mut behind), [0]);
         // Old records go with their file, and nothing is wrong with that.
         File::create(&log.paths[0]).expect("truncated");
         assert_eq!(sequences(&mut log.reader(after(2))).len(), 8);

@@ -25,7 +25,10 @@ use workload::reconcile::Wish;
 use super::context::Uplink;
 use super::mesh::{Joined, Keys};
 
+mod laid;
 pub(crate) mod trace;
+
+pub(crate) use laid::Laid;
 
 /// The MTU of every port that DHCP has not told otherwise, and of tenant networks.
 pub(crate) const MTU: u16 = 1500;
@@ -308,9 +311,11 @@ fn look_further(tenants: &mut BTreeMap<String, Tenant>, places: &BTreeMap<VmId, 
 /// Applies a plan. One network that fails keeps no other from being made; the first error is given.
 /// Gives the networks that are as they should be. Blocking, as what the kernel does of it takes its time
 /// within the calls: on a thread of the runtime's pool.
-pub(crate) fn apply(plan: &Plan) -> (BTreeSet<String>, Result<(), String>) {
+pub(crate) fn apply(plan: &Plan, laid: &Mutex<Laid>) -> (BTreeSet<String>, Result<(), String>) {
     let mut made = BTreeSet::new();
     let _turn = links_turn();
+    // What panicked under it has forgotten the network that it was at.
+    let mut laid = laid.lock().unwrap_or_else(PoisonError::into_inner);
     // Making a network turns forwarding on: without the node's rules that would be an open door.
     if let Err(error) = firewall::apply(&policy::node(&plan.node)) {
         return (made, Err(sys::error::chain(&error)));
@@ -328,6 +333,11 @@ pub(crate) fn apply(plan: &Plan) -> (BTreeSet<String>, Result<(), String>) {
     };
     let runtime = runtime::Handle::current();
     for (name, tenant) in &plan.tenants {
+        if laid.stands(name, tenant) {
+            made.insert(name.clone());
+            continue;
+        }
+        laid.forget(name);
         // What was counted until now is not lost with the rules that counted it.
         let before = counts(name);
         let rules = policy::tenant(&tenant.policy, &before);
@@ -335,6 +345,7 @@ pub(crate) fn apply(plan: &Plan) -> (BTreeSet<String>, Result<(), String>) {
             .block_on(network::ensure(&tenant.network))
             .and_then(|()| firewall::apply_in(name, &rules));
         if note(done) {
+            laid.note(name, tenant);
             made.insert(name.clone());
         }
     }
@@ -342,6 +353,7 @@ pub(crate) fn apply(plan: &Plan) -> (BTreeSet<String>, Result<(), String>) {
         Ok(names) => {
             let stale = names.iter().filter(|n| !plan.tenants.contains_key(*n));
             for network in stale.filter_map(|n| named(n)) {
+                laid.forget(&network.name);
                 note(runtime.block_on(network::remove(&network)));
             }
         }

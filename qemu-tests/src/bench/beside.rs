@@ -21,6 +21,8 @@ use super::table::Row;
 
 /// Far longer than any comparison takes on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(420);
+/// A thousand networks are made one by one, each among those that there are.
+const PATIENCE_FOR_NETWORKS: Duration = Duration::from_secs(1800);
 /// QEMU 7.2, when it counts instructions, now and then gives a guest's guest its timer interrupt a second time
 /// while the first is being handled: that guest then waits for a lock that it holds itself, and nothing
 /// goes on. It is seen in one boot in ten or fifteen; three in a row are another fault.
@@ -102,7 +104,11 @@ fn once(image: &Image, initramfs: &[u8], role: Role, extra: &str) -> Result<Opti
         (machine.time, machine.cpus) = (Time::Real, 2);
     }
     let node = Node::spawn(&machine)?;
-    match node.wait_for_line(END, PATIENCE) {
+    let patience = match role {
+        Role::Networks => PATIENCE_FOR_NETWORKS,
+        _ => PATIENCE,
+    };
+    match node.wait_for_line(END, patience) {
         Ok(_) => Ok(Some(node.console())),
         Err(error) => {
             eprintln!("bench: {error:#}");

@@ -40,12 +40,6 @@ pub(super) fn measure() -> Result<Vec<Sample>> {
         change(&all)?;
         let changing = started.elapsed();
         rules_kib += laid.saturating_sub(available_kib()?);
-        let started = Instant::now();
-        for one in &all {
-            runtime.block_on(network::ensure(&one.0))?;
-            rules_of(one)?;
-        }
-        let looking = started.elapsed();
         let ms = |time: Duration| time.as_secs_f64() * 1e3;
         let each = |kib: u64| u32::try_from(kib).map(|kib| f64::from(kib) / f64::from(count));
         let of_tenants = all
@@ -61,7 +55,6 @@ pub(super) fn measure() -> Result<Vec<Sample>> {
                 OURS,
                 ms(changing),
             ),
-            ("looking at all anew, ms", OURS, ms(looking)),
             ("rules", OURS, f64::from(u32::try_from(rules)?)),
         ] {
             let sample = Sample::new(format!("{count} networks: {what}"), who, vec![value]);
