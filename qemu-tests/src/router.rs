@@ -28,6 +28,10 @@ pub const TAP: &str = "lan6";
 /// The router's address on the link.
 const LOCAL: &str = "fe80::1";
 const SOLICITATION: u8 = 133;
+/// Of a neighbour.
+const ADVERTISEMENT: u8 = 136;
+/// Several times in the second in which a node waits for an answer.
+const SAID_AGAIN: Duration = Duration::from_millis(100);
 /// Seconds from 1900, where NTP begins, to 1970.
 const NTP_TO_UNIX: u64 = 2_208_988_800;
 
@@ -136,6 +140,24 @@ impl Router {
     pub fn add(&self, address: &str) -> Result<()> {
         let nodad = if address.contains(':') { " nodad" } else { "" };
         ip(&format!("address add {address} dev {TAP}{nodad}"))
+    }
+
+    /// Another address, whose owner speaks: it tells everybody again and again that it has it. A card that is just up may not hear
+    /// yet what is sent to all, and the one answer to a node's one question is lost then.
+    pub fn add_twin(&self, address: Cidr6) -> Result<()> {
+        self.add(&address.to_string())?;
+        let (socket, index) = (open()?, self.index);
+        // RFC 4861 section 4.4, with the override flag.
+        let mut packet = vec![ADVERTISEMENT, 0, 0, 0, 0x20, 0, 0, 0];
+        packet.extend(address.address.octets());
+        // Nobody hears it while the machine is off.
+        thread::spawn(move || {
+            loop {
+                let _ = send(&socket, index, &packet);
+                thread::sleep(SAID_AGAIN);
+            }
+        });
+        Ok(())
     }
 
     /// How often was asked for routers.

@@ -285,7 +285,8 @@ mod tests {
     fn an_address_that_a_neighbour_has_is_not_used_and_the_node_says_whose_it_is() {
         let own = ["2001:db8:6::1/64".parse().expect("an address")];
         let router = Router::lay(&own, usize::MAX).expect("a network; it needs root");
-        router.add("2001:db8:6::9/64").expect("a twin");
+        let twin = "2001:db8:6::9/64".parse().expect("an address");
+        router.add_twin(twin).expect("a twin");
         let options =
             "sifr.net.eth0.address=2001:db8:6::8/64,2001:db8:6::9/64 sifr.net.eth0.gateway=fe80::1";
         let lab = Lab::with(&told(options), |machine| {
