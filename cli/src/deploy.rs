@@ -303,6 +303,7 @@ fn from_options(
         limits: None,
         mounts: Vec::new(),
         networks: Vec::new(),
+        addresses: Vec::new(),
     };
     let only = ONLY_WORKLOAD.parse().expect("the constant is a name");
     let workloads = [(only, Workload::Machine(machine))].into();

@@ -117,6 +117,14 @@ impl Fleet {
                     let uses = |m: &Machine| m.mounts.iter().any(|mount| mount.volume == *name);
                     put(self.only_node(whole, name, uses)?, name, workload);
                 }
+                Workload::Pool(_) => match self.on.get(name) {
+                    Some(node) => put(node, name, workload),
+                    None => {
+                        return Err(Usage(format!(
+                            "workloads.{name}: say of which node the pool is, with `on: NODE` beside `pool`"
+                        )));
+                    }
+                },
                 Workload::Network(_) => match self.networks.get(name) {
                     Some(nodes) => nodes.keys().for_each(|node| put(node, name, workload)),
                     None => {

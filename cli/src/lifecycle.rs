@@ -446,6 +446,11 @@ fn detail(status: &DeploymentStatus) -> String {
     if !status.volumes.is_empty() {
         out.push_str(&format!("\n\n{}", volumes::rows(&[status])));
     }
+    let pools = pools(status);
+    if !pools.is_empty() {
+        let headings = ["POOL", "RANGE", "ADDRESS", "USED BY"];
+        out.push_str(&format!("\n\n{}", table(headings, &pools)));
+    }
     let peers = peers(status);
     if !peers.is_empty() {
         let headings = [
@@ -570,10 +575,7 @@ fn statuses(all: &[&DeploymentStatus]) -> String {
             let ports: Vec<_> = workload.ports.iter().map(ToString::to_string).collect();
             rows.push(head([
                 state_text(workload),
-                workload
-                    .address
-                    .map(|address| address.to_string())
-                    .unwrap_or_default(),
+                addresses(workload),
                 ports.join(" "),
                 workload.restarts.to_string(),
                 workload.message.clone().unwrap_or_default(),
@@ -587,6 +589,34 @@ fn statuses(all: &[&DeploymentStatus]) -> String {
         ],
         &rows,
     )
+}
+
+/// In its network, and of its own.
+fn addresses(workload: &WorkloadStatus) -> String {
+    let inside = workload.address.map(|address| address.to_string());
+    let own = workload.addresses.iter().map(ToString::to_string);
+    inside.into_iter().chain(own).collect::<Vec<_>>().join(" ")
+}
+
+/// The addresses of its pools, and who has them.
+fn pools(status: &DeploymentStatus) -> Vec<[String; 4]> {
+    let rows = status.pools.iter().flat_map(|(name, pool)| {
+        let row = |address: String, who: &str| {
+            [
+                name.to_string(),
+                pool.range.to_string(),
+                address,
+                who.to_owned(),
+            ]
+        };
+        let used = pool.used.iter();
+        let mut rows: Vec<_> = used.map(|(at, who)| row(at.to_string(), who)).collect();
+        if rows.is_empty() {
+            rows.push(row(String::new(), ""));
+        }
+        rows
+    });
+    rows.collect()
 }
 
 /// One line: every workload with its state.
@@ -667,6 +697,7 @@ mod tests {
         let workload = WorkloadStatus {
             state,
             address: Some([10, 1, 0, 2].into()),
+            addresses: Vec::new(),
             ports: vec![types::deployment::Port::tcp(80, 8080)],
             restarts: 3,
             exit,
@@ -684,6 +715,7 @@ mod tests {
             workloads: [("web".parse().expect("a name"), workload)].into(),
             volumes: Default::default(),
             networks: Default::default(),
+            pools: Default::default(),
             conditions: Vec::new(),
         }
     }

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod across;
+mod addresses;
 mod args;
 mod cards;
 mod deploy;

@@ -12,7 +12,7 @@ use types::deployment::{Deployment, Machine, ONLY_WORKLOAD, Workload};
 use types::{Digest, Name};
 
 use crate::fleet::Fleet;
-use crate::{args, cards, mounts};
+use crate::{addresses, args, cards, mounts};
 
 /// Longest deployment file: far more than an envelope holds.
 pub(crate) const FILE_MAX: u64 = 1 << 20;
@@ -114,6 +114,9 @@ fn workload(
     }
     let mut fields = object(place, value)?;
     fleet.take_on(name, place, &mut fields)?;
+    if let Some(pool) = addresses::pool(place, &fields) {
+        return pool.map(Workload::Pool);
+    }
     machine(place, Value::Object(fields), resolve).map(Workload::Machine)
 }
 
@@ -148,6 +151,9 @@ fn machine(place: &str, value: Value, resolve: Resolve<'_>) -> Result<Machine, S
     })?;
     desugar(&mut fields, "networks", |value| {
         cards::cards(&inside("networks"), value)
+    })?;
+    desugar(&mut fields, "addresses", |value| {
+        addresses::addresses(&inside("addresses"), value)
     })?;
     desugar(&mut fields, "env", |value| env(&inside("env"), value))?;
     desugar(&mut fields, "restart", |value| {

@@ -109,6 +109,7 @@ impl Node {
             let status = WorkloadStatus {
                 state: now,
                 address: Some([10, 0, 0, 2].into()),
+                addresses: Vec::new(),
                 ports: machine.ports.clone(),
                 restarts: 0,
                 exit: exited.then_some(Exit {
@@ -136,6 +137,7 @@ impl Node {
             workloads: workloads.collect(),
             volumes: Default::default(),
             networks: Default::default(),
+            pools: Default::default(),
             conditions: Vec::new(),
         })
     }

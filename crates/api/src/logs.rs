@@ -105,6 +105,7 @@ mod tests {
             let workload = WorkloadStatus {
                 state,
                 address: None,
+                addresses: Vec::new(),
                 ports: Vec::new(),
                 restarts: 0,
                 exit: None,
@@ -123,6 +124,7 @@ mod tests {
                 workloads: [(web.clone(), workload)].into(),
                 volumes: Default::default(),
                 networks: Default::default(),
+                pools: Default::default(),
                 conditions: Vec::new(),
             };
             assert_eq!(goes_on(&status, &web), more, "{state:?} {desired:?}");

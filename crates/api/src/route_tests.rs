@@ -260,6 +260,7 @@ fn status(desired: Desired, states: &[State]) -> DeploymentStatus {
     let workload = |state| WorkloadStatus {
         state,
         address: None,
+        addresses: Vec::new(),
         ports: vec![],
         restarts: 0,
         exit: None,
@@ -280,6 +281,7 @@ fn status(desired: Desired, states: &[State]) -> DeploymentStatus {
             .collect(),
         volumes: Default::default(),
         networks: Default::default(),
+        pools: Default::default(),
         conditions: Vec::new(),
     }
 }

@@ -114,6 +114,7 @@ mod tests {
                         workloads,
                         volumes: Default::default(),
                         networks: Default::default(),
+                        pools: Default::default(),
                         conditions: Vec::new(),
                     }))
                 }

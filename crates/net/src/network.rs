@@ -45,6 +45,8 @@ pub struct Network {
     pub mtu: u32,
     /// It goes on on other nodes.
     pub mesh: Option<Wanted>,
+    /// Addresses of guests' own: the node knows that they lie behind this network, and answers for them to who asks.
+    pub owned: Vec<Ipv4Addr>,
 }
 
 impl Network {
@@ -63,11 +65,13 @@ impl Network {
     /// The links in the node's own namespace.
     fn outside(&self, namespace: &Arc<OwnedFd>) -> Desired {
         let (node, tenant) = self.transfer();
-        let route = DesiredRoute {
-            destination: self.gateway.network().into(),
+        let route = |destination: Cidr| DesiredRoute {
+            destination: destination.into(),
             gateway: Some(tenant.address.into()),
             metric: 0,
         };
+        let own = self.owned.iter().map(|own| route(Cidr::host(*own)));
+        let subnet = route(self.gateway.network());
         Desired {
             create: Some(Create::Veth {
                 peer: WAN.to_owned(),
@@ -75,7 +79,7 @@ impl Network {
             }),
             mtu: Some(self.mtu),
             addresses: vec![node.into()],
-            routes: vec![route],
+            routes: [subnet].into_iter().chain(own).collect(),
             ..Desired::up(self.host_link())
         }
     }

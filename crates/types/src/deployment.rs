@@ -8,6 +8,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::address::{self, AddressError, Pool, Wanted};
 use crate::limits::Limits;
 use crate::network::{self, Card, Network, NetworkError};
 use crate::node::DiskClass;
@@ -107,6 +108,8 @@ pub enum Workload {
     Machine(Machine),
     Volume(Volume),
     Network(Network),
+    /// Of the owner.
+    Pool(Pool),
 }
 
 /// A micro VM that runs one container image.
@@ -143,6 +146,9 @@ pub struct Machine {
     /// A card each, in this order; by the first it reaches the outside. None: [`network::DEFAULT_NETWORK`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub networks: Vec<Card>,
+    /// Of its own, from pools: it is reached at them from outside. They lead to its first network.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub addresses: Vec<Wanted>,
     #[serde(default)]
     pub restart: RestartPolicy,
     /// How fast it may use its disks and its card.
@@ -292,6 +298,8 @@ pub enum SpecError {
     Volume(#[from] VolumeError),
     #[error(transparent)]
     Network(#[from] NetworkError),
+    #[error(transparent)]
+    Address(#[from] AddressError),
     #[error("version 0 does not exist: the first version of a deployment is 1")]
     Version,
 }
@@ -348,6 +356,7 @@ impl Deployment {
         }
         volume::check(self)?;
         network::check(self)?;
+        address::check(self)?;
         Ok(())
     }
 
@@ -356,7 +365,7 @@ impl Deployment {
             .iter()
             .filter_map(|(name, workload)| match workload {
                 Workload::Machine(machine) => Some((name, machine)),
-                Workload::Volume(_) | Workload::Network(_) => None,
+                Workload::Volume(_) | Workload::Network(_) | Workload::Pool(_) => None,
             })
     }
 
@@ -365,7 +374,7 @@ impl Deployment {
             .iter()
             .filter_map(|(name, workload)| match workload {
                 Workload::Volume(volume) => Some((name, volume)),
-                Workload::Machine(_) | Workload::Network(_) => None,
+                Workload::Machine(_) | Workload::Network(_) | Workload::Pool(_) => None,
             })
     }
 
@@ -374,14 +383,23 @@ impl Deployment {
             .iter()
             .filter_map(|(name, workload)| match workload {
                 Workload::Network(network) => Some((name, network)),
-                Workload::Machine(_) | Workload::Volume(_) => None,
+                Workload::Machine(_) | Workload::Volume(_) | Workload::Pool(_) => None,
+            })
+    }
+
+    pub fn pools(&self) -> impl Iterator<Item = (&Name, &Pool)> {
+        self.workloads
+            .iter()
+            .filter_map(|(name, workload)| match workload {
+                Workload::Pool(pool) => Some((name, pool)),
+                Workload::Machine(_) | Workload::Volume(_) | Workload::Network(_) => None,
             })
     }
 
     pub fn network(&self, name: &Name) -> Option<&Network> {
         match self.workloads.get(name)? {
             Workload::Network(network) => Some(network),
-            Workload::Machine(_) | Workload::Volume(_) => None,
+            Workload::Machine(_) | Workload::Volume(_) | Workload::Pool(_) => None,
         }
     }
 }

@@ -5,6 +5,7 @@
 //! Refuses: I/O, clocks, randomness, cryptography. A value that exists here has been checked.
 #![forbid(unsafe_code)]
 
+pub mod address;
 pub mod cidr;
 pub mod claim;
 pub mod cpio;

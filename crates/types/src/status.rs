@@ -3,10 +3,11 @@
 //! Owns: states and the status document. Refuses: deciding them (`workload` does).
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
+use crate::address::{Kind, Range};
 use crate::deployment::Port;
 use crate::trouble::Code;
 use crate::{Bytes, Cidr, Digest, Name, PublicKey};
@@ -35,9 +36,20 @@ pub struct DeploymentStatus {
     pub volumes: BTreeMap<Name, VolumeStatus>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub networks: BTreeMap<Name, NetworkStatus>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub pools: BTreeMap<Name, PoolStatus>,
     /// What threatens its machines and volumes although they are as they should be.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
+}
+
+/// A pool of addresses, and who has which of them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolStatus {
+    pub kind: Kind,
+    pub range: Range,
+    /// As DEPLOYMENT/WORKLOAD.
+    pub used: BTreeMap<IpAddr, String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -108,6 +120,9 @@ pub struct WorkloadStatus {
     pub state: State,
     /// In the first of its networks.
     pub address: Option<Ipv4Addr>,
+    /// Of its own, from pools.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub addresses: Vec<IpAddr>,
     pub ports: Vec<Port>,
     /// Starts after the first.
     pub restarts: u64,

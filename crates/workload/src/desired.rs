@@ -117,7 +117,7 @@ impl Target {
     pub fn machine(&self, workload: &Name) -> Option<&Machine> {
         match self.deployment()?.workloads.get(workload)? {
             Workload::Machine(machine) => Some(machine),
-            Workload::Volume(_) | Workload::Network(_) => None,
+            Workload::Volume(_) | Workload::Network(_) | Workload::Pool(_) => None,
         }
     }
 
@@ -141,7 +141,7 @@ impl Target {
     pub fn volume(&self, workload: &Name) -> Option<&Volume> {
         match self.deployment()?.workloads.get(workload)? {
             Workload::Volume(volume) => Some(volume),
-            Workload::Machine(_) | Workload::Network(_) => None,
+            Workload::Machine(_) | Workload::Network(_) | Workload::Pool(_) => None,
         }
     }
 

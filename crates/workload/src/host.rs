@@ -4,9 +4,10 @@
 //! Refuses: doing any of it: `init` implements [`Host`], the tests have a fake.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use serde::{Deserialize, Serialize};
+use types::address::{Allow, Kind, Wanted};
 use types::deployment::{Machine, Port};
 use types::mesh::Mesh;
 use types::network::DEFAULT_NETWORK;
@@ -41,10 +42,14 @@ pub fn launch_digest(machine: &Machine, incarnation: u64) -> Digest {
         [one] if one.network.as_str() == DEFAULT_NETWORK => &[],
         networks => networks,
     };
-    let json = match (&machine.mounts[..], networks) {
-        ([], []) => serde_json::to_vec(&made_from),
-        (mounts, []) => serde_json::to_vec(&(made_from, mounts)),
-        (mounts, networks) => serde_json::to_vec(&(made_from, mounts, networks)),
+    // Who may speak to an address of its own changes without a restart; the address does not.
+    let own = |wanted: &Wanted| (wanted.pool.clone(), wanted.address);
+    let own: Vec<_> = machine.addresses.iter().map(own).collect();
+    let json = match (&machine.mounts[..], networks, &own[..]) {
+        ([], [], []) => serde_json::to_vec(&made_from),
+        (mounts, [], []) => serde_json::to_vec(&(made_from, mounts)),
+        (mounts, networks, []) => serde_json::to_vec(&(made_from, mounts, networks)),
+        (mounts, networks, own) => serde_json::to_vec(&(made_from, mounts, networks, own)),
     };
     let json = json.expect("text keys and numbers always serialise");
     Digest(*blake3::hash(&json).as_bytes())
@@ -99,12 +104,27 @@ pub(crate) fn all_cards(first: Ipv4Addr, cards: &[CardAddress]) -> Vec<CardAddre
 pub struct CardAddress {
     pub network: Name,
     pub address: Ipv4Addr,
+    /// From pools; of the first of its cards.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub own: Vec<Own>,
+}
+
+/// An address of a pool that a machine has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Own {
+    pub pool: Name,
+    pub address: IpAddr,
 }
 
 impl CardAddress {
     pub fn default_network(address: Ipv4Addr) -> Self {
         let network = DEFAULT_NETWORK.parse().expect("it is a DNS label");
-        Self { network, address }
+        Self {
+            network,
+            address,
+            own: Vec::new(),
+        }
     }
 
     pub fn is_default(&self) -> bool {
@@ -323,6 +343,18 @@ pub struct Placed {
     pub cards: Vec<PlacedCard>,
     /// Lead to the first.
     pub ports: Vec<Port>,
+    /// The same.
+    pub own: Vec<PlacedOwn>,
+}
+
+/// An address of a machine's own, as the outside and the rules see it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlacedOwn {
+    pub address: IpAddr,
+    pub kind: Kind,
+    /// Of the node, to the network that it is an address of. `None`: the one with the way out.
+    pub link: Option<String>,
+    pub allow: Vec<Allow>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

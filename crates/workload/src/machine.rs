@@ -3,6 +3,8 @@
 //! Owns: the state of a machine, what follows from each event, and when a failed start is tried again.
 //! Refuses: other machines. Nothing here can make one wait for another; how many start at once the reconciler counts.
 
+use std::net::IpAddr;
+
 use serde::{Deserialize, Serialize};
 use types::Name;
 use types::deployment::{Machine as Spec, RestartPolicy};
@@ -248,6 +250,11 @@ impl Machine {
     /// Its guest can be spoken to.
     pub(crate) fn is_running(&self) -> bool {
         matches!(self.activity, Activity::Running { .. })
+    }
+
+    fn own_addresses(&self) -> Vec<IpAddr> {
+        let own = self.cards.iter().flat_map(|card| &card.own);
+        own.map(|own| own.address).collect()
     }
 
     fn record(&self) -> Option<&Record> {
@@ -642,6 +649,7 @@ impl Machine {
         WorkloadStatus {
             state,
             address: self.cards.first().map(|card| card.address),
+            addresses: self.own_addresses(),
             ports: spec.map(|spec| spec.ports.clone()).unwrap_or_default(),
             restarts: self.starts.saturating_sub(1),
             exit: self.exit.or(finished),

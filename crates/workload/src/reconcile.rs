@@ -19,6 +19,7 @@ use crate::host::{
 use crate::machine::{Action, BACKOFF_MAX_MS, Intent, Machine, Pause};
 use crate::volume::Volume;
 
+mod addresses;
 mod networks;
 mod volumes;
 
@@ -367,6 +368,7 @@ impl Reconciler {
         let address = address.ok_or(Obstacle::Failure("it is on no network"))?;
         if let [one] = &cards[..]
             && one.is_default()
+            && one.own.is_empty()
         {
             cards.clear();
         }
@@ -421,6 +423,7 @@ impl Reconciler {
                     workload,
                     cards,
                     ports,
+                    own: self.place_own(machine, spec.filter(|_| wanted)),
                 },
             ))
         };
@@ -500,6 +503,7 @@ impl Reconciler {
             workloads,
             volumes,
             networks: self.network_statuses(key),
+            pools: self.pool_statuses(key),
             conditions: Vec::new(),
         }
     }

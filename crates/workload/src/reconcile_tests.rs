@@ -15,6 +15,8 @@ use crate::desired::Verified;
 use crate::desired::tests::{any_action, deployment, verified};
 use crate::host::{Attached, Change, End, VolumeOnPool, VolumeRecord, VolumeStep, launch_digest};
 
+#[path = "addresses_tests.rs"]
+mod addresses_tests;
 #[path = "machines_tests.rs"]
 mod machines;
 #[path = "networks_tests.rs"]

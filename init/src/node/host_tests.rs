@@ -356,6 +356,7 @@ fn a_network_that_the_next_plan_removes_is_ready_for_nobody_from_then_on() {
             internal: false,
         }],
         ports: Vec::new(),
+        own: Vec::new(),
     };
     let stays = network::network_of(place.cards[0].address)
         .expect("a network")

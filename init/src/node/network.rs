@@ -12,6 +12,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use net::dns::{Across, Names};
 use net::firewall::policy;
 use net::firewall::rule::Transport;
+use net::link::Answered;
 use net::network::{self, Network, TapSpec, Ula};
 use net::{firewall, namespace};
 use tokio::runtime;
@@ -26,6 +27,7 @@ use super::context::Uplink;
 use super::mesh::{Joined, Keys};
 
 mod laid;
+mod owned;
 pub(crate) mod trace;
 
 pub(crate) use laid::Laid;
@@ -74,6 +76,7 @@ fn numbered(index: u16) -> Option<Network> {
         gateway: network::gateway(index)?,
         mtu: u32::from(MTU),
         mesh: None,
+        owned: Vec::new(),
     })
 }
 
@@ -118,6 +121,8 @@ pub(crate) fn open_tap(
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Plan {
     pub(crate) node: policy::Node,
+    /// Addresses of machines' own that are the node's to answer for.
+    answered: Answered,
     pub(crate) tenants: BTreeMap<String, Tenant>,
 }
 
@@ -128,6 +133,8 @@ pub(crate) struct Tenant {
     policy: policy::Tenant,
     names: Names,
     published: Vec<policy::Published>,
+    /// Addresses of machines' own.
+    owned: Vec<policy::Owned>,
     /// Where it goes on on other nodes.
     joined: Option<Joined>,
 }
@@ -151,6 +158,7 @@ impl Tenant {
             policy,
             names,
             published: Vec::new(),
+            owned: Vec::new(),
             joined: None,
         }
     }
@@ -195,6 +203,7 @@ impl Tenant {
             address,
             address6,
             ports: inside.into_iter().collect(),
+            pinged: false,
         });
         let publish = |port: &Port| policy::Published {
             transport: transport(port.protocol),
@@ -257,6 +266,9 @@ pub(crate) fn plan(places: &Places, uplink: &Uplink, ula: Ula, keys: &Keys) -> P
                 &[]
             };
             tenant.add(address, six.address, ports);
+            if at == 0 && !internal {
+                owned::add(tenant, address, place, uplink);
+            }
             add_names(&mut tenant.names, place, address, machines[&place.key]);
         }
     }
@@ -266,6 +278,7 @@ pub(crate) fn plan(places: &Places, uplink: &Uplink, ula: Ula, keys: &Keys) -> P
         link: tenant.network.host_link(),
         subnet: tenant.network.gateway.network(),
         published: tenant.published.clone(),
+        owned: tenant.owned.clone(),
     });
     let node = policy::Node {
         uplinks: uplink.links.clone(),
@@ -273,7 +286,12 @@ pub(crate) fn plan(places: &Places, uplink: &Uplink, ula: Ula, keys: &Keys) -> P
         mesh_ports: mesh_ports.collect(),
         tenants: node_tenants.collect(),
     };
-    Plan { node, tenants }
+    let answered = owned::answered(places, uplink);
+    Plan {
+        node,
+        answered,
+        tenants,
+    }
 }
 
 /// `web.shop`; and plain `shop` where it is its deployment's only machine of so many, or the one that is called `main`.
@@ -349,6 +367,7 @@ pub(crate) fn apply(plan: &Plan, laid: &Mutex<Laid>) -> (BTreeSet<String>, Resul
             made.insert(name.clone());
         }
     }
+    note(runtime.block_on(net::link::answer_for(&plan.answered)));
     match namespace::list() {
         Ok(names) => {
             let stale = names.iter().filter(|n| !plan.tenants.contains_key(*n));
@@ -538,6 +557,7 @@ mod tests {
                 workload,
                 cards: vec![card(address)],
                 ports: ports.collect(),
+                own: Vec::new(),
             },
         )
     }

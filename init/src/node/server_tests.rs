@@ -104,6 +104,7 @@ fn status(state: State) -> DeploymentStatus {
     let workload = WorkloadStatus {
         state,
         address: None,
+        addresses: Vec::new(),
         ports: Vec::new(),
         restarts: 0,
         exit: None,
@@ -121,6 +122,7 @@ fn status(state: State) -> DeploymentStatus {
         workloads: [("web".parse().expect("a name"), workload)].into(),
         volumes: Default::default(),
         networks: Default::default(),
+        pools: Default::default(),
         conditions: Vec::new(),
     }
 }

@@ -2,6 +2,8 @@
 //!
 //! Owns: the bytes of one transaction. Refuses: talking to the kernel.
 
+use std::net::Ipv4Addr;
+
 use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE};
 use types::Cidr;
 
@@ -74,6 +76,7 @@ const NF_ACCEPT: u32 = 1;
 const NFT_JUMP: u32 = (-3_i32).cast_unsigned();
 const REJECT_ICMPX: u32 = 2;
 const ICMPX_ADMIN_PROHIBITED: u8 = 3;
+const NAT_SOURCE: u32 = 0;
 const NAT_DESTINATION: u32 = 1;
 
 /// A message of the transaction, and what it is about.
@@ -474,6 +477,15 @@ fn immediate(list: &mut Writer, register: u32, value: &[u8]) {
     });
 }
 
+/// The address alone: ports stay, and ICMP has none.
+fn nat_host(list: &mut Writer, kind: u32, address: Ipv4Addr) {
+    immediate(list, REGISTER, &address.octets());
+    expression(list, "nat", |nat| {
+        nat.be32(1, kind).be32(2, u32::from(NFPROTO_IPV4));
+        nat.be32(3, REGISTER);
+    });
+}
+
 fn write_verdict(list: &mut Writer, verdict: &Verdict) {
     let mut decide = |code: u32, chain: Option<&str>| {
         expression(list, "immediate", |immediate| {
@@ -503,6 +515,8 @@ fn write_verdict(list: &mut Writer, verdict: &Verdict) {
                 nat.be32(3, REGISTER).be32(5, SECOND_REGISTER);
             });
         }
+        Verdict::DestinationHost(address) => nat_host(list, NAT_DESTINATION, *address),
+        Verdict::SourceNat(address) => nat_host(list, NAT_SOURCE, *address),
         Verdict::Masquerade => expression(list, "masq", |_| {}),
     }
 }

@@ -7,6 +7,7 @@ mod attribute;
 mod batch;
 mod counters;
 mod encode;
+mod owned;
 pub mod policy;
 pub mod rule;
 pub mod trace;

@@ -10,6 +10,8 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use types::{Cidr, Mac};
 
 use super::Counts;
+use super::owned;
+pub use super::owned::{Let, Owned};
 use super::rule::{
     Chain, ChainKind, Count, EtherType, Family, Hook, Point, Policy, Rule, Ruleset, Table, Tally,
     Test, Transport, Verdict,
@@ -35,6 +37,8 @@ pub struct NodeTenant {
     pub link: String,
     pub subnet: Cidr,
     pub published: Vec<Published>,
+    /// Addresses of guests' own.
+    pub owned: Vec<Owned>,
 }
 
 /// A port of the node that leads to a guest.
@@ -69,6 +73,8 @@ pub struct Guest {
     pub address6: Ipv6Addr,
     /// Ports of the guest that are published.
     pub ports: Vec<(Transport, u16)>,
+    /// Who is outside may ping it.
+    pub pinged: bool,
 }
 
 /// What no guest may speak to through the node (RFC 6890): whatever is somebody's own network, and
@@ -117,7 +123,7 @@ const REDIRECT: u8 = 137;
 const LISTENER_REPORT: u8 = 143;
 const DNS: u16 = 53;
 
-fn rule<const N: usize>(tests: [Test; N], verdict: Verdict) -> Rule {
+pub(super) fn rule<const N: usize>(tests: [Test; N], verdict: Verdict) -> Rule {
     Rule {
         tests: tests.into(),
         count: Count::Nowhere,
@@ -334,7 +340,7 @@ fn jump(test: Test, chain: &str) -> Rule {
     rule([test], Verdict::Jump(chain.to_owned()))
 }
 
-fn host(address: Ipv4Addr) -> Cidr {
+pub(super) fn host(address: Ipv4Addr) -> Cidr {
     Cidr::new(address, 32).expect("32 is a prefix length")
 }
 
@@ -371,13 +377,17 @@ pub fn node(policy: &Node) -> Ruleset {
         chain("inward", tenants.iter().flat_map(inward).collect()),
         chain(
             "published",
-            tenants
-                .iter()
-                .flat_map(|t| &t.published)
-                .map(publish)
+            // Those of guests' own addresses first, where the owner's and the node's are one by mistake.
+            owned::to_guests(tenants)
+                .chain(tenants.iter().flat_map(|t| &t.published).map(publish))
                 .collect(),
         ),
-        chain("translated", tenants.iter().map(translate).collect()),
+        chain(
+            "translated",
+            owned::from_guests(tenants)
+                .chain(tenants.iter().map(translate))
+                .collect(),
+        ),
         filter("input", Point::Input, FILTER, input),
         filter("forward", Point::Forward, FILTER, forward),
         nat("prerouting", Point::Prerouting, NAT_DESTINATION, published),
@@ -459,7 +469,9 @@ fn outward(tenant: &NodeTenant) -> Rule {
 /// connections already may not: they would take the room of all others.
 fn inward(tenant: &NodeTenant) -> impl Iterator<Item = Rule> {
     let to = || Test::To(tenant.link.clone());
-    let machines: BTreeSet<Ipv4Addr> = tenant.published.iter().map(|p| p.address).collect();
+    let published = tenant.published.iter().map(|p| p.address);
+    let owners = tenant.owned.iter().map(|owned| owned.inside);
+    let machines: BTreeSet<Ipv4Addr> = published.chain(owners).collect();
     let bound = move |address: Ipv4Addr| {
         let over = Test::MoreConnectionsThan(CONNECTIONS_MAX);
         counted(
@@ -473,7 +485,8 @@ fn inward(tenant: &NodeTenant) -> impl Iterator<Item = Rule> {
         rule([to(), address, port], Verdict::Accept)
     };
     let accepted = tenant.published.iter().map(accept);
-    machines.into_iter().map(bound).chain(accepted)
+    let bounds = machines.into_iter().map(bound);
+    bounds.chain(accepted).chain(owned::let_in(tenant))
 }
 
 /// What is addressed to the node, and not what an uplink merely brought along for another machine.
@@ -694,6 +707,9 @@ fn through_gateway(policy: &Tenant) -> Vec<Rule> {
             )
         };
         rules.extend(guest.ports.iter().map(inward));
+        let (from, to) = (Test::From(outside.clone()), Test::To(inside.clone()));
+        let ping = [from, to, Test::Destination(host(guest.address)), Test::Ping];
+        rules.extend(guest.pinged.then(|| rule(ping, Verdict::Accept)));
     }
     rules.push(counted([], Verdict::Drop));
     rules

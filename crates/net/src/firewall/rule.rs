@@ -171,6 +171,10 @@ pub enum Verdict {
     Jump(String),
     /// Rewrite the destination.
     DestinationNat(Ipv4Addr, u16),
+    /// Rewrite the destination's address, and no port.
+    DestinationHost(Ipv4Addr),
+    /// Rewrite the source to this address.
+    SourceNat(Ipv4Addr),
     /// Rewrite the source to the address of the link it leaves by.
     Masquerade,
 }

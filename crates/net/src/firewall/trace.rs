@@ -61,6 +61,9 @@ pub enum Decided {
     Reject,
     /// The destination becomes this.
     DestinationNat(Ipv4Addr, u16),
+    DestinationHost(Ipv4Addr),
+    /// The source becomes this.
+    SourceNat(Ipv4Addr),
     /// The source becomes the address of the link that it leaves by.
     Masquerade,
 }
@@ -117,6 +120,8 @@ impl Walk<'_> {
             Verdict::Drop => Decided::Drop,
             Verdict::Reject => Decided::Reject,
             Verdict::DestinationNat(address, port) => Decided::DestinationNat(*address, *port),
+            Verdict::DestinationHost(address) => Decided::DestinationHost(*address),
+            Verdict::SourceNat(address) => Decided::SourceNat(*address),
             Verdict::Masquerade => Decided::Masquerade,
             Verdict::Jump(name) => {
                 let chain = self.table.chains.iter().find(|chain| chain.name == *name)?;

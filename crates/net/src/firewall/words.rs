@@ -36,6 +36,8 @@ fn verdict(verdict: &Verdict) -> String {
         Verdict::Reject => "reject with icmpx admin-prohibited".to_owned(),
         Verdict::Jump(chain) => format!("jump {chain}"),
         Verdict::DestinationNat(address, port) => format!("dnat ip to {address}:{port}"),
+        Verdict::DestinationHost(address) => format!("dnat ip to {address}"),
+        Verdict::SourceNat(address) => format!("snat ip to {address}"),
         Verdict::Masquerade => "masquerade".to_owned(),
     }
 }

@@ -7,6 +7,7 @@
 mod message;
 mod observe;
 mod plan;
+mod proxy;
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::os::fd::OwnedFd;
@@ -16,6 +17,7 @@ use types::{AnyCidr, Mac};
 
 pub use observe::{Handle, Monitor};
 pub use plan::{Step, plan};
+pub use proxy::{Answered, answer_for};
 
 /// Longest name of a link: IFNAMSIZ less its final NUL.
 pub const NAME_MAX: usize = 15;

@@ -35,7 +35,7 @@ const LIST_TRIES: usize = 16;
 /// A connection to the kernel's links, addresses and routes.
 pub struct Handle {
     connection: Connection<RouteNetlinkMessage>,
-    requests: rtnetlink::Handle,
+    pub(super) requests: rtnetlink::Handle,
 }
 
 impl fmt::Debug for Handle {
@@ -118,7 +118,7 @@ impl Handle {
 
     /// All objects of one kind. Not with the library's own request: that does not tell when a list
     /// changed while it was read.
-    async fn list<T>(
+    pub(super) async fn list<T>(
         &mut self,
         operation: &str,
         question: RouteNetlinkMessage,
@@ -138,7 +138,7 @@ impl Handle {
     }
 
     /// Does `work` while the connection carries its messages.
-    async fn carry<T>(
+    pub(super) async fn carry<T>(
         &mut self,
         operation: impl Into<String>,
         work: impl Future<Output = io::Result<T>>,
@@ -285,7 +285,7 @@ fn refused(error: io::Error) -> rtnetlink::Error {
 }
 
 /// The kernel's error number, where it is one.
-fn cause(error: rtnetlink::Error) -> io::Error {
+pub(super) fn cause(error: rtnetlink::Error) -> io::Error {
     match error {
         rtnetlink::Error::NetlinkError(error) => error.to_io(),
         other => io::Error::other(other),

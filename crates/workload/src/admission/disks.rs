@@ -83,7 +83,7 @@ pub fn items(
     let id = |name: &Name| VmId::new(&key.signer, &key.name, name);
     let item = |(name, workload): (&Name, &Workload)| {
         let (bytes, class, from) = match workload {
-            Workload::Network(_) => return None,
+            Workload::Network(_) | Workload::Pool(_) => return None,
             Workload::Machine(machine) => (disk_of(machine.disk), machine.class, None),
             Workload::Volume(volume) => {
                 let snapshots = before.map_or(0, |target| target.history(name).snapshots.len());
@@ -256,7 +256,13 @@ pub(super) fn check_classes(
         let (was, is) = match (was, deployment.workloads.get(name)) {
             (Workload::Machine(was), Some(Workload::Machine(is))) => (was.class, is.class),
             (Workload::Volume(was), Some(Workload::Volume(is))) => (was.class, is.class),
-            (Workload::Machine(_) | Workload::Volume(_) | Workload::Network(_), _) => continue,
+            (
+                Workload::Machine(_)
+                | Workload::Volume(_)
+                | Workload::Network(_)
+                | Workload::Pool(_),
+                _,
+            ) => continue,
         };
         if was != is {
             let said = |class: Option<types::node::DiskClass>| {

@@ -47,9 +47,22 @@ fn check_one(
         (Workload::Volume(_), None) if !deployment.destroy.contains(name) => format!(
             "{name} of {of} is a volume: its content goes only if it is named under `destroy` too (or with --destroy {name})"
         ),
-        (Workload::Volume(_), Some(Workload::Machine(_) | Workload::Network(_)))
-        | (Workload::Machine(_), Some(Workload::Volume(_) | Workload::Network(_)))
-        | (Workload::Network(_), Some(Workload::Machine(_) | Workload::Volume(_))) => format!(
+        (
+            Workload::Volume(_),
+            Some(Workload::Machine(_) | Workload::Network(_) | Workload::Pool(_)),
+        )
+        | (
+            Workload::Machine(_),
+            Some(Workload::Volume(_) | Workload::Network(_) | Workload::Pool(_)),
+        )
+        | (
+            Workload::Network(_),
+            Some(Workload::Machine(_) | Workload::Volume(_) | Workload::Pool(_)),
+        )
+        | (
+            Workload::Pool(_),
+            Some(Workload::Machine(_) | Workload::Volume(_) | Workload::Network(_)),
+        ) => format!(
             "{name} of {of} cannot become another kind of workload: remove it in one version and add it in the next, or choose another name"
         ),
         (Workload::Volume(was), Some(Workload::Volume(is))) if is.size < was.size => format!(
@@ -62,6 +75,7 @@ fn check_one(
             )
         }
         (Workload::Network(_), Some(Workload::Network(_)) | None)
+        | (Workload::Pool(_), Some(Workload::Pool(_)) | None)
         | (Workload::Volume(_), Some(Workload::Volume(_)) | None)
         | (Workload::Machine(_), Some(Workload::Machine(_)) | None) => return Ok(()),
     };

@@ -22,7 +22,7 @@ const FORMATS: [(u32, &str, &str); 3] = [
     (
         3,
         "0.0.0",
-        "networks, also across nodes; published UDP ports",
+        "networks, also across nodes; published UDP ports; pools of addresses",
     ),
 ];
 /// Written, and the newest that is read.
@@ -136,7 +136,7 @@ mod tests {
         match workload {
             Workload::Machine(_) => 1,
             Workload::Volume(_) => 2,
-            Workload::Network(_) => 3,
+            Workload::Network(_) | Workload::Pool(_) => 3,
         }
     }
 

@@ -33,7 +33,7 @@ pub type ChooseSubnet = Box<dyn Fn(Wish<'_>, &[Cidr]) -> Option<Cidr> + Send>;
 
 impl Reconciler {
     /// The networks that machines have addresses in, and those that ask for a subnet.
-    fn subnets(&self) -> BTreeMap<NetworkId, Cidr> {
+    pub(super) fn subnets(&self) -> BTreeMap<NetworkId, Cidr> {
         let mut subnets: BTreeMap<NetworkId, Cidr> = BTreeMap::new();
         for machine in self.machines.values() {
             for card in &machine.cards {
@@ -91,7 +91,14 @@ impl Reconciler {
                 }
             };
             let network = card.network;
-            cards.push(CardAddress { network, address });
+            cards.push(CardAddress {
+                network,
+                address,
+                own: Vec::new(),
+            });
+        }
+        if let Some((first, spec)) = cards.first_mut().zip(spec) {
+            first.own = self.choose_own(vm, machine, spec)?;
         }
         Ok(cards)
     }

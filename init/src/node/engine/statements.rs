@@ -178,8 +178,10 @@ impl Engine {
             return Err(refusal.into());
         }
         let admitted = self.admit(verified)?;
-        let networks = self.reconciler.networks_in_the_way(admitted.verified());
-        if let Some(refusal) = networks {
+        let verified = admitted.verified();
+        let networks = self.reconciler.networks_in_the_way(verified);
+        let addresses = || self.reconciler.addresses_in_the_way(verified);
+        if let Some(refusal) = networks.or_else(addresses) {
             return Err(Refused::Final(refusal));
         }
         let scribe = self.statements.scribe.as_ref().map_err(|why| Refusal {

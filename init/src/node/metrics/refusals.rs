@@ -74,6 +74,7 @@ mod tests {
         let workload = WorkloadStatus {
             state: State::Running,
             address: Some(first),
+            addresses: Vec::new(),
             ports: Vec::new(),
             restarts: 0,
             exit: None,
@@ -95,6 +96,7 @@ mod tests {
             durable: true,
             workloads: [(name("web"), workload)].into(),
             volumes: Default::default(),
+            pools: Default::default(),
             networks: [(name("back"), network)].into(),
             conditions: Vec::new(),
         };

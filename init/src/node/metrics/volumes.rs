@@ -79,6 +79,7 @@ mod tests {
             workloads: Default::default(),
             volumes: [(name("data"), volume)].into(),
             networks: Default::default(),
+            pools: Default::default(),
             conditions: Vec::new(),
         };
         let samples = parse(&render(std::slice::from_ref(&status)));

@@ -289,18 +289,59 @@ impl<'a> Walk<'a> {
             Point::Postrouting,
             &packet,
         );
+        let as_itself = nat.as_ref().and_then(|nat| match nat.verdict {
+            Decided::SourceNat(own) => Some(own),
+            _ => None,
+        });
         self.steps
             .extend(nat.map(|decision| step(Place::Node, decision)));
         let four = self.scene.uplink.addresses.iter().find_map(|own| own.v4());
-        let own = four.map_or_else(|| "its address".to_owned(), |own| own.address.to_string());
+        let own = as_itself.or(four.map(|own| own.address));
+        let own = own.map_or_else(|| "its address".to_owned(), |own| own.to_string());
         self.end(Outcome::Leaves, format!("it leaves the node by {link} under {own}: who is asked, and what is on the way, decide"))
     }
 
+    /// To an address of its own, where that lets it in.
+    fn owned(&mut self) -> Option<(Ipv4Addr, Packet)> {
+        let mut own = self.of.own.iter().filter_map(|own| match own.address {
+            IpAddr::V4(address) => Some(address),
+            IpAddr::V6(_) => None,
+        });
+        let packet = Packet {
+            from: self.scene.uplink.link.clone(),
+            to: None,
+            mac: network::guest_mac(SOMEBODY),
+            source: SOMEBODY.into(),
+            destination: own.next()?.into(),
+            is_ours: false,
+            what: self.what(),
+        };
+        let rules = policy::node(&self.plan.node);
+        let (kind, at) = (ChainKind::Nat, Point::Prerouting);
+        let nat = decide(&rules, Family::Inet, kind, at, &packet)?;
+        let Decided::DestinationHost(to) = nat.verdict else {
+            return None;
+        };
+        self.steps.push(step(Place::Node, nat));
+        let destination = to.into();
+        Some((
+            to,
+            Packet {
+                destination,
+                ..packet
+            },
+        ))
+    }
+
     fn inward(mut self) -> Trace {
+        if let Some((to, packet)) = self.owned() {
+            let gets = format!("{} gets it at its own address", self.name_of(to.into()));
+            return self.published(to, &packet, &gets);
+        }
         let Some((protocol, port)) = self.question.port else {
             return self.end(
                 Outcome::Nowhere,
-                "machines are reached from outside on published ports only: name the node's port",
+                "machines are reached from outside on published ports, and at addresses of their own on what these allow: name the node's port",
             );
         };
         let (Some(link), Some(own)) = (
@@ -466,6 +507,8 @@ fn step(place: Place, decision: Decision) -> Step {
         Decided::Reject => "reject".to_owned(),
         Decided::Masquerade => "masquerade".to_owned(),
         Decided::DestinationNat(address, port) => format!("{address}:{port}"),
+        Decided::DestinationHost(address) => address.to_string(),
+        Decided::SourceNat(address) => format!("from {address}"),
     };
     Step {
         place,

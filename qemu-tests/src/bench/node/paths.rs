@@ -157,6 +157,7 @@ fn tenant(index: u16) -> Result<(Network, Cidr)> {
         gateway,
         mtu: MTU,
         mesh: None,
+        owned: Vec::new(),
     };
     Ok((network, other.network()))
 }
@@ -184,6 +185,7 @@ async fn ours(way: Way) -> Result<(Place, Other)> {
         link: network.host_link(),
         subnet: network.gateway.network(),
         published: Vec::new(),
+        owned: Vec::new(),
     });
     let rules = policy::Node {
         uplinks: vec![UPLINK.to_owned()],
@@ -231,6 +233,7 @@ pub(super) fn guest(address: Ipv4Addr) -> policy::Guest {
         address,
         address6: Ipv6Addr::UNSPECIFIED,
         ports: Vec::new(),
+        pinged: false,
     }
 }
 

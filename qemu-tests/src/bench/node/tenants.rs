@@ -76,6 +76,7 @@ fn tenant(index: u16) -> Result<Tenant> {
         gateway,
         mtu: MTU,
         mesh: None,
+        owned: Vec::new(),
     };
     let [a, b, c, _] = gateway.address.octets();
     let tenant = policy::Tenant {
@@ -94,6 +95,7 @@ fn node(all: &[Tenant]) -> policy::Node {
         link: network.host_link(),
         subnet: network.gateway.network(),
         published: Vec::new(),
+        owned: Vec::new(),
     });
     policy::Node {
         uplinks: vec!["eth0".to_owned()],

@@ -107,6 +107,20 @@ fn example_node() -> Node {
                     port: 53,
                 },
             ],
+            owned: vec![Owned {
+                address: [198, 51, 100, 9].into(),
+                inside: [10, 128, 3, 3].into(),
+                allow: vec![
+                    Let {
+                        port: Some((Transport::Tcp, 443)),
+                        from: Some(cidr("203.0.113.0/24")),
+                    },
+                    Let {
+                        port: None,
+                        from: None,
+                    },
+                ],
+            }],
         }],
     }
 }
@@ -129,6 +143,7 @@ pub(crate) fn example_tenant() -> Tenant {
                     (Transport::Tcp, 443),
                     (Transport::Udp, 53),
                 ],
+                pinged: false,
             },
             Guest {
                 tap: "tap3".to_owned(),
@@ -136,6 +151,7 @@ pub(crate) fn example_tenant() -> Tenant {
                 address: [10, 128, 3, 3].into(),
                 address6: six([10, 128, 3, 3]),
                 ports: vec![],
+                pinged: true,
             },
         ],
     }

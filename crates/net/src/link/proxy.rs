@@ -1,0 +1,136 @@
+//! Addresses that the node answers for on a link although they are a machine's behind it (proxy ARP).
+//!
+//! Owns: the kernel's list of them, made what it should be. Refuses: addresses that nobody named: the kernel's settings that answer
+//! for whatever has a route stay off.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use rtnetlink::packet_route::RouteNetlinkMessage;
+use rtnetlink::packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage,
+};
+
+use super::observe::{Handle, cause};
+use crate::Error;
+use crate::namespace::sysctl_if_present;
+
+/// By the names of links.
+pub type Answered = BTreeMap<String, BTreeSet<IpAddr>>;
+
+/// One change of the kernel's list; links by their numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Change {
+    Add(u32, IpAddr),
+    Delete(u32, IpAddr),
+}
+
+/// From what is to what should be.
+fn plan(wanted: &BTreeSet<(u32, IpAddr)>, observed: &BTreeSet<(u32, IpAddr)>) -> Vec<Change> {
+    let stale = observed.difference(wanted);
+    let stale = stale.map(|(link, address)| Change::Delete(*link, *address));
+    let new = wanted.difference(observed);
+    stale
+        .chain(new.map(|(link, address)| Change::Add(*link, *address)))
+        .collect()
+}
+
+/// Answers for these in the caller's namespace, and for no others. Links that are not there are passed over. Within a tokio
+/// runtime.
+pub async fn answer_for(wanted: &Answered) -> Result<(), Error> {
+    let mut handle = Handle::open()?;
+    let links = match wanted.is_empty() {
+        true => Vec::new(),
+        false => handle.observe().await?.links,
+    };
+    let mut numbered = BTreeSet::new();
+    for (name, addresses) in wanted {
+        let Some(link) = links.iter().find(|link| link.name == *name) else {
+            continue;
+        };
+        // Else the kernel waits for up to 0.8 seconds before each answer.
+        sysctl_if_present(&format!("ipv4/neigh/{name}/proxy_delay"), "0")?;
+        numbered.extend(addresses.iter().map(|address| (link.index, *address)));
+    }
+    let mut question = NeighbourMessage::default();
+    question.header.flags = NeighbourFlags::Proxy;
+    let question = RouteNetlinkMessage::GetNeighbour(question);
+    let observed = handle.list(
+        "list the addresses that are answered for",
+        question,
+        |answer| match answer {
+            RouteNetlinkMessage::NewNeighbour(message) => proxied(&message),
+            _ => None,
+        },
+    );
+    let observed = observed.await?.into_iter().collect();
+    for change in plan(&numbered, &observed) {
+        set(&mut handle, change).await?;
+    }
+    Ok(())
+}
+
+async fn set(handle: &mut Handle, change: Change) -> Result<(), Error> {
+    let (what, link, address) = match change {
+        Change::Add(link, address) => ("answer for", link, address),
+        Change::Delete(link, address) => ("answer no more for", link, address),
+    };
+    let neighbours = handle.requests.neighbours();
+    let mut add = neighbours.add(link, address).flags(NeighbourFlags::Proxy);
+    let neighbours = handle.requests.neighbours();
+    let work = async {
+        let done = match change {
+            Change::Add(..) => add.execute().await,
+            Change::Delete(..) => {
+                let message = std::mem::take(add.message_mut());
+                neighbours.del(message).execute().await
+            }
+        };
+        done.map_err(cause)
+    };
+    let operation = format!("{what} {address} on link {link}");
+    handle.carry(operation, work).await
+}
+
+fn proxied(message: &NeighbourMessage) -> Option<(u32, IpAddr)> {
+    let header = &message.header;
+    if !header.flags.contains(NeighbourFlags::Proxy) {
+        return None;
+    }
+    let address = message
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(at)) => Some((*at).into()),
+            NeighbourAttribute::Destination(NeighbourAddress::Inet6(at)) => Some((*at).into()),
+            _ => None,
+        })?;
+    Some((header.ifindex, address))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::collection::btree_set;
+    use proptest::prelude::{any, proptest};
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn whatever_was_answered_for_the_changes_lead_to_what_is_wanted(
+            wanted in btree_set((0u32..3, any::<u8>()), 0..8), observed in btree_set((0u32..3, any::<u8>()), 0..8),
+        ) {
+            let on = |(link, last): (u32, u8)| (link, IpAddr::from([192, 0, 2, last]));
+            let wanted: BTreeSet<_> = wanted.into_iter().map(on).collect();
+            let mut observed: BTreeSet<_> = observed.into_iter().map(on).collect();
+            for change in plan(&wanted, &observed) {
+                let new = match change {
+                    Change::Add(link, address) => observed.insert((link, address)),
+                    Change::Delete(link, address) => observed.remove(&(link, address)),
+                };
+                assert!(new, "{change:?} changes nothing");
+            }
+            assert_eq!(observed, wanted);
+        }
+    }
+}

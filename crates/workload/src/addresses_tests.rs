@@ -1,0 +1,178 @@
+//! Addresses of machines' own against the fake node: who has which, who keeps it, and who may not have one.
+
+use std::net::IpAddr;
+
+use types::address::Wanted;
+use types::status::Refusal;
+
+use super::*;
+
+fn name(text: &str) -> Name {
+    text.parse().expect("a valid name")
+}
+
+/// A pool `lan` of these addresses, or none, and machines with what each asks of it.
+fn with(pool: Option<&str>, machines: &[(&str, &str)]) -> Deployment {
+    let mut deployment = deployment(1);
+    let template = deployment.workloads.remove(&name("web"));
+    for (machine, asks) in machines {
+        let mut machine_of = template.clone().expect("a machine");
+        if let Workload::Machine(spec) = &mut machine_of {
+            let asks: Vec<Wanted> = serde_json::from_str(&format!("[{asks}]")).expect("addresses");
+            spec.addresses = asks;
+        }
+        deployment.workloads.insert(name(machine), machine_of);
+    }
+    if let Some(range) = pool {
+        let pool = format!(r#"{{"pool":{{"kind":"lan","range":{range}}}}}"#);
+        let pool = serde_json::from_str(&pool).expect("a pool");
+        deployment.workloads.insert(name("lan"), pool);
+    }
+    deployment
+}
+
+const TWO: &str = r#""192.0.2.200-192.0.2.201""#;
+const ANY: &str = r#"{"pool":"lan"}"#;
+
+fn start(deployment: Deployment) -> World {
+    let mut world = World::new();
+    world.say(Action::Deploy(deployment));
+    world.settle();
+    world.host.begun.clear();
+    world
+}
+
+impl World {
+    fn own(&self, workload: &str) -> Vec<IpAddr> {
+        let status = self.reconciler.status(&self.key(), true).expect("one");
+        status.workloads[&name(workload)].addresses.clone()
+    }
+
+    fn refusal(&self, of: &str, action: Action) -> Option<Refusal> {
+        let version = if of == "shop" { self.next_version() } else { 1 };
+        let mut said = verified(version, action);
+        said.statement.name = name(of);
+        self.reconciler.addresses_in_the_way(&said)
+    }
+
+    fn refused(&self, of: &str, action: Action, because: &str) {
+        let refusal = self.refusal(of, action).expect(because);
+        assert!(refusal.message.contains(because), "{}", refusal.message);
+    }
+}
+
+#[test]
+fn a_machine_keeps_its_address_and_rules_change_without_a_restart() {
+    let mut world = start(with(Some(TWO), &[("a", ANY), ("b", ANY), ("c", "")]));
+    let (a, b) = (world.own("a"), world.own("b"));
+    assert!(a.len() == 1 && b.len() == 1 && a != b && world.own("c").is_empty());
+    world.say(Action::Restart);
+    world.settle();
+    world.restart_agent();
+    world.settle();
+    assert_eq!((world.own("a"), world.own("b")), (a.clone(), b.clone()));
+    let status = world.reconciler.status(&world.key(), true).expect("one");
+    let used = &status.pools[&name("lan")].used;
+    assert_eq!(used.get(&a[0]).map(String::as_str), Some("shop/a"));
+    world.host.begun.clear();
+    let open = r#"{"pool":"lan","allow":[{"tcp":443}]}"#;
+    world.say(Action::Deploy(with(
+        Some(TWO),
+        &[("a", open), ("b", ANY), ("c", "")],
+    )));
+    world.settle();
+    let starts = |world: &World| {
+        let begun = world.host.begun.iter();
+        begun.filter(|step| matches!(step, Step::Start(_))).count()
+    };
+    assert_eq!(starts(&world), 0);
+    let places = world.host.places.as_ref().expect("published");
+    let allowed = places.machines.values().flat_map(|placed| &placed.own);
+    let allowed: usize = allowed.map(|own| own.allow.len()).sum();
+    assert_eq!(allowed, 1);
+    // One that gives it up starts again, and its address is free for another.
+    let fixed = format!(r#"{{"pool":"lan","address":"{}"}}"#, a[0]);
+    world.refused(
+        "shop",
+        Action::Deploy(with(Some(TWO), &[("a", ""), ("b", ANY), ("c", &fixed)])),
+        "which shop/a has",
+    );
+    world.say(Action::Deploy(with(
+        Some(TWO),
+        &[("a", ""), ("b", ANY), ("c", "")],
+    )));
+    world.settle();
+    assert_eq!((starts(&world), world.own("a")), (1, Vec::new()));
+    world.say(Action::Deploy(with(
+        Some(TWO),
+        &[("a", ""), ("b", ANY), ("c", &fixed)],
+    )));
+    world.settle();
+    assert_eq!((world.own("c"), world.own("b")), (a, b));
+}
+
+#[test]
+fn what_cannot_be_is_refused_with_its_reason() {
+    let world = start(with(Some(TWO), &[("a", ANY), ("b", ANY)]));
+    fn deploy(pool: Option<&str>, machines: &[(&str, &str)]) -> Action {
+        Action::Deploy(with(pool, machines))
+    }
+    let both: &[(&str, &str)] = &[("a", ANY), ("b", ANY)];
+    world.refused(
+        "other",
+        deploy(None, &[("c", ANY)]),
+        "all of them are taken",
+    );
+    world.refused(
+        "other",
+        deploy(None, &[("c", r#"{"pool":"moon"}"#)]),
+        "no pool of this node",
+    );
+    world.refused(
+        "other",
+        deploy(Some(r#""198.51.100.7""#), &[]),
+        "a pool of that name",
+    );
+    let outside = r#"{"pool":"lan","address":"192.0.2.7"}"#;
+    world.refused(
+        "shop",
+        deploy(Some(TWO), &[("a", outside), ("b", ANY)]),
+        "is not in lan",
+    );
+    let shared = |shares: &str| format!(r#"{TWO},"for":{{{shares}}}"#);
+    world.refused(
+        "shop",
+        deploy(Some(&shared(r#""shop":1"#)), both),
+        "may have 1",
+    );
+    world.refused(
+        "shop",
+        deploy(Some(&shared(r#""blog":2"#)), both),
+        "may not have",
+    );
+    // What is in use stays in the pool, and the pool stays.
+    world.refused(
+        "shop",
+        deploy(Some(r#""192.0.2.201""#), both),
+        "which 192.0.2.201 has not",
+    );
+    let mut gone = with(None, both);
+    gone.remove = [name("lan")].into();
+    world.refused("shop", Action::Deploy(gone), "has an address of it");
+    assert_eq!(
+        world.refusal("shop", Action::Delete),
+        None,
+        "all of it goes at once"
+    );
+    let larger = deploy(Some(r#""192.0.2.200-192.0.2.209""#), both);
+    assert_eq!(world.refusal("shop", larger), None);
+    // A network of machines is no place for a pool.
+    let status = world.reconciler.places();
+    let card = status.machines.values().next().expect("a machine").cards[0];
+    let touching = format!(r#""{}""#, card.address);
+    let mut pool = with(None, &[]);
+    let fields = format!(r#"{{"pool":{{"kind":"lan","range":{touching}}}}}"#);
+    let fields = serde_json::from_str(&fields).expect("a pool");
+    pool.workloads.insert(name("side"), fields);
+    world.refused("other", Action::Deploy(pool), "is the network of machines");
+}
