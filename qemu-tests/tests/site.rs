@@ -13,7 +13,17 @@ mod tests {
     use qemu_tests::{Lab, PATIENCE, Setup};
     use serde_json::Value;
 
+    /// A node of IPv6 asks its neighbours first whether one of them has its address, and says that it is ready meanwhile; nothing tells
+    /// when that is over.
+    fn reached(lab: &Lab) {
+        let end = Instant::now() + PATIENCE;
+        while lab.sifr(&["node", "info"]).expect("sifr runs").code != 0 {
+            assert!(Instant::now() < end, "not reached: {}", lab.console());
+        }
+    }
+
     fn links(lab: &Lab) -> Vec<Value> {
+        reached(lab);
         let answer = lab.sifr(&["--output", "json", "node", "info"]);
         let text = answer
             .expect("sifr runs")
@@ -160,6 +170,7 @@ mod tests {
     }
 
     fn network(lab: &Lab) -> Value {
+        reached(lab);
         let shown = lab.sifr(&["--output", "json", "node", "network", "show"]);
         let shown = shown.expect("sifr runs").must().expect("it answers");
         serde_json::from_str(&shown.stdout).expect("JSON")
@@ -185,6 +196,7 @@ mod tests {
         let mut lab = lab.expect("a node");
         let (old, key) = (lab.address().expect("shown"), lab.key().expect("a key"));
         let set = |lab: &Lab, options: &str, within: &str| {
+            reached(lab);
             let file = written(lab, options);
             let set = lab.sifr(&["node", "network", "set", &file, "--confirm-within", within]);
             set.expect("sifr runs")
@@ -232,11 +244,6 @@ mod tests {
         assert_eq!(lab.address().expect("shown"), old);
         let pin = lab.sifr(&["node", "add", "lab", &old, "--key", &key, "--replace"]);
         pin.expect("sifr runs").must().expect("pinned");
-        // Its neighbours are asked first whether one of them has the address, and nothing tells when that is over.
-        let end = Instant::now() + PATIENCE;
-        while lab.sifr(&["node", "info"]).expect("sifr runs").code != 0 {
-            assert!(Instant::now() < end, "not reached: {}", lab.console());
-        }
         let noted = network(&lab)["note"].to_string();
         assert!(noted.contains("sifr.net=reset"), "{noted}");
         let revert = lab.sifr(&["node", "network", "revert"]);
