@@ -73,7 +73,12 @@ impl Disk {
         }
     }
 
-    /// Bytes that the disk writes in one: at least a block. It is asked for where a new pool is encrypted, and only there.
+    /// Whether a cut of the power may leave so many bytes half written.
+    pub(crate) fn tears(&self, bytes: usize) -> bool {
+        usize::try_from(self.physical_bytes()).is_ok_and(|whole| whole < bytes)
+    }
+
+    /// Bytes that the disk writes in one: at least a block. It is asked for where a new pool is encrypted, or one is damaged.
     pub(crate) fn physical_bytes(&self) -> u32 {
         let file = Path::new("/sys/block")
             .join(&self.name)

@@ -36,6 +36,8 @@ pub const FORMAT: u32 = 1;
 const GIVEN: [&str; 1] = ["identity"];
 const MKFS: &str = "/sbin/mkfs.xfs";
 const REPAIR: &str = "/sbin/xfs_repair";
+/// What XFS calls EFSBADCRC: a checksum was wrong (`asm-generic/errno.h`).
+const EBADMSG: i32 = 74;
 /// Blocks that can be half written at once: each costs a replay, and so many writes are not under way in one.
 const TORN_MAX: usize = 256;
 /// Share of the machine's memory that a pool in memory may fill, in percent: the rest runs guests.
@@ -199,10 +201,9 @@ pub(crate) fn enter(
             disk: disk.name.clone(),
         });
     }
-    let remark = mount(
-        &backing(disk, place.partition, Making::No, keys)?,
-        mountpoint,
-    )?;
+    let device = backing(disk, place.partition, Making::No, keys)?;
+    let tears = disk.tears(torn::BLOCK_BYTES);
+    let remark = mount(&device, mountpoint, tears)?;
     let (id, problems) = mark(disk, owner, mountpoint, None)?;
     Ok(on_disk(disk, id, mountpoint, remark, problems))
 }
@@ -500,11 +501,16 @@ fn open_disk(disk: &Disk) -> Result<File, PoolError> {
 
 /// Mounts, which replays the journal. Where that fails, blocks that were half written are made whole by it; else the file
 /// system is repaired once, which is refused while the journal has anything. Says so.
-fn mount(device: &Path, mountpoint: &Path) -> Result<Option<String>, PoolError> {
+/// `tears`: a cut of the power can leave a block of the disk half written. Where it cannot, a wrong checksum is something else, and a
+/// replay would give what is damaged a right one.
+fn mount(device: &Path, mountpoint: &Path, tears: bool) -> Result<Option<String>, PoolError> {
     let Err(first) = try_mount(device, mountpoint) else {
         return Ok(None);
     };
-    let blocks = replay(device, mountpoint);
+    let blocks = match tears && is_damage(&first) {
+        true => replay(device, mountpoint),
+        false => 0,
+    };
     if blocks > 0 {
         // The journal is empty, and what it has made of those blocks is looked at.
         sys::mount::unmount(mountpoint).map_err(|source| PoolError::Mount {
@@ -534,11 +540,17 @@ fn replay(device: &Path, mountpoint: &Path) -> usize {
             Ok(Some(_)) => {}
             Ok(None) | Err(_) => return 0,
         }
-        if try_mount(device, mountpoint).is_ok() {
-            return blocks;
+        match try_mount(device, mountpoint) {
+            Ok(()) => return blocks,
+            Err(error) if is_damage(&error) => {}
+            Err(_) => return 0,
         }
     }
     0
+}
+
+fn is_damage(error: &sys::Error) -> bool {
+    error.source.raw_os_error() == Some(EBADMSG)
 }
 
 fn try_mount(device: &Path, mountpoint: &Path) -> sys::Result<()> {
