@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use anyhow::bail;
 use api::{Client, Envelope};
 use tokio::task::JoinSet;
-use types::deployment::{Deployment, Machine, Workload};
+use types::deployment::{Deployment, Machine, Protocol, Workload};
 use types::mesh::{Card, Membership, Mesh, Peer};
 use types::status::Ack;
 use types::{Cidr, Name, PublicKey};
@@ -47,7 +47,7 @@ pub(crate) async fn deploy(
     let owner = context.home.key()?.public();
     let parts = fleet.parts(whole)?;
     let mut nodes = ask_all(context, name, parts).await?;
-    let mut used = Used::default();
+    let mut used = published(&nodes);
     for (network, reaches) in &fleet.networks {
         let about = (&owner, name, network);
         let seats = seats(about, reaches, &mut nodes, &mut used);
@@ -160,8 +160,21 @@ struct Offered {
     machines: BTreeSet<Name>,
 }
 
-/// What each node has in the networks of this file that were looked at before.
+/// What each node has otherwise: in what it publishes, and in the networks of this file that were looked at before.
 type Used = BTreeMap<Name, (BTreeSet<u16>, BTreeSet<Cidr>)>;
+
+/// The UDP ports that each node's part publishes.
+fn published(nodes: &BTreeMap<Name, Node>) -> Used {
+    let of = |part: &Deployment| -> BTreeSet<u16> {
+        let ports = part.machines().flat_map(|(_, machine)| &machine.ports);
+        let ports = ports.filter(|port| port.protocol == Protocol::Udp);
+        ports.map(|port| port.node).collect()
+    };
+    let nodes = nodes.iter();
+    nodes
+        .map(|(name, node)| (name.clone(), (of(&node.part), BTreeSet::new())))
+        .collect()
+}
 
 /// All nodes of a network that are known: those that answer by their cards, others as the rest know them. A node that cannot
 /// be joined has an error from then on, and the others go on.
@@ -514,6 +527,14 @@ mod tests {
             Some((n.as_str(), error.0.contains("both have")))
         });
         assert_eq!(errors.collect::<Vec<_>>(), [("b", true)]);
+    }
+
+    #[test]
+    fn a_port_that_a_machine_of_the_file_publishes_is_no_networks() {
+        let mut used: Used = [(name("a"), ([51820].into(), BTreeSet::new()))].into();
+        let all = chosen(choose(&three(), &BTreeMap::new(), &mut used));
+        let ports: Vec<u16> = all.into_values().map(|choice| choice.port).collect();
+        assert_eq!(ports, [51821, 51820, 51820]);
     }
 
     #[test]

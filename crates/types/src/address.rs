@@ -13,7 +13,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use crate::deployment::{Deployment, Machine, Protocol};
 use crate::id::serde_as_text;
 use crate::network::number;
-use crate::{AnyCidr, Name};
+use crate::{AnyCidr, Cidr, Name};
 
 /// Most addresses of one machine from pools: one of each family.
 pub const ADDRESSES_MAX: usize = 2;
@@ -269,9 +269,17 @@ pub enum AddressError {
     #[error("workload {machine}: {found} rules for one address, at most {ALLOW_MAX} are possible")]
     Rules { machine: Name, found: usize },
     #[error(
-        "workload {machine}: `from: {from}` is of another family than the address of its pool: write a prefix of the same"
+        "workload {machine}: `from: {from}` is of IPv6, and addresses of pools are of IPv4: write a prefix of that"
     )]
     Family { machine: Name, from: AnyCidr },
+    #[error(
+        "workload {machine}: `from: {from}` is no prefix: write {network} for all of it, or /32 for the one address"
+    )]
+    From {
+        machine: Name,
+        from: Cidr,
+        network: Cidr,
+    },
     #[error("workloads {one} and {other} both ask for {address}: give each its own")]
     AddressTwice {
         one: Name,
@@ -366,6 +374,20 @@ fn check_machine(
                 found,
             });
         }
+        for from in wanted.allow.iter().filter_map(|allow| allow.from) {
+            let machine = own();
+            let Some(from) = from.v4() else {
+                return Err(AddressError::Family { machine, from });
+            };
+            let network = from.network();
+            if from != network {
+                return Err(AddressError::From {
+                    machine,
+                    from,
+                    network,
+                });
+            }
+        }
     }
     let first = machine.networks.first();
     let first = first.and_then(|card| deployment.network(&card.network));
@@ -430,6 +452,16 @@ mod tests {
                 LAN.to_owned(),
                 own(r#"{"pool":"lan","allow":[{"sctp":1}]}"#),
                 "unknown field",
+            ),
+            (
+                LAN.to_owned(),
+                own(r#"{"pool":"lan","allow":[{"tcp":22,"from":"192.0.2.50/24"}]}"#),
+                "write 192.0.2.0/24 for all of it, or /32",
+            ),
+            (
+                LAN.to_owned(),
+                own(r#"{"pool":"lan","allow":[{"tcp":22,"from":"2001:db8::/32"}]}"#),
+                "is of IPv6",
             ),
             (
                 LAN.to_owned(),
