@@ -36,10 +36,6 @@ pub const FORMAT: u32 = 1;
 const GIVEN: [&str; 1] = ["identity"];
 const MKFS: &str = "/sbin/mkfs.xfs";
 const REPAIR: &str = "/sbin/xfs_repair";
-/// What XFS calls EFSBADCRC: a checksum was wrong (`asm-generic/errno.h`).
-const EBADMSG: i32 = 74;
-/// Blocks that can be half written at once: each costs a replay, and so many writes are not under way in one.
-const TORN_MAX: usize = 256;
 /// Share of the machine's memory that a pool in memory may fill, in percent: the rest runs guests.
 const MEMORY_POOL_PERCENT: u32 = 40;
 
@@ -507,8 +503,8 @@ fn mount(device: &Path, mountpoint: &Path, tears: bool) -> Result<Option<String>
     let Err(first) = try_mount(device, mountpoint) else {
         return Ok(None);
     };
-    let blocks = match tears && is_damage(&first) {
-        true => replay(device, mountpoint),
+    let blocks = match tears {
+        true => torn::replay(device, &first, || try_mount(device, mountpoint)),
         false => 0,
     };
     if blocks > 0 {
@@ -530,27 +526,6 @@ fn mount(device: &Path, mountpoint: &Path, tears: bool) -> Result<Option<String>
     };
     let first = sys::error::chain(&first);
     Ok(Some(format!("{blocks}repaired, because: {first}")))
-}
-
-/// Mounts what does not mount because of blocks that were half written. How many there were; 0: it is not mounted.
-fn replay(device: &Path, mountpoint: &Path) -> usize {
-    for blocks in 1..=TORN_MAX {
-        let log = sys::klog::read().unwrap_or_default();
-        match torn::make_old(device, &log) {
-            Ok(Some(_)) => {}
-            Ok(None) | Err(_) => return 0,
-        }
-        match try_mount(device, mountpoint) {
-            Ok(()) => return blocks,
-            Err(error) if is_damage(&error) => {}
-            Err(_) => return 0,
-        }
-    }
-    0
-}
-
-fn is_damage(error: &sys::Error) -> bool {
-    error.source.raw_os_error() == Some(EBADMSG)
 }
 
 fn try_mount(device: &Path, mountpoint: &Path) -> sys::Result<()> {

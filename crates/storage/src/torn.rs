@@ -6,7 +6,7 @@
 //! what was acknowledged in it. But all that the last flush does not cover is in the journal. So such a block is given an LSN of
 //! nothing: the replay takes it for an old one and writes into it all that there is, as it did before blocks had LSNs.
 //!
-//! Owns: finding, by the kernel's own word, the block over which the replay stumbled, and making it old.
+//! Owns: finding, by the kernel's own word, the block over which the replay stumbled, making it old, and how often that is done.
 //! Refuses: a block of another kind, place or file system than the kernel speaks of, and one whose checksum is right; deciding
 //! that all is well afterwards (`xfs_repair` does, once the journal is empty).
 
@@ -18,6 +18,10 @@ use std::path::Path;
 
 use crc::{CRC_32_ISCSI, Crc};
 
+/// What XFS calls EFSBADCRC: a checksum was wrong (`asm-generic/errno.h`).
+const EBADMSG: i32 = 74;
+/// Blocks that can be half written at once: each costs a replay, and so many writes are not under way in one.
+const TORN_MAX: usize = 256;
 /// Of the file system: each buffer of the kinds below is one block.
 pub(crate) const BLOCK_BYTES: usize = 4096;
 /// What a disk writes whole, and the unit in which the kernel says where a block is.
@@ -88,9 +92,35 @@ const fn field(at: usize, bytes: usize) -> Range<usize> {
     at..at + bytes
 }
 
+/// Mounts what did not, for that reason, because of blocks that were half written. How many there were; 0: it is not mounted.
+pub(crate) fn replay(
+    device: &Path,
+    first: &sys::Error,
+    mount: impl Fn() -> sys::Result<()>,
+) -> usize {
+    let is_damage = |error: &sys::Error| error.source.raw_os_error() == Some(EBADMSG);
+    if !is_damage(first) {
+        return 0;
+    }
+    for blocks in 1..=TORN_MAX {
+        // Without the kernel's words there is nothing to go by.
+        let log = sys::klog::read().unwrap_or_default();
+        match make_old(device, &log) {
+            Ok(Some(_)) => {}
+            Ok(None) | Err(_) => return 0,
+        }
+        match mount() {
+            Ok(()) => return blocks,
+            Err(error) if is_damage(&error) => {}
+            Err(_) => return 0,
+        }
+    }
+    0
+}
+
 /// Has the next replay take the block for an old one over which the last replay stumbled, by what the kernel's log says of
 /// `device`. `None`: it did not, or that block is none that a cut of the power leaves. Says which it was, in sectors.
-pub(crate) fn make_old(device: &Path, kernel_log: &str) -> io::Result<Option<u64>> {
+fn make_old(device: &Path, kernel_log: &str) -> io::Result<Option<u64>> {
     let name = device.file_name().and_then(|name| name.to_str());
     let Some(place) = name.and_then(|name| stumbled_at(name, kernel_log)) else {
         return Ok(None);
