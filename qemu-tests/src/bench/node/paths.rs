@@ -147,19 +147,22 @@ async fn away() -> Result<()> {
     Ok(())
 }
 
-/// One of the two networks that the ways need, and the subnet of the other.
-fn tenant(index: u16) -> Result<(Network, Cidr)> {
-    let gateway = network::gateway(index).context("a network of this number")?;
-    let other = network::gateway(1 - index).context("a network of this number")?;
-    let network = Network {
+/// The network of this number, as the node makes one.
+pub(super) fn numbered(index: u16) -> Result<Network> {
+    Ok(Network {
         name: format!("tenant{index}"),
         index,
-        gateway,
+        gateway: network::gateway(index).context("a network of this number")?,
         mtu: MTU,
         mesh: None,
         owned: Vec::new(),
-    };
-    Ok((network, other.network()))
+    })
+}
+
+/// One of the two networks that the ways need, and the subnet of the other.
+fn tenant(index: u16) -> Result<(Network, Cidr)> {
+    let other = numbered(1 - index)?.gateway.network();
+    Ok((numbered(index)?, other))
 }
 
 /// The machines' addresses in a subnet.

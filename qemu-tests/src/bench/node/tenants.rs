@@ -10,13 +10,12 @@ use anyhow::{Context, Result};
 use net::firewall::{self, Counts, Ruleset, policy};
 use net::network::{self, Network};
 
-use super::paths::{guest, runtime};
+use super::paths::{guest, numbered, runtime};
 use crate::bench::report::{BY_HAND, OURS, Sample};
 use crate::inside::kib_of;
 
 /// So many networks, one step after the other.
 const STEPS: [u16; 3] = [1, 100, 1000];
-const MTU: u32 = 1500;
 
 /// Links alone, as somebody would lay them by hand; then the rules of all that were added.
 pub(super) fn measure() -> Result<Vec<Sample>> {
@@ -69,15 +68,8 @@ pub(super) fn measure() -> Result<Vec<Sample>> {
 type Tenant = (Network, policy::Tenant);
 
 fn tenant(index: u16) -> Result<Tenant> {
-    let gateway = network::gateway(index).context("there are more")?;
-    let network = Network {
-        name: format!("tenant{index}"),
-        index,
-        gateway,
-        mtu: MTU,
-        mesh: None,
-        owned: Vec::new(),
-    };
+    let network = numbered(index)?;
+    let gateway = network.gateway;
     let [a, b, c, _] = gateway.address.octets();
     let tenant = policy::Tenant {
         gateway,
