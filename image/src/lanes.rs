@@ -14,8 +14,8 @@ use std::time::Instant;
 use anyhow::{Context, Result, anyhow, ensure};
 use serde::Deserialize;
 
-use crate::command;
 use crate::suite::{Count, result};
+use crate::{command, space};
 
 /// Programs at once. A node that is emulated, with its own virtual machines in it, has about one core busy on average and
 /// up to 4 GiB of memory: on two cores a third would only wait.
@@ -77,7 +77,7 @@ pub(crate) fn run(test: &mut Command, folder: &Path) -> Result<Count> {
     let tally = Mutex::new(Tally::default());
     let lane = || {
         while let Some(program) = take(&waiting) {
-            println!("-- {} begins", program.name);
+            println!("-- {} begins ({})", program.name, space::told(folder));
             let start = Instant::now();
             let ended = run_one(&program, folder);
             let took = start.elapsed().as_secs_f64();

@@ -13,7 +13,7 @@ use anyhow::{Context, Result, ensure};
 use crate::paths::Paths;
 use crate::programs::plain_cargo;
 use crate::setup::TARGET;
-use crate::{assemble, command, lanes, setup};
+use crate::{assemble, command, lanes, setup, space};
 
 /// Passed and failed tests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -49,13 +49,13 @@ pub fn test(paths: &Paths) -> Result<()> {
         cargo
     };
     let mut phases = Vec::new();
-    phases.push(phase("setup", || {
+    phases.push(phase(paths, "setup", || {
         setup::setup(paths).map(|()| Count::default())
     }));
-    phases.push(phase("format", || {
+    phases.push(phase(paths, "format", || {
         run(&mut cargo(&["fmt", "--all", "--check"]))
     }));
-    phases.push(phase("lints", || {
+    phases.push(phase(paths, "lints", || {
         run(&mut cargo(&[
             "clippy",
             "--workspace",
@@ -65,7 +65,7 @@ pub fn test(paths: &Paths) -> Result<()> {
             "warnings",
         ]))
     }));
-    phases.push(phase("unit tests", || {
+    phases.push(phase(paths, "unit tests", || {
         run(&mut cargo(&[
             "test",
             "--workspace",
@@ -76,17 +76,17 @@ pub fn test(paths: &Paths) -> Result<()> {
     }));
     // What is shipped has another C library, which makes system calls of its own and in its own way.
     for package in ["vmm", "init"] {
-        phases.push(phase("filters on musl", || {
+        phases.push(phase(paths, "filters on musl", || {
             let only = ["--lib", "--target", TARGET, "confine::"];
             run(cargo(&["test", "--package", package]).args(only))
         }));
     }
-    phases.push(phase("image", || {
+    phases.push(phase(paths, "image", || {
         assemble::build(paths, None).map(|_| Count::default())
     }));
     // Without an image of this commit there is nothing to boot.
     if phases.last().is_some_and(|phase| phase.error.is_none()) {
-        phases.push(phase("tests in QEMU", || {
+        phases.push(phase(paths, "tests in QEMU", || {
             let mut tests = cargo(&["test", "--package", "qemu-tests"]);
             lanes::run(&mut tests, &paths.root.join("qemu-tests"))
         }));
@@ -98,8 +98,8 @@ pub fn test(paths: &Paths) -> Result<()> {
     Ok(())
 }
 
-fn phase(name: &'static str, body: impl FnOnce() -> Result<Count>) -> Phase {
-    println!("== {name}");
+fn phase(paths: &Paths, name: &'static str, body: impl FnOnce() -> Result<Count>) -> Phase {
+    println!("== {name} ({})", space::told(&paths.root));
     let start = Instant::now();
     let (count, error) = match body() {
         Ok(count) => (count, None),
@@ -204,8 +204,9 @@ mod tests {
 
     #[test]
     fn a_phase_that_breaks_counts_as_a_failure() {
-        let broken = phase("lints", || anyhow::bail!("no compiler"));
-        let fine = phase("unit tests", || {
+        let paths = Paths::find().expect("the repository");
+        let broken = phase(&paths, "lints", || anyhow::bail!("no compiler"));
+        let fine = phase(&paths, "unit tests", || {
             Ok(Count {
                 passed: 5,
                 failed: 0,
