@@ -152,6 +152,10 @@ pub(crate) enum NodeCommand {
     /// The node's own network: which options count, and others, tried before they are kept
     #[command(subcommand)]
     Network(crate::site::SiteCommand),
+    /// The node's own links, as its kernel has them: state, addresses, and what went over each
+    Links,
+    /// The node's own routes, as its kernel has them
+    Routes,
     /// The node's kernel log
     Dmesg,
     /// Show what machines tried in their networks and were refused
@@ -489,10 +493,15 @@ pub(crate) enum VolumeCommand {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum NetworkCommand {
+    /// The networks of one deployment, or of all of yours: subnets, who is on them, and whether other nodes are heard
+    Get { name: Option<Name> },
     /// Write down what a machine's card sends and hears, as tcpdump and Wireshark read it
     Capture {
         /// Deployment, or deployment/workload
         target: Target,
+        /// The card in this network [default: in its first]
+        #[arg(long, value_name = "NAME")]
+        network: Option<Name>,
         /// Where to; to standard output where there is none
         #[arg(short, long, value_name = "FILE")]
         write: Option<PathBuf>,
@@ -715,7 +724,10 @@ mod tests {
             "volume snapshot shop/data@monday",
             "volume restore shop/data@monday",
             "volume delete shop/data@monday",
+            "network get",
+            "network get shop",
             "network capture shop",
+            "network capture shop/web --network back",
             "network trace shop/web db --tcp 5432",
             "network trace outside shop --udp 53",
             "network capture shop/web -w web.pcapng --snap 96 --for 30s",

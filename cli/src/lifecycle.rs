@@ -14,8 +14,8 @@ use tokio::time::Instant;
 use types::Name;
 use types::deployment::{Action, Statement};
 use types::status::{
-    Ack, DeploymentStatus, Desired, Exit, PeerStatus, RefusalCode, State, Timeline, VolumeState,
-    VolumeStatus, WorkloadStatus,
+    Ack, DeploymentStatus, Desired, Exit, RefusalCode, State, Timeline, VolumeState, VolumeStatus,
+    WorkloadStatus,
 };
 use types::vm::Stream;
 
@@ -23,8 +23,9 @@ use crate::Context;
 use crate::args::Target;
 use crate::deploy::post;
 use crate::failure::{TimedOut, Usage};
+use crate::network_get::{PEERS, peers};
 use crate::patience::Patience;
-use crate::screen::{mebibytes, table};
+use crate::screen::table;
 use crate::volumes;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -453,10 +454,7 @@ fn detail(status: &DeploymentStatus) -> String {
     }
     let peers = peers(status);
     if !peers.is_empty() {
-        let headings = [
-            "NETWORK", "NODE", "SUBNET", "ENDPOINT", "HEARD", "SENT", "RECEIVED",
-        ];
-        out.push_str(&format!("\n\n{}", table(headings, &peers)));
+        out.push_str(&format!("\n\n{}", table(PEERS, &peers)));
     }
     for condition in &status.conditions {
         let (code, message) = (condition.code, crate::screen::clean(&condition.message));
@@ -477,34 +475,6 @@ fn detail(status: &DeploymentStatus) -> String {
     }
     out
 }
-
-/// The other nodes of its networks.
-fn peers(status: &DeploymentStatus) -> Vec<[String; 7]> {
-    let networks = status.networks.iter();
-    let peers =
-        networks.flat_map(|(network, of)| of.peers.iter().map(move |(n, p)| (network, n, p)));
-    let row = |(network, name, peer): (&Name, &Name, &PeerStatus)| {
-        let heard = match peer.handshake_s {
-            // Both agree anew each two minutes.
-            Some(age) if age <= HEARD_S => "yes".to_owned(),
-            Some(age) => format!("{age} s ago"),
-            None => "never".to_owned(),
-        };
-        [
-            network.to_string(),
-            name.to_string(),
-            peer.subnet.to_string(),
-            peer.endpoint.map(|at| at.to_string()).unwrap_or_default(),
-            heard,
-            mebibytes(peer.sent.0),
-            mebibytes(peer.received.0),
-        ]
-    };
-    peers.map(row).collect()
-}
-
-/// After so many seconds without a new key WireGuard lets nothing pass.
-const HEARD_S: u64 = 180;
 
 /// Columns of the longest bar.
 const BAR: u64 = 40;

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use api::client::ByteStream;
+use api::route::Frames;
 use serde_json::json;
 use tokio::time::timeout;
 use types::deployment::Protocol;
@@ -22,12 +23,17 @@ use crate::screen::{clean, table};
 
 pub(crate) async fn network(context: &Context, command: NetworkCommand) -> anyhow::Result<()> {
     match command {
+        NetworkCommand::Get { name } => crate::network_get::get(context, name).await,
         NetworkCommand::Capture {
             target,
+            network,
             write,
             snap,
             limit,
-        } => capture(context, target, write.as_deref(), snap, limit).await,
+        } => {
+            let frames = Frames { network, snap };
+            capture(context, target, &frames, write.as_deref(), limit).await
+        }
         NetworkCommand::Trace { from, to, tcp, udp } => {
             let tcp = tcp.map(|port| (Protocol::Tcp, port));
             let port = tcp.or(udp.map(|port| (Protocol::Udp, port)));
@@ -105,8 +111,8 @@ fn shown(trace: &Trace) -> String {
 async fn capture(
     context: &Context,
     target: Target,
+    frames: &Frames,
     file: Option<&Path>,
-    snap: u32,
     limit: Option<Duration>,
 ) -> anyhow::Result<()> {
     if file.is_none() && io::stdout().is_terminal() {
@@ -124,7 +130,7 @@ async fn capture(
             .with_context(cannot)?,
     };
     let mut bytes = client
-        .capture(&deployment, &workload, snap)
+        .capture(&deployment, &workload, frames)
         .await
         .with_context(cannot)?;
     let mut to: Box<dyn Write> = match file {

@@ -101,6 +101,8 @@ pub(crate) async fn node(context: &Context, command: NodeCommand) -> anyhow::Res
         NodeCommand::Network(command) => crate::site::site(context, command).await,
         NodeCommand::Drill { target } => crate::drill::drill(context, target).await,
         NodeCommand::Metrics => metrics(context, None).await,
+        NodeCommand::Links => crate::links::links(context).await,
+        NodeCommand::Routes => crate::links::routes(context).await,
         NodeCommand::Refused => crate::refused::show(context).await,
         NodeCommand::Dmesg => {
             let (name, _, client) = home.client(context.node.as_deref())?;

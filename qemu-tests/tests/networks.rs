@@ -167,10 +167,55 @@ mod tests {
 
         machines_reach_whom_they_share_a_network_with(&stage);
         traces_say_what_the_machines_have_found(&stage);
+        the_node_shows_its_links_and_routes(&stage);
         let both = format!("{page}, '{WEB_PORT}:53/udp'");
         changes_restart_nobody_else(&stage, networks, &db, &web(&both), &edge);
         let others = [networks, &db, &web(&both), &edge];
         whatever_a_guest_tries_is_counted_and_hurts_nobody(&stage, &others);
+    }
+
+    /// As the node's kernel has them: the port by which it was reached just now, the way out, and a link to each network.
+    fn the_node_shows_its_links_and_routes(stage: &Stage) {
+        let told = |args: &[&str]| {
+            let answer = stage.lab.sifr(args).expect("sifr runs").must();
+            answer.expect("told").stdout
+        };
+        let json = |what| {
+            let text = told(&["--output", "json", "node", what]);
+            serde_json::from_str::<serde_json::Value>(&text).expect("JSON")
+        };
+        let links = json("links");
+        let links = links.as_array().expect("a list");
+        let port = links.iter().find(|link| link["name"] == "eth0");
+        let port = port.expect("the node's port");
+        assert_eq!(port["state"], "up");
+        assert!(port["received"]["bytes"].as_u64() > Some(0), "{port}");
+        let front = links
+            .iter()
+            .find(|l| l["kind"]["subnet"] == "10.200.7.0/24");
+        let front = front.expect("a link to the network");
+        let routes = json("routes");
+        let all = routes.as_array().expect("a list");
+        assert_eq!(all[0]["gateway"], "10.0.2.2");
+        let inside = all.iter().find(|r| r["destination"] == "10.200.7.0/24");
+        assert_eq!(inside.expect("a route to it")["link"], front["name"]);
+        let networks = told(&["network", "get", "shop"]);
+        assert!(networks.contains("10.200.7.80"), "{networks}");
+        let file = stage.lab.directory().join("back.pcapng");
+        let to = file.to_str().expect("a path");
+        let back = ["network", "capture", "shop/web", "--network", "back"];
+        told(&[&back[..], &["-w", to, "--for", "1s"]].concat());
+        let frames = std::fs::read(&file).expect("a capture");
+        assert_eq!(
+            frames.get(..4),
+            Some(&[0x0a, 0x0d, 0x0d, 0x0a][..]),
+            "pcapng"
+        );
+        let metrics = told(&["node", "metrics"]);
+        assert!(
+            metrics.contains("sifr_link_up{link=\"eth0\"} 1"),
+            "{metrics}"
+        );
     }
 
     /// What `sifr network trace` answers: how it ends, and the chain of the rule that decided.

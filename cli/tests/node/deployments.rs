@@ -31,6 +31,8 @@ fn a_deployment_lives_from_pack_to_delete() {
     );
     let capture = bench.run(&["network", "capture", "shop", "--snap", "96"]);
     assert_eq!(capture.ends(0).out, "frames of 96 bytes");
+    let capture = ["network", "capture", "shop", "--network", "back"];
+    assert_eq!(bench.run(&capture).ends(0).out, "frames in back");
     let capture = ["network", "capture", "shop/main", "-w", "shop.pcapng"];
     bench.run(&capture).ends(0).says("Ctrl-C").says("22 bytes");
     assert!(bench.path("shop.pcapng").exists());

@@ -16,6 +16,7 @@ use tokio::sync::{Notify, mpsc};
 use types::claim::Claimed;
 use types::deployment::{Action, Deployment};
 use types::health::{self, DiskHealth, Figures, Health, Source};
+use types::links::{LinkKind, LinkState, LinkStatus, RouteStatus, Traffic};
 use types::node::{
     Capacity, Clock, Disk, DiskClass, DiskUse, Drill, Drilled, Encryption, NodeDisks, NodeInfo,
 };
@@ -435,6 +436,14 @@ impl Node {
             Route::Metrics(name) => Self::status(&state(), &name)
                 .map(|_| Answer::metrics("sifr_machine_up 1\n".to_owned())),
             Route::Membership(..) => Err(refusal(RefusalCode::NotFound, "no network")),
+            Route::Links => Ok(Answer::json(&[link()])),
+            Route::Routes => Ok(Answer::json(&[RouteStatus {
+                destination: "0.0.0.0/0".parse().expect("a prefix"),
+                gateway: Some("192.0.2.1".parse().expect("an address")),
+                link: "eth0".to_owned(),
+                metric: 1024,
+                kernel: false,
+            }])),
             Route::Disks => Ok(Answer::json(&self.disks())),
             Route::ClaimDisks => {
                 let claimed = self.claim(&body.collect().await?)?;
@@ -571,10 +580,13 @@ impl Node {
                 outcome: trace::Outcome::Delivered,
                 message: format!("{:?} was asked, {:?}", question.way, question.port),
             })),
-            Route::Capture { snap, .. } => {
+            Route::Capture { frames, .. } => {
                 let (sender, pieces) = mpsc::channel(1);
                 tokio::spawn(async move {
-                    let piece = format!("frames of {snap} bytes");
+                    let piece = match &frames.network {
+                        None => format!("frames of {} bytes", frames.snap),
+                        Some(network) => format!("frames in {network}"),
+                    };
                     let _ = sender.send(Ok(piece.into())).await;
                 });
                 Ok(Answer::pcapng(pieces))
@@ -598,5 +610,21 @@ impl Handler for Node {
 
     async fn handle(&self, _peer: PublicKey, route: Route, body: Body) -> Answer {
         self.answer(route, body).await.into()
+    }
+}
+
+fn link() -> LinkStatus {
+    LinkStatus {
+        name: "eth0".to_owned(),
+        kind: LinkKind::Ethernet,
+        state: LinkState::NoCarrier,
+        mac: None,
+        mtu: 1500,
+        speed_mbit: None,
+        master: None,
+        addresses: Vec::new(),
+        taken: Vec::new(),
+        received: Traffic::default(),
+        sent: Traffic::default(),
     }
 }

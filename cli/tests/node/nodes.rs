@@ -56,6 +56,9 @@ fn nodes_are_added_listed_and_forgotten() {
             .out
             .contains('\x1b')
     );
+    bench.run(&["node", "links"]).ends(0).says("no cable");
+    let routes = bench.run(&["node", "routes"]);
+    routes.ends(0).says("192.0.2.1").says("eth0");
     bench.run(&["node", "metrics"]).ends(0).says("# HELP up");
     let json = bench.run(&["node", "metrics", "--output", "json"]).json();
     assert_eq!(json["metrics"], "# HELP up Up.\n");

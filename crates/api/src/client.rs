@@ -28,6 +28,7 @@ use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsConnector;
 use types::claim::Claimed;
 use types::deployment::API_PORT;
+use types::links::{LinkStatus, RouteStatus};
 use types::mesh::Membership;
 use types::node::{Drill, Drilled, NodeDisks, NodeInfo};
 use types::retire::{Unlock, Unlocked};
@@ -39,7 +40,7 @@ pub use streams::{ByteStream, LogStream};
 
 use crate::envelope::Envelope;
 use crate::logs::Begin;
-use crate::route::{Route, Until, Verdict, WAIT_MAX, Wait};
+use crate::route::{Frames, Route, Until, Verdict, WAIT_MAX, Wait};
 use crate::sign::SecretKey;
 use crate::tls::{self, TlsError, WrongKey};
 
@@ -247,6 +248,16 @@ impl Client {
         self.ask(&Route::Dmesg, Bytes::new()).await
     }
 
+    /// Its own links, as its kernel has them.
+    pub async fn links(&self) -> Result<Vec<LinkStatus>, ClientError> {
+        self.ask_json(&Route::Links).await
+    }
+
+    /// Its own routes, as its kernel has them.
+    pub async fn routes(&self) -> Result<Vec<RouteStatus>, ClientError> {
+        self.ask_json(&Route::Routes).await
+    }
+
     /// Its disks, as they are now.
     pub async fn disks(&self) -> Result<NodeDisks, ClientError> {
         self.ask_json(&Route::Disks).await
@@ -403,18 +414,18 @@ impl Client {
         })
     }
 
-    /// The frames of a machine's first card as pcapng, each cut to `snap` bytes, until the caller drops the stream, the machine's
+    /// The frames of a machine's card as pcapng, until the caller drops the stream, the machine's
     /// cards go, or the node ends it.
     pub async fn capture(
         &self,
         deployment: &Name,
         workload: &Name,
-        snap: u32,
+        frames: &Frames,
     ) -> Result<ByteStream<'_>, ClientError> {
         let route = Route::Capture {
             deployment: deployment.clone(),
             workload: workload.clone(),
-            snap,
+            frames: frames.clone(),
         };
         let connection = self.open().await?;
         let answer = self.send(connection, &route, Bytes::new()).await?;

@@ -38,12 +38,25 @@ pub const CONFIRM_MAX: u64 = 64;
 /// cut into frames of the link have up to 64 KiB and their headers.
 pub const SNAP_MAX: u32 = 128 << 10;
 
+/// Which frames of a machine are captured.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Frames {
+    /// Of the card in this network. `None`: of the first.
+    pub network: Option<Name>,
+    /// Bytes of each frame, at most; 1 to [`SNAP_MAX`].
+    pub snap: u32,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Route {
     /// `GET /v1/node`
     Node,
     /// `GET /v1/node/dmesg`
     Dmesg,
+    /// `GET /v1/node/links`: a list of `types::links::LinkStatus`
+    Links,
+    /// `GET /v1/node/routes`: a list of `types::links::RouteStatus`
+    Routes,
     /// `GET /v1/node/disks`
     Disks,
     /// `POST /v1/node/disks/claim`
@@ -77,11 +90,11 @@ pub enum Route {
         follow: bool,
         begin: Begin,
     },
-    /// `GET /v1/deployments/{name}/workloads/{w}/capture`: the frames of its first card, from now on; of each at most `snap` bytes
+    /// `GET /v1/deployments/{name}/workloads/{w}/capture`: the frames of a card of its, from now on
     Capture {
         deployment: Name,
         workload: Name,
-        snap: u32,
+        frames: Frames,
     },
     /// `GET /v1/deployments/{name}/workloads/{w}/trace`: whether a first packet gets from there to somewhere, or from outside to there
     NetworkTrace {
@@ -217,6 +230,8 @@ impl Route {
         let route = match (method.as_str(), segments.as_slice()) {
             ("GET", ["node"]) => Self::Node,
             ("GET", ["node", "dmesg"]) => Self::Dmesg,
+            ("GET", ["node", "links"]) => Self::Links,
+            ("GET", ["node", "routes"]) => Self::Routes,
             ("GET", ["node", "disks"]) => Self::Disks,
             ("POST", ["node", "disks", "claim"]) => Self::ClaimDisks,
             ("POST", ["node", "disks", "unlock"]) => Self::UnlockDisk,
@@ -242,7 +257,7 @@ impl Route {
             ("GET", ["deployments", name, "workloads", workload, "capture"]) => Self::Capture {
                 deployment: label(name)?,
                 workload: label(workload)?,
-                snap: query.snap()?,
+                frames: query.frames()?,
             },
             ("GET", ["deployments", name, "workloads", workload, "trace"]) => Self::NetworkTrace {
                 deployment: label(name)?,
@@ -274,6 +289,8 @@ impl Route {
             | Self::Decommission => Method::POST,
             Self::Node
             | Self::Dmesg
+            | Self::Links
+            | Self::Routes
             | Self::Disks
             | Self::Trace(_)
             | Self::Deployments
@@ -292,6 +309,8 @@ impl Route {
         match self {
             Self::Node => "/v1/node".to_owned(),
             Self::Dmesg => "/v1/node/dmesg".to_owned(),
+            Self::Links => "/v1/node/links".to_owned(),
+            Self::Routes => "/v1/node/routes".to_owned(),
             Self::Disks => "/v1/node/disks".to_owned(),
             Self::ClaimDisks => "/v1/node/disks/claim".to_owned(),
             Self::UnlockDisk => "/v1/node/disks/unlock".to_owned(),
@@ -333,8 +352,11 @@ impl Route {
             Self::Capture {
                 deployment,
                 workload,
-                snap,
-            } => format!("/v1/deployments/{deployment}/workloads/{workload}/capture?snap={snap}"),
+                frames,
+            } => {
+                let asked = framed(frames);
+                format!("/v1/deployments/{deployment}/workloads/{workload}/capture?{asked}")
+            }
             Self::NetworkTrace {
                 deployment,
                 workload,
@@ -365,6 +387,8 @@ impl Route {
             Self::Drill => DRILL_MAX,
             Self::Node
             | Self::Dmesg
+            | Self::Links
+            | Self::Routes
             | Self::Disks
             | Self::Trace(_)
             | Self::Deployments
@@ -389,6 +413,13 @@ fn asked(question: &Question) -> String {
         None => way,
         Some((Protocol::Tcp, port)) => format!("{way}&tcp={port}"),
         Some((Protocol::Udp, port)) => format!("{way}&udp={port}"),
+    }
+}
+
+fn framed(Frames { network, snap }: &Frames) -> String {
+    match network {
+        None => format!("snap={snap}"),
+        Some(network) => format!("network={network}&snap={snap}"),
     }
 }
 
@@ -441,6 +472,12 @@ impl<'a> Query<'a> {
 
     fn flag(&mut self, name: &str) -> Result<bool, Refusal> {
         Ok(self.number(name, 1)? == Some(1))
+    }
+
+    fn frames(&mut self) -> Result<Frames, Refusal> {
+        let network = self.0.remove("network").map(label).transpose()?;
+        let snap = self.snap()?;
+        Ok(Frames { network, snap })
     }
 
     fn snap(&mut self) -> Result<u32, Refusal> {

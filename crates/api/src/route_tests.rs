@@ -42,6 +42,8 @@ fn routes() -> impl Strategy<Value = Route> {
                 question,
             }
         }),
+        Just(Route::Links),
+        Just(Route::Routes),
         Just(Route::Disks),
         Just(Route::ClaimDisks),
         Just(Route::UnlockDisk),
@@ -56,13 +58,17 @@ fn routes() -> impl Strategy<Value = Route> {
         (label(), proptest::option::of(wait))
             .prop_map(|(name, wait)| Route::Deployment { name, wait }),
         (label(), label()).prop_map(|(name, network)| Route::Membership(name, network)),
-        (label(), label(), 1..=SNAP_MAX).prop_map(|(deployment, workload, snap)| {
-            Route::Capture {
+        (
+            label(),
+            label(),
+            proptest::option::of(label()),
+            1..=SNAP_MAX
+        )
+            .prop_map(|(deployment, workload, network, snap)| Route::Capture {
                 deployment,
                 workload,
-                snap,
-            }
-        }),
+                frames: Frames { network, snap },
+            }),
         (label(), label(), any::<bool>(), begin).prop_map(
             |(deployment, workload, follow, begin)| Route::Logs {
                 deployment,
@@ -106,6 +112,8 @@ fn every_route_reads_back_from_what_it_writes() {
     for (route, line) in [
         (Route::Node, "GET /v1/node"),
         (Route::Dmesg, "GET /v1/node/dmesg"),
+        (Route::Links, "GET /v1/node/links"),
+        (Route::Routes, "GET /v1/node/routes"),
         (
             Route::PutFlist(Digest([0xab; 32])),
             &format!("PUT /v1/flists/{}", "ab".repeat(32)),
@@ -156,9 +164,23 @@ fn every_route_reads_back_from_what_it_writes() {
             Route::Capture {
                 deployment: name("shop"),
                 workload: name("web"),
-                snap: 96,
+                frames: Frames {
+                    network: None,
+                    snap: 96,
+                },
             },
             "GET /v1/deployments/shop/workloads/web/capture?snap=96",
+        ),
+        (
+            Route::Capture {
+                deployment: name("shop"),
+                workload: name("web"),
+                frames: Frames {
+                    network: Some(name("back")),
+                    snap: 96,
+                },
+            },
+            "GET /v1/deployments/shop/workloads/web/capture?network=back&snap=96",
         ),
         (
             Route::NetworkTrace {

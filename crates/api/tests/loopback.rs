@@ -12,6 +12,7 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use api::client::Missing;
+    use api::route::Frames;
     use api::{
         Answer, Begin, Body, Client, ClientError, Envelope, Handler, Limits, LogLine, Route,
         SecretKey, Until, Verdict,
@@ -65,6 +66,7 @@ mod tests {
                     "no node report in this test",
                 )),
                 Route::Dmesg => Ok(Answer::text("line one\nline two\n")),
+                Route::Links | Route::Routes => Ok(Answer::json(&Vec::<u8>::new())),
                 Route::Membership(..) => Err(refusal(RefusalCode::NotFound, "no network")),
                 Route::Disks | Route::ClaimDisks | Route::UnlockDisk | Route::Decommission => {
                     Err(refusal(RefusalCode::NotFound, "no disk in this test"))
@@ -156,10 +158,10 @@ mod tests {
                     outcome: Outcome::Nowhere,
                     message: format!("{:?}", question.port),
                 })),
-                Route::Capture { snap, .. } => {
+                Route::Capture { frames, .. } => {
                     let (sender, pieces) = mpsc::channel(1);
                     tokio::spawn(async move {
-                        let piece = vec![7; snap as usize];
+                        let piece = vec![7; frames.snap as usize];
                         let _ = sender.send(Ok(piece.into())).await;
                         let _ = sender.send(Err(api::answer::BrokenOff)).await;
                     });
@@ -342,7 +344,11 @@ mod tests {
     async fn a_capture_comes_as_it_is_and_one_that_breaks_off_has_no_end() {
         let (address, _) = start().await;
         let client = client(address, &owner_key());
-        let capture = client.capture(&name("shop"), &name("web"), 9).await;
+        let frames = Frames {
+            network: None,
+            snap: 9,
+        };
+        let capture = client.capture(&name("shop"), &name("web"), &frames).await;
         let mut capture = capture.expect("a stream");
         let piece = capture.next().await.expect("bytes");
         assert_eq!(piece.expect("not the end"), vec![7; 9]);

@@ -15,6 +15,7 @@ pub mod guest;
 pub mod health;
 pub mod id;
 pub mod limits;
+pub mod links;
 pub mod mesh;
 pub mod metrics;
 pub mod network;

@@ -30,6 +30,7 @@ const GROUP_FILE_MAX: u64 = 4096;
 
 pub(crate) mod disks;
 pub(crate) mod health;
+pub(crate) mod links;
 pub(crate) mod peers;
 pub(crate) mod refusals;
 pub(crate) mod troubles;

@@ -39,6 +39,7 @@ use crate::room::{Room, RoomError};
 use crate::wire::Victim;
 
 mod gates;
+mod links;
 mod membership;
 mod networks;
 
@@ -172,6 +173,8 @@ impl Server {
             Route::Dmesg => sys::klog::read()
                 .map(Answer::text)
                 .map_err(|e| refusal(RefusalCode::Internal, sys::error::chain(&e))),
+            Route::Links => Ok(Answer::json(&links::links().await?)),
+            Route::Routes => Ok(Answer::json(&links::routes().await?)),
             Route::Disks => Ok(Answer::json(&self.disks.list().await?)),
             Route::ClaimDisks => self.claim_disks(body).await,
             Route::UnlockDisk => self.unlock_disk(body).await,
@@ -215,8 +218,8 @@ impl Server {
             Route::Capture {
                 deployment,
                 workload,
-                snap,
-            } => self.capture(&own(deployment), &workload, snap).await,
+                frames,
+            } => self.capture(&own(deployment), &workload, frames).await,
             Route::NetworkTrace {
                 deployment,
                 workload,
@@ -254,6 +257,10 @@ impl Server {
             text.push_str(&metrics::disks::render(&info.pools));
             text.push_str(&metrics::health::render(&info.health));
             text.push_str(&metrics::troubles::render(&info.troubles));
+            // A kernel that does not tell now does at the next question.
+            text.push_str(&metrics::links::render(
+                &links::links().await.unwrap_or_default(),
+            ));
         }
         text.push_str(&metrics::volumes::render(&own));
         text.push_str(&metrics::peers::render(&own));

@@ -8,6 +8,7 @@ mod message;
 mod observe;
 mod plan;
 mod proxy;
+mod traffic;
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::os::fd::OwnedFd;
@@ -18,6 +19,7 @@ use types::{AnyCidr, Mac};
 pub use observe::{Handle, Monitor};
 pub use plan::{Step, plan};
 pub use proxy::{Answered, answer_for};
+pub use traffic::Both;
 
 /// Longest name of a link: IFNAMSIZ less its final NUL.
 pub const NAME_MAX: usize = 15;

@@ -19,6 +19,8 @@ impl Server {
             | Route::SetNetwork => retire::stands(&self.info.borrow()),
             Route::Node
             | Route::Dmesg
+            | Route::Links
+            | Route::Routes
             | Route::Disks
             | Route::UnlockDisk
             | Route::Decommission
@@ -43,6 +45,8 @@ impl Server {
         match route {
             Route::Node
             | Route::Dmesg
+            | Route::Links
+            | Route::Routes
             | Route::Disks
             | Route::ClaimDisks
             | Route::UnlockDisk
@@ -86,6 +90,8 @@ impl Server {
             | Route::Logs { .. } => {}
             Route::Node
             | Route::Dmesg
+            | Route::Links
+            | Route::Routes
             | Route::Disks
             | Route::UnlockDisk
             | Route::RevertNetwork

@@ -2,8 +2,11 @@
 //!
 //! Owns: whose machine it is, and that it has a card. Refuses: machines of others, by not knowing them.
 
+use std::net::Ipv4Addr;
+
 use api::Answer;
-use types::status::{Refusal, RefusalCode};
+use api::route::Frames;
+use types::status::{DeploymentStatus, Refusal, RefusalCode};
 use types::trace::Question;
 use types::{Name, VmId};
 use workload::desired::Key;
@@ -17,9 +20,13 @@ impl Server {
         &self,
         key: &Key,
         workload: &Name,
-        snap: u32,
+        frames: Frames,
     ) -> Result<Answer, Refusal> {
-        let address = self.workload(key, workload).await?.address;
+        let first = self.workload(key, workload).await?.address;
+        let address = match &frames.network {
+            None => first,
+            Some(network) => Some(card_in(&self.status(key).await?, workload, network)?),
+        };
         let card = address.and_then(network::card).ok_or_else(|| {
             let message = format!(
                 "{}/{workload} has no card yet: `sifr get` says how it is",
@@ -27,7 +34,7 @@ impl Server {
             );
             refusal(RefusalCode::NotFound, message)
         })?;
-        self.captures.begin(card, workload, snap).await
+        self.captures.begin(card, workload, frames.snap).await
     }
 
     /// Whether a packet gets from or to a machine of the caller's, by what its network is to be now.
@@ -57,5 +64,53 @@ impl Server {
         };
         let trace = network::trace::trace(&scene, of, question);
         Ok(Answer::json(&trace))
+    }
+}
+
+/// A machine's address in one of its deployment's own networks.
+fn card_in(
+    status: &DeploymentStatus,
+    workload: &Name,
+    network: &Name,
+) -> Result<Ipv4Addr, Refusal> {
+    let of = status.networks.get(network);
+    let address = of.and_then(|of| of.machines.get(workload));
+    address.copied().ok_or_else(|| {
+        let on = status.networks.iter();
+        let on = on.filter(|(_, of)| of.machines.contains_key(workload));
+        let on: Vec<_> = on.map(|(name, _)| name.as_str()).collect();
+        let on = match on.is_empty() {
+            true => {
+                "it is on none of the deployment's own networks: leave --network out".to_owned()
+            }
+            false => format!("it is on {}", on.join(", ")),
+        };
+        let name = &status.name;
+        let message = format!("{name}/{workload} has no card in a network {network}: {on}");
+        refusal(RefusalCode::NotFound, message)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_card_is_found_by_its_network_and_who_has_none_there_is_told_where_it_is() {
+        let json = r#"{"name":"shop","version":1,"desired":"running","durable":true,"workloads":{},
+            "networks":{"back":{"subnet":null,"machines":{"db":"10.128.2.2"}},
+            "front":{"subnet":null,"machines":{"db":"10.128.3.2","web":"10.128.3.3"}}}}"#;
+        let status: DeploymentStatus = serde_json::from_str(json).expect("a status");
+        let name = |text: &str| text.parse::<Name>().expect("a name");
+        let found = card_in(&status, &name("db"), &name("back"));
+        assert_eq!(found, Ok(Ipv4Addr::new(10, 128, 2, 2)));
+        for (workload, network, says) in [
+            ("web", "back", "it is on front"),
+            ("db", "side", "it is on back, front"),
+            ("other", "front", "leave --network out"),
+        ] {
+            let refused = card_in(&status, &name(workload), &name(network)).expect_err("none");
+            assert!(refused.message.contains(says), "{refused:?}");
+        }
     }
 }
