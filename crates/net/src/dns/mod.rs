@@ -66,9 +66,14 @@ pub struct Across {
 }
 
 /// Whose a name is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Found {
     Machine(Ipv4Addr),
+    /// A machine on another node: the subnet there, whose gateway knows its address by this name.
+    Across {
+        subnet: Cidr,
+        name: String,
+    },
     /// A name of the network's that no machine has.
     Nobody,
     /// The world's.
@@ -76,7 +81,7 @@ pub enum Found {
 }
 
 impl Names {
-    /// What a guest means by a name: a machine of its own domain, else one of the network. Names of one label
+    /// What a guest means by a name: a machine of its own domain, here or on another node, else one of the network. Names of one label
     /// and those below [`OWN_SUFFIX`] are never asked for elsewhere: a machine that is stopped does not turn
     /// into a stranger's. Those of two labels are, or a deployment called `dev` would hide the world's `dev`.
     pub fn find(&self, guest: IpAddr, name: &str) -> Found {
@@ -95,9 +100,15 @@ impl Names {
         let full = domain.map(|domain| format!("{short}.{domain}"));
         let full = full.as_deref();
         let beside = full.and_then(|full| known().find_map(|names| names.get(full)));
-        match beside.or_else(|| known().find_map(|names| names.get(short))) {
+        if let Some(address) = beside {
+            return Found::Machine(*address);
+        }
+        if let Some((subnet, name)) = self.beyond_this_node(guest, short) {
+            return Found::Across { subnet, name };
+        }
+        match known().find_map(|names| names.get(short)) {
             Some(address) => Found::Machine(*address),
-            None if own || self.alone => Found::Nobody,
+            None if own || self.alone || self.is_of_a_peer(guest) => Found::Nobody,
             None => Found::Elsewhere,
         }
     }
@@ -113,12 +124,9 @@ impl Names {
     }
 
     /// A machine on another node that a guest here means: its full name, and the subnet that it is in.
-    fn beyond_this_node(&self, guest: IpAddr, name: &str) -> Option<(Cidr, String)> {
+    /// `short`: without the suffix of names that are never the world's.
+    fn beyond_this_node(&self, guest: IpAddr, short: &str) -> Option<(Cidr, String)> {
         let across = self.across.as_ref().filter(|_| !self.is_of_a_peer(guest))?;
-        let short = match name.rsplit_once('.') {
-            Some((short, OWN_SUFFIX)) => short,
-            _ => name,
-        };
         let full = match short.contains('.') {
             true => short.to_owned(),
             false => format!("{short}.{}", across.domain),
@@ -326,34 +334,26 @@ impl Knowledge {
             Err(Flaw::Silence) => return None,
             Err(Flaw::Answer(answer)) => return Some(answer),
         };
-        let (found, six, elsewhere) = {
+        let (found, six) = {
             let names = self.names.borrow();
-            let found = match names.find(guest, &query.name) {
-                // Another node asks for machines alone.
-                Found::Elsewhere if names.is_of_a_peer(guest) => Found::Nobody,
-                found => found,
-            };
-            let elsewhere = names.beyond_this_node(guest, &query.name);
-            (found, names.six, elsewhere)
+            (names.find(guest, &query.name), names.six)
         };
         match found {
             Found::Machine(address) => {
                 let six = six.and_then(|node| address6(node, address));
                 return Some(query.answer(address, six.map(|six| six.address)));
             }
-            Found::Nobody | Found::Elsewhere => {}
-        }
-        if let Some((subnet, name)) = elsewhere {
-            let said = self.peers.find(&self.udp, subnet, &name).await;
-            return Some(match said {
-                // Of IPv6 there is nothing between nodes.
-                Said::At(address) => query.answer(address, None),
-                Said::Nobody => query.refuse(Code::NameError),
-                Said::Nothing => query.refuse(Code::ServerFailure),
-            });
-        }
-        if found == Found::Nobody {
-            return Some(query.refuse(Code::NameError));
+            Found::Across { subnet, name } => {
+                let said = self.peers.find(&self.udp, subnet, &name).await;
+                return Some(match said {
+                    // Of IPv6 there is nothing between nodes.
+                    Said::At(address) => query.answer(address, None),
+                    Said::Nobody => query.refuse(Code::NameError),
+                    Said::Nothing => query.refuse(Code::ServerFailure),
+                });
+            }
+            Found::Nobody => return Some(query.refuse(Code::NameError)),
+            Found::Elsewhere => {}
         }
         let upstreams = self.upstreams.borrow().clone();
         for upstream in upstreams.into_iter().take(UPSTREAMS_MAX) {
@@ -576,21 +576,30 @@ mod tests {
             }),
             ..Names::default()
         };
-        let full = "db.shop.internal".to_owned();
-        for (name, whom) in [
-            ("db", Some(there)),
-            ("db.shop", Some(there)),
-            ("db.internal", Some(there)),
-            ("web", None),
-            ("db.blog", None),
-            ("a.db.shop", None),
-            ("", None),
+        let across = Found::Across {
+            subnet: there,
+            name: "db.shop.internal".to_owned(),
+        };
+        for (name, found) in [
+            ("db", across.clone()),
+            ("db.shop", across.clone()),
+            ("db.internal", across.clone()),
+            ("web", Found::Nobody),
+            ("db.blog", Found::Elsewhere),
+            ("a.db.shop", Found::Elsewhere),
+            ("", Found::Elsewhere),
         ] {
-            let asked = names.beyond_this_node(guest.into(), name);
-            assert_eq!(asked, whom.map(|subnet| (subnet, full.clone())), "{name}");
+            assert_eq!(names.find(guest.into(), name), found, "{name}");
         }
         let peer = IpAddr::from([10, 200, 2, 1]);
-        assert_eq!(names.beyond_this_node(peer, "db"), None, "no circles");
+        for name in ["db", "db.shop.internal", "example.org"] {
+            let found = names.find(peer, name);
+            assert_eq!(
+                found,
+                Found::Nobody,
+                "no circles, and nothing of the world: {name}"
+            );
+        }
         on_a_runtime(async {
             let (sockets, udp, _) = sockets();
             let loopback = subnet("127.0.0.0/24");
@@ -607,6 +616,28 @@ mod tests {
             let (ended, ()) = tokio::join!(forward(sockets, upstreams, names), guest);
             ended.expect("it goes on");
         });
+    }
+
+    #[test]
+    fn a_deployments_own_machine_on_another_node_comes_before_a_strangers_of_that_name_here() {
+        let guest = Ipv4Addr::new(10, 200, 1, 2);
+        let stranger = Ipv4Addr::new(10, 128, 9, 2);
+        let there = "10.200.2.0/24".parse::<Cidr>().expect("a subnet");
+        let names = Names {
+            domains: [(guest, "shop".to_owned())].into(),
+            beyond: [(guest, [("db".to_owned(), stranger)].into())].into(),
+            across: Some(Across {
+                subnet: "10.200.1.0/24".parse().expect("a subnet"),
+                machines: [("db.shop".to_owned(), there)].into(),
+                domain: "shop".to_owned(),
+            }),
+            ..Names::default()
+        };
+        let found = names.find(guest.into(), "db");
+        assert!(
+            matches!(found, Found::Across { subnet, .. } if subnet == there),
+            "{found:?}"
+        );
     }
 
     #[test]

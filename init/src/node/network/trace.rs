@@ -106,6 +106,11 @@ impl<'a> Walk<'a> {
             Destination::Address(address) => *address,
             Destination::Name(name) => match first.tenant.names.find(first.address.into(), name) {
                 Found::Machine(address) => address.into(),
+                Found::Across { subnet, .. } => {
+                    return self.end(Outcome::Nowhere, format!(
+                        "{name} is on another node, whose part of the network is {subnet}: give the address that `sifr network get` shows there"
+                    ));
+                }
                 Found::Nobody => {
                     return self.end(Outcome::Nowhere, format!(
                         "no machine on its networks is called {name}: names are WORKLOAD within a deployment, WORKLOAD.DEPLOYMENT beyond"
