@@ -121,6 +121,7 @@ fn nothing() -> Link {
         master: None,
         addresses: Vec::new(),
         local: None,
+        unsure: Vec::new(),
         taken: Vec::new(),
     }
 }

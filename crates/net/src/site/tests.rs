@@ -52,6 +52,7 @@ fn port(name: &str, index: u32) -> Link {
         master: None,
         addresses: Vec::new(),
         local: None,
+        unsure: Vec::new(),
         taken: Vec::new(),
     }
 }

@@ -155,6 +155,7 @@ mod tests {
             master: None,
             addresses: Vec::new(),
             local: None,
+            unsure: Vec::new(),
             taken: Vec::new(),
         }
     }
