@@ -33,6 +33,8 @@ const FILE_MAX: u64 = 64 << 10;
 const TRY_MAX: Duration = Duration::from_secs(5);
 /// Between two words about a node that has not been reached.
 const NEWS_EVERY: Duration = Duration::from_secs(10);
+/// How long a node that takes a change back is looked for: its links are up again at once, a switch's port within 30 s.
+const BACK_MAX: Duration = Duration::from_secs(40);
 /// How long it is looked for after its time: it counts from when the answer was read.
 const AFTER: Duration = Duration::from_secs(5);
 
@@ -151,8 +153,9 @@ async fn revert(context: &Context, how: &Revert) -> anyhow::Result<()> {
         let back = client.revert_network(trial.version).await;
         let back = back.with_context(|| format!("node {name} does not take its change back"))?;
         let version = back.version;
+        taken_back(&client, &name, version).await?;
         return context.screen.show(&back, || {
-            format!("node {name} takes version {version} back and uses what it used before")
+            format!("node {name} has taken version {version} back and uses what it used before")
         });
     }
     if network.version == 0 {
@@ -160,6 +163,27 @@ async fn revert(context: &Context, how: &Revert) -> anyhow::Result<()> {
         return Err(Usage(format!("node {name}: {nothing}")).into());
     }
     change(context, Vec::new(), how).await
+}
+
+/// The node does it when its answer has been read, which may be the last over that network: until it is seen, it is not done.
+async fn taken_back(client: &Client, name: &Name, version: u64) -> anyhow::Result<()> {
+    let end = Instant::now() + BACK_MAX;
+    loop {
+        let info = tokio::time::timeout(TRY_MAX, client.node_info()).await;
+        let trial = info.map(|info| info.map(|info| info.network.trial));
+        if let Ok(Ok(trial)) = trial
+            && trial.is_none_or(|trial| trial.version != version)
+        {
+            return Ok(());
+        }
+        if Instant::now() >= end {
+            return Err(TimedOut(format!(
+                "node {name} takes version {version} back, and was not reached since: `sifr node network show`, at its old address"
+            ))
+            .into());
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
 }
 
 /// Signs it, sends it, looks for the node, and confirms.

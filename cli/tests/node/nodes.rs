@@ -292,7 +292,7 @@ fn a_network_is_set_confirmed_and_taken_back() {
     bench
         .run(&["node", "network", "revert"])
         .ends(0)
-        .says("takes version 1 back");
+        .says("has taken version 1 back");
     bench
         .run(&["node", "network", "revert"])
         .ends(0)

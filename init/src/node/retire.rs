@@ -23,6 +23,7 @@ use types::trouble::Code;
 use zeroize::Zeroizing;
 
 use super::disks::{Disks, Node, blocking, changed, content, draw, internal};
+use super::server::refusal;
 use super::troubles;
 
 /// Nothing that is taken from now on would be there after this boot.
@@ -228,10 +229,6 @@ fn remaining(info: &NodeInfo, wish: &Retirement) -> Vec<Remaining> {
         why: "the wish does not name it".to_owned(),
     });
     away.chain(there).collect()
-}
-
-fn refusal(code: RefusalCode, message: String) -> Refusal {
-    Refusal { code, message }
 }
 
 #[cfg(test)]

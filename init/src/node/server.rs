@@ -73,7 +73,7 @@ pub(crate) struct Server {
     content: Arc<RwLock<()>>,
 }
 
-fn refusal(code: RefusalCode, message: impl Into<String>) -> Refusal {
+pub(super) fn refusal(code: RefusalCode, message: impl Into<String>) -> Refusal {
     Refusal {
         code,
         message: message.into(),
@@ -81,7 +81,7 @@ fn refusal(code: RefusalCode, message: impl Into<String>) -> Refusal {
 }
 
 /// The loop has ended, and pid1 is about to start another.
-fn restarting() -> Refusal {
+pub(super) fn restarting() -> Refusal {
     refusal(
         RefusalCode::Restarting,
         "the node agent is restarting: try again",

@@ -8,7 +8,8 @@ use tokio::sync::{mpsc, oneshot};
 use types::site::Confirm;
 use types::status::{Refusal, RefusalCode};
 
-use super::{Ask, refusal, restarting};
+use super::Ask;
+use crate::node::server::{refusal, restarting};
 
 /// Where requests are taken down.
 #[derive(Debug, Clone)]
@@ -22,9 +23,9 @@ impl Desk {
     /// `POST /v1/node/network`
     pub(crate) async fn set(&self, body: Body) -> Result<Answer, Refusal> {
         let envelope = body.collect().await?;
-        let trial = self.ask(|reply| Ask::Propose { envelope, reply }).await?;
-        let version = trial.version;
-        Ok(self.after(Answer::json(&trial), Ask::Begin { version }))
+        let proposed = self.ask(|reply| Ask::Propose { envelope, reply });
+        let (trial, turn) = proposed.await?;
+        Ok(self.after(Answer::json(&trial), Ask::Begin { turn }))
     }
 
     /// `POST /v1/node/network/confirm`
@@ -39,11 +40,12 @@ impl Desk {
         Ok(Answer::json(&confirmed.await?))
     }
 
-    /// `POST /v1/node/network/revert`
+    /// `POST /v1/node/network/revert`. Its answer says that it will be done: it may be the last that comes over this network.
     pub(crate) async fn revert(&self, body: Body) -> Result<Answer, Refusal> {
         let confirm = read(body).await?;
         let version = confirm.version;
-        Ok(self.after(Answer::json(&confirm), Ask::End { version }))
+        let turn = self.ask(|reply| Ask::Find { version, reply }).await?;
+        Ok(self.after(Answer::json(&confirm), Ask::End { turn }))
     }
 
     async fn ask<T>(

@@ -1,11 +1,14 @@
 //! The owner's newest confirmed change of the network, in every pool.
 //!
 //! Owns: two copies in each place, and which of all of them counts: the newest that holds. A place that has another is given it.
+//! Of two that were set with one version, each while the other's disk was away, the same counts at every boot, and that is said.
 //! Refuses: what the owner has not signed for this node. A copy that is damaged or cannot be read hides no other.
 
+use std::fmt;
 use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use api::Envelope;
 use types::PublicKey;
@@ -14,8 +17,9 @@ use types::deployment::ENVELOPE_MAX;
 /// Below each place.
 const DIRECTORY: &str = "site";
 const COPIES: [&str; 2] = ["a", "b"];
-/// In a boot that does not count what was set before it: the version up to which that is so.
-const RESET: &str = "reset";
+/// Beside what is as short-lived as the boot: what was set in this boot, the newest. A boot that was told `sifr.net=reset` counts
+/// nothing else, whatever disks come later.
+const NOW: &str = "now";
 
 /// A change that was confirmed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,6 +28,13 @@ pub(crate) struct Kept {
     pub(crate) options: Vec<String>,
     /// As the owner has signed it.
     pub(crate) envelope: Vec<u8>,
+}
+
+impl Kept {
+    /// The higher counts: of those that were set with one version neither is newer, and one of them must be the one.
+    fn rank(&self) -> (u64, &[u8]) {
+        (self.version, &self.envelope)
+    }
 }
 
 /// Where changes are kept.
@@ -35,6 +46,25 @@ pub(crate) struct Shelf {
     pub(crate) boot: PathBuf,
     pub(crate) owner: Option<PublicKey>,
     pub(crate) node: PublicKey,
+    pub(super) disk: Disk,
+}
+
+/// What replaces a file on a disk. It may take as long as the disk does.
+#[derive(Clone)]
+pub(super) struct Disk(pub(super) Arc<Replace>);
+
+pub(super) type Replace = dyn Fn(&Path, &[u8]) -> Result<(), String> + Send + Sync;
+
+impl Default for Disk {
+    fn default() -> Self {
+        Self(Arc::new(write))
+    }
+}
+
+impl fmt::Debug for Disk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Disk")
+    }
 }
 
 /// What one copy holds.
@@ -54,12 +84,11 @@ impl Shelf {
         for (path, copy) in &copies {
             match copy {
                 Copy::Absent => {}
-                Copy::Good(kept) => {
-                    // Of equal ones the first counts.
-                    if newest.is_none_or(|newest| kept.version > newest.version) {
-                        newest = Some(kept);
-                    }
+                // In whatever order the places are read.
+                Copy::Good(kept) if newest.is_none_or(|n| n.rank() < kept.rank()) => {
+                    newest = Some(kept);
                 }
+                Copy::Good(_) => {}
                 Copy::Bad(why) => problems.push(format!(
                     "what the owner has set for the network, in {}, {why}",
                     path.display()
@@ -69,10 +98,18 @@ impl Shelf {
         let newest = newest.cloned();
         for (path, copy) in &copies {
             let Some(newest) = &newest else { break };
-            if matches!(copy, Copy::Good(kept) if kept == newest) {
-                continue;
+            match copy {
+                Copy::Good(kept) if kept == newest => continue,
+                Copy::Good(kept) if kept.version == newest.version => problems.push(format!(
+                    "version {} of the network was set twice, each time while another disk was away: {:?} counts, and {:?} of {} does not; set it anew where that is wrong",
+                    kept.version,
+                    newest.options.join(" "),
+                    kept.options.join(" "),
+                    path.display()
+                )),
+                Copy::Good(_) | Copy::Absent | Copy::Bad(_) => {}
             }
-            if let Err(why) = write(path, &newest.envelope) {
+            if let Err(why) = (self.disk.0)(path, &newest.envelope) {
                 problems.push(why);
             }
         }
@@ -84,7 +121,7 @@ impl Shelf {
     pub(crate) fn keep(&self, kept: &Kept, former: Option<&Kept>) -> Result<(), String> {
         let mut written = Err("the node has no pool".to_owned());
         for place in &self.pools {
-            let both = copies(place).try_for_each(|path| write(&path, &kept.envelope));
+            let both = copies(place).try_for_each(|path| (self.disk.0)(&path, &kept.envelope));
             if let Err(why) = &both {
                 log::error!("{why}");
             }
@@ -92,9 +129,7 @@ impl Shelf {
             written = written.or(both);
         }
         if written.is_err() {
-            for path in self.pools.iter().flat_map(|place| copies(place)) {
-                self.undo(&path, kept, former);
-            }
+            self.forget(kept, former);
         }
         written?;
         for path in copies(&self.boot) {
@@ -106,12 +141,19 @@ impl Shelf {
         Ok(())
     }
 
+    /// Where it was written, there is `former` again, or nothing.
+    pub(super) fn forget(&self, kept: &Kept, former: Option<&Kept>) {
+        for path in self.paths() {
+            self.undo(&path, kept, former);
+        }
+    }
+
     fn undo(&self, path: &Path, kept: &Kept, former: Option<&Kept>) {
         if !matches!(self.copy(path), Copy::Good(there) if there == *kept) {
             return;
         }
         let undone = match former {
-            Some(former) => write(path, &former.envelope),
+            Some(former) => (self.disk.0)(path, &former.envelope),
             None => std::fs::remove_file(path).map_err(|error| error.to_string()),
         };
         if let Err(why) = undone {
@@ -122,19 +164,27 @@ impl Shelf {
         }
     }
 
-    /// In a boot that was told so: up to which version changes do not count. It is that of the boot's first agent, so that what
-    /// is set later counts for the next ones too.
-    pub(crate) fn reset(&self, newest: Option<&Kept>) -> u64 {
-        let path = self.boot.join(DIRECTORY).join(RESET);
-        let said = std::fs::read_to_string(&path).ok();
-        if let Some(version) = said.and_then(|text| text.trim().parse().ok()) {
-            return version;
-        }
-        let version = newest.map_or(0, |kept| kept.version);
-        if let Err(why) = write(&path, version.to_string().as_bytes()) {
+    /// Notes what was set in this boot, once it is kept.
+    pub(super) fn mark_now(&self, kept: &Kept) {
+        if let Err(why) = write(&self.now(), &kept.envelope) {
             log::error!("{why}");
         }
-        version
+    }
+
+    /// What was set in this boot, by an earlier agent of it too.
+    pub(crate) fn set_now(&self) -> Option<Kept> {
+        match self.copy(&self.now()) {
+            Copy::Good(kept) => Some(kept),
+            Copy::Absent => None,
+            Copy::Bad(why) => {
+                log::error!("what the owner has set in this boot {why}");
+                None
+            }
+        }
+    }
+
+    fn now(&self) -> PathBuf {
+        self.boot.join(DIRECTORY).join(NOW)
     }
 
     fn paths(&self) -> impl Iterator<Item = PathBuf> {
@@ -199,6 +249,7 @@ mod tests {
             boot: at.join("boot"),
             owner: Some(owner().public()),
             node: PublicKey([9; 32]),
+            disk: Disk::default(),
         }
     }
 
@@ -302,13 +353,61 @@ mod tests {
     }
 
     #[test]
-    fn a_boot_that_resets_counts_what_is_set_in_it() {
+    fn of_two_that_were_set_with_one_version_the_same_counts_in_any_order_of_the_disks_and_that_is_said()
+     {
         let at = tempfile::tempdir().expect("a directory");
-        let shelf = shelf(at.path());
-        let (old, new) = (kept(&owner(), [9; 32], 3), kept(&owner(), [9; 32], 4));
-        assert_eq!(shelf.reset(Some(&old)), 3);
-        // A later agent of the same boot.
-        assert_eq!(shelf.reset(Some(&new)), 3);
+        let both = shelf(at.path());
+        let one = kept(&owner(), [9; 32], 2);
+        let change = SiteChange {
+            node: PublicKey([9; 32]),
+            version: 2,
+            options: vec!["sifr.dns=192.0.2.99".to_owned()],
+            confirm_s: 60,
+        };
+        let envelope = Envelope::seal_site(&owner(), &change).expect("sealed");
+        let other = Kept {
+            version: 2,
+            options: change.options,
+            envelope: envelope.to_json(),
+        };
+        let alone = |pool: &str, boot: &str| Shelf {
+            pools: vec![at.path().join(pool)],
+            boot: at.path().join(boot),
+            ..both.clone()
+        };
+        let mut counted = Vec::new();
+        for turned in [false, true] {
+            alone("first", "one").keep(&one, None).expect("kept");
+            alone("second", "other").keep(&other, None).expect("kept");
+            let mut shelf = both.clone();
+            if turned {
+                shelf.pools.reverse();
+            }
+            let (counts, said) = shelf.read();
+            assert!(said[0].contains("set twice"), "{said:?}");
+            assert_eq!(shelf.read(), (counts.clone(), Vec::new()), "mended");
+            counted.push(counts.expect("one of them"));
+        }
+        assert_eq!(counted[0], counted[1]);
+    }
+
+    #[test]
+    fn what_was_set_in_this_boot_is_told_from_what_a_disk_brings_later() {
+        let at = tempfile::tempdir().expect("a directory");
+        let (old, new) = (kept(&owner(), [9; 32], 3), kept(&owner(), [9; 32], 1));
+        let first = shelf(at.path());
+        let late = Shelf {
+            boot: at.path().join("former boot"),
+            ..first.clone()
+        };
+        late.keep(&old, None).expect("kept");
+        assert_eq!(first.read().0, Some(old.clone()));
+        assert_eq!(first.set_now(), None);
+        first.keep(&new, Some(&old)).expect("kept");
+        first.mark_now(&new);
+        assert_eq!(first.set_now(), Some(new.clone()));
+        first.forget(&new, Some(&old));
+        assert_eq!(first.read().0, Some(old));
     }
 
     #[test]

@@ -4,10 +4,12 @@
 //! Refuses: a change that is not whole, and one that nobody has reached the node by. What is not confirmed is on no disk: a power
 //! cut, or the end of this agent, takes it back too.
 //!
-//! States: rest → proposed (the answer is on its way) → used (since, until) → rest.
+//! States: rest → proposed (the answer is on its way) → used (since, until) → rest. While a confirmed change is on its way to the
+//! disks it is used still: its time runs on, and what a disk takes after that is taken from it again (`writing`).
 
 mod desk;
 mod kept;
+mod writing;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -24,36 +26,48 @@ use types::trouble::Code;
 pub(crate) use desk::Desk;
 pub(crate) use kept::{Kept, Shelf};
 
+use super::server::{refusal, restarting};
 use super::troubles;
 use super::uplink;
 use crate::options::{self, Network, Options};
+use writing::{Then, Writing};
 
 /// Requests that wait for their turn: one person's, or one program's.
 pub(crate) const ASKED_MAX: usize = 4;
 /// Beside what this boot knows of the node already.
 pub(crate) const KNOWN: &str = "/run/sifr/known";
 
+/// One try of this agent: a version that was taken back may be tried again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Turn(u64);
+
 /// What is asked of the loop.
 pub(crate) enum Ask {
     Propose {
         envelope: Vec<u8>,
-        reply: oneshot::Sender<Result<Trial, Refusal>>,
+        reply: oneshot::Sender<Result<(Trial, Turn), Refusal>>,
     },
     /// Who proposed it has the answer.
-    Begin { version: u64 },
+    Begin { turn: Turn },
     Confirm {
         version: u64,
         /// Of the connection that it came over.
         connected: Instant,
         reply: oneshot::Sender<Result<Confirmed, Refusal>>,
     },
-    /// Back at once.
-    End { version: u64 },
+    /// Which try that is. Nothing changes.
+    Find {
+        version: u64,
+        reply: oneshot::Sender<Result<Turn, Refusal>>,
+    },
+    /// Back at once: who asked for it has the answer.
+    End { turn: Turn },
 }
 
 /// A change that is being tried.
 #[derive(Debug)]
 struct Tried {
+    turn: Turn,
     change: Kept,
     network: Network,
     confirm: Duration,
@@ -74,12 +88,17 @@ pub(crate) struct Changes {
     durable: bool,
     /// What the node was booted with.
     booted: Network,
-    /// Up to this version, changes do not count in this boot.
-    reset: Option<u64>,
+    /// What was set before this boot does not count in it.
+    reset: bool,
+    /// Set in this boot, the newest.
+    now: Option<Kept>,
     kept: Option<Kept>,
     /// What counts while nothing is tried.
     network: Network,
     tried: Option<Tried>,
+    /// The tries so far.
+    turns: u64,
+    writing: Option<Writing>,
     note: Option<String>,
     info: watch::Sender<NodeInfo>,
 }
@@ -101,17 +120,20 @@ impl Changes {
             boot: boot.to_owned(),
             owner,
             node,
+            disk: kept::Disk::default(),
         };
         let (kept, problems) = shelf.read();
-        let reset = options.network_reset.then(|| shelf.reset(kept.as_ref()));
         let mut changes = Self {
+            now: shelf.set_now(),
             shelf,
             durable,
             booted: options.network.clone(),
-            reset,
+            reset: options.network_reset,
             kept: None,
             network: options.network.clone(),
             tried: None,
+            turns: 0,
+            writing: None,
             note: None,
             info,
         };
@@ -138,14 +160,14 @@ impl Changes {
         loop {
             let until = self.tried.as_ref().and_then(|tried| tried.used);
             tokio::select! {
+                // What a disk has taken in time counts, and a confirmation that waits in the queue comes too late.
+                biased;
+                done = writing::done(&mut self.writing) => self.written(done),
+                () = over(until) => self.late(&links).await,
                 ask = asked.recv() => match ask {
                     Some(ask) => self.hear(ask, &links).await,
                     None => return,
                 },
-                () = over(until) => {
-                    let seconds = self.tried.as_ref().map_or(0, |tried| tried.confirm.as_secs());
-                    self.back(&links, &format!("not confirmed within {seconds} s")).await;
-                }
             }
             self.publish();
         }
@@ -157,16 +179,17 @@ impl Changes {
             Ask::Propose { envelope, reply } => {
                 let _ = reply.send(self.propose(envelope, links).await);
             }
-            Ask::Begin { version } => self.begin(version, links).await,
+            Ask::Begin { turn } => self.begin(turn, links).await,
             Ask::Confirm {
                 version,
                 connected,
                 reply,
-            } => {
-                let _ = reply.send(self.confirm(version, connected).await);
+            } => self.confirm(version, connected, reply),
+            Ask::Find { version, reply } => {
+                let _ = reply.send(self.find(version).map(|tried| tried.turn));
             }
-            Ask::End { version } => {
-                if self.is_tried(version) {
+            Ask::End { turn } => {
+                if self.tried.as_ref().is_some_and(|tried| tried.turn == turn) {
                     self.back(links, "taken back by the owner").await;
                 }
             }
@@ -177,9 +200,17 @@ impl Changes {
         self.kept.as_ref().map_or(0, |kept| kept.version)
     }
 
-    fn is_tried(&self, version: u64) -> bool {
-        let mut tried = self.tried.iter();
-        tried.any(|tried| tried.change.version == version)
+    /// The change that is being tried, which must be this one.
+    fn find(&self, version: u64) -> Result<&Tried, Refusal> {
+        let message = match &self.tried {
+            Some(tried) if tried.change.version == version => return Ok(tried),
+            Some(tried) => format!("version {} is being tried", tried.change.version),
+            None => format!(
+                "no change is being tried: version {version} {}",
+                self.note.as_deref().unwrap_or("is not known")
+            ),
+        };
+        Err(refusal(RefusalCode::Conflict, message))
     }
 
     /// Takes a change that the machine can do. It is used when its answer has been read.
@@ -187,13 +218,17 @@ impl Changes {
         &mut self,
         envelope: Vec<u8>,
         links: &mpsc::Sender<uplink::Ask>,
-    ) -> Result<Trial, Refusal> {
+    ) -> Result<(Trial, Turn), Refusal> {
         if let Some(tried) = &self.tried {
             let message = format!(
                 "version {} is being tried: confirm it, or `sifr node network revert`",
                 tried.change.version
             );
             return Err(refusal(RefusalCode::Conflict, message));
+        }
+        if self.writing.is_some() {
+            let message = "a disk has not answered since the last change was to be kept: look at `sifr node info`, and try again";
+            return Err(refusal(RefusalCode::DiskSilent, message));
         }
         let signed = (self.shelf.owner, self.shelf.node);
         let (change, own) = judge(&envelope, signed, self.version())?;
@@ -216,7 +251,10 @@ impl Changes {
             "version {version} of the network is taken, to be confirmed within {confirm_s} s"
         );
         self.note = None;
+        self.turns += 1;
+        let turn = Turn(self.turns);
         self.tried = Some(Tried {
+            turn,
             change: Kept {
                 version,
                 options: change.options,
@@ -226,16 +264,17 @@ impl Changes {
             confirm: Duration::from_secs(confirm_s.into()),
             used: None,
         });
-        Ok(Trial {
+        let trial = Trial {
             version,
             confirm_s,
             until_uptime_ms: None,
-        })
+        };
+        Ok((trial, turn))
     }
 
-    async fn begin(&mut self, version: u64, links: &mpsc::Sender<uplink::Ask>) {
+    async fn begin(&mut self, turn: Turn, links: &mpsc::Sender<uplink::Ask>) {
         let tried = self.tried.as_mut();
-        let Some(tried) = tried.filter(|t| t.change.version == version && t.used.is_none()) else {
+        let Some(tried) = tried.filter(|t| t.turn == turn && t.used.is_none()) else {
             return;
         };
         let refused = lead(links, &tried.network).await;
@@ -253,48 +292,91 @@ impl Changes {
     }
 
     /// Over a connection that was made while the change was used: then the node can be reached so.
-    async fn confirm(&mut self, version: u64, connected: Instant) -> Result<Confirmed, Refusal> {
-        let confirmed = Confirmed {
+    fn confirm(
+        &mut self,
+        version: u64,
+        connected: Instant,
+        reply: oneshot::Sender<Result<Confirmed, Refusal>>,
+    ) {
+        let change = match self.confirmable(version, connected) {
+            Ok(Some(change)) => change,
+            Ok(None) => {
+                // Its answer was lost. Whoever does not wait for this one either asks again.
+                let _ = reply.send(Ok(self.confirmed(version)));
+                return;
+            }
+            Err(refused) => {
+                let _ = reply.send(Err(refused));
+                return;
+            }
+        };
+        match &mut self.writing {
+            Some(writing) => writing.wait(reply),
+            None => {
+                let former = self.kept.clone();
+                self.writing = Some(Writing::keep(&self.shelf, change, former, reply));
+            }
+        }
+    }
+
+    fn confirmed(&self, version: u64) -> Confirmed {
+        Confirmed {
             version,
             durable: self.durable,
-        };
-        let Some(tried) = &self.tried else {
-            if version == self.version() {
-                // Its answer was lost.
-                return Ok(confirmed);
-            }
-            let message = format!(
-                "no change waits for its confirmation: version {version} {}",
-                self.note.as_deref().unwrap_or("is not known")
-            );
-            return Err(refusal(RefusalCode::Conflict, message));
-        };
-        if tried.change.version != version {
-            let message = format!("version {} is being tried", tried.change.version);
-            return Err(refusal(RefusalCode::Conflict, message));
         }
+    }
+
+    /// `None`: it is kept already.
+    fn confirmable(&self, version: u64, connected: Instant) -> Result<Option<Kept>, Refusal> {
+        if self.tried.is_none() && version == self.version() {
+            return Ok(None);
+        }
+        let tried = self.find(version)?;
         if tried.used.is_none_or(|used| connected < used.since) {
             return Err(refusal(
                 RefusalCode::Conflict,
                 "a change is confirmed over a connection that was made while it was used: connect anew",
             ));
         }
-        let (shelf, change) = (self.shelf.clone(), tried.change.clone());
-        let former = self.kept.clone();
-        let written = tokio::task::spawn_blocking(move || {
-            shelf.keep(&change, former.as_ref())?;
-            Ok(change)
-        });
-        let written = written.await.map_err(|error| error.to_string());
-        let change = written.flatten().map_err(|why: String| {
-            let message = format!("the change cannot be kept, and is taken back: {why}");
-            refusal(RefusalCode::Internal, message)
-        })?;
-        self.tried = None;
-        self.count(Some(change));
-        troubles::over(&self.info, Code::NetworkUnset);
-        log::info!("version {version} of the network is confirmed and kept");
-        Ok(confirmed)
+        Ok(Some(tried.change.clone()))
+    }
+
+    /// The disks have taken the change, or will not.
+    fn written(&mut self, done: Result<(), String>) {
+        let Some(writing) = self.writing.take() else {
+            return;
+        };
+        match (writing.then, done) {
+            (Then::Answer(waiting), Ok(())) => {
+                let version = writing.change.version;
+                self.tried = None;
+                self.shelf.mark_now(&writing.change);
+                self.now = Some(writing.change.clone());
+                self.count(Some(writing.change));
+                troubles::over(&self.info, Code::NetworkUnset);
+                log::info!("version {version} of the network is confirmed and kept");
+                writing::tell(waiting, &Ok(self.confirmed(version)));
+            }
+            (Then::Answer(waiting), Err(why)) => {
+                let message = format!("the change cannot be kept, and is taken back: {why}");
+                writing::tell(waiting, &Err(refusal(RefusalCode::Internal, message)));
+            }
+            // What counts has not been what they took for a while.
+            (Then::Forget, Ok(())) => {
+                self.writing = Some(Writing::forget(&self.shelf, writing.change, writing.former));
+            }
+            (Then::Forget, Err(_)) | (Then::Rest, _) => {}
+        }
+    }
+
+    async fn late(&mut self, links: &mpsc::Sender<uplink::Ask>) {
+        let tried = self.tried.as_ref();
+        let seconds = tried.map_or(0, |tried| tried.confirm.as_secs());
+        let why = match &self.writing {
+            None => format!("not confirmed within {seconds} s"),
+            Some(_) => format!("not kept within {seconds} s: a disk does not answer"),
+        };
+        self.back(links, &why).await;
     }
 
     /// What counted before counts again.
@@ -303,6 +385,9 @@ impl Changes {
             return;
         };
         let note = format!("version {} was {why}", tried.change.version);
+        if let Some(writing) = &mut self.writing {
+            writing.give_up(&refusal(RefusalCode::Conflict, note.clone()));
+        }
         log::warn!("the network is what it was: {note}");
         self.note = Some(note);
         if tried.used.is_some() {
@@ -313,15 +398,18 @@ impl Changes {
 
     /// Makes it what counts. Says where it cannot be.
     fn count(&mut self, kept: Option<Kept>) -> Option<String> {
-        let (network, unused) = match &kept {
+        let counts = match self.reset {
+            true => &self.now,
+            false => &kept,
+        };
+        if let Some(kept) = kept.as_ref().filter(|_| *counts != kept) {
+            self.note = Some(format!(
+                "version {} does not count in this boot, which was told sifr.net=reset",
+                kept.version
+            ));
+        }
+        let (network, unused) = match counts {
             None => (self.booted.clone(), None),
-            Some(kept) if self.reset.is_some_and(|reset| kept.version <= reset) => {
-                let (version, reset) = (kept.version, "sifr.net=reset");
-                self.note = Some(format!(
-                    "version {version} does not count in this boot, which was told {reset}"
-                ));
-                (self.booted.clone(), None)
-            }
             Some(kept) if kept.options.is_empty() => (self.booted.clone(), None),
             Some(kept) => match options::of_the_owner(&kept.options) {
                 Ok(network) => (network, None),
@@ -409,20 +497,6 @@ async fn over(used: Option<Used>) {
         Some(used) => tokio::time::sleep_until(used.until).await,
         None => std::future::pending().await,
     }
-}
-
-fn refusal(code: RefusalCode, message: impl Into<String>) -> Refusal {
-    Refusal {
-        code,
-        message: message.into(),
-    }
-}
-
-fn restarting() -> Refusal {
-    refusal(
-        RefusalCode::Restarting,
-        "the node agent is restarting: try again",
-    )
 }
 
 #[cfg(test)]

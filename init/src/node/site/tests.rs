@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::rc::Rc;
+use std::sync::{Arc, Mutex};
 
 use api::SecretKey;
 use tokio::task::LocalSet;
@@ -42,12 +43,17 @@ struct Stage {
 
 impl Stage {
     fn begin(at: &Path, boot: &str, cmdline: &str) -> Self {
+        Self::begin_with(at, boot, cmdline, kept::Disk::default())
+    }
+
+    fn begin_with(at: &Path, boot: &str, cmdline: &str, disk: kept::Disk) -> Self {
         let mut info = crate::node::dashboard::tests::info();
         (info.owner, info.durable) = (Some(owner().public()), true);
         let info = watch::channel(info).0;
         let pools = vec![at.join("pool")];
         let options = options::parse(cmdline);
-        let changes = Changes::open(pools, &at.join(boot), &options, info.clone());
+        let mut changes = Changes::open(pools, &at.join(boot), &options, info.clone());
+        changes.shelf.disk = disk;
         let (asks, asked) = mpsc::channel(ASKED_MAX);
         let (links, mut heard) = mpsc::channel(ASKED_MAX);
         let led = Rc::new(RefCell::new(vec![changes.network().clone()]));
@@ -75,7 +81,7 @@ impl Stage {
         Self { asks, led, info }
     }
 
-    async fn propose(&self, envelope: Vec<u8>) -> Result<Trial, Refusal> {
+    async fn propose(&self, envelope: Vec<u8>) -> Result<(Trial, Turn), Refusal> {
         let (reply, answer) = oneshot::channel();
         let ask = Ask::Propose { envelope, reply };
         self.asks.send(ask).await.expect("the loop lives");
@@ -87,8 +93,8 @@ impl Stage {
     }
 
     async fn use_sealed(&self, envelope: Vec<u8>) {
-        let version = self.propose(envelope).await.expect("taken").version;
-        self.tell(Ask::Begin { version }).await;
+        let (_, turn) = self.propose(envelope).await.expect("taken");
+        self.tell(Ask::Begin { turn }).await;
         self.until(|n| {
             n.trial
                 .as_ref()
@@ -98,6 +104,17 @@ impl Stage {
     }
 
     async fn confirm(&self, version: u64, connected: Instant) -> Result<Confirmed, Refusal> {
+        self.confirming(version, connected)
+            .await
+            .await
+            .expect("answered")
+    }
+
+    async fn confirming(
+        &self,
+        version: u64,
+        connected: Instant,
+    ) -> oneshot::Receiver<Result<Confirmed, Refusal>> {
         let (reply, answer) = oneshot::channel();
         self.tell(Ask::Confirm {
             version,
@@ -105,6 +122,12 @@ impl Stage {
             reply,
         })
         .await;
+        answer
+    }
+
+    async fn find(&self, version: u64) -> Result<Turn, Refusal> {
+        let (reply, answer) = oneshot::channel();
+        self.tell(Ask::Find { version, reply }).await;
         answer.await.expect("answered")
     }
 
@@ -173,10 +196,10 @@ async fn what_is_not_confirmed_in_its_time_is_taken_back_and_is_on_no_disk() {
 async fn a_confirmation_counts_over_a_connection_that_was_made_while_the_change_was_used() {
     play("", async |stage, at| {
         let before = Instant::now();
-        stage.propose(sealed(1, DEFAULT)).await.expect("taken");
+        let (_, turn) = stage.propose(sealed(1, DEFAULT)).await.expect("taken");
         let early = stage.confirm(1, Instant::now()).await;
         assert_eq!(early.expect_err("not used").code, RefusalCode::Conflict);
-        stage.tell(Ask::Begin { version: 1 }).await;
+        stage.tell(Ask::Begin { turn }).await;
         stage.until(|n| !n.options.is_empty()).await;
         let old = stage.confirm(1, before).await;
         assert!(old.expect_err("old").message.contains("connect anew"));
@@ -287,9 +310,13 @@ async fn the_owner_takes_a_change_back_at_once_and_a_kept_one_by_an_empty_one() 
     play("sifr.net.eth0.address=198.51.100.7/24", async |stage, _| {
         let begin = Instant::now();
         stage.used(1, DEFAULT).await;
-        stage.tell(Ask::End { version: 2 }).await;
-        stage.tell(Ask::End { version: 1 }).await;
+        let other = stage.find(2).await.expect_err("another");
+        assert_eq!(other.code, RefusalCode::Conflict);
+        let turn = stage.find(1).await.expect("it is tried");
+        stage.tell(Ask::End { turn }).await;
         stage.until(|n| n.trial.is_none()).await;
+        let gone = stage.find(1).await.expect_err("it is tried no more");
+        assert!(gone.message.contains("taken back by the owner"), "{gone:?}");
         assert!(begin.elapsed() < Duration::from_secs(WITHIN.into()));
         assert_eq!(stage.address(), "198.51.100.7/24");
         stage.used(1, DEFAULT).await;
@@ -309,8 +336,8 @@ async fn what_the_kernel_refuses_is_taken_back_at_once_and_confirmed_by_nobody()
         "sifr.net.eth0.address=198.51.100.7/24",
         async |stage, at| {
             let option = format!("sifr.net.eth0.address={REFUSED}");
-            stage.propose(sealed(1, &[&option])).await.expect("taken");
-            stage.tell(Ask::Begin { version: 1 }).await;
+            let (_, turn) = stage.propose(sealed(1, &[&option])).await.expect("taken");
+            stage.tell(Ask::Begin { turn }).await;
             let back = stage.until(|n| n.trial.is_none()).await;
             let note = back.note.expect("said");
             assert!(note.contains("not possible: eth0 cannot have it"), "{note}");
@@ -320,5 +347,93 @@ async fn what_the_kernel_refuses_is_taken_back_at_once_and_confirmed_by_nobody()
             assert!(!at.join("pool").exists());
         },
     )
+    .await;
+}
+
+#[tokio::test]
+async fn a_word_about_a_change_that_is_over_does_not_reach_the_next_of_the_same_version() {
+    play("", async |stage, _| {
+        stage.used(1, DEFAULT).await;
+        let turn = stage.find(1).await.expect("it is tried");
+        stage.tell(Ask::End { turn }).await;
+        stage.until(|n| n.trial.is_none()).await;
+        let other = &["sifr.net.eth0.address=203.0.113.7/24"];
+        stage.propose(sealed(1, other)).await.expect("taken");
+        // Of the first: its connection ended late.
+        stage.tell(Ask::Begin { turn }).await;
+        stage.tell(Ask::End { turn }).await;
+        let next = stage.find(1).await.expect("it stays");
+        assert_ne!(next, turn);
+        assert_eq!(stage.address(), "");
+    })
+    .await;
+}
+
+/// A disk that answers when the test lets it.
+fn slow() -> (kept::Disk, std::sync::mpsc::Sender<()>) {
+    let (answers, may) = std::sync::mpsc::channel();
+    let may = Mutex::new(may);
+    let disk = kept::Disk::default();
+    let waits = move |path: &Path, bytes: &[u8]| {
+        // Once the test has ended it answers at once.
+        let _ = may.lock().expect("whole").recv();
+        (disk.0)(path, bytes)
+    };
+    (kept::Disk(Arc::new(waits)), answers)
+}
+
+#[tokio::test]
+async fn a_disk_that_hangs_holds_up_no_deadline_and_what_it_takes_too_late_is_taken_from_it() {
+    let at = tempfile::tempdir().expect("a directory");
+    let (disk, answers) = slow();
+    let local = LocalSet::new();
+    local
+        .run_until(async {
+            let boot = "sifr.net.eth0.address=198.51.100.7/24";
+            let stage = Stage::begin_with(at.path(), "first", boot, disk);
+            let soon = sealed_within(CONFIRM_MIN_S, 1, DEFAULT);
+            stage.use_sealed(soon).await;
+            let first = stage.confirming(1, Instant::now()).await;
+            let again = stage.confirming(1, Instant::now()).await;
+            let back = stage.until(|n| n.trial.is_none()).await;
+            assert!(back.note.expect("said").contains("a disk does not answer"));
+            assert_eq!(stage.address(), "198.51.100.7/24");
+            for waiting in [first, again] {
+                let refused = waiting.await.expect("answered").expect_err("not kept");
+                assert!(
+                    refused.message.contains("not kept within 5 s"),
+                    "{refused:?}"
+                );
+            }
+            let next = stage
+                .propose(sealed(1, DEFAULT))
+                .await
+                .expect_err("no disk");
+            assert_eq!(next.code, RefusalCode::DiskSilent);
+            // It answers again: what it was to take is taken from it.
+            drop(answers);
+            while stage.propose(sealed(1, DEFAULT)).await.is_err() {
+                tokio::task::yield_now().await;
+            }
+            let next = Stage::begin(at.path(), "second", boot);
+            assert_eq!(next.address(), "198.51.100.7/24");
+            assert_eq!(next.info.borrow().network.version, 0);
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn a_boot_that_resets_counts_nothing_that_a_disk_brings_later_in_it() {
+    play("", async |stage, at| {
+        stage.used(1, DEFAULT).await;
+        stage.confirm(1, Instant::now()).await.expect("confirmed");
+        // The first agent of the boot opens no pool, the second does.
+        let reset = "sifr.net=reset sifr.net.eth0.address=198.51.100.7/24";
+        std::fs::rename(at.join("pool"), at.join("away")).expect("away");
+        let address = || Stage::begin(at, "second", reset).address();
+        assert_eq!(address(), "198.51.100.7/24");
+        std::fs::rename(at.join("away"), at.join("pool")).expect("back");
+        assert_eq!(address(), "198.51.100.7/24");
+    })
     .await;
 }
