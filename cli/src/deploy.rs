@@ -26,6 +26,7 @@ use crate::home::Pin;
 use crate::push::{Images, LocalImage, Pushed};
 use crate::salt;
 use crate::screen::Screen;
+use crate::sites;
 use crate::source::Source;
 use crate::spec::{self, Draft};
 
@@ -134,7 +135,7 @@ pub(crate) async fn send(
         node: client.node(),
         name: name.clone(),
         version,
-        action: Action::Deploy(deployment.clone()),
+        action: Action::Deploy(sites::sealed_to(&client.node(), deployment)?),
     };
     let envelope = sealed(context, &statement)?;
     let mut pushed = Pushed::default();
@@ -224,6 +225,8 @@ fn wanted(
         deployment,
         fleet,
     } = draft;
+    let mut deployment = deployment;
+    sites::bring(&mut deployment, base)?;
     let name = options.name.or(name).ok_or_else(|| {
         Usage(format!(
             "{} gives the deployment no name: add `name:` to it, or use --name",
@@ -312,6 +315,7 @@ fn from_options(
         Deployment {
             accept_volatile: false,
             workloads,
+            ingress: Default::default(),
             remove: Default::default(),
             destroy: Default::default(),
         },
@@ -383,6 +387,10 @@ pub(crate) fn acknowledged(ack: &Ack, node: &Name, deployment: &Deployment, pin:
                 port.node, port.machine
             ));
         }
+    }
+    for (host, site) in &deployment.ingress {
+        let scheme = if site.tls.is_some() { "https" } else { "http" };
+        text.push_str(&format!("{scheme}://{host}/\n"));
     }
     text
 }

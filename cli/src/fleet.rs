@@ -9,6 +9,7 @@ use std::net::{IpAddr, SocketAddr};
 use serde_json::{Map, Value};
 use types::Name;
 use types::deployment::{Deployment, Machine, Workload};
+use types::ingress::{Host, Site};
 
 use crate::failure::Usage;
 use crate::spec::{SpecError, at, label, object};
@@ -105,6 +106,7 @@ impl Fleet {
         let mut put = |node: &Name, name: &Name, workload: &Workload| {
             let empty = || Deployment {
                 workloads: BTreeMap::new(),
+                ingress: Default::default(),
                 ..whole.clone()
             };
             let part = parts.entry(node.clone()).or_insert_with(empty);
@@ -134,7 +136,31 @@ impl Fleet {
                 },
             }
         }
+        for (host, site) in &whole.ingress {
+            let node = self.node_of_site(whole, host, site)?;
+            let part = parts.get_mut(node).expect("it has a machine there");
+            part.ingress.insert(host.clone(), site.clone());
+        }
         Ok(parts)
+    }
+
+    /// The node of all machines behind a name.
+    fn node_of_site(&self, whole: &Deployment, host: &Host, site: &Site) -> Result<&Name, Usage> {
+        let behind = |name: &Name| site.backends().any(|backend| backend.machine == *name);
+        let machines = whole.machines().filter(|(name, _)| behind(name));
+        let nodes = machines.map(|(name, machine)| self.node_of(name, machine));
+        let nodes = nodes.collect::<Result<BTreeSet<&Name>, Usage>>()?;
+        let listed: Vec<&str> = nodes.iter().map(|node| node.as_str()).collect();
+        match listed[..] {
+            [_] => Ok(nodes.into_iter().next().expect("one")),
+            [] => Err(Usage(format!(
+                "ingress.{host}: name machines of this file in `to`"
+            ))),
+            _ => Err(Usage(format!(
+                "ingress.{host}: its machines are on several nodes ({}), and a name leads to those of one: give each node a name of its own",
+                listed.join(", ")
+            ))),
+        }
     }
 
     fn node_of(&self, name: &Name, machine: &Machine) -> Result<&Name, Usage> {

@@ -26,6 +26,7 @@ use crate::failure::{TimedOut, Usage};
 use crate::network_get::{PEERS, peers};
 use crate::patience::Patience;
 use crate::screen::table;
+use crate::sites;
 use crate::volumes;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -456,6 +457,11 @@ fn detail(status: &DeploymentStatus) -> String {
     if !peers.is_empty() {
         out.push_str(&format!("\n\n{}", table(PEERS, &peers)));
     }
+    let sites = sites::rows(status);
+    if !sites.is_empty() {
+        let headings = ["NAME", "SERVED BY", "ANSWERED", "SERVED"];
+        out.push_str(&format!("\n\n{}", table(headings, &sites)));
+    }
     for condition in &status.conditions {
         let (code, message) = (condition.code, crate::screen::clean(&condition.message));
         out.push_str(&format!(
@@ -686,6 +692,7 @@ mod tests {
             volumes: Default::default(),
             networks: Default::default(),
             pools: Default::default(),
+            ingress: Default::default(),
             conditions: Vec::new(),
         }
     }

@@ -32,6 +32,7 @@ mod refused;
 mod salt;
 mod screen;
 mod site;
+mod sites;
 mod source;
 mod spec;
 mod transfer;

@@ -12,13 +12,20 @@ use types::deployment::{Deployment, Machine, ONLY_WORKLOAD, Workload};
 use types::{Digest, Name};
 
 use crate::fleet::Fleet;
-use crate::{addresses, args, cards, mounts};
+use crate::{addresses, args, cards, mounts, sites};
 
 /// Longest deployment file: far more than an envelope holds.
 pub(crate) const FILE_MAX: u64 = 1 << 20;
 
 /// Fields that stand beside `workloads` or beside the single machine.
-const TOP_FIELDS: [&str; 5] = ["name", "accept_volatile", "workloads", "remove", "destroy"];
+const TOP_FIELDS: [&str; 6] = [
+    "name",
+    "accept_volatile",
+    "workloads",
+    "ingress",
+    "remove",
+    "destroy",
+];
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum SpecError {
@@ -59,6 +66,7 @@ pub(crate) fn parse(yaml: &str, resolve: Resolve<'_>) -> Result<Draft, SpecError
         Some(_) => return Err(at("accept_volatile", "write true or false")),
     };
     let (remove, destroy) = (names(&mut top, "remove")?, names(&mut top, "destroy")?);
+    let ingress = top.remove("ingress").map(sites::sites).transpose()?;
     let workloads = match top.remove("workloads") {
         Some(workloads) => object("workloads", workloads)?,
         None if top.contains_key("image") => Map::from_iter([(
@@ -79,6 +87,7 @@ pub(crate) fn parse(yaml: &str, resolve: Resolve<'_>) -> Result<Draft, SpecError
     let mut deployment = Deployment {
         accept_volatile,
         workloads: Default::default(),
+        ingress: ingress.unwrap_or_default(),
         remove,
         destroy,
     };

@@ -1,4 +1,4 @@
-//! `/init`: PID 1 of a node, and the two roles that it starts from the same binary.
+//! `/init`: PID 1 of a node, and the three roles that it starts from the same binary.
 //!
 //! Owns: the choice of the role. Refuses: everything else.
 #![forbid(unsafe_code)]
@@ -7,8 +7,10 @@ mod chunks;
 mod console;
 #[cfg(any(test, feature = "fuzz"))]
 pub mod fuzz;
+mod ingress;
 mod node;
 mod options;
+mod packets;
 mod phase;
 mod pid1;
 mod room;
@@ -20,9 +22,10 @@ pub fn main() -> std::process::ExitCode {
         None if std::process::id() == 1 => pid1::run(),
         Some("node") => node::run(),
         Some("chunks") => chunks::run(),
+        Some("ingress") => ingress::run(),
         _ => {
             eprintln!(
-                "init is PID 1 of a Sifr node; its roles `node` and `chunks` are started by it"
+                "init is PID 1 of a Sifr node; its roles `node`, `chunks` and `ingress` are started by it"
             );
             std::process::ExitCode::FAILURE
         }

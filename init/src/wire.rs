@@ -17,6 +17,8 @@ pub(crate) const PACKET_MAX: usize = 64 << 10;
 pub(crate) const FDS_MAX: usize = 64;
 /// uid and gid of the chunk daemon: nothing else has it. 99999 is a group of VMMs, 100000 the first of them.
 pub(crate) const CHUNKS_ID: u32 = 99_998;
+/// uid and gid of the ingress process.
+pub(crate) const INGRESS_ID: u32 = 99_997;
 /// VM slots: uid = gid = 100000 + slot.
 pub(crate) const SLOTS_MAX: u16 = 4096;
 

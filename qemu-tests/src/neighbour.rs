@@ -14,6 +14,7 @@ use image::paths::Paths;
 use crate::{archive, userland};
 
 mod attack;
+mod web;
 
 const PROGRAM_NAME: &str = "neighbour";
 /// Between two words on a connection that is kept.
@@ -39,6 +40,7 @@ pub fn main() -> Result<()> {
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     match &words[..] {
         ["udp", port] => echo(port.parse().context("a port")?),
+        ["web", name, port] => web::serve(name, port.parse().context("a port")?),
         ["tcp", port] => answer(port.parse().context("a port")?),
         ["hold", address, port] => hold(address.parse().context("an address")?, port.parse()?),
         ["attack", link] => attack::all(link),

@@ -154,7 +154,7 @@ fn certify(home: &Path) -> Result<()> {
 }
 
 /// RFC 7468, in one line: those who read it take that, too.
-pub(crate) fn pem(what: &str, der: &[u8]) -> String {
+pub fn pem(what: &str, der: &[u8]) -> String {
     let body = BASE64_STANDARD.encode(der);
     format!("-----BEGIN {what}-----\n{body}\n-----END {what}-----\n")
 }

@@ -139,6 +139,7 @@ impl Node {
             volumes: Default::default(),
             networks: Default::default(),
             pools: Default::default(),
+            ingress: Default::default(),
             conditions: Vec::new(),
         })
     }
@@ -169,6 +170,7 @@ impl Node {
         let previous = previous.unwrap_or(Deployment {
             accept_volatile: true,
             workloads: [].into(),
+            ingress: Default::default(),
             remove: [].into(),
             destroy: [].into(),
         });

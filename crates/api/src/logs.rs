@@ -125,6 +125,7 @@ mod tests {
                 volumes: Default::default(),
                 networks: Default::default(),
                 pools: Default::default(),
+                ingress: Default::default(),
                 conditions: Vec::new(),
             };
             assert_eq!(goes_on(&status, &web), more, "{state:?} {desired:?}");

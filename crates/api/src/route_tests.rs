@@ -304,6 +304,7 @@ fn status(desired: Desired, states: &[State]) -> DeploymentStatus {
         volumes: Default::default(),
         networks: Default::default(),
         pools: Default::default(),
+        ingress: Default::default(),
         conditions: Vec::new(),
     }
 }

@@ -117,6 +117,7 @@ mod tests {
                         volumes: Default::default(),
                         networks: Default::default(),
                         pools: Default::default(),
+                        ingress: Default::default(),
                         conditions: Vec::new(),
                     }))
                 }

@@ -9,6 +9,7 @@ use std::num::NonZeroU8;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use types::network::{RANGES, SUBNET_PREFIX};
 use types::{Cidr, Cidr6, Mac};
 
@@ -374,6 +375,17 @@ pub fn dns_sockets(network: &Network) -> Result<dns::Sockets, Error> {
             "listen for DNS in namespace {}",
             network.name
         )))
+    })
+}
+
+/// Unconnected TCP sockets in the network, non-blocking: what is connected with one comes from the gateway's address.
+pub fn tcp_sockets(network: &Network, count: usize) -> Result<Vec<OwnedFd>, Error> {
+    let operation = || format!("make sockets in namespace {}", network.name);
+    within(existing(network)?, || {
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let make = || socket(AddressFamily::Inet, SockType::Stream, flags, None);
+        let all: nix::Result<Vec<OwnedFd>> = (0..count).map(|_| make()).collect();
+        all.map_err(Error::errno(operation()))
     })
 }
 

@@ -9,6 +9,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::address::{self, AddressError, Pool, Wanted};
+use crate::ingress::{self, IngressError, Sites};
 use crate::limits::Limits;
 use crate::network::{self, Card, Network, NetworkError};
 use crate::node::DiskClass;
@@ -87,6 +88,9 @@ pub struct Deployment {
     #[serde(default)]
     pub accept_volatile: bool,
     pub workloads: BTreeMap<Name, Workload>,
+    /// Names under which its machines are reached by HTTP and TLS. They come and go with each version, as ports do.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub ingress: Sites,
     /// Workloads of the version before that go now, with their disks. One that is neither here nor in
     /// `workloads` makes the node refuse the statement: leaving out is not removing. Naming one that has
     /// gone already is no error, so that a file can stay as it is.
@@ -300,6 +304,7 @@ pub enum SpecError {
     Network(#[from] NetworkError),
     #[error(transparent)]
     Address(#[from] AddressError),
+    Ingress(#[from] IngressError),
     #[error("version 0 does not exist: the first version of a deployment is 1")]
     Version,
 }
@@ -357,6 +362,7 @@ impl Deployment {
         volume::check(self)?;
         network::check(self)?;
         address::check(self)?;
+        ingress::check(self)?;
         Ok(())
     }
 

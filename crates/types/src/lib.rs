@@ -14,6 +14,7 @@ pub mod flist;
 pub mod guest;
 pub mod health;
 pub mod id;
+pub mod ingress;
 pub mod limits;
 pub mod links;
 pub mod mesh;

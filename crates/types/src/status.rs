@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::address::{Kind, Range};
 use crate::deployment::Port;
+use crate::ingress::Host;
 use crate::trouble::Code;
 use crate::{Bytes, Cidr, Digest, Name, PublicKey};
 
@@ -38,6 +39,8 @@ pub struct DeploymentStatus {
     pub networks: BTreeMap<Name, NetworkStatus>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub pools: BTreeMap<Name, PoolStatus>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub ingress: BTreeMap<Host, SiteStatus>,
     /// What threatens its machines and volumes although they are as they should be.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
@@ -50,6 +53,23 @@ pub struct PoolStatus {
     pub range: Range,
     /// As DEPLOYMENT/WORKLOAD.
     pub used: BTreeMap<IpAddr, String>,
+}
+
+/// A name under which machines are reached.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct SiteStatus {
+    /// Whether each back end answers. `None`: nobody has asked it yet.
+    pub backends: BTreeMap<String, Option<bool>>,
+    /// Seconds since 1970 at which the certificate ends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate_ends: Option<u64>,
+    /// One sentence: why it is not served as it should be.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+    /// Requests that were answered, by the hundreds of their code: index 0 has those of 1xx. Of TLS that is passed through the
+    /// connections, among those of 2xx.
+    #[serde(default)]
+    pub answered: [u64; 5],
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]

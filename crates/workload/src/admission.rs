@@ -16,6 +16,7 @@ use crate::desired::{Desired, Key, Phase, Target, Verified, udp_ports};
 use crate::placement::{Place, Shelf};
 
 mod disks;
+mod sites;
 mod volumes;
 
 pub use disks::{Placement, items, left};
@@ -191,6 +192,7 @@ pub fn admit(
             check_ids(&key, deployment, desired)?;
             check_ports(&key, deployment, desired)?;
             check_mesh_ports(&key, deployment, desired)?;
+            sites::check(&key, deployment, desired)?;
             check_capacity(&key, deployment, node, desired)?;
             placement = disks::check(&key, deployment, node, desired, &|flist| image(flist).size)?;
             check_images(deployment, &image)?;

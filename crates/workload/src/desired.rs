@@ -4,8 +4,10 @@
 //! Refuses: judging a statement (`admission` does) and doing anything about it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use types::deployment::{Action, Deployment, Machine, Protocol, Statement, Workload};
+use types::ingress::{Host, Site};
 use types::status;
 use types::volume::Volume;
 use types::{Digest, Name, PublicKey, VmId, VolumeId};
@@ -53,6 +55,8 @@ pub struct Target {
     pub volumes: BTreeMap<Name, History>,
     /// [`launch_digest`] of each machine: asked for at every turn of the loop, of every machine of the node.
     launches: BTreeMap<Name, Digest>,
+    /// Shared with who serves them: certificates are long.
+    pub sites: BTreeMap<Host, Arc<Site>>,
 }
 
 /// What is to become of one volume beside its size. Versions are those of the statements.
@@ -169,6 +173,7 @@ impl Target {
             start: 0,
             volumes: BTreeMap::new(),
             launches: BTreeMap::new(),
+            sites: BTreeMap::new(),
         });
         target.version = version;
         match &statement.action {
@@ -179,6 +184,8 @@ impl Target {
                     (name.clone(), launch_digest(machine, target.incarnation))
                 };
                 target.launches = deployment.machines().map(digest).collect();
+                let site = |(host, site): (&Host, &Site)| (host.clone(), Arc::new(site.clone()));
+                target.sites = deployment.ingress.iter().map(site).collect();
                 target.phase = Phase::Running(deployment.clone());
             }
             Action::Stop => {
@@ -202,6 +209,7 @@ impl Target {
                 (target.incarnation, target.restart, target.start) = (version, 0, 0);
                 target.volumes.clear();
                 target.launches.clear();
+                target.sites.clear();
             }
             Action::Snapshot { volume, snapshot } => {
                 let history = target.volumes.entry(volume.clone()).or_default();

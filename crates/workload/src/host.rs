@@ -5,10 +5,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use types::address::{Allow, Kind, Wanted};
 use types::deployment::{Machine, Port};
+use types::ingress::{self, Site};
 use types::mesh::Mesh;
 use types::network::DEFAULT_NETWORK;
 use types::status::Exit;
@@ -371,6 +373,17 @@ pub struct Places {
     pub machines: BTreeMap<VmId, Placed>,
     /// Networks that go on on other nodes, with or without machines here.
     pub meshes: Vec<PlacedMesh>,
+    /// Names, with or without machines that run.
+    pub sites: BTreeMap<ingress::Host, PlacedSite>,
+}
+
+/// A name under which machines are reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlacedSite {
+    pub key: Key,
+    pub site: Arc<Site>,
+    /// Where its machines are that have a place.
+    pub machines: BTreeMap<Name, Ipv4Addr>,
 }
 
 /// A network across nodes, as far as it is on this one.

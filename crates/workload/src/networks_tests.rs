@@ -166,3 +166,32 @@ fn a_machine_that_is_on_the_default_network_alone_is_the_same_with_and_without_i
     let other = with(&SIDES, &[("web", &["front"])]);
     assert_ne!(digest(&one), digest(&other));
 }
+
+#[test]
+fn a_name_leads_to_its_machines_without_starting_any_again_and_stays_while_they_are_stopped() {
+    let mut world = start(with(&[], &[("web", &[]), ("db", &[])]));
+    let mut named = with(&[], &[("web", &[]), ("db", &[])]);
+    let host: types::ingress::Host = "a.test".parse().expect("a host");
+    let site = r#"{"routes":[{"to":["web:80"]}]}"#;
+    named
+        .ingress
+        .insert(host.clone(), serde_json::from_str(site).expect("a site"));
+    world.say(Action::Deploy(named));
+    world.settle();
+    assert!(world.starts().is_empty());
+    let web = world.addresses("web");
+    let led = |world: &World| {
+        let places = world.host.places.as_ref().expect("published");
+        places
+            .sites
+            .get(&host)
+            .map(|site| site.machines.get(&name("web")).copied())
+    };
+    assert_eq!(led(&world), Some(Some(web[0])));
+    world.say(Action::Stop);
+    world.settle();
+    assert_eq!(led(&world), Some(None));
+    world.say(Action::Delete);
+    world.settle();
+    assert_eq!(led(&world), None);
+}

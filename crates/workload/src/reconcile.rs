@@ -21,6 +21,7 @@ use crate::volume::Volume;
 
 mod addresses;
 mod networks;
+mod sites;
 mod volumes;
 
 use networks::across;
@@ -427,8 +428,10 @@ impl Reconciler {
                 },
             ))
         };
+        let machines = self.machines.iter().filter_map(place).collect();
         Places {
-            machines: self.machines.iter().filter_map(place).collect(),
+            sites: self.sites(&machines),
+            machines,
             meshes: self.meshes(),
         }
     }
@@ -504,6 +507,7 @@ impl Reconciler {
             volumes,
             networks: self.network_statuses(key),
             pools: self.pool_statuses(key),
+            ingress: Default::default(),
             conditions: Vec::new(),
         }
     }

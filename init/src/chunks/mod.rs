@@ -17,6 +17,8 @@ mod link;
 mod queue;
 mod scrub;
 mod store;
+
+pub(crate) use link::socket;
 #[cfg(test)]
 mod tests;
 

@@ -14,7 +14,7 @@ use types::guest::FromGuest;
 use types::vm::FromVmm;
 
 use super::host::Message;
-use super::packets::Packets;
+use crate::packets::Packets;
 
 /// Packets taken before others get their turn.
 const PACKETS_PER_TURN: usize = 32;

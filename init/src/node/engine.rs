@@ -32,9 +32,9 @@ use super::drills::{DrillReply, Drills};
 use super::ending;
 use super::host::{Message, NodeHost};
 use super::images::{Images, News};
+use super::ingress::Ingress;
 use super::machines::Machines;
 use super::metrics::Asked;
-use super::packets::Packets;
 use super::pauses::Pauses;
 use super::prepare::Means;
 use super::pulse;
@@ -43,6 +43,7 @@ use super::vigil::{Turn, Vigil};
 use super::volumes::Volumes;
 use super::{mesh, network};
 use super::{retire, sweep, troubles};
+use crate::packets::Packets;
 use crate::wire::{CHUNKS_ID, FromPid1, Mode, PACKET_MAX, ToPid1, Victim};
 
 use statements::Statements;
@@ -177,6 +178,7 @@ pub(crate) struct Engine {
     disks: loss::Disks,
     /// Other nodes of networks.
     seen: watch::Receiver<mesh::Seen>,
+    ingress: Ingress,
 }
 
 fn now() -> u64 {
@@ -285,7 +287,7 @@ impl Engine {
         let pid1 = Packets::new(context.pid1, PACKET_MAX).context("take the socket to pid1")?;
         let pid1 = Rc::new(pid1);
         loss::forget_images(&pid1, context.adopted);
-        let images = Images::new(news_tx);
+        let (images, ingress) = (Images::new(news_tx), Ingress::new(&context.seed));
         let (networks_tx, networks) = watch::channel(BTreeSet::new());
         let means = Means {
             images: images.clone(),
@@ -297,6 +299,7 @@ impl Engine {
             storage: context.storage,
             ula: network::ula(&context.key),
             keys: mesh::Keys::of(&context.seed),
+            ingress: ingress.clone(),
         };
         let (host, messages) =
             NodeHost::new(means, networks_tx, pid1.clone(), context.uplink.clone());
@@ -328,6 +331,7 @@ impl Engine {
             down_said: false,
             disks: loss::Disks::of(context.pools, context.guarded, context.adopted),
             seen,
+            ingress,
         };
         engine.host.decide(engine.accounts.decisions());
         engine.show();
@@ -348,6 +352,7 @@ impl Engine {
     pub(crate) async fn adopt(&mut self) -> anyhow::Result<()> {
         let mut survivors = BTreeSet::new();
         tokio::task::spawn_local(self.images.clone().run());
+        tokio::task::spawn_local(self.ingress.clone().run());
         loop {
             let received = self
                 .pid1
@@ -690,6 +695,10 @@ impl Engine {
             volume.used = self.volumes.used(&id);
         }
         mesh::complete(key, &mut status, &self.seen.borrow());
+        let sites = target.into_iter().flat_map(|target| target.sites.keys());
+        status.ingress = sites
+            .map(|host| (host.clone(), self.ingress.status(host)))
+            .collect();
         let all = status.workloads.keys().chain(status.volumes.keys());
         let all: BTreeMap<VmId, types::Name> = all
             .map(|name| (VmId::new(&key.signer, &key.name, name), name.clone()))

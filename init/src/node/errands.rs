@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 use types::guest::{FromGuest, HOLD_MAX_MS, ToGuest};
 use types::vm::ToVmm;
 
-use super::packets::Packets;
+use crate::packets::Packets;
 
 /// Longest that a VMM takes to tell its guest of a disk's new size.
 const RESIZE_MAX: Duration = Duration::from_secs(10);

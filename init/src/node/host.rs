@@ -26,10 +26,10 @@ use super::conversation;
 use super::errands::Errands;
 use super::mesh::Joined;
 use super::network::{self, Forwarders};
-use super::packets::Packets;
 use super::prepare::{self, Means, Prepared};
 use super::questions::Questions;
 use super::remains::{Began, Remains, Tag};
+use crate::packets::Packets;
 use crate::wire::{FromPid1, SLOTS_MAX, Status, ToPid1};
 
 mod barred;
@@ -435,6 +435,7 @@ impl NodeHost {
 
     fn made(&mut self, plan: &network::Plan, made: BTreeSet<String>) {
         self.forwarders.converge(plan, &made, &self.uplink.borrow());
+        self.means.ingress.converge(&plan.sites);
         self.networks.send_replace(made);
         self.joined.send_replace(plan.joined());
     }

@@ -36,6 +36,7 @@ impl Stage {
             kernel: std::cell::OnceCell::new(),
             storage: Storage::Memory,
             ula: [1, 2, 3, 4, 5],
+            ingress: crate::node::ingress::Ingress::new(&[1; 32]),
             keys: Keys::of(&[1; 32]),
         };
         let (ours, theirs) = sys::socket::pair().expect("a pair");

@@ -16,7 +16,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use types::flist::ImageConfig;
 use types::{Digest, Stores, VmId};
 
-use super::packets::Packets;
+use crate::packets::Packets;
 
 const SOCKET: &str = "/run/sifr/chunks.sock";
 /// Between attempts to reach the daemon: nothing tells when it listens. It is there within a few of

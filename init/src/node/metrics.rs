@@ -33,6 +33,7 @@ pub(crate) mod health;
 pub(crate) mod links;
 pub(crate) mod peers;
 pub(crate) mod refusals;
+pub(crate) mod sites;
 pub(crate) mod troubles;
 pub(crate) mod volumes;
 

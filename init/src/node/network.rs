@@ -18,9 +18,10 @@ use net::{firewall, namespace};
 use tokio::runtime;
 use tokio::sync::watch;
 use types::deployment::{API_PORT, ONLY_WORKLOAD, Port, Protocol};
+use types::ingress::{self, Host};
 use types::{Cidr, PublicKey, VmId, mesh};
 use workload::desired::Key;
-use workload::host::{NetworkId, Placed, PlacedCard, PlacedMesh, Places};
+use workload::host::{NetworkId, Placed, PlacedCard, PlacedMesh, PlacedSite, Places};
 use workload::reconcile::Wish;
 
 use super::context::Uplink;
@@ -117,6 +118,12 @@ pub(crate) fn open_tap(
     opened.map_err(|e| sys::error::chain(&e))
 }
 
+/// Unconnected sockets in a tenant's network, by the name of its namespace. Blocking.
+pub(crate) fn tcp_sockets(namespace: &str, count: usize) -> Result<Vec<OwnedFd>, String> {
+    let network = named(namespace).ok_or_else(|| format!("{namespace} is no tenant network"))?;
+    network::tcp_sockets(&network, count).map_err(|e| sys::error::chain(&e))
+}
+
 /// Everything that is to be applied.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Plan {
@@ -124,6 +131,8 @@ pub(crate) struct Plan {
     /// Addresses of machines' own that are the node's to answer for.
     answered: Answered,
     pub(crate) tenants: BTreeMap<String, Tenant>,
+    /// Names of ingress.
+    pub(crate) sites: BTreeMap<Host, PlacedSite>,
 }
 
 /// One network.
@@ -280,17 +289,25 @@ pub(crate) fn plan(places: &Places, uplink: &Uplink, ula: Ula, keys: &Keys) -> P
         published: tenant.published.clone(),
         owned: tenant.owned.clone(),
     });
+    let served = places
+        .sites
+        .iter()
+        .map(|(host, placed)| (host, &*placed.site));
+    let mut open_ports = vec![API_PORT];
+    open_ports.extend(ingress::ports(served));
     let node = policy::Node {
         uplinks: uplink.links.clone(),
-        open_ports: vec![API_PORT],
+        open_ports,
         mesh_ports: mesh_ports.collect(),
         tenants: node_tenants.collect(),
     };
     let answered = owned::answered(places, uplink);
+    let sites = places.sites.clone();
     Plan {
         node,
         answered,
         tenants,
+        sites,
     }
 }
 

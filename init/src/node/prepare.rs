@@ -51,6 +51,8 @@ pub(crate) struct Means {
     pub(crate) storage: Storage,
     /// The node's part of its machines' addresses of IPv6.
     pub(crate) ula: Ula,
+    /// Names under which machines are reached.
+    pub(crate) ingress: super::ingress::Ingress,
     /// Its keys for networks across nodes.
     pub(crate) keys: Keys,
 }

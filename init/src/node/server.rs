@@ -264,6 +264,7 @@ impl Server {
         }
         text.push_str(&metrics::volumes::render(&own));
         text.push_str(&metrics::peers::render(&own));
+        text.push_str(&metrics::sites::render(&own));
         text.push_str(&refusals(&own).await);
         Ok(Answer::metrics(text))
     }
@@ -277,6 +278,7 @@ impl Server {
         let own = [status];
         text.push_str(&metrics::volumes::render(&own));
         text.push_str(&metrics::peers::render(&own));
+        text.push_str(&metrics::sites::render(&own));
         text.push_str(&refusals(&own).await);
         Ok(Answer::metrics(text))
     }

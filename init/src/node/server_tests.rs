@@ -123,6 +123,7 @@ fn status(state: State) -> DeploymentStatus {
         volumes: Default::default(),
         networks: Default::default(),
         pools: Default::default(),
+        ingress: Default::default(),
         conditions: Vec::new(),
     }
 }

@@ -1,4 +1,4 @@
-//! The two agents that pid1 keeps alive: roles of this same binary.
+//! The three agents that pid1 keeps alive: roles of this same binary.
 //!
 //! Owns: how they are started. Refuses: when (`supervise` says so).
 
@@ -27,6 +27,7 @@ const POLICY: Policy = Policy {
 pub(super) enum Role {
     Node,
     Chunks,
+    Ingress,
 }
 
 impl Role {
@@ -34,14 +35,16 @@ impl Role {
         match self {
             Self::Node => "node",
             Self::Chunks => "chunks",
+            Self::Ingress => "ingress",
         }
     }
 
-    /// What the kernel thinks of killing it for memory: a VM first, then chunks, the node last.
+    /// What the kernel thinks of killing it for memory: a VM first, then ingress and chunks, the node last.
     fn oom_score(self) -> &'static str {
         match self {
             Self::Node => "-900",
             Self::Chunks => "-500",
+            Self::Ingress => "-400",
         }
     }
 }
@@ -77,7 +80,7 @@ impl Agent {
                 self.protect();
                 Ok(Some(ours))
             }
-            Role::Chunks => {
+            Role::Chunks | Role::Ingress => {
                 self.child = Some(start(name, Vec::new(), output)?);
                 self.protect();
                 Ok(None)

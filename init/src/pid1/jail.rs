@@ -35,6 +35,8 @@ const NODE_WEIGHT: &str = "1000";
 const NODE_MEMORY_MIN: u64 = 48 << 20;
 /// The same of the chunk daemon with its buffers. It can do with less, slowly.
 const CHUNKS_MEMORY_LOW: u64 = 24 << 20;
+/// The most that ingress may take, with what the kernel holds for its connections: four thousand clients with their buffers.
+const INGRESS_MEMORY_MAX: u64 = 512 << 20;
 /// Of all memory, what machines together may never take: half of what is promised to none of them
 /// (`node::context::MEMORY_RESERVED_MIN` and its share). The other half is for what the kernel counts as theirs beside
 /// their guests: VMMs, page tables, and files that they read.
@@ -45,7 +47,7 @@ const KEPT_MIN: u64 = 80 << 20;
 pub(super) fn prepare() -> sys::Result<()> {
     let root = Path::new(CGROUPS);
     delegate(root)?;
-    for name in ["node", "chunks", "vms"] {
+    for name in ["node", "chunks", "ingress", "vms"] {
         make(&root.join(name))?;
     }
     delegate(&root.join("vms"))?;
@@ -54,6 +56,8 @@ pub(super) fn prepare() -> sys::Result<()> {
     write(&root.join("node"), "memory.min", &bytes)?;
     let bytes = CHUNKS_MEMORY_LOW.to_string();
     write(&root.join("chunks"), "memory.low", &bytes)?;
+    let bytes = INGRESS_MEMORY_MAX.to_string();
+    write(&root.join("ingress"), "memory.max", &bytes)?;
     let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     match machines_max(&meminfo) {
         Some(bytes) => write(&root.join("vms"), "memory.max", &bytes.to_string()),

@@ -22,7 +22,7 @@ const FORMATS: [(u32, &str, &str); 3] = [
     (
         3,
         "0.0.0",
-        "networks, also across nodes; published UDP ports; pools of addresses",
+        "networks, also across nodes; published UDP ports; pools of addresses; names of ingress",
     ),
 ];
 /// Written, and the newest that is read.

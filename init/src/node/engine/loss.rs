@@ -18,10 +18,10 @@ use workload::placement::Place;
 
 use super::super::given_up::{self, Ill};
 use super::super::machines::Site;
-use super::super::packets::Packets;
 use super::super::troubles;
 use super::super::vigil::{Guarded, Health, Turn};
 use super::{Engine, now};
+use crate::packets::Packets;
 use crate::wire::{ToPid1, Victim};
 
 /// Longest wait for the ends of machines whose disk is gone: one may hang in the disk's driver.

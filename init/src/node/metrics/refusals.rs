@@ -98,6 +98,7 @@ mod tests {
             volumes: Default::default(),
             pools: Default::default(),
             networks: [(name("back"), network)].into(),
+            ingress: Default::default(),
             conditions: Vec::new(),
         };
         let all = [status];

@@ -80,6 +80,7 @@ mod tests {
             volumes: [(name("data"), volume)].into(),
             networks: Default::default(),
             pools: Default::default(),
+            ingress: Default::default(),
             conditions: Vec::new(),
         };
         let samples = parse(&render(std::slice::from_ref(&status)));

@@ -1,0 +1,292 @@
+//! The node's side of ingress: what is served, and the sockets that it is served with.
+//!
+//! Owns: the connection, the two listening sockets, private keys on their way from a statement to the process, and what the
+//! process says of itself. Refuses: a byte of a client, and sockets in networks that no name leads to.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4, TcpListener};
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::rc::Rc;
+use std::time::Duration;
+
+use ::ingress::wire::{
+    FromIngress, PACKET_MAX, Place, SOCKETS_MAX, SiteConfig, TlsConfig, ToIngress,
+};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use nix::errno::Errno;
+use tokio::sync::Notify;
+use tokio::time::MissedTickBehavior;
+use types::ingress::{HTTP_PORT, HTTPS_PORT, Host, Tls};
+use types::status::SiteStatus;
+use vault::sealed::RecipientSecret;
+use workload::host::PlacedSite;
+
+use super::network;
+use crate::ingress::SOCKET;
+use crate::packets::Packets;
+
+/// Between attempts to reach the process: nothing tells when it listens.
+const RETRY: Duration = Duration::from_millis(50);
+/// Between two questions after its state.
+const ASK: Duration = Duration::from_secs(2);
+
+#[derive(Default)]
+struct State {
+    sites: BTreeMap<Host, PlacedSite>,
+    configs: Vec<SiteConfig>,
+    /// In the clear, and by TLS.
+    listeners: [Option<OwnedFd>; 2],
+    /// Why a port cannot be listened at.
+    trouble: Option<String>,
+    connection: Option<Rc<Packets>>,
+    /// Networks of which sockets are being made: of each one lot at a time, whatever the process asks.
+    making: BTreeSet<String>,
+    /// What the process has said last.
+    statuses: BTreeMap<Host, SiteStatus>,
+}
+
+/// A handle; the connection is kept by [`Ingress::run`].
+#[derive(Clone)]
+pub(crate) struct Ingress {
+    state: Rc<RefCell<State>>,
+    /// Opens the keys of certificates that were sealed to this node.
+    secret: Rc<RecipientSecret>,
+    wake: Rc<Notify>,
+}
+
+impl Ingress {
+    /// Of the node with this identity.
+    pub(crate) fn new(seed: &[u8; 32]) -> Self {
+        Self {
+            state: Rc::default(),
+            secret: Rc::new(RecipientSecret::of_ed25519(seed)),
+            wake: Rc::new(Notify::new()),
+        }
+    }
+
+    /// These names are served from now on.
+    pub(crate) fn converge(&self, sites: &BTreeMap<Host, PlacedSite>) {
+        let mut state = self.state.borrow_mut();
+        let missing = |(wanted, held): (bool, &Option<OwnedFd>)| wanted && held.is_none();
+        let wanted = wanted_ports(sites);
+        let ready = !wanted.into_iter().zip(&state.listeners).any(missing);
+        if state.sites == *sites && ready {
+            return;
+        }
+        state.sites.clone_from(sites);
+        state.configs = sites
+            .iter()
+            .map(|(host, placed)| self.config(host, placed))
+            .collect();
+        state.statuses.retain(|host, _| sites.contains_key(host));
+        state.trouble = None;
+        for (at, port) in [HTTP_PORT, HTTPS_PORT].into_iter().enumerate() {
+            match (wanted[at], &state.listeners[at]) {
+                (false, _) => state.listeners[at] = None,
+                (true, Some(_)) => {}
+                (true, None) => match listen(port) {
+                    Ok(listener) => state.listeners[at] = Some(listener),
+                    Err(error) => {
+                        let why =
+                            format!("TCP port {port} of the node cannot be listened at: {error}");
+                        log::error!("{why}");
+                        state.trouble = Some(why);
+                    }
+                },
+            }
+        }
+        drop(state);
+        self.wake.notify_one();
+    }
+
+    fn config(&self, host: &Host, placed: &PlacedSite) -> SiteConfig {
+        let site = &placed.site;
+        let place = |backend: &types::ingress::Backend| {
+            let address = *placed.machines.get(&backend.machine)?;
+            let network = network::network_of(address)?.name;
+            let address = SocketAddrV4::new(address, backend.port);
+            Some((backend.to_string(), Place { network, address }))
+        };
+        let names = |route: &types::ingress::SiteRoute| {
+            let names = route.to.iter().map(ToString::to_string);
+            (route.path.clone(), names.collect())
+        };
+        SiteConfig {
+            host: host.clone(),
+            tls: site.tls.as_ref().map(|tls| self.tls(host, tls)),
+            routes: site.routes.iter().map(names).collect(),
+            backends: site.backends().filter_map(place).collect(),
+            health: site.health.clone().unwrap_or_default(),
+        }
+    }
+
+    fn tls(&self, host: &Host, tls: &Tls) -> TlsConfig {
+        match tls {
+            Tls::Passthrough => TlsConfig::Passthrough,
+            Tls::Sealed { certificate, key } => {
+                let opened = STANDARD.decode(key).ok();
+                let opened =
+                    opened.and_then(|key| self.secret.open(&host.key_purpose(), &key).ok());
+                let key = opened.and_then(|key| String::from_utf8(key.to_vec()).ok());
+                let certificate = certificate.clone();
+                match key {
+                    Some(key) => TlsConfig::Own { certificate, key },
+                    None => TlsConfig::Broken {
+                        why: "its private key was not sealed to this node and for this name: deploy it again".to_owned(),
+                    },
+                }
+            }
+        }
+    }
+
+    /// How a name is served.
+    pub(crate) fn status(&self, host: &Host) -> SiteStatus {
+        let state = self.state.borrow();
+        let mut status = state.statuses.get(host).cloned().unwrap_or_default();
+        let backends = state.sites.get(host).into_iter();
+        for backend in backends.flat_map(|placed| placed.site.backends()) {
+            // One without a place is stopped, or is about to get one.
+            status
+                .backends
+                .entry(backend.to_string())
+                .or_insert(Some(false));
+        }
+        status.message = status.message.or_else(|| state.trouble.clone());
+        status
+    }
+
+    /// Keeps a connection to whichever process there is.
+    pub(crate) async fn run(self) {
+        loop {
+            match sys::seqpacket::connect(Path::new(SOCKET))
+                .and_then(|socket| Packets::new(socket, PACKET_MAX))
+            {
+                Ok(connection) => {
+                    if let Err(error) = self.serve(Rc::new(connection)).await {
+                        log::warn!("the connection of ingress broke: {error}");
+                    }
+                    self.state.borrow_mut().connection = None;
+                }
+                Err(error) => log::debug!("connect to {SOCKET}: {error}"),
+            }
+            tokio::time::sleep(RETRY).await;
+        }
+    }
+
+    async fn serve(&self, connection: Rc<Packets>) -> io::Result<()> {
+        self.state.borrow_mut().connection = Some(connection.clone());
+        self.say_all(&connection)?;
+        let mut ask = tokio::time::interval(ASK);
+        ask.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                // All safe to drop.
+                received = connection.receive::<FromIngress>() => match received? {
+                    Some((message, _)) => self.hear(message, &connection),
+                    None => return Ok(()),
+                },
+                result = connection.serve() => match result? {},
+                () = self.wake.notified() => self.say_all(&connection)?,
+                _ = ask.tick() => {
+                    if !self.state.borrow().configs.is_empty() {
+                        connection.send(&ToIngress::Ask, Vec::new())?;
+                    }
+                }
+            }
+        }
+    }
+
+    /// What is served, whole: the process takes it on at its end.
+    fn say_all(&self, connection: &Packets) -> io::Result<()> {
+        let state = self.state.borrow();
+        connection.send(&ToIngress::Begin, Vec::new())?;
+        for (secure, listener) in [false, true].into_iter().zip(&state.listeners) {
+            if let Some(listener) = listener {
+                let copy = listener.try_clone()?;
+                connection.send(&ToIngress::Listener { secure }, vec![copy])?;
+            }
+        }
+        for config in &state.configs {
+            let site = ToIngress::Site(Box::new(config.clone()));
+            connection.send(&site, Vec::new())?;
+        }
+        connection.send(&ToIngress::Commit, Vec::new())
+    }
+
+    fn hear(&self, message: FromIngress, connection: &Rc<Packets>) {
+        let mut state = self.state.borrow_mut();
+        match message {
+            FromIngress::Need { network } => {
+                // Whoever has taken the process over gets no socket anywhere else.
+                let configs = state
+                    .configs
+                    .iter()
+                    .flat_map(|config| config.backends.values());
+                let known: BTreeSet<&str> = configs.map(|place| place.network.as_str()).collect();
+                let known = known.contains(network.as_str());
+                if known {
+                    if state.making.insert(network.clone()) {
+                        let (ingress, connection) = (self.clone(), connection.clone());
+                        tokio::task::spawn_local(async move {
+                            hand_out(network.clone(), connection).await;
+                            ingress.state.borrow_mut().making.remove(&network);
+                        });
+                    }
+                } else {
+                    log::warn!("ingress asks for sockets in {network:?}, to which no name leads");
+                }
+            }
+            FromIngress::Site { host, status } => {
+                if state.sites.contains_key(&host) {
+                    state.statuses.insert(host, *status);
+                }
+            }
+        }
+    }
+}
+
+fn wanted_ports(sites: &BTreeMap<Host, PlacedSite>) -> [bool; 2] {
+    let all = sites.iter().map(|(host, placed)| (host, &*placed.site));
+    let ports = types::ingress::ports(all);
+    [HTTP_PORT, HTTPS_PORT].map(|port| ports.contains(&port))
+}
+
+/// Of both families, as the API has it.
+fn listen(port: u16) -> io::Result<OwnedFd> {
+    let listener = match TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)) {
+        Err(error) if error.raw_os_error() == Some(Errno::EAFNOSUPPORT as i32) => {
+            TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))
+        }
+        bound => bound,
+    };
+    let listener = listener?;
+    listener.set_nonblocking(true)?;
+    Ok(listener.into())
+}
+
+/// Sockets in a tenant's network; none where it is not there.
+async fn hand_out(network: String, connection: Rc<Packets>) {
+    let name = network.clone();
+    let made = tokio::task::spawn_blocking(move || network::tcp_sockets(&name, SOCKETS_MAX)).await;
+    let sockets = match made {
+        Ok(Ok(sockets)) => sockets,
+        Ok(Err(error)) => {
+            log::warn!("{error}");
+            Vec::new()
+        }
+        Err(error) => {
+            log::error!("make sockets in {network}: {error}");
+            Vec::new()
+        }
+    };
+    if sockets.is_empty() {
+        // It asks again at once: not more often than this.
+        tokio::time::sleep(RETRY).await;
+    }
+    // Fails only where the process has gone: the next one asks for its own.
+    let _ = connection.send(&ToIngress::Sockets { network }, sockets);
+}

@@ -1,0 +1,396 @@
+//! Names that lead to machines, as clients outside of the node find them.
+//!
+//! Owns: one node with two machines behind its names, in the clear and by TLS with a certificate that was brought, and what clients
+//! notice when the deployment changes, a machine dies or the agent does. Refuses: the proxy's own limits: `crates/ingress` has those.
+#![cfg(test)]
+
+mod tests {
+    use std::collections::BTreeSet;
+    use std::io::{BufRead, BufReader, Read, Write};
+    use std::net::TcpStream;
+    use std::path::{Path, PathBuf};
+    use std::sync::Arc;
+    use std::time::{Duration, Instant};
+
+    use qemu_tests::{Lab, PATIENCE, Setup, neighbour};
+    use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+    use rustls::pki_types::CertificateDer;
+    use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
+
+    /// Between two tries: nothing tells from outside that a machine serves.
+    const PAUSE: Duration = Duration::from_millis(200);
+
+    struct Stage {
+        lab: Lab,
+        flist: PathBuf,
+        http: u16,
+        https: u16,
+        roots: Vec<CertificateDer<'static>>,
+    }
+
+    /// A certificate for `shop.test` in files, and the authority that signed it.
+    fn certificate(directory: &Path) -> CertificateDer<'static> {
+        let key = KeyPair::generate().expect("a key");
+        let mut authority = CertificateParams::new([]).expect("parameters");
+        authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let root = authority.self_signed(&key).expect("signed").der().clone();
+        let issuer = Issuer::new(authority, key);
+        let key = KeyPair::generate().expect("a key");
+        let own = CertificateParams::new(["shop.test".to_owned()]).expect("parameters");
+        let own = own.signed_by(&key, &issuer).expect("signed");
+        let pem = qemu_tests::registry::pem("CERTIFICATE", own.der());
+        std::fs::write(directory.join("shop.pem"), pem).expect("write");
+        let pem = qemu_tests::registry::pem("PRIVATE KEY", &key.serialize_der());
+        std::fs::write(directory.join("shop.key"), pem).expect("write");
+        root
+    }
+
+    impl Stage {
+        fn new() -> Self {
+            let (mut http, mut https) = (0, 0);
+            let lab = Lab::with(&Setup::default(), |machine| {
+                http = machine.forward(80)?;
+                https = machine.forward(443)?;
+                Ok(())
+            });
+            let lab = lab.expect("a node");
+            let flist = neighbour::image(lab.command(), lab.directory()).expect("an image");
+            let roots = vec![certificate(lab.directory())];
+            Self {
+                lab,
+                flist,
+                http,
+                https,
+                roots,
+            }
+        }
+
+        fn deploy(&self, more: &str) {
+            let machine = |name: &str| {
+                format!(
+                    "  {name}: {{image: {}, memory: 64Mi, disk: 64Mi, command: [neighbour, web, {name}, 8080]}}\n",
+                    self.flist.display()
+                )
+            };
+            let files = self.lab.directory().display();
+            let yaml = format!(
+                "name: shop\ningress:\n  plain.test: {{to: [one:8080, two:8080], health: {{path: /up, interval_s: 1}}}}\n\
+                 \x20 shop.test: {{to: two:8080, paths: {{/one: one:8080}}, tls: {{certificate: {files}/shop.pem, key: {files}/shop.key}}}}\n\
+                 {more}workloads:\n{}{}",
+                machine("one"),
+                machine("two")
+            );
+            let answer = self.lab.deploy(&yaml).expect("sifr runs");
+            answer.must().unwrap_or_else(|e| panic!("{e:#}\n{yaml}"));
+        }
+
+        /// The whole answer in the clear.
+        fn ask(&self, host: &str, path: &str, more: &str) -> String {
+            let mut stream = TcpStream::connect(("127.0.0.1", self.http)).expect("connected");
+            stream.set_read_timeout(Some(PATIENCE)).expect("set");
+            let request =
+                format!("GET {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n{more}\r\n");
+            stream.write_all(request.as_bytes()).expect("asked");
+            let mut text = String::new();
+            // What is closed early is seen in what is missing.
+            let _ = stream.read_to_string(&mut text);
+            text
+        }
+
+        /// Asks until the answer is as it should be.
+        fn until(
+            &self,
+            what: &str,
+            ask: impl Fn() -> String,
+            right: impl Fn(&str) -> bool,
+        ) -> String {
+            let since = Instant::now();
+            loop {
+                let text = ask();
+                if right(&text) {
+                    return text;
+                }
+                assert!(
+                    since.elapsed() < PATIENCE,
+                    "{what}: {text}\n{}",
+                    self.lab.console()
+                );
+                std::thread::sleep(PAUSE);
+            }
+        }
+
+        fn tls(
+            &self,
+            name: &str,
+            protocols: &[&[u8]],
+        ) -> std::io::Result<StreamOwned<ClientConnection, TcpStream>> {
+            let mut roots = RootCertStore::empty();
+            for root in &self.roots {
+                roots.add(root.clone()).expect("an authority");
+            }
+            let ring = Arc::new(rustls::crypto::ring::default_provider());
+            let mut config = ClientConfig::builder_with_provider(ring)
+                .with_safe_default_protocol_versions()
+                .expect("versions")
+                .with_root_certificates(roots)
+                .with_no_client_auth();
+            config.alpn_protocols = protocols.iter().map(|p| p.to_vec()).collect();
+            let name = name.to_owned().try_into().expect("a name");
+            let connection = ClientConnection::new(Arc::new(config), name).expect("a client");
+            let stream = TcpStream::connect(("127.0.0.1", self.https))?;
+            stream.set_read_timeout(Some(PATIENCE))?;
+            let mut stream = StreamOwned::new(connection, stream);
+            stream.conn.complete_io(&mut stream.sock)?;
+            Ok(stream)
+        }
+    }
+
+    /// Who has answered.
+    fn who(answer: &str) -> Option<&str> {
+        answer.split("this is ").nth(1)?.lines().next()
+    }
+
+    #[test]
+    fn names_lead_to_machines_that_answer_and_nothing_that_changes_cuts_a_client_off() {
+        let stage = Stage::new();
+        stage.deploy("");
+        both_machines_answer_and_hear_who_asks(&stage);
+        whoever_is_not_served_is_told(&stage);
+        tls_is_spoken_with_the_certificate_that_was_brought(&stage);
+        an_update_ends_no_connection(&stage);
+        a_machine_dies_and_requests_go_on(&stage);
+        the_agent_dies_and_requests_go_on(&stage);
+        the_owner_sees_it(&stage);
+    }
+
+    fn both_machines_answer_and_hear_who_asks(stage: &Stage) {
+        let mut seen = BTreeSet::new();
+        let claims = "x-forwarded-for: 203.0.113.9\r\nforwarded: for=203.0.113.9\r\n";
+        let since = Instant::now();
+        while seen.len() < 2 {
+            let answer = stage.ask("plain.test", "/x?y=z", claims);
+            if let Some(name) = who(&answer) {
+                seen.insert(name.to_owned());
+                assert!(answer.contains("get /x?y=z http/1.1"), "{answer}");
+                assert!(answer.contains("x-forwarded-for: 10.0.2.2\r\n"), "{answer}");
+                assert!(answer.contains("x-forwarded-proto: http\r\n"), "{answer}");
+                assert!(!answer.contains("203.0.113.9"), "{answer}");
+            }
+            assert!(
+                since.elapsed() < PATIENCE,
+                "{seen:?}: {answer}\n{}",
+                stage.lab.console()
+            );
+            std::thread::sleep(PAUSE);
+        }
+    }
+
+    fn whoever_is_not_served_is_told(stage: &Stage) {
+        let answer = stage.ask("other.test", "/", "");
+        assert!(
+            answer.starts_with("HTTP/1.1 404") && answer.contains("no site of this name"),
+            "{answer}"
+        );
+        let answer = stage.ask("shop.test", "/a?b", "");
+        assert!(
+            answer.starts_with("HTTP/1.1 308")
+                && answer.contains("location: https://shop.test/a?b"),
+            "{answer}"
+        );
+        let error = stage.tls("other.test", &[]).expect_err("no such name");
+        assert!(error.to_string().contains("UnrecognisedName"), "{error}");
+    }
+
+    fn tls_is_spoken_with_the_certificate_that_was_brought(stage: &Stage) {
+        let ask = |path: &str| {
+            let mut stream = stage.tls("shop.test", &[b"http/1.1"]).expect("trusted");
+            let request =
+                format!("GET {path} HTTP/1.1\r\nhost: shop.test\r\nconnection: close\r\n\r\n");
+            stream.write_all(request.as_bytes()).expect("asked");
+            let mut text = String::new();
+            let _ = stream.read_to_string(&mut text);
+            text
+        };
+        let answer = stage.until(
+            "two answers by TLS",
+            || ask("/"),
+            |text| who(text) == Some("two"),
+        );
+        assert!(answer.contains("x-forwarded-proto: https\r\n"), "{answer}");
+        stage.until(
+            "one answers below its path",
+            || ask("/one/x"),
+            |text| who(text) == Some("one"),
+        );
+        let stream = stage
+            .tls("shop.test", &[b"h2", b"http/1.1"])
+            .expect("trusted");
+        assert_eq!(stream.conn.alpn_protocol(), Some(&b"h2"[..]));
+        let answer = h2(stage);
+        assert_eq!(who(&answer), Some("two"), "{answer}");
+    }
+
+    /// The body of one answer by HTTP/2.
+    fn h2(stage: &Stage) -> String {
+        use http_body_util::{BodyExt, Empty};
+        use hyper::body::Bytes;
+        use hyper_util::rt::{TokioExecutor, TokioIo};
+        let mut roots = RootCertStore::empty();
+        stage
+            .roots
+            .iter()
+            .for_each(|root| roots.add(root.clone()).expect("an authority"));
+        let ring = Arc::new(rustls::crypto::ring::default_provider());
+        let mut config = ClientConfig::builder_with_provider(ring)
+            .with_safe_default_protocol_versions()
+            .expect("versions")
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build();
+        runtime.expect("a runtime").block_on(async {
+            let stream = tokio::net::TcpStream::connect(("127.0.0.1", stage.https))
+                .await
+                .expect("connected");
+            let name = "shop.test".try_into().expect("a name");
+            let tls = tokio_rustls::TlsConnector::from(Arc::new(config));
+            let stream = TokioIo::new(tls.connect(name, stream).await.expect("trusted"));
+            let (mut sender, connection) =
+                hyper::client::conn::http2::handshake(TokioExecutor::new(), stream)
+                    .await
+                    .expect("spoken");
+            tokio::spawn(connection);
+            let request = hyper::Request::get("https://shop.test/x")
+                .body(Empty::<Bytes>::new())
+                .expect("a request");
+            let response = sender.send_request(request).await.expect("answered");
+            assert_eq!(response.version(), hyper::Version::HTTP_2);
+            let body = response
+                .into_body()
+                .collect()
+                .await
+                .expect("a body")
+                .to_bytes();
+            String::from_utf8_lossy(&body).into_owned()
+        })
+    }
+
+    /// A connection that has become another protocol's, and a download that does not end.
+    fn an_update_ends_no_connection(stage: &Stage) {
+        let mut socket = TcpStream::connect(("127.0.0.1", stage.http)).expect("connected");
+        socket.set_read_timeout(Some(PATIENCE)).expect("set");
+        socket
+            .write_all(b"GET /ws HTTP/1.1\r\nhost: plain.test\r\nconnection: Upgrade\r\nupgrade: echo\r\n\r\n")
+            .expect("asked");
+        let mut reader = BufReader::new(socket.try_clone().expect("a copy"));
+        let mut head = String::new();
+        while !head.ends_with("\r\n\r\n") {
+            assert_ne!(reader.read_line(&mut head).expect("a head"), 0, "{head}");
+        }
+        assert!(head.starts_with("HTTP/1.1 101"), "{head}");
+        let mut echo = |word: &str| {
+            writeln!(socket, "{word}").expect("said");
+            let mut line = String::new();
+            reader.read_line(&mut line).expect("heard");
+            assert_eq!(line.trim_end(), word);
+        };
+        echo("before");
+        let mut stream = TcpStream::connect(("127.0.0.1", stage.http)).expect("connected");
+        stream.set_read_timeout(Some(PATIENCE)).expect("set");
+        stream
+            .write_all(b"GET /endless HTTP/1.1\r\nhost: plain.test\r\n\r\n")
+            .expect("asked");
+        let mut download = BufReader::new(stream).lines();
+        let mut beat = || {
+            let line = download.by_ref().map(|line| line.expect("it goes on"));
+            let mut beats =
+                line.filter(|line| line.starts_with("one ") || line.starts_with("two "));
+            beats.next().expect("a line")
+        };
+        let first = beat();
+        stage.deploy("  new.test: {to: one:8080}\n");
+        stage.until(
+            "the new name",
+            || stage.ask("new.test", "/", ""),
+            |text| who(text) == Some("one"),
+        );
+        stage.deploy("");
+        let gone = |text: &str| text.starts_with("HTTP/1.1 404");
+        stage.until(
+            "the new name is gone",
+            || stage.ask("new.test", "/", ""),
+            gone,
+        );
+        echo("after");
+        let name = first.split(' ').next().expect("a word").to_owned();
+        assert!(beat().starts_with(&name));
+    }
+
+    fn all_are_answered(stage: &Stage, during: &str, patience: Duration) {
+        let since = Instant::now();
+        let mut seen = 0;
+        while since.elapsed() < patience {
+            let answer = stage.ask("plain.test", "/", "");
+            assert!(
+                answer.starts_with("HTTP/1.1 200"),
+                "{during}, after {seen}: {answer}\n{}",
+                stage.lab.console()
+            );
+            seen += 1;
+            std::thread::sleep(PAUSE);
+        }
+        println!("{during}: {seen} requests answered");
+    }
+
+    fn a_machine_dies_and_requests_go_on(stage: &Stage) {
+        let restarts =
+            || stage.lab.get("shop").expect("a status")["workloads"]["one"]["restarts"].as_u64();
+        let before = restarts();
+        let answer = stage
+            .lab
+            .sifr(&["node", "drill", "shop/one"])
+            .expect("sifr runs");
+        answer.must().expect("it is killed");
+        all_are_answered(stage, "a machine dies", Duration::from_secs(10));
+        let since = Instant::now();
+        while restarts() == before {
+            assert!(since.elapsed() < PATIENCE, "it is started again");
+            std::thread::sleep(PAUSE);
+        }
+        let one = |text: &str| who(text) == Some("one");
+        stage.until("it is back", || stage.ask("plain.test", "/", ""), one);
+    }
+
+    fn the_agent_dies_and_requests_go_on(stage: &Stage) {
+        let answer = stage
+            .lab
+            .sifr(&["node", "drill", "node"])
+            .expect("sifr runs");
+        answer.must().expect("it is killed");
+        all_are_answered(stage, "the agent dies", Duration::from_secs(5));
+        stage
+            .lab
+            .wait("shop", "running")
+            .expect("sifr runs")
+            .must()
+            .expect("it runs");
+    }
+
+    fn the_owner_sees_it(stage: &Stage) {
+        let shown = || {
+            let status = stage.lab.get("shop").expect("a status");
+            status["ingress"]["plain.test"].to_string()
+        };
+        let up = r#""backends":{"one:8080":true,"two:8080":true}"#;
+        stage.until("both are up", shown, |text| text.contains(up));
+        let table = stage
+            .lab
+            .sifr(&["get", "shop"])
+            .expect("sifr runs")
+            .must()
+            .expect("it answers");
+        assert!(table.stdout.contains("shop.test"), "{}", table.stdout);
+    }
+}
