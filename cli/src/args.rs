@@ -166,7 +166,7 @@ pub(crate) enum NodeCommand {
     Decommission(Decommission),
     /// Kill a part of the node as a crash would, and see it come back
     Drill {
-        /// node (the agent), chunks, or deployment[/workload] (its VMM)
+        /// node (the agent), chunks, ingress, or deployment[/workload] (its VMM)
         target: DrillTarget,
     },
 }
@@ -575,11 +575,12 @@ impl std::str::FromStr for Target {
     }
 }
 
-/// `node`, `chunks`, or what [`Target`] reads: deployments of these two names need their workload's.
+/// `node`, `chunks`, `ingress`, or what [`Target`] reads: deployments of these three names need their workload's.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum DrillTarget {
     Node,
     Chunks,
+    Ingress,
     Machine(Target),
 }
 
@@ -589,6 +590,7 @@ impl std::str::FromStr for DrillTarget {
         match s {
             "node" => Ok(Self::Node),
             "chunks" => Ok(Self::Chunks),
+            "ingress" => Ok(Self::Ingress),
             other => other.parse().map(Self::Machine),
         }
     }
@@ -790,6 +792,7 @@ mod tests {
             })
         ));
         assert_eq!("chunks".parse(), Ok(DrillTarget::Chunks));
+        assert_eq!("ingress".parse(), Ok(DrillTarget::Ingress));
     }
 
     #[test]

@@ -7,19 +7,21 @@ use anyhow::{Context as _, bail};
 use api::Client;
 use serde_json::json;
 use tokio::time::Instant;
+use types::Name;
 use types::node::{Drill, Drilled};
 
 use crate::Context;
 use crate::args::DrillTarget;
 use crate::lifecycle::only_workload;
 use crate::patience::{AWAY_MAX, PAUSE};
-use crate::screen::time;
+use crate::screen::{Screen, time};
 
 pub(crate) async fn drill(context: &Context, target: DrillTarget) -> anyhow::Result<()> {
     let (node, _, client) = context.home.client(context.node.as_deref())?;
     let drill = match target {
         DrillTarget::Node => Drill::Node {},
         DrillTarget::Chunks => Drill::Chunks {},
+        DrillTarget::Ingress => Drill::Ingress {},
         DrillTarget::Machine(target) => {
             let deployment = target.deployment;
             let workload = match target.workload {
@@ -56,15 +58,18 @@ pub(crate) async fn drill(context: &Context, target: DrillTarget) -> anyhow::Res
                 )
             })
         }
-        Drill::Chunks {} => {
-            let value = json!({ "node": node, "killed": "chunks", "pid": pid });
-            screen.show(&value, || {
-                format!(
-                    "the chunk daemon (process {pid}) of {node} was killed as by a crash; another is started at once\n\
-                     look: machines run on; what they read of their image meanwhile comes a little later"
-                )
-            })
-        }
+        Drill::Chunks {} => daemon(
+            screen,
+            &node,
+            ("chunks", "the chunk daemon", pid),
+            "machines run on; what they read of their image meanwhile comes a little later",
+        ),
+        Drill::Ingress {} => daemon(
+            screen,
+            &node,
+            ("ingress", "the ingress process", pid),
+            "connections under names are cut, and new ones are served a moment later",
+        ),
         Drill::Machine {
             deployment,
             workload,
@@ -80,6 +85,22 @@ pub(crate) async fn drill(context: &Context, target: DrillTarget) -> anyhow::Res
             })
         }
     }
+}
+
+/// One of those that pid1 starts again at once: its word, what it is called, its process.
+fn daemon(
+    screen: &Screen,
+    node: &Name,
+    (word, called, pid): (&str, &str, u32),
+    look: &str,
+) -> anyhow::Result<()> {
+    let value = json!({ "node": node, "killed": word, "pid": pid });
+    screen.show(&value, || {
+        format!(
+            "{called} (process {pid}) of {node} was killed as by a crash; another is started at once\n\
+             look: {look}"
+        )
+    })
 }
 
 /// The process of another node agent, once one answers.

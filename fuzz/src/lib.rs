@@ -10,6 +10,7 @@ mod choices;
 mod files;
 mod flist;
 mod guest;
+mod ingress;
 mod init;
 pub mod mutate;
 mod net;
@@ -39,10 +40,11 @@ pub struct Target {
 
 /// All targets, sorted by name.
 pub fn targets() -> Vec<Target> {
-    let areas: [&[Target]; 11] = [
+    let areas: [&[Target]; 12] = [
         &api::TARGETS,
         &flist::TARGETS,
         &guest::TARGETS,
+        &ingress::TARGETS,
         &init::TARGETS,
         &net::TARGETS,
         &storage::TARGETS,

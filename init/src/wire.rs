@@ -43,6 +43,8 @@ pub(crate) enum ToPid1 {
     Drill { victim: Victim },
     /// The exit status has been noted: drop the kept descriptors and the record.
     Forget { vm: VmId },
+    /// There are names to serve: the ingress process is to run from now on. Said again it changes nothing.
+    Ingress,
     /// The one way down.
     Shutdown { mode: Mode },
 }
@@ -53,6 +55,7 @@ pub(crate) enum ToPid1 {
 pub(crate) enum Victim {
     Node,
     Chunks,
+    Ingress,
     Machine { vm: VmId },
 }
 

@@ -1,7 +1,8 @@
 //! Names that lead to machines, as clients outside of the node find them.
 //!
-//! Owns: one node with two machines behind its names, in the clear and by TLS with a certificate that was brought, and what clients
-//! notice when the deployment changes, a machine dies or the agent does. Refuses: the proxy's own limits: `crates/ingress` has those.
+//! Owns: one node with two machines behind its names, in the clear and by TLS with a certificate that was brought, what clients
+//! notice when the deployment changes, a machine dies, the agent does or the proxy itself, and what that process may do.
+//! Refuses: the proxy's own limits: `crates/ingress` has those.
 #![cfg(test)]
 
 mod tests {
@@ -48,7 +49,11 @@ mod tests {
     impl Stage {
         fn new() -> Self {
             let (mut http, mut https) = (0, 0);
-            let lab = Lab::with(&Setup::default(), |machine| {
+            let setup = Setup {
+                watched: true,
+                ..Setup::default()
+            };
+            let lab = Lab::with(&setup, |machine| {
                 http = machine.forward(80)?;
                 https = machine.forward(443)?;
                 Ok(())
@@ -90,8 +95,8 @@ mod tests {
             stream.set_read_timeout(Some(PATIENCE)).expect("set");
             let request =
                 format!("GET {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n{more}\r\n");
-            stream.write_all(request.as_bytes()).expect("asked");
             let mut text = String::new();
+            let _ = stream.write_all(request.as_bytes());
             // What is closed early is seen in what is missing.
             let _ = stream.read_to_string(&mut text);
             text
@@ -153,14 +158,42 @@ mod tests {
     #[test]
     fn names_lead_to_machines_that_answer_and_nothing_that_changes_cuts_a_client_off() {
         let stage = Stage::new();
+        nobody_serves_before_there_is_a_name(&stage);
         stage.deploy("");
         both_machines_answer_and_hear_who_asks(&stage);
         whoever_is_not_served_is_told(&stage);
         tls_is_spoken_with_the_certificate_that_was_brought(&stage);
         an_update_ends_no_connection(&stage);
         a_machine_dies_and_requests_go_on(&stage);
-        the_agent_dies_and_requests_go_on(&stage);
+        the_agent_dies_and_clients_notice_nothing(&stage);
+        the_process_has_nothing_but_its_sockets(&stage);
+        the_process_dies_and_the_next_one_serves(&stage);
         the_owner_sees_it(&stage);
+        the_last_name_goes_and_its_ports_are_closed(&stage);
+    }
+
+    /// The ingress process, where there is one.
+    fn process(stage: &Stage) -> Option<u32> {
+        let mut watch = stage.lab.watch().expect("eyes");
+        let found = watch.processes(&["init", "ingress"]).expect("processes");
+        assert!(found.len() < 2, "{found:?}");
+        found.first().copied()
+    }
+
+    fn nobody_serves_before_there_is_a_name(stage: &Stage) {
+        assert_eq!(process(stage), None, "it would take memory for nothing");
+        assert_eq!(listens(stage), [false; 2]);
+    }
+
+    /// Whether the node listens at its ports 80 and 443, of which the kernel keeps a table.
+    fn listens(stage: &Stage) -> [bool; 2] {
+        let mut watch = stage.lab.watch().expect("eyes");
+        let table = watch.of(1, "net/tcp6").expect("a table");
+        [80, 443].map(|port| {
+            let own = format!(":{port:04X} ");
+            let is_it = |line: &str| line.contains(&own) && line.contains(" 0A ");
+            table.lines().any(is_it)
+        })
     }
 
     fn both_machines_answer_and_hear_who_asks(stage: &Stage) {
@@ -277,8 +310,8 @@ mod tests {
         })
     }
 
-    /// A connection that has become another protocol's, and a download that does not end.
-    fn an_update_ends_no_connection(stage: &Stage) {
+    /// A connection that becomes another protocol's. Each word that is said on it comes back.
+    fn socket(stage: &Stage) -> impl FnMut(&str) + use<> {
         let mut socket = TcpStream::connect(("127.0.0.1", stage.http)).expect("connected");
         socket.set_read_timeout(Some(PATIENCE)).expect("set");
         socket
@@ -290,12 +323,17 @@ mod tests {
             assert_ne!(reader.read_line(&mut head).expect("a head"), 0, "{head}");
         }
         assert!(head.starts_with("HTTP/1.1 101"), "{head}");
-        let mut echo = |word: &str| {
+        move |word| {
             writeln!(socket, "{word}").expect("said");
             let mut line = String::new();
             reader.read_line(&mut line).expect("heard");
             assert_eq!(line.trim_end(), word);
-        };
+        }
+    }
+
+    /// A connection that has become another protocol's, and a download that does not end.
+    fn an_update_ends_no_connection(stage: &Stage) {
+        let mut echo = socket(stage);
         echo("before");
         let mut stream = TcpStream::connect(("127.0.0.1", stage.http)).expect("connected");
         stream.set_read_timeout(Some(PATIENCE)).expect("set");
@@ -363,19 +401,85 @@ mod tests {
         stage.until("it is back", || stage.ask("plain.test", "/", ""), one);
     }
 
-    fn the_agent_dies_and_requests_go_on(stage: &Stage) {
-        let answer = stage
+    fn the_agent_dies_and_clients_notice_nothing(stage: &Stage) {
+        let before = process(stage);
+        let mut echo = socket(stage);
+        echo("before");
+        let drill = ["node", "drill", "node"];
+        stage
             .lab
-            .sifr(&["node", "drill", "node"])
-            .expect("sifr runs");
-        answer.must().expect("it is killed");
-        all_are_answered(stage, "the agent dies", Duration::from_secs(5));
+            .sifr(&drill)
+            .expect("sifr runs")
+            .must()
+            .expect("killed");
+        all_are_answered(stage, "the agent dies", Duration::from_secs(10));
         stage
             .lab
             .wait("shop", "running")
             .expect("sifr runs")
             .must()
             .expect("it runs");
+        echo("after");
+        assert_eq!(process(stage), before, "it runs on");
+    }
+
+    fn the_process_has_nothing_but_its_sockets(stage: &Stage) {
+        let pid = process(stage).expect("there are names");
+        let mut watch = stage.lab.watch().expect("eyes");
+        let mut status = |field: &str| watch.status(pid, field).expect(field);
+        for field in ["Uid", "Gid"] {
+            assert_eq!(status(field), "99997 99997 99997 99997", "{field}");
+        }
+        assert_eq!(status("Groups"), "");
+        for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+            assert_eq!(status(set), "0000000000000000", "{set}");
+        }
+        assert_eq!(
+            (status("NoNewPrivs"), status("Seccomp")),
+            ("1".into(), "2".into())
+        );
+        let (rss, private) = (status("VmRSS"), status("RssAnon"));
+        println!("the process has {rss} of memory, {private} of it its own");
+        let group = watch.of(pid, "cgroup").expect("its group");
+        assert_eq!(group.trim(), "0::/ingress");
+        assert_ne!(
+            watch.link(pid, "ns/net").expect("its namespace"),
+            watch.link(1, "ns/net").expect("the node's")
+        );
+        let links = watch.of(pid, "net/dev").expect("its links");
+        let links: Vec<&str> = links.lines().filter(|line| line.contains(':')).collect();
+        assert!(
+            matches!(links[..], [only] if only.trim_start().starts_with("lo:")),
+            "{links:?}"
+        );
+        let log = stage.lab.sifr(&["node", "dmesg"]).expect("sifr runs");
+        let log = log.must().expect("dmesg").stdout;
+        assert!(!log.contains("Landlock does not keep"), "{log}");
+    }
+
+    fn the_process_dies_and_the_next_one_serves(stage: &Stage) {
+        let before = process(stage);
+        let drill = ["node", "drill", "ingress"];
+        stage
+            .lab
+            .sifr(&drill)
+            .expect("sifr runs")
+            .must()
+            .expect("killed");
+        let served = |text: &str| text.starts_with("HTTP/1.1 200");
+        stage.until("served again", || stage.ask("plain.test", "/", ""), served);
+        stage.tls("shop.test", &[]).expect("trusted");
+        let after = process(stage);
+        assert!(after.is_some() && after != before, "{after:?}");
+    }
+
+    fn the_last_name_goes_and_its_ports_are_closed(stage: &Stage) {
+        stage.lab.delete("shop").expect("deleted");
+        let since = Instant::now();
+        while listens(stage) != [false; 2] {
+            assert!(since.elapsed() < PATIENCE, "{}", stage.lab.console());
+            std::thread::sleep(PAUSE);
+        }
     }
 
     fn the_owner_sees_it(stage: &Stage) {

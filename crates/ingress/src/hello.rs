@@ -24,7 +24,7 @@ pub(crate) struct Hello {
 }
 
 /// What these bytes alone say. `None`: there is more to come.
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzz"))]
 pub(crate) fn parse(bytes: &[u8]) -> io::Result<Option<Option<Host>>> {
     feed(&mut Acceptor::default(), bytes)
 }

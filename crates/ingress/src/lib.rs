@@ -7,6 +7,8 @@
 
 mod answer;
 mod backends;
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
 mod head;
 mod health;
 mod hello;

@@ -98,7 +98,7 @@ async fn pass(
             break;
         };
         match attempt(backend, busy, this, way).await {
-            Attempt::Answered(response, held) => return give_back(response, client, held),
+            Attempt::Answered(response, held) => return give_back(*response, client, held),
             Attempt::Unsent(unsent, why) => {
                 if why == NoConnection::Refused {
                     backend.found(false);
@@ -194,7 +194,7 @@ async fn attempt(backend: &Backend, busy: Busy, request: Request<Out>, way: Way)
 }
 
 fn give_back(
-    response: Box<Response<Incoming>>,
+    response: Response<Incoming>,
     client: Option<OnUpgrade>,
     held: Held,
 ) -> Response<Body> {

@@ -36,6 +36,11 @@ pub enum ToIngress {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FromIngress {
+    /// The first on each connection: what is listened at, a copy of each socket beside it, that in the clear first. A new agent could make none while
+    /// these are open, and to close them would turn clients away.
+    Doors {
+        open: [bool; 2],
+    },
     /// More sockets in a tenant's network.
     Need {
         network: String,

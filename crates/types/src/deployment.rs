@@ -304,6 +304,7 @@ pub enum SpecError {
     Network(#[from] NetworkError),
     #[error(transparent)]
     Address(#[from] AddressError),
+    #[error(transparent)]
     Ingress(#[from] IngressError),
     #[error("version 0 does not exist: the first version of a deployment is 1")]
     Version,

@@ -327,6 +327,8 @@ pub enum Drill {
     Node {},
     /// The chunk daemon.
     Chunks {},
+    /// The proxy before machines that have names.
+    Ingress {},
     /// The VMM of one machine: to its guest, a power cut.
     Machine { deployment: Name, workload: Name },
 }
@@ -344,7 +346,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_drill_names_one_of_three_processes_and_nothing_else() {
+    fn a_drill_names_one_of_four_processes_and_nothing_else() {
         let shop: Name = "shop".parse().expect("a name");
         let machine = Drill::Machine {
             deployment: shop.clone(),
@@ -353,6 +355,7 @@ mod tests {
         for (json, drill) in [
             (r#"{"kill":"node"}"#, Drill::Node {}),
             (r#"{"kill":"chunks"}"#, Drill::Chunks {}),
+            (r#"{"kill":"ingress"}"#, Drill::Ingress {}),
             (
                 r#"{"kill":"machine","deployment":"shop","workload":"shop"}"#,
                 machine,

@@ -67,6 +67,7 @@ fn serve(listener: OwnedFd) -> anyhow::Result<Infallible> {
             stock,
             doors: [Door::default(), Door::default()],
             draft: Vec::new(),
+            told: false,
         };
         let listener = crate::chunks::socket(listener).context("listen to the node")?;
         loop {
@@ -76,7 +77,7 @@ fn serve(listener: OwnedFd) -> anyhow::Result<Infallible> {
                 .await;
             let connection = connection.context("accept the node")?;
             let packets = Packets::new(connection, PACKET_MAX).context("take the node's socket")?;
-            process.stock.ask_anew();
+            process.told = false;
             if let Err(error) = process.hear(&packets, &mut need).await {
                 log::warn!("the node's connection broke: {error}");
             }
@@ -90,6 +91,24 @@ struct Door {
     /// It is among what is to be served next.
     wanted: bool,
     task: Option<JoinHandle<()>>,
+    /// What the task accepts from, for the next agent.
+    socket: Option<OwnedFd>,
+}
+
+impl Door {
+    fn open(&mut self, socket: OwnedFd, ingress: &Ingress, secure: bool) -> io::Result<()> {
+        let accept = ingress
+            .clone()
+            .accept(listener(socket.try_clone()?)?, secure);
+        self.task = Some(tokio::spawn(accept));
+        self.socket = Some(socket);
+        Ok(())
+    }
+
+    fn close(&mut self) {
+        self.task.take().iter().for_each(JoinHandle::abort);
+        self.socket = None;
+    }
 }
 
 struct Process {
@@ -98,29 +117,57 @@ struct Process {
     /// In the clear, and by TLS.
     doors: [Door; 2],
     draft: Vec<SiteConfig>,
+    /// The agent of this connection has said what is served: before that it knows no network to make sockets in.
+    told: bool,
 }
 
 impl Process {
+    fn show_doors(&self, packets: &Packets) -> io::Result<()> {
+        let open = [0, 1].map(|at| self.doors[at].socket.is_some());
+        let sockets = self.doors.iter().filter_map(|door| door.socket.as_ref());
+        let copies: io::Result<Vec<OwnedFd>> = sockets.map(OwnedFd::try_clone).collect();
+        packets.send(&FromIngress::Doors { open }, copies?)
+    }
+
     /// Until the agent goes.
     async fn hear(
         &mut self,
         packets: &Packets,
         need: &mut mpsc::UnboundedReceiver<String>,
     ) -> io::Result<()> {
+        self.show_doors(packets)?;
         loop {
             tokio::select! {
                 // All are safe to drop.
                 received = packets.receive::<ToIngress>() => match received? {
-                    Some((message, fds)) => self.obey(message, fds, packets)?,
+                    Some((message, fds)) => self.obey(message, fds, packets, need)?,
                     None => return Ok(()),
                 },
-                Some(network) = need.recv() => packets.send(&FromIngress::Need { network }, Vec::new())?,
+                Some(network) = need.recv(), if self.told => packets.send(&FromIngress::Need { network }, Vec::new())?,
                 sent = packets.serve() => match sent? {},
             }
         }
     }
 
-    fn obey(&mut self, message: ToIngress, fds: Vec<OwnedFd>, packets: &Packets) -> io::Result<()> {
+    fn commit(&mut self, need: &mut mpsc::UnboundedReceiver<String>) {
+        self.ingress.apply(std::mem::take(&mut self.draft));
+        let closed = self.doors.iter_mut().filter(|door| !door.wanted);
+        closed.for_each(Door::close);
+        if !self.told {
+            // Whatever was asked for before, this agent has not heard it.
+            while need.try_recv().is_ok() {}
+            self.stock.ask_anew();
+            self.told = true;
+        }
+    }
+
+    fn obey(
+        &mut self,
+        message: ToIngress,
+        fds: Vec<OwnedFd>,
+        packets: &Packets,
+        need: &mut mpsc::UnboundedReceiver<String>,
+    ) -> io::Result<()> {
         match message {
             ToIngress::Listener { secure } => {
                 let door = &mut self.doors[usize::from(secure)];
@@ -128,8 +175,7 @@ impl Process {
                 if door.task.is_none()
                     && let Some(socket) = fds.into_iter().next()
                 {
-                    let accept = self.ingress.clone().accept(listener(socket)?, secure);
-                    door.task = Some(tokio::spawn(accept));
+                    door.open(socket, &self.ingress, secure)?;
                 }
             }
             ToIngress::Begin => {
@@ -137,12 +183,7 @@ impl Process {
                 self.doors.iter_mut().for_each(|door| door.wanted = false);
             }
             ToIngress::Site(site) => self.draft.push(*site),
-            ToIngress::Commit => {
-                self.ingress.apply(std::mem::take(&mut self.draft));
-                for door in self.doors.iter_mut().filter(|door| !door.wanted) {
-                    door.task.take().iter().for_each(JoinHandle::abort);
-                }
-            }
+            ToIngress::Commit => self.commit(need),
             ToIngress::Sockets { network } => self.stock.put(&network, fds),
             ToIngress::Ask => {
                 for (host, status) in self.ingress.statuses() {

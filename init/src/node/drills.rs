@@ -48,7 +48,7 @@ impl Drills {
         let due = |drill: &mut Drill| {
             let ending = match &drill.victim {
                 Victim::Machine { vm } => is_ending(vm),
-                Victim::Node | Victim::Chunks => false,
+                Victim::Node | Victim::Chunks | Victim::Ingress => false,
             };
             drill.over.is_some() && !ending
         };

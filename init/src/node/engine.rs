@@ -287,7 +287,10 @@ impl Engine {
         let pid1 = Packets::new(context.pid1, PACKET_MAX).context("take the socket to pid1")?;
         let pid1 = Rc::new(pid1);
         loss::forget_images(&pid1, context.adopted);
-        let (images, ingress) = (Images::new(news_tx), Ingress::new(&context.seed));
+        let (images, ingress) = (
+            Images::new(news_tx),
+            Ingress::new(&context.seed, pid1.clone()),
+        );
         let (networks_tx, networks) = watch::channel(BTreeSet::new());
         let means = Means {
             images: images.clone(),

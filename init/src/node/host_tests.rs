@@ -27,6 +27,9 @@ impl Stage {
         let pool = tempfile::tempdir().expect("a directory");
         let (news, _) = mpsc::unbounded_channel();
         let (networks_tx, networks) = watch::channel(BTreeSet::new());
+        let (ours, theirs) = sys::socket::pair().expect("a pair");
+        let packets = |fd| Packets::new(fd, crate::wire::PACKET_MAX).expect("packets");
+        let ours = Rc::new(packets(ours));
         let means = Means {
             images: Images::new(news),
             machines: Machines::open(pool.path()).expect("machines"),
@@ -36,13 +39,11 @@ impl Stage {
             kernel: std::cell::OnceCell::new(),
             storage: Storage::Memory,
             ula: [1, 2, 3, 4, 5],
-            ingress: crate::node::ingress::Ingress::new(&[1; 32]),
+            ingress: crate::node::ingress::Ingress::new(&[1; 32], ours.clone()),
             keys: Keys::of(&[1; 32]),
         };
-        let (ours, theirs) = sys::socket::pair().expect("a pair");
-        let packets = |fd| Packets::new(fd, crate::wire::PACKET_MAX).expect("packets");
         let (_uplink, uplink) = watch::channel(Uplink::default());
-        let (host, messages) = NodeHost::new(means, networks_tx, Rc::new(packets(ours)), uplink);
+        let (host, messages) = NodeHost::new(means, networks_tx, ours, uplink);
         Self {
             host,
             messages,

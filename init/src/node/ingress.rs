@@ -1,7 +1,7 @@
 //! The node's side of ingress: what is served, and the sockets that it is served with.
 //!
-//! Owns: the connection, the two listening sockets, private keys on their way from a statement to the process, and what the
-//! process says of itself. Refuses: a byte of a client, and sockets in networks that no name leads to.
+//! Owns: when there is such a process, the connection, the two listening sockets, private keys on their way from a statement to the
+//! process, and what that says of itself. Refuses: a byte of a client, and sockets in networks that no name leads to.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -28,6 +28,7 @@ use workload::host::PlacedSite;
 use super::network;
 use crate::ingress::SOCKET;
 use crate::packets::Packets;
+use crate::wire::ToPid1;
 
 /// Between attempts to reach the process: nothing tells when it listens.
 const RETRY: Duration = Duration::from_millis(50);
@@ -36,13 +37,14 @@ const ASK: Duration = Duration::from_secs(2);
 
 #[derive(Default)]
 struct State {
+    /// What is served is known: an agent that has just begun says nothing of it, so that clients notice none of its beginning.
+    known: bool,
     sites: BTreeMap<Host, PlacedSite>,
     configs: Vec<SiteConfig>,
     /// In the clear, and by TLS.
     listeners: [Option<OwnedFd>; 2],
     /// Why a port cannot be listened at.
     trouble: Option<String>,
-    connection: Option<Rc<Packets>>,
     /// Networks of which sockets are being made: of each one lot at a time, whatever the process asks.
     making: BTreeSet<String>,
     /// What the process has said last.
@@ -55,15 +57,17 @@ pub(crate) struct Ingress {
     state: Rc<RefCell<State>>,
     /// Opens the keys of certificates that were sealed to this node.
     secret: Rc<RecipientSecret>,
+    pid1: Rc<Packets>,
     wake: Rc<Notify>,
 }
 
 impl Ingress {
-    /// Of the node with this identity.
-    pub(crate) fn new(seed: &[u8; 32]) -> Self {
+    /// Of the node with this identity. `pid1` starts the process.
+    pub(crate) fn new(seed: &[u8; 32], pid1: Rc<Packets>) -> Self {
         Self {
             state: Rc::default(),
             secret: Rc::new(RecipientSecret::of_ed25519(seed)),
+            pid1,
             wake: Rc::new(Notify::new()),
         }
     }
@@ -71,34 +75,16 @@ impl Ingress {
     /// These names are served from now on.
     pub(crate) fn converge(&self, sites: &BTreeMap<Host, PlacedSite>) {
         let mut state = self.state.borrow_mut();
-        let missing = |(wanted, held): (bool, &Option<OwnedFd>)| wanted && held.is_none();
-        let wanted = wanted_ports(sites);
-        let ready = !wanted.into_iter().zip(&state.listeners).any(missing);
-        if state.sites == *sites && ready {
+        if state.known && state.sites == *sites {
             return;
         }
+        state.known = true;
         state.sites.clone_from(sites);
         state.configs = sites
             .iter()
             .map(|(host, placed)| self.config(host, placed))
             .collect();
         state.statuses.retain(|host, _| sites.contains_key(host));
-        state.trouble = None;
-        for (at, port) in [HTTP_PORT, HTTPS_PORT].into_iter().enumerate() {
-            match (wanted[at], &state.listeners[at]) {
-                (false, _) => state.listeners[at] = None,
-                (true, Some(_)) => {}
-                (true, None) => match listen(port) {
-                    Ok(listener) => state.listeners[at] = Some(listener),
-                    Err(error) => {
-                        let why =
-                            format!("TCP port {port} of the node cannot be listened at: {error}");
-                        log::error!("{why}");
-                        state.trouble = Some(why);
-                    }
-                },
-            }
-        }
         drop(state);
         self.wake.notify_one();
     }
@@ -159,7 +145,8 @@ impl Ingress {
         status
     }
 
-    /// Keeps a connection to whichever process there is.
+    /// Keeps a connection to whichever process there is, from the first name on. One that an earlier agent had started is found at once,
+    /// whether there are names still or not.
     pub(crate) async fn run(self) {
         loop {
             match sys::seqpacket::connect(Path::new(SOCKET))
@@ -169,17 +156,35 @@ impl Ingress {
                     if let Err(error) = self.serve(Rc::new(connection)).await {
                         log::warn!("the connection of ingress broke: {error}");
                     }
-                    self.state.borrow_mut().connection = None;
                 }
-                Err(error) => log::debug!("connect to {SOCKET}: {error}"),
+                Err(error) => {
+                    log::debug!("connect to {SOCKET}: {error}");
+                    if self.state.borrow().configs.is_empty() {
+                        self.wake.notified().await;
+                        continue;
+                    }
+                    // Where pid1 is not there, nothing is.
+                    let _ = self.pid1.send(&ToPid1::Ingress, Vec::new());
+                }
             }
             tokio::time::sleep(RETRY).await;
         }
     }
 
     async fn serve(&self, connection: Rc<Packets>) -> io::Result<()> {
-        self.state.borrow_mut().connection = Some(connection.clone());
-        self.say_all(&connection)?;
+        match connection.receive::<FromIngress>().await? {
+            None => return Ok(()),
+            Some((FromIngress::Doors { open }, sockets)) => {
+                self.state.borrow_mut().keep(open, sockets)
+            }
+            Some((FromIngress::Need { .. } | FromIngress::Site { .. }, _)) => {
+                let error = "it says other things before what it listens at";
+                return Err(io::Error::new(io::ErrorKind::InvalidData, error));
+            }
+        }
+        if self.state.borrow().known {
+            self.say_all(&connection)?;
+        }
         let mut ask = tokio::time::interval(ASK);
         ask.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -192,6 +197,9 @@ impl Ingress {
                 result = connection.serve() => match result? {},
                 () = self.wake.notified() => self.say_all(&connection)?,
                 _ = ask.tick() => {
+                    if self.state.borrow().trouble.is_some() {
+                        self.say_all(&connection)?;
+                    }
                     if !self.state.borrow().configs.is_empty() {
                         connection.send(&ToIngress::Ask, Vec::new())?;
                     }
@@ -202,7 +210,8 @@ impl Ingress {
 
     /// What is served, whole: the process takes it on at its end.
     fn say_all(&self, connection: &Packets) -> io::Result<()> {
-        let state = self.state.borrow();
+        let mut state = self.state.borrow_mut();
+        state.open_doors();
         connection.send(&ToIngress::Begin, Vec::new())?;
         for (secure, listener) in [false, true].into_iter().zip(&state.listeners) {
             if let Some(listener) = listener {
@@ -240,10 +249,44 @@ impl Ingress {
                     log::warn!("ingress asks for sockets in {network:?}, to which no name leads");
                 }
             }
+            // Said at the beginning alone.
+            FromIngress::Doors { .. } => {}
             FromIngress::Site { host, status } => {
                 if state.sites.contains_key(&host) {
                     state.statuses.insert(host, *status);
                 }
+            }
+        }
+    }
+}
+
+impl State {
+    /// What the process listens at already, for an agent before this one.
+    fn keep(&mut self, open: [bool; 2], sockets: Vec<OwnedFd>) {
+        let mut sockets = sockets.into_iter();
+        for (listener, open) in self.listeners.iter_mut().zip(open) {
+            let socket = open.then(|| sockets.next()).flatten();
+            *listener = listener.take().or(socket);
+        }
+    }
+
+    /// Has the sockets that the names need, and no other.
+    fn open_doors(&mut self) {
+        self.trouble = None;
+        let wanted = wanted_ports(&self.sites);
+        for (at, port) in [HTTP_PORT, HTTPS_PORT].into_iter().enumerate() {
+            match (wanted[at], &self.listeners[at]) {
+                (false, _) => self.listeners[at] = None,
+                (true, Some(_)) => {}
+                (true, None) => match listen(port) {
+                    Ok(listener) => self.listeners[at] = Some(listener),
+                    Err(error) => {
+                        let why =
+                            format!("TCP port {port} of the node cannot be listened at: {error}");
+                        log::error!("{why}");
+                        self.trouble = Some(why);
+                    }
+                },
             }
         }
     }

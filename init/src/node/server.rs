@@ -372,7 +372,7 @@ impl Server {
     async fn drill(&self, peer: PublicKey, body: Body) -> Result<Answer, Refusal> {
         let drill: Drill = serde_json::from_slice(&body.collect().await?).map_err(|error| {
             let message = format!(
-                "{error}: a drill kills node, chunks, or machine with its deployment and workload"
+                "{error}: a drill kills node, chunks, ingress, or machine with its deployment and workload"
             );
             refusal(RefusalCode::Malformed, message)
         })?;
@@ -381,6 +381,11 @@ impl Server {
             Drill::Chunks {} => (
                 Victim::Chunks,
                 "the chunk daemon is just being started: try again".to_owned(),
+            ),
+            Drill::Ingress {} => (
+                Victim::Ingress,
+                "no ingress process runs: it is started with the first name that a deployment has"
+                    .to_owned(),
             ),
             Drill::Machine {
                 deployment,

@@ -152,7 +152,7 @@ async fn play<S: Into<Option<State>>>(
             Request::Metrics { reply, .. } => drop(reply.send(Vec::new())),
             Request::Drill { victim, reply } => drop(reply.send(match victim {
                 Victim::Node => panic!("it is killed when its answer has been read"),
-                Victim::Chunks => None,
+                Victim::Chunks | Victim::Ingress => None,
                 Victim::Machine { .. } => Some(99),
             })),
             Request::Disks { turn } => panic!("{turn:?} is the vigil's to say"),

@@ -1,6 +1,6 @@
 //! The three agents that pid1 keeps alive: roles of this same binary.
 //!
-//! Owns: how they are started. Refuses: when (`supervise` says so).
+//! Owns: how they are started, and that who has no names to serve has no ingress. Refuses: when (`supervise` says so).
 
 use std::ffi::CString;
 use std::fs::File;
@@ -31,6 +31,14 @@ pub(super) enum Role {
 }
 
 impl Role {
+    /// Whether it runs from the boot on. Ingress waits for the node's word: most nodes have no names, and memory.
+    pub(super) fn is_always_there(self) -> bool {
+        match self {
+            Self::Node | Self::Chunks => true,
+            Self::Ingress => false,
+        }
+    }
+
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Node => "node",

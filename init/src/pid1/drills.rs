@@ -30,6 +30,7 @@ impl fmt::Display for Victim {
         match self {
             Self::Node => f.write_str("node"),
             Self::Chunks => f.write_str("chunks"),
+            Self::Ingress => f.write_str("ingress"),
             Self::Machine { vm } => write!(f, "the VMM of {vm}"),
         }
     }

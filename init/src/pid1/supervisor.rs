@@ -100,7 +100,9 @@ impl Supervisor {
     pub(super) fn run(mut self) -> ExitCode {
         let start = now();
         for at in 0..self.agents.len() {
-            self.supervise(at, Event::Start);
+            if self.agents[at].role.is_always_there() {
+                self.supervise(at, Event::Start);
+            }
         }
         show(&mut self.console, "children", now() - start, Ok(None));
         loop {
@@ -439,10 +441,18 @@ impl Supervisor {
             ToPid1::Forget { vm } => {
                 self.machines.forget(&vm);
             }
+            ToPid1::Ingress => self.begin_ingress(),
             ToPid1::Shutdown { mode } => {
                 let act = self.down.node_agrees(now(), mode);
                 self.act(act);
             }
+        }
+    }
+
+    fn begin_ingress(&mut self) {
+        let at = self.agents.iter().position(|a| a.role == Role::Ingress);
+        if let Some(at) = at.filter(|_| !self.down.is_final()) {
+            self.supervise(at, Event::Start);
         }
     }
 
@@ -456,6 +466,7 @@ impl Supervisor {
         let found = match &victim {
             Victim::Node => agent(Role::Node),
             Victim::Chunks => agent(Role::Chunks),
+            Victim::Ingress => agent(Role::Ingress),
             Victim::Machine { vm } => self
                 .machines
                 .get(vm)

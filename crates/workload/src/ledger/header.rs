@@ -12,7 +12,7 @@ const MAGIC: [u8; 8] = *b"SIFRLDGR";
 /// One row for each format: its number, the first version of Sifr that reads it, and what it brought. A kind of
 /// workload, an action or a field that older builds do not know needs a row of its own once the last one was
 /// released: a build must never meet a statement that it cannot read in a format that it can.
-const FORMATS: [(u32, &str, &str); 3] = [
+const FORMATS: [(u32, &str, &str); 4] = [
     (1, "0.0.0", "machines"),
     (
         2,
@@ -22,8 +22,9 @@ const FORMATS: [(u32, &str, &str); 3] = [
     (
         3,
         "0.0.0",
-        "networks, also across nodes; published UDP ports; pools of addresses; names of ingress",
+        "networks, also across nodes; published UDP ports; pools of addresses",
     ),
+    (4, "0.0.0", "names of ingress"),
 ];
 /// Written, and the newest that is read.
 pub(super) const FORMAT: u32 = FORMATS[FORMATS.len() - 1].0;
