@@ -2,15 +2,79 @@
 //!
 //! Owns: bodies in both directions, and the words of each refusal. Refuses: to say anything of machines or tenants.
 
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
+
 use http_body_util::{Either, Empty, Full};
-use hyper::body::{Bytes, Incoming};
+use hyper::body::{Bytes, Frame, Incoming, SizeHint};
 use hyper::header::{CONTENT_TYPE, HeaderValue, LOCATION, RETRY_AFTER};
 use hyper::{Response, StatusCode};
 
+use crate::serve::Asking;
+
 /// To a machine.
-pub(crate) type Out = Either<Incoming, Empty<Bytes>>;
+pub(crate) type Out = Either<Counted, Empty<Bytes>>;
 /// To a client.
-pub(crate) type Body = Either<Incoming, Full<Bytes>>;
+pub(crate) type Body = Either<Seated, Full<Bytes>>;
+
+/// A client's body on its way to a machine.
+pub(crate) struct Counted {
+    pub(crate) body: Incoming,
+    /// Its pieces that have gone: a long one is no slow answer.
+    pub(crate) passed: Arc<AtomicU64>,
+}
+
+impl hyper::body::Body for Counted {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let polled = Pin::new(&mut self.body).poll_frame(context);
+        if polled.is_ready() {
+            self.passed.fetch_add(1, Ordering::Relaxed);
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// A machine's body on its way to a client, whose request is under way until it has gone.
+pub(crate) struct Seated {
+    pub(crate) body: Incoming,
+    pub(crate) _asking: Asking,
+}
+
+impl hyper::body::Body for Seated {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
 
 /// Seconds after which a client may try again where no machine answers: about two health checks.
 const RETRY_S: &str = "10";
@@ -27,6 +91,8 @@ pub(crate) enum Refused {
     NoBackend,
     Broken,
     Slow,
+    /// The client's address has too many requests under way.
+    TooMany,
 }
 
 impl Refused {
@@ -56,6 +122,10 @@ impl Refused {
             Self::Broken => (
                 StatusCode::BAD_GATEWAY,
                 "the machine of this site broke off before it had answered",
+            ),
+            Self::TooMany => (
+                StatusCode::TOO_MANY_REQUESTS,
+                "too many requests of your address are under way: end some, then try again",
             ),
             Self::Slow => (
                 StatusCode::GATEWAY_TIMEOUT,

@@ -13,23 +13,26 @@ use hyper::Request;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper::header::{HOST, USER_AGENT};
 use hyper_util::rt::TokioIo;
-use nix::sys::socket::{setsockopt, sockopt};
 use tokio::net::{TcpSocket, TcpStream};
+use tokio::sync::OwnedSemaphorePermit;
 use types::ingress::{HealthCheck, Host};
 
 use crate::answer::Out;
 use crate::health::Health;
+use crate::line::{self, Line};
 use crate::stock::Stock;
 use crate::wire::Place;
 
 /// How long a machine may take to accept a connection: it is on this node, and its kernel answers.
 const CONNECT_WAIT: Duration = Duration::from_secs(3);
-/// How long sent bytes may go unacknowledged before the connection counts as broken: its machine has died without a word.
-const UNHEARD_MS: u32 = 5_000;
+/// Most bytes of the head of an answer, and of what is read ahead of the client.
+const BUFFER_MAX: usize = 32 << 10;
 /// Kept for the next request, at most so long: less than the ordinary 60 s after which servers close them.
 const IDLE_MAX: Duration = Duration::from_secs(30);
 /// Kept for each machine: what was under way at once comes again.
-const IDLE_CONNECTIONS_MAX: usize = 64;
+const IDLE_CONNECTIONS_MAX: usize = 16;
+/// Seconds at most until one that is left out is asked again.
+const DOWN_INTERVAL_S: u16 = 5;
 /// How long a health check waits for its answer.
 const CHECK_WAIT: Duration = Duration::from_secs(5);
 
@@ -128,44 +131,61 @@ impl Backend {
     }
 
     /// A new connection to it.
-    pub(crate) async fn connect(&self) -> Result<TcpStream, NoConnection> {
+    pub(crate) async fn connect(&self) -> Result<Line, NoConnection> {
         let network = &self.identity.place.network;
+        let place = self.place()?;
         match self.stock.take(network).await {
-            Ok(socket) => self
-                .connect_with(socket)
-                .await
-                .map_err(|_| NoConnection::Refused),
+            Ok(socket) => self.connect_with(socket, place).await,
             Err(error) => {
-                log::warn!("ingress: no socket in {network}: {error}");
+                // Clients bring this about as often as they like: not for a log that is read.
+                log::debug!("ingress: no socket in {network}: {error}");
                 Err(NoConnection::NoSocket)
             }
         }
     }
 
-    async fn connect_with(&self, socket: TcpSocket) -> io::Result<TcpStream> {
-        let Place { network, address } = &self.identity.place;
-        setsockopt(&socket, sockopt::TcpUserTimeout, &UNHEARD_MS)?;
-        socket.set_nodelay(true)?;
-        socket.set_keepalive(true)?;
-        let connecting = socket.connect((*address).into());
-        let connected = tokio::time::timeout(CONNECT_WAIT, connecting).await;
-        let connected = connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
-        if let Err(error) = &connected
-            && matches!(
-                error.kind(),
-                io::ErrorKind::NetworkUnreachable | io::ErrorKind::AddrNotAvailable
-            )
-        {
-            // The network has been made again: sockets of the one before lead nowhere.
-            self.stock.drop_all(network);
-        }
-        connected
+    fn place(&self) -> Result<OwnedSemaphorePermit, NoConnection> {
+        let place = self.stock.lines.clone().try_acquire_owned();
+        place.map_err(|_| NoConnection::NoSocket)
     }
 
-    /// The same, for requests.
+    async fn connect_with(
+        &self,
+        socket: TcpSocket,
+        place: OwnedSemaphorePermit,
+    ) -> Result<Line, NoConnection> {
+        let connected = self.reach(socket).await;
+        let stream = connected.map_err(|error| match error.kind() {
+            io::ErrorKind::NetworkUnreachable | io::ErrorKind::AddrNotAvailable => {
+                // The network has been made again: sockets of the one before lead nowhere.
+                self.stock.drop_all(&self.identity.place.network);
+                NoConnection::NoSocket
+            }
+            _ => NoConnection::Refused,
+        })?;
+        Ok(Line {
+            stream,
+            _place: place,
+        })
+    }
+
+    async fn reach(&self, socket: TcpSocket) -> io::Result<TcpStream> {
+        line::watch(&socket)?;
+        socket.set_nodelay(true)?;
+        let connecting = socket.connect(self.identity.place.address.into());
+        let connected = tokio::time::timeout(CONNECT_WAIT, connecting).await;
+        connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+    }
+
+    /// A new connection to it, for requests.
     pub(crate) async fn speak(&self) -> Result<SendRequest<Out>, NoConnection> {
-        let stream = TokioIo::new(self.connect().await?);
-        let spoken = http1::handshake(stream).await;
+        Self::speak_by(self.connect().await?).await
+    }
+
+    async fn speak_by(line: Line) -> Result<SendRequest<Out>, NoConnection> {
+        let mut http = http1::Builder::new();
+        http.max_buf_size(BUFFER_MAX);
+        let spoken = http.handshake(TokioIo::new(line)).await;
         let (sender, connection) = spoken.map_err(|_| NoConnection::Refused)?;
         tokio::spawn(async move {
             // Whoever has asked hears how it ended.
@@ -202,10 +222,17 @@ impl Backend {
 
     /// Whether it can serve. `None`: it could not be asked.
     async fn ask(&self) -> Option<bool> {
-        let asked = match &self.identity.check.path {
-            None => self.connect().await.map(|_| true),
-            Some(path) => {
-                let waited = tokio::time::timeout(CHECK_WAIT, self.fetch(path)).await;
+        let Ok(_turn) = self.stock.checks.acquire().await else {
+            return None;
+        };
+        // Nobody who is there is left out because the node agent is not.
+        let socket = self.stock.spare(&self.identity.place.network)?;
+        let line = self.connect_with(socket, self.place().ok()?).await;
+        let asked = match (&self.identity.check.path, line) {
+            (_, Err(why)) => Err(why),
+            (None, Ok(_)) => Ok(true),
+            (Some(path), Ok(line)) => {
+                let waited = tokio::time::timeout(CHECK_WAIT, self.fetch(line, path)).await;
                 waited.unwrap_or(Ok(false))
             }
         };
@@ -216,7 +243,7 @@ impl Backend {
         }
     }
 
-    async fn fetch(&self, path: &str) -> Result<bool, NoConnection> {
+    async fn fetch(&self, line: Line, path: &str) -> Result<bool, NoConnection> {
         let request = Request::get(path)
             .header(HOST, self.identity.host.as_str())
             .header(USER_AGENT, "sifr-ingress health check")
@@ -224,7 +251,7 @@ impl Backend {
         let Ok(request) = request else {
             return Ok(false);
         };
-        let mut sender = self.speak().await?;
+        let mut sender = Self::speak_by(line).await?;
         let response = sender.send_request(request).await;
         let status = response.map(|response| response.status());
         Ok(status.is_ok_and(|status| status.is_success() || status.is_redirection()))
@@ -237,11 +264,15 @@ async fn keep_asking(backend: Weak<Backend>) {
         let Some(held) = backend.upgrade() else {
             return;
         };
-        let pause = Duration::from_secs(held.identity.check.interval_s.into());
         if let Some(answered) = held.ask().await {
             held.found(answered);
         }
+        let wanted = held.identity.check.interval_s;
+        let seconds = match held.health().is_usable() {
+            true => wanted,
+            false => wanted.min(DOWN_INTERVAL_S),
+        };
         drop(held);
-        tokio::time::sleep(pause).await;
+        tokio::time::sleep(Duration::from_secs(seconds.into())).await;
     }
 }

@@ -18,11 +18,7 @@ pub fn hello(bytes: &[u8]) -> Option<Host> {
 pub type Fields = Vec<(String, Vec<u8>)>;
 
 /// The host that is asked for, and the fields that its machine hears. `None`: it is refused.
-pub fn forwarded(
-    client: IpAddr,
-    uri: &str,
-    fields: &[(&[u8], &[u8])],
-) -> Option<(Host, Fields)> {
+pub fn forwarded(client: IpAddr, uri: &str, fields: &[(&[u8], &[u8])]) -> Option<(Host, Fields)> {
     let mut request = Request::builder().uri(uri);
     for (name, value) in fields {
         request = request.header(*name, *value);

@@ -19,16 +19,18 @@ const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 /// What programs believe of who a client is, or take for a variable of their own (`Proxy`): said by this proxy or by nobody.
 const CLAIMS: [&str; 10] = [
     "forwarded",
-    "x-forwarded-for",
-    "x-forwarded-proto",
-    "x-forwarded-host",
-    "x-forwarded-port",
-    "x-forwarded-server",
-    "x-forwarded-prefix",
     "x-real-ip",
+    "x-client-ip",
+    "x-cluster-client-ip",
+    "true-client-ip",
+    "cf-connecting-ip",
     "x-original-url",
+    "x-rewrite-url",
+    "http2-settings",
     "proxy",
 ];
+/// The same with whatever stands behind it.
+const CLAIMS_BEGIN: &str = "x-forwarded";
 /// Of one connection (RFC 9110 section 7.6.1), beside those that `Connection` names.
 const OF_CONNECTION: [&str; 8] = [
     "connection",
@@ -84,10 +86,19 @@ pub(crate) fn is_refused(method: &Method) -> bool {
 /// What the connection is to become, where a client asks for that.
 fn upgrade(version: Version, headers: &HeaderMap) -> Option<HeaderValue> {
     let asks = tokens(headers).any(|token| token.eq_ignore_ascii_case("upgrade"));
-    let to = headers.get(UPGRADE)?;
-    // The clear form of HTTP/2 would take requests past this proxy.
-    let is_h2c = to.as_bytes().to_ascii_lowercase().starts_with(b"h2c");
-    (asks && version == Version::HTTP_11 && !is_h2c).then(|| to.clone())
+    let mut all = headers.get_all(UPGRADE).iter();
+    let to = all.next().filter(|_| all.next().is_none())?;
+    // To one protocol, which the machine can only take or leave; the clear form of HTTP/2 would take requests past this proxy.
+    let one = to.to_str().ok()?.trim();
+    let one = !one.contains([',', ' ']) && !one.to_ascii_lowercase().starts_with("h2c");
+    (asks && version == Version::HTTP_11 && one).then(|| to.clone())
+}
+
+/// A client's word that a program would take for this proxy's. What has an underscore is another name to some and the same to others,
+/// who turn each hyphen into one.
+fn is_claim(name: &HeaderName) -> bool {
+    let name = name.as_str();
+    CLAIMS.contains(&name) || name.starts_with(CLAIMS_BEGIN) || name.contains('_')
 }
 
 fn tokens(headers: &HeaderMap) -> impl Iterator<Item = &str> {
@@ -114,7 +125,8 @@ pub(crate) fn forward(parts: &mut request::Parts, asker: &Asker) -> bool {
     let trailers = parts.headers.get(TE).is_some_and(|te| te == "trailers");
     let headers = &mut parts.headers;
     strip(headers);
-    for name in CLAIMS {
+    let claims: Vec<HeaderName> = headers.keys().filter(|n| is_claim(n)).cloned().collect();
+    for name in claims {
         headers.remove(name);
     }
     // How long the body is follows from what comes of it, and from nobody's word.
@@ -202,6 +214,9 @@ mod tests {
                 ("x-forwarded-for", "10.0.0.1"),
                 ("Forwarded", "for=10.0.0.1"),
                 ("x-real-ip", "10.0.0.1"),
+                ("x_forwarded_for", "10.0.0.1"),
+                ("X-Forwarded-Ssl", "on"),
+                ("cf-connecting-ip", "10.0.0.1"),
                 ("proxy", "http://evil"),
                 ("connection", "x-mine, close"),
                 ("x-mine", "1"),
@@ -245,6 +260,7 @@ mod tests {
         assert!(with("websocket", "keep-alive, Upgrade"));
         assert!(!with("websocket", "keep-alive"));
         assert!(!with("h2c", "Upgrade"));
+        assert!(!with("websocket, h2c", "Upgrade"));
     }
 
     #[test]

@@ -12,6 +12,7 @@ pub mod fuzz;
 mod head;
 mod health;
 mod hello;
+mod line;
 mod proxy;
 mod serve;
 mod stock;

@@ -4,24 +4,26 @@
 //! passed on piece by piece, no faster than the slower side takes them.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use http_body_util::{Either, Empty};
+use http_body_util::{Either, Empty, Full};
 use hyper::body::{Body as _, Incoming};
 use hyper::client::conn::http1::SendRequest;
+use hyper::header::{HeaderValue, TRANSFER_ENCODING};
 use hyper::http::request;
 use hyper::upgrade::OnUpgrade;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use types::ingress::Host;
 
-use crate::answer::{Body, Out, Refused, redirect};
+use crate::answer::{Body, Counted, Out, Refused, Seated, redirect};
 use crate::backends::{Backend, Busy, NoConnection};
 use crate::head::{self, Asker};
-use crate::serve::{Client, Shared, Site};
+use crate::serve::{Asking, Client, Shared, Site};
 use crate::table::{Stand, choose, route};
 
-/// How long a machine may take until the head of its answer: as long as proxies commonly wait.
+/// How long a machine may take until the head of its answer while nothing of the request moves: as long as proxies commonly wait.
 const ANSWER_WAIT: Duration = Duration::from_secs(60);
 /// Machines that one request is tried at.
 const TRIES_MAX: usize = 3;
@@ -33,6 +35,9 @@ pub(crate) async fn answer(
     begun: Option<Host>,
     request: Request<Incoming>,
 ) -> Response<Body> {
+    let Some(asking) = client.ask() else {
+        return Refused::TooMany.response();
+    };
     let (parts, body) = request.into_parts();
     let Some(host) = head::host(&parts) else {
         return Refused::Malformed.response();
@@ -58,7 +63,7 @@ pub(crate) async fn answer(
             let path = if path.starts_with('/') { path } else { "/" };
             redirect(&format!("https://{}{path}", asker.host))
         }
-        _ => pass(&site, asker, parts, body).await,
+        _ => pass(&site, asker, asking, parts, body).await,
     };
     site.count(response.status());
     response
@@ -67,6 +72,7 @@ pub(crate) async fn answer(
 async fn pass(
     site: &Site,
     asker: Asker,
+    asking: Asking,
     mut parts: request::Parts,
     body: Incoming,
 ) -> Response<Body> {
@@ -77,8 +83,18 @@ async fn pass(
     let client = parts.extensions.remove::<OnUpgrade>();
     let upgrade = head::forward(&mut parts, &asker);
     let client = client.filter(|_| upgrade);
+    if body.size_hint().exact().is_none() {
+        // Else a method that mostly has no body would lose this one.
+        let chunked = HeaderValue::from_static("chunked");
+        parts.headers.insert(TRANSFER_ENCODING, chunked);
+    }
     // What changes nothing and has no body can be sent again.
     let again = (head::is_safe(&parts.method) && body.is_end_stream()).then(|| bare(&parts));
+    let passed = Arc::new(AtomicU64::new(0));
+    let body = Counted {
+        body,
+        passed: passed.clone(),
+    };
     let mut request = Some(Request::from_parts(parts, Either::Left(body)));
     let backends = &site.routes[at].backends;
     let mut tried = vec![false; backends.len()];
@@ -97,8 +113,10 @@ async fn pass(
         let Some(this) = request.take().or_else(|| again.as_ref().map(bare_again)) else {
             break;
         };
-        match attempt(backend, busy, this, way).await {
-            Attempt::Answered(response, held) => return give_back(*response, client, held),
+        match attempt(backend, busy, this, way, &passed).await {
+            Attempt::Answered(response, held) => {
+                return give_back(*response, client, held, asking);
+            }
             Attempt::Unsent(unsent, why) => {
                 if why == NoConnection::Refused {
                     backend.found(false);
@@ -110,6 +128,8 @@ async fn pass(
             Attempt::Stale(unsent) => {
                 (request, way) = (Some(*unsent), Way::New);
             }
+            // Machines close connections that nothing goes by; this request may have met with that.
+            Attempt::Lost => (way, outcome) = (Way::New, Refused::Broken),
             Attempt::Failed(Refused::Slow) => return Refused::Slow.response(),
             Attempt::Failed(why) => {
                 tried[chosen] = true;
@@ -158,6 +178,8 @@ enum Attempt {
     Unsent(Box<Request<Out>>, NoConnection),
     /// The one from before had just ended.
     Stale(Box<Request<Out>>),
+    /// The one from before ended when the request had begun to go by it.
+    Lost,
     Failed(Refused),
 }
 
@@ -167,7 +189,13 @@ struct Held {
     sender: SendRequest<Out>,
 }
 
-async fn attempt(backend: &Backend, busy: Busy, request: Request<Out>, way: Way) -> Attempt {
+async fn attempt(
+    backend: &Backend,
+    busy: Busy,
+    request: Request<Out>,
+    way: Way,
+    passed: &AtomicU64,
+) -> Attempt {
     let kept = match way {
         Way::Kept => backend.kept(),
         Way::New => None,
@@ -181,15 +209,31 @@ async fn attempt(backend: &Backend, busy: Busy, request: Request<Out>, way: Way)
         Ok(sender) => sender,
         Err(why) => return Attempt::Unsent(Box::new(request), why),
     };
-    let sent = tokio::time::timeout(ANSWER_WAIT, sender.try_send_request(request)).await;
-    match sent {
-        Ok(Ok(response)) => Attempt::Answered(Box::new(response), Held { busy, sender }),
-        Ok(Err(mut error)) => match error.take_message() {
+    match moving(sender.try_send_request(request), passed).await {
+        Some(Ok(response)) => Attempt::Answered(Box::new(response), Held { busy, sender }),
+        Some(Err(mut error)) => match error.take_message() {
             Some(unsent) if is_kept => Attempt::Stale(Box::new(unsent)),
             Some(unsent) => Attempt::Unsent(Box::new(unsent), NoConnection::Refused),
+            None if is_kept => Attempt::Lost,
             None => Attempt::Failed(Refused::Broken),
         },
-        Err(_) => Attempt::Failed(Refused::Slow),
+        None => Attempt::Failed(Refused::Slow),
+    }
+}
+
+/// The answer to a request that is being sent. `None`: for [`ANSWER_WAIT`] nothing of it has gone, and nothing has come.
+async fn moving<T>(sending: impl Future<Output = T>, passed: &AtomicU64) -> Option<T> {
+    let mut sending = std::pin::pin!(sending);
+    let mut before = passed.load(Ordering::Relaxed);
+    loop {
+        if let Ok(sent) = tokio::time::timeout(ANSWER_WAIT, sending.as_mut()).await {
+            return Some(sent);
+        }
+        let now = passed.load(Ordering::Relaxed);
+        if now == before {
+            return None;
+        }
+        before = now;
     }
 }
 
@@ -197,6 +241,7 @@ fn give_back(
     response: Response<Incoming>,
     client: Option<OnUpgrade>,
     held: Held,
+    asking: Asking,
 ) -> Response<Body> {
     let (mut parts, body) = response.into_parts();
     if parts.status == StatusCode::SWITCHING_PROTOCOLS {
@@ -204,21 +249,25 @@ fn give_back(
         let Some((client, machine)) = client.zip(machine) else {
             return Refused::Broken.response();
         };
-        tokio::spawn(tunnel(client, machine, held.busy));
-        // The headers say to what.
-        return Response::from_parts(parts, Either::Left(body));
+        tokio::spawn(tunnel(client, machine, held.busy, asking));
+        // The headers say to what; there is no body.
+        return Response::from_parts(parts, Either::Right(Full::default()));
     }
     Backend::keep(held.busy, held.sender);
     head::give_back(&mut parts);
+    let body = Seated {
+        body,
+        _asking: asking,
+    };
     Response::from_parts(parts, Either::Left(body))
 }
 
-/// Bytes in both directions, until either side is done.
-async fn tunnel(client: OnUpgrade, machine: OnUpgrade, busy: Busy) {
+/// Bytes in both directions, until either side is done. All that time the client has its seat and its request.
+async fn tunnel(client: OnUpgrade, machine: OnUpgrade, busy: Busy, asking: Asking) {
     if let (Ok(client), Ok(machine)) = tokio::join!(client, machine) {
         let (mut client, mut machine) = (TokioIo::new(client), TokioIo::new(machine));
         // One that ends early is the other's end too.
         let _ = tokio::io::copy_bidirectional(&mut client, &mut machine).await;
     }
-    drop(busy);
+    drop((busy, asking));
 }

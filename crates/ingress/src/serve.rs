@@ -5,18 +5,17 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper::{Request, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use nix::sys::socket::{setsockopt, sockopt};
 use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -28,6 +27,7 @@ use types::status::SiteStatus;
 
 use crate::backends::{Backend, Identity, NoConnection};
 use crate::hello::{self, Replayed, UNRECOGNISED_NAME};
+use crate::line;
 use crate::proxy;
 use crate::stock::Stock;
 use crate::table::{Stand, Table, choose};
@@ -37,18 +37,24 @@ use crate::wire::{SiteConfig, TlsConfig};
 const CLIENTS_MAX: u64 = 4096;
 /// Of one address: nobody takes all of them.
 const CLIENTS_OF_ADDRESS_MAX: usize = 512;
+/// Requests and tunnels of one address that are under way at once.
+const REQUESTS_OF_ADDRESS_MAX: usize = 512;
 /// How long a client may take to say whom it wants, by TLS or in the head of a request.
 const HEAD_WAIT: Duration = Duration::from_secs(15);
 /// Most bytes of a head, and of what is read ahead of the slower side.
-const BUFFER_MAX: usize = 64 << 10;
+const BUFFER_MAX: usize = 32 << 10;
 /// Most fields of a head.
 const FIELDS_MAX: usize = 128;
 /// Requests at once on one connection of HTTP/2.
-const STREAMS_MAX: u32 = 128;
+const STREAMS_MAX: u32 = 64;
+/// Bytes that a client may send ahead on all of them together.
+const WINDOW: u32 = 256 << 10;
+/// A connection of HTTP/2 on which nothing is under way for so long is closed, whatever answers pings there.
+const QUIET_MAX: Duration = Duration::from_secs(75);
+/// How often that is looked at.
+const LOOK: Duration = Duration::from_secs(15);
 /// A connection of HTTP/2 on which nothing comes is asked whether anybody is there.
 const PING: Duration = Duration::from_secs(30);
-/// After so long without a sign of life a client's connection is closed.
-const SILENCE_MS: u32 = 60_000;
 /// Between two attempts to accept where there are no descriptors left: nothing tells when there are.
 const PAUSE: Duration = Duration::from_millis(100);
 /// What TLS offers, the better first.
@@ -62,12 +68,21 @@ pub(crate) struct SiteRoute {
 enum Tls {
     None,
     Passthrough,
-    Own(Arc<ServerConfig>),
+    Own(Own),
     Broken(String),
+}
+
+/// A certificate in use, and what it was made from: with the same one clients resume their sessions.
+#[derive(Clone)]
+struct Own {
+    config: Arc<ServerConfig>,
+    certificate: String,
+    key: String,
 }
 
 /// What is served under a name.
 pub(crate) struct Site {
+    whose: String,
     tls: Tls,
     pub(crate) routes: Vec<SiteRoute>,
     named: BTreeMap<String, Arc<Backend>>,
@@ -111,24 +126,76 @@ impl Site {
 #[derive(Clone)]
 pub(crate) struct Client {
     pub(crate) address: IpAddr,
-    _seat: Arc<Seat>,
+    seat: Arc<Seat>,
+}
+
+impl Client {
+    /// A request begins. `None`: too many of its address are under way.
+    pub(crate) fn ask(&self) -> Option<Asking> {
+        let mut clients = lock(&self.seat.shared.clients);
+        let taken = clients.entry(self.seat.origin).or_default();
+        if taken.requests >= REQUESTS_OF_ADDRESS_MAX {
+            return None;
+        }
+        taken.requests += 1;
+        self.seat.under_way.fetch_add(1, Ordering::Relaxed);
+        Some(Asking(self.seat.clone()))
+    }
+}
+
+/// A request is under way until this goes.
+pub(crate) struct Asking(Arc<Seat>);
+
+impl Drop for Asking {
+    fn drop(&mut self) {
+        if let Some(taken) = lock(&self.0.shared.clients).get_mut(&self.0.origin) {
+            taken.requests -= 1;
+        }
+        *lock(&self.0.since) = Instant::now();
+        self.0.under_way.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// What one origin has of the proxy.
+#[derive(Debug, Default)]
+struct Taken {
+    connections: usize,
+    requests: usize,
 }
 
 struct Seat {
-    address: IpAddr,
+    origin: IpAddr,
     shared: Arc<Shared>,
+    /// Requests on this connection.
+    under_way: AtomicUsize,
+    /// When the last of them ended, or the connection began.
+    since: Mutex<Instant>,
+}
+
+impl Seat {
+    fn is_quiet(&self) -> bool {
+        self.under_way.load(Ordering::Relaxed) == 0 && lock(&self.since).elapsed() > QUIET_MAX
+    }
 }
 
 impl Drop for Seat {
     fn drop(&mut self) {
         let mut clients = lock(&self.shared.clients);
-        if let Some(count) = clients.get_mut(&self.address) {
-            *count -= 1;
-            if *count == 0 {
-                clients.remove(&self.address);
+        if let Some(taken) = clients.get_mut(&self.origin) {
+            taken.connections -= 1;
+            if taken.connections == 0 {
+                clients.remove(&self.origin);
             }
         }
         self.shared.connected.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Whose limits count for an address: one household or machine has 2^64 addresses of IPv6.
+fn origin(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V4(_) => address,
+        IpAddr::V6(six) => Ipv6Addr::from_bits(six.to_bits() & (!0 << 64)).into(),
     }
 }
 
@@ -136,7 +203,7 @@ impl Drop for Seat {
 pub(crate) struct Shared {
     table: Mutex<Arc<Table<Site>>>,
     backends: Mutex<BTreeMap<Identity, Arc<Backend>>>,
-    clients: Mutex<BTreeMap<IpAddr, usize>>,
+    clients: Mutex<BTreeMap<IpAddr, Taken>>,
     stock: Arc<Stock>,
     connected: AtomicU64,
 }
@@ -156,21 +223,24 @@ impl Shared {
     }
 
     fn seat(self: &Arc<Self>, address: IpAddr) -> Option<Client> {
+        let origin = origin(address);
         let mut clients = lock(&self.clients);
-        let count = clients.entry(address).or_default();
+        let connections = clients.get(&origin).map_or(0, |taken| taken.connections);
         let all = self.connected.load(Ordering::Relaxed);
-        if *count >= CLIENTS_OF_ADDRESS_MAX || all >= CLIENTS_MAX {
-            if *count == 0 {
-                clients.remove(&address);
-            }
+        if connections >= CLIENTS_OF_ADDRESS_MAX || all >= CLIENTS_MAX {
             return None;
         }
-        *count += 1;
+        clients.entry(origin).or_default().connections += 1;
         self.connected.fetch_add(1, Ordering::Relaxed);
-        let shared = self.clone();
+        let seat = Seat {
+            origin,
+            shared: self.clone(),
+            under_way: AtomicUsize::new(0),
+            since: Mutex::new(Instant::now()),
+        };
         Some(Client {
             address,
-            _seat: Arc::new(Seat { address, shared }),
+            seat: Arc::new(seat),
         })
     }
 }
@@ -272,13 +342,9 @@ fn address(from: SocketAddr) -> IpAddr {
     from.ip().to_canonical()
 }
 
-/// A client that is gone without a word is found out.
 fn quiet(stream: &TcpStream) {
-    let set = stream
-        .set_nodelay(true)
-        .and_then(|()| Ok(setsockopt(stream, sockopt::KeepAlive, &true)?))
-        .and_then(|()| Ok(setsockopt(stream, sockopt::TcpUserTimeout, &SILENCE_MS)?));
-    if let Err(error) = set {
+    let set = stream.set_nodelay(true);
+    if let Err(error) = set.and_then(|()| line::watch(stream)) {
         log::debug!("set up a client's connection: {error}");
     }
 }
@@ -307,21 +373,38 @@ fn build(
             .filter_map(|name| named.get(name).cloned())
             .collect(),
     };
+    let before = before.filter(|before| before.whose == config.whose);
     let tls = match config.tls {
         None => Tls::None,
         Some(TlsConfig::Passthrough) => Tls::Passthrough,
         Some(TlsConfig::Broken { why }) => Tls::Broken(why),
-        Some(TlsConfig::Own { certificate, key }) => match terminate(&certificate, &key) {
-            Ok(tls) => Tls::Own(tls),
-            Err(why) => Tls::Broken(format!("its certificate cannot be used: {why}")),
-        },
+        Some(TlsConfig::Own { certificate, key }) => {
+            own(certificate, key, before.map(|site| &site.tls))
+        }
     };
     Site {
+        whose: config.whose,
         tls,
         routes: config.routes.into_iter().map(route).collect(),
         named,
         turn: AtomicUsize::new(0),
         answered: before.map_or_else(Arc::default, |before| before.answered.clone()),
+    }
+}
+
+fn own(certificate: String, key: String, before: Option<&Tls>) -> Tls {
+    if let Some(Tls::Own(own)) = before
+        && (&own.certificate, &own.key) == (&certificate, &key)
+    {
+        return Tls::Own(own.clone());
+    }
+    match terminate(&certificate, &key) {
+        Ok(config) => Tls::Own(Own {
+            config,
+            certificate,
+            key,
+        }),
+        Err(why) => Tls::Broken(format!("its certificate cannot be used: {why}")),
     }
 }
 
@@ -357,13 +440,13 @@ async fn by_tls(shared: Arc<Shared>, client: Client, mut stream: TcpStream) -> i
     match &site.tls {
         Tls::None | Tls::Broken(_) => stream.write_all(&UNRECOGNISED_NAME).await,
         Tls::Passthrough => through(&site, stream, &hello.bytes).await,
-        Tls::Own(config) => {
+        Tls::Own(own) => {
             let replayed = Replayed {
                 bytes: hello.bytes,
                 at: 0,
                 stream,
             };
-            let accepted = TlsAcceptor::from(config.clone()).accept(replayed);
+            let accepted = TlsAcceptor::from(own.config.clone()).accept(replayed);
             let stream = tokio::time::timeout(HEAD_WAIT, accepted)
                 .await
                 .map_err(late)??;
@@ -423,6 +506,7 @@ async fn http<S>(
 ) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
+    let seat = client.seat.clone();
     let service = service_fn(move |request: Request<Incoming>| {
         let answer = proxy::answer(shared.clone(), client.clone(), begun.clone(), request);
         async { Ok::<_, std::convert::Infallible>(answer.await) }
@@ -439,17 +523,36 @@ async fn http<S>(
                 .await
         }
         Version::Two => {
-            http2::Builder::new(TokioExecutor::new())
+            let bytes = u32::try_from(BUFFER_MAX).expect("it is small");
+            let connection = http2::Builder::new(TokioExecutor::new())
                 .timer(TokioTimer::new())
                 .keep_alive_interval(PING)
                 .max_concurrent_streams(STREAMS_MAX)
-                .max_header_list_size(u32::try_from(BUFFER_MAX).expect("it is small"))
-                .serve_connection(stream, service)
-                .await
+                .max_header_list_size(bytes)
+                .max_send_buf_size(BUFFER_MAX)
+                .initial_stream_window_size(bytes)
+                .initial_connection_window_size(WINDOW)
+                .serve_connection(stream, service);
+            until_quiet(connection, &seat).await
         }
     };
     if let Err(error) = served {
         log::debug!("a client's connection: {error}");
+    }
+}
+
+/// A connection that is used, to its end.
+async fn until_quiet(
+    connection: impl Future<Output = hyper::Result<()>>,
+    seat: &Seat,
+) -> hyper::Result<()> {
+    let mut connection = std::pin::pin!(connection);
+    loop {
+        match tokio::time::timeout(LOOK, connection.as_mut()).await {
+            Ok(ended) => return ended,
+            Err(_) if seat.is_quiet() => return Ok(()),
+            Err(_) => {}
+        }
     }
 }
 

@@ -117,6 +117,7 @@ fn site(host: &str, backends: &[(&str, u16)]) -> SiteConfig {
     };
     SiteConfig {
         host: host.parse().expect("a host"),
+        whose: "shop".to_owned(),
         tls: None,
         routes: vec![(
             "/".to_owned(),
@@ -315,4 +316,83 @@ fn tls_that_is_passed_through_reaches_its_machine_byte_by_byte() {
     assert_eq!(back, b"mine");
     assert_eq!(heard.recv().expect("heard"), hello[..8]);
     assert_eq!(call("other.test").1, UNRECOGNISED_NAME);
+}
+
+fn alone() -> Ingress {
+    Ingress::new(Arc::new(Stock::new(unbounded_channel().0)))
+}
+
+#[test]
+fn one_household_has_so_many_requests_and_takes_nobody_elses() {
+    let shared = alone().shared;
+    let seat = |address: &str| shared.seat(address.parse().expect("an address"));
+    let client = seat("2001:db8:1:2::1").expect("a seat");
+    let mut all: Vec<Asking> = (0..REQUESTS_OF_ADDRESS_MAX)
+        .map(|_| client.ask().expect("a request"))
+        .collect();
+    assert!(client.ask().is_none());
+    let neighbour = seat("2001:db8:1:2:ffff::9").expect("a seat");
+    assert!(neighbour.ask().is_none(), "it is the same household");
+    let other = seat("2001:db8:1:3::1").expect("a seat");
+    assert!(other.ask().is_some());
+    drop(all.pop());
+    assert!(neighbour.ask().is_some(), "there is room again");
+}
+
+#[test]
+fn a_request_keeps_its_connections_seat_until_it_is_over() {
+    let shared = alone().shared;
+    let address: IpAddr = [192, 0, 2, 7].into();
+    let client = shared.seat(address).expect("a seat");
+    // As a tunnel has it, when the connection is no client of HTTP any more.
+    let tunnel = client.ask().expect("a request");
+    drop(client);
+    let count = || lock(&shared.clients).get(&address).map(|t| t.connections);
+    assert_eq!(
+        (count(), shared.connected.load(Ordering::Relaxed)),
+        (Some(1), 1)
+    );
+    drop(tunnel);
+    assert_eq!(
+        (count(), shared.connected.load(Ordering::Relaxed)),
+        (None, 0)
+    );
+}
+
+#[test]
+fn a_connection_is_quiet_when_nothing_has_been_under_way_for_long() {
+    let client = alone().shared.seat([192, 0, 2, 7].into()).expect("a seat");
+    assert!(!client.seat.is_quiet(), "it has just begun");
+    let long_ago = Instant::now().checked_sub(2 * QUIET_MAX);
+    *lock(&client.seat.since) = long_ago.expect("this machine has run so long");
+    assert!(client.seat.is_quiet());
+    let asking = client.ask();
+    assert!(!client.seat.is_quiet(), "a request is under way");
+    drop(asking);
+    assert!(!client.seat.is_quiet(), "one has just ended");
+}
+
+#[test]
+fn a_name_that_changes_hands_begins_its_counts_anew() {
+    let of = |whose: &str| SiteConfig {
+        whose: whose.to_owned(),
+        ..site("a.b", &[("web:80", nobody())])
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    let _entered = runtime.as_ref().expect("a runtime").enter();
+    let ingress = alone();
+    let counted = |ingress: &Ingress| ingress.statuses()[0].1.answered;
+    ingress.apply(vec![of("shop")]);
+    let host = "a.b".parse().expect("a host");
+    ingress
+        .shared
+        .site(&host)
+        .expect("served")
+        .count(StatusCode::OK);
+    ingress.apply(vec![of("shop")]);
+    assert_eq!(counted(&ingress), [0, 1, 0, 0, 0]);
+    ingress.apply(vec![of("thief")]);
+    assert_eq!(counted(&ingress), [0; 5]);
 }

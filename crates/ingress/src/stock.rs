@@ -10,12 +10,17 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::net::TcpSocket;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, Semaphore, mpsc};
 
+use crate::line::LINES_MAX;
 use crate::wire::SOCKETS_MAX;
 
 /// More are asked for where fewer than this are left: the node agent may just be starting again.
 const LOW: usize = SOCKETS_MAX / 2;
+/// So many are left to clients: health checks take none of them.
+const FOR_CLIENTS: usize = LOW / 2;
+/// Health checks at once, of all names.
+const CHECKS_MAX: usize = 128;
 /// How long a connection waits for a socket: longer than the node agent takes to start again.
 const WAIT: Duration = Duration::from_secs(10);
 
@@ -31,6 +36,9 @@ pub struct Stock {
     shelves: Mutex<BTreeMap<String, Shelf>>,
     come: Notify,
     need: mpsc::UnboundedSender<String>,
+    /// For connections to machines.
+    pub(crate) lines: std::sync::Arc<Semaphore>,
+    pub(crate) checks: Semaphore,
 }
 
 impl Stock {
@@ -40,6 +48,8 @@ impl Stock {
             shelves: Mutex::default(),
             come: Notify::new(),
             need,
+            lines: std::sync::Arc::new(Semaphore::new(LINES_MAX)),
+            checks: Semaphore::new(CHECKS_MAX),
         }
     }
 
@@ -95,6 +105,20 @@ impl Stock {
         }
     }
 
+    /// One for a health check, where there are more than clients may want before others come.
+    pub(crate) fn spare(&self, network: &str) -> Option<TcpSocket> {
+        let mut shelves = self.shelves();
+        let shelf = shelves.get_mut(network)?;
+        self.ask(network, shelf);
+        let socket = shelf.sockets.pop();
+        if shelf.sockets.len() < FOR_CLIENTS {
+            shelf.sockets.extend(socket);
+            return None;
+        }
+        drop(shelves);
+        usable(socket?).ok()
+    }
+
     fn pop(&self, network: &str) -> io::Result<Option<OwnedFd>> {
         let mut shelves = self.shelves();
         let Some(shelf) = shelves.get_mut(network) else {
@@ -126,10 +150,14 @@ impl Stock {
                     "no socket of its network came",
                 ))
             });
-        let stream = std::net::TcpStream::from(socket?);
-        stream.set_nonblocking(true)?;
-        Ok(TcpSocket::from_std_stream(stream))
+        usable(socket?)
     }
+}
+
+fn usable(socket: OwnedFd) -> io::Result<TcpSocket> {
+    let stream = std::net::TcpStream::from(socket);
+    stream.set_nonblocking(true)?;
+    Ok(TcpSocket::from_std_stream(stream))
 }
 
 impl std::fmt::Debug for Stock {

@@ -55,6 +55,8 @@ pub enum FromIngress {
 #[derive(Clone, Serialize, Deserialize)]
 pub struct SiteConfig {
     pub host: Host,
+    /// Whoever has the name: what is counted for one is not told another.
+    pub whose: String,
     pub tls: Option<TlsConfig>,
     /// Path prefixes, and the names of their back ends.
     pub routes: Vec<(String, Vec<String>)>,

@@ -3,7 +3,7 @@
 //! Owns: the fields a tenant writes, host names, and what can be checked without a node.
 //! Refuses: looking into certificates (`ingress` does), and machines of other deployments.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::str::FromStr;
 
@@ -21,6 +21,8 @@ pub const SITES_MAX: usize = 32;
 pub const ROUTES_MAX: usize = 16;
 /// Most machines behind one prefix: each is asked for its health again and again.
 pub const BACKENDS_MAX: usize = 16;
+/// Most machines and ports behind all names of one deployment: each is asked for its health again and again.
+pub const BACKENDS_OF_DEPLOYMENT_MAX: usize = 64;
 /// Longest host name (RFC 1035 section 2.3.4), without the root's dot.
 pub const HOST_MAX: usize = 253;
 /// Longest path in a route or of a health check: longer ones are typing errors.
@@ -219,6 +221,10 @@ pub enum IngressError {
     Backend(String),
     #[error("a deployment has at most {SITES_MAX} names in ingress, this one {0}")]
     Sites(usize),
+    #[error(
+        "a deployment has at most {BACKENDS_OF_DEPLOYMENT_MAX} machines and ports behind its names in ingress, this one {0}"
+    )]
+    Backends(usize),
     #[error("ingress {host}: {found} {what}, 1 to {most} are possible")]
     Count {
         host: Host,
@@ -244,7 +250,9 @@ pub enum IngressError {
     Passed { host: Host },
     #[error("ingress {host}: interval_s is {found}, 1 to 300 are possible")]
     Interval { host: Host, found: u16 },
-    #[error("ingress {host}: the certificate or the sealed key is empty or too long")]
+    #[error(
+        "ingress {host}: the certificate or the sealed key is empty, too long or no text of printable ASCII"
+    )]
     Sealed { host: Host },
     #[error(
         "workload {machine} publishes TCP port {port} of the node, at which the names of ingress are served: choose another"
@@ -314,13 +322,20 @@ impl Site {
             }
             Some(Tls::Sealed { certificate, key }) => {
                 let fits = |text: &str, most| (1..=most).contains(&text.len());
-                match fits(certificate, CERTIFICATE_BYTES_MAX) && fits(key, KEY_BYTES_MAX) {
+                let sizes = fits(certificate, CERTIFICATE_BYTES_MAX) && fits(key, KEY_BYTES_MAX);
+                match sizes && is_pem(certificate) {
                     true => Ok(()),
                     false => Err(IngressError::Sealed { host: host() }),
                 }
             }
         }
     }
+}
+
+/// Whether it can be PEM: a reader makes nothing longer of it than it is.
+pub fn is_pem(text: &str) -> bool {
+    let plain = |b: u8| b.is_ascii_graphic() || matches!(b, b' ' | b'\t' | b'\r' | b'\n');
+    text.bytes().all(plain)
 }
 
 fn check_path(host: &Host, path: &str) -> Result<(), IngressError> {
@@ -365,6 +380,13 @@ pub(crate) fn check(deployment: &Deployment) -> Result<(), IngressError> {
     }
     for (host, site) in sites {
         site.check(host, deployment)?;
+    }
+    let all = sites.iter();
+    let backends: usize = all
+        .map(|(_, site)| site.backends().collect::<BTreeSet<_>>().len())
+        .sum();
+    if backends > BACKENDS_OF_DEPLOYMENT_MAX {
+        return Err(IngressError::Backends(backends));
     }
     let served: Vec<u16> = ports(sites);
     for (name, machine) in deployment.machines() {

@@ -10,8 +10,9 @@ use sys::confine::{BpfProgram, Call, ConfineError, Tcp, any, masked, not_executa
 
 use crate::wire::INGRESS_ID;
 
-/// Descriptors: of 4096 clients and as many machines, spare sockets, and connections that are kept.
-const FILES_MAX: u64 = 16_384;
+/// Descriptors: of 4096 clients and as many connections to machines, 128 health checks, and up to 64 spare sockets of each of some hundred
+/// networks. Without any left the node could not be heard, so that the other limits come first.
+const FILES_MAX: u64 = 32_768;
 /// What starts a thread and no process.
 const THREAD: u32 = libc::CLONE_THREAD.cast_unsigned();
 

@@ -98,6 +98,7 @@ fn site(address: SocketAddrV4) -> SiteConfig {
     let network = "tenant1".to_owned();
     SiteConfig {
         host: "a.test".parse().expect("a host"),
+        whose: "shop".to_owned(),
         tls: None,
         routes: vec![("/".to_owned(), vec!["web:1".to_owned()])],
         backends: [("web:1".to_owned(), Place { network, address })].into(),

@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ::ingress::wire::{FromIngress, PACKET_MAX, SiteConfig, ToIngress};
 use ::ingress::{Ingress, Stock, listener};
@@ -22,6 +23,9 @@ use crate::packets::Packets;
 mod confine;
 
 pub(crate) const SOCKET: &str = "/run/sifr/ingress.sock";
+
+/// After a connection of the node that failed: nothing tells when one would not.
+const PAUSE: Duration = Duration::from_millis(100);
 
 pub(crate) fn run() -> ExitCode {
     crate::console::log_here();
@@ -75,11 +79,18 @@ fn serve(listener: OwnedFd) -> anyhow::Result<Infallible> {
             let connection = listener
                 .async_io(tokio::io::Interest::READABLE, accept)
                 .await;
-            let connection = connection.context("accept the node")?;
-            let packets = Packets::new(connection, PACKET_MAX).context("take the node's socket")?;
-            process.told = false;
-            if let Err(error) = process.hear(&packets, &mut need).await {
+            let packets = connection.and_then(|c| Packets::new(c, PACKET_MAX));
+            let heard = match packets {
+                Ok(packets) => {
+                    process.told = false;
+                    process.hear(&packets, &mut need).await
+                }
+                Err(error) => Err(error),
+            };
+            if let Err(error) = heard {
                 log::warn!("the node's connection broke: {error}");
+                // Clients may have all descriptors just now: they are served, and the node comes again.
+                tokio::time::sleep(PAUSE).await;
             }
         }
     })

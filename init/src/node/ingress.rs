@@ -79,12 +79,17 @@ impl Ingress {
             return;
         }
         state.known = true;
-        state.sites.clone_from(sites);
+        let before = std::mem::replace(&mut state.sites, sites.clone());
+        let same = |host: &Host| {
+            before.get(host).map(|was| &was.key) == sites.get(host).map(|now| &now.key)
+        };
+        state
+            .statuses
+            .retain(|host, _| sites.contains_key(host) && same(host));
         state.configs = sites
             .iter()
             .map(|(host, placed)| self.config(host, placed))
             .collect();
-        state.statuses.retain(|host, _| sites.contains_key(host));
         drop(state);
         self.wake.notify_one();
     }
@@ -103,6 +108,7 @@ impl Ingress {
         };
         SiteConfig {
             host: host.clone(),
+            whose: format!("{}/{}", placed.key.signer, placed.key.name),
             tls: site.tls.as_ref().map(|tls| self.tls(host, tls)),
             routes: site.routes.iter().map(names).collect(),
             backends: site.backends().filter_map(place).collect(),
@@ -118,6 +124,7 @@ impl Ingress {
                 let opened =
                     opened.and_then(|key| self.secret.open(&host.key_purpose(), &key).ok());
                 let key = opened.and_then(|key| String::from_utf8(key.to_vec()).ok());
+                let key = key.filter(|key| types::ingress::is_pem(key));
                 let certificate = certificate.clone();
                 match key {
                     Some(key) => TlsConfig::Own { certificate, key },
@@ -182,6 +189,8 @@ impl Ingress {
                 return Err(io::Error::new(io::ErrorKind::InvalidData, error));
             }
         }
+        // Whatever was on its way went to the process before.
+        self.state.borrow_mut().making.clear();
         if self.state.borrow().known {
             self.say_all(&connection)?;
         }
@@ -221,7 +230,14 @@ impl Ingress {
         }
         for config in &state.configs {
             let site = ToIngress::Site(Box::new(config.clone()));
-            connection.send(&site, Vec::new())?;
+            match connection.send(&site, Vec::new()) {
+                // One that is too long keeps no other from being served.
+                Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+                    let site = ToIngress::Site(Box::new(unsaid(config, &error)));
+                    connection.send(&site, Vec::new())?;
+                }
+                sent => sent?,
+            }
         }
         connection.send(&ToIngress::Commit, Vec::new())
     }
@@ -247,6 +263,8 @@ impl Ingress {
                     }
                 } else {
                     log::warn!("ingress asks for sockets in {network:?}, to which no name leads");
+                    // Unanswered it would never ask again, when one does.
+                    let _ = connection.send(&ToIngress::Sockets { network }, Vec::new());
                 }
             }
             // Said at the beginning alone.
@@ -289,6 +307,19 @@ impl State {
                 },
             }
         }
+    }
+}
+
+/// A name in place of one that cannot be said.
+fn unsaid(config: &SiteConfig, error: &io::Error) -> SiteConfig {
+    log::error!("ingress: {} is not served: {error}", config.host);
+    SiteConfig {
+        tls: Some(TlsConfig::Broken {
+            why: format!("it has too many paths, machines or certificates: {error}"),
+        }),
+        routes: Vec::new(),
+        backends: BTreeMap::new(),
+        ..config.clone()
     }
 }
 
