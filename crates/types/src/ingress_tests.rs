@@ -75,7 +75,13 @@ fn what_can_not_be_served_is_refused_and_the_place_named() {
         ),
         (
             format!(r#""a.b":{{"tls":{{"sealed":{{"certificate":"","key":"k"}}}},{to_web}}}"#),
-            "empty or too long",
+            "empty, too long",
+        ),
+        (
+            format!(
+                r#""a.b":{{"tls":{{"sealed":{{"certificate":"\u0001","key":"k"}}}},{to_web}}}"#
+            ),
+            "no text of printable ASCII",
         ),
         (format!(r#""a.b":{{{to_web},"color":1}}"#), "unknown field"),
     ] {

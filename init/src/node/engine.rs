@@ -7,6 +7,7 @@
 use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
@@ -260,6 +261,11 @@ fn starts_max() -> usize {
     usize::try_from(starts.max(STARTS_MIN)).unwrap_or(usize::MAX)
 }
 
+fn to_pid1(socket: OwnedFd) -> anyhow::Result<Rc<Packets>> {
+    let packets = Packets::new(socket, PACKET_MAX);
+    packets.context("take the socket to pid1").map(Rc::new)
+}
+
 /// Gives networks subnets that touch none of the uplink's.
 fn subnets(uplink: watch::Receiver<super::context::Uplink>) -> ChooseSubnet {
     Box::new(move |wish, taken| network::choose_subnet(wish, taken, &uplink.borrow()))
@@ -284,13 +290,10 @@ impl Engine {
         let (silence_tx, silence) = watch::channel(None);
         let heard = (changes.subscribe(), silence_tx);
         let server = open_doors(&context, requests_tx, cache, &machines, heard)?;
-        let pid1 = Packets::new(context.pid1, PACKET_MAX).context("take the socket to pid1")?;
-        let pid1 = Rc::new(pid1);
+        let pid1 = to_pid1(context.pid1)?;
         loss::forget_images(&pid1, context.adopted);
-        let (images, ingress) = (
-            Images::new(news_tx),
-            Ingress::new(&context.seed, pid1.clone()),
-        );
+        let images = Images::new(news_tx);
+        let ingress = Ingress::new(&context.seed, pid1.clone());
         let (networks_tx, networks) = watch::channel(BTreeSet::new());
         let means = Means {
             images: images.clone(),
