@@ -6,7 +6,7 @@
 
 mod tests {
     use std::io::{Read, Write};
-    use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+    use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
     use std::path::PathBuf;
     use std::time::{Duration, Instant};
 
@@ -121,13 +121,77 @@ mod tests {
         found.map_or(0, |one| one["packets"].as_u64().expect("a count"))
     }
 
+    /// Whether it comes back.
+    fn echoed(stream: &mut TcpStream) -> bool {
+        stream.set_read_timeout(Some(SILENCE)).expect("set");
+        stream.write_all(b"x").is_ok() && matches!(stream.read(&mut [0; 64]), Ok(1..))
+    }
+
+    /// The same by UDP.
+    fn replied(socket: &UdpSocket) -> bool {
+        socket.send(b"x").is_ok() && matches!(socket.recv(&mut [0; 64]), Ok(1..))
+    }
+
+    /// Nothing tells the outside when rules have changed.
+    fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+        let end = Instant::now() + PATIENCE;
+        while !is_so() {
+            assert!(Instant::now() < end, "not so: {what}");
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    }
+
+    fn what_stands_ends_with_its_permit(stage: &Stage, shop: &str, at: IpAddr) {
+        let narrow = "{tcp: 7, from: 203.0.113.0/24}";
+        let wide = shop.replace(narrow, "{tcp: 7, from: 192.0.2.0/24}, 9/udp");
+        stage.deploy(&wide);
+        let connect = || TcpStream::connect_timeout(&SocketAddr::new(at, 7), SILENCE);
+        let mut stands = None;
+        until("its port is open", || {
+            stands = connect().ok();
+            stands.as_mut().is_some_and(echoed)
+        });
+        let mut stands = stands.expect("it was so");
+        let asks = UdpSocket::bind("192.0.2.1:0").expect("a socket");
+        asks.set_read_timeout(Some(SILENCE)).expect("set");
+        asks.connect((at, 9)).expect("an address");
+        until("UDP is answered", || replied(&asks));
+        let mut page = TcpStream::connect((at, 80)).expect("a page");
+        page.write_all(b"GET / HTTP/1.0\r\n")
+            .expect("half a question");
+        stage.deploy(shop);
+        until("a connection without a permit is over", || {
+            !echoed(&mut stands)
+        });
+        until("UDP without a permit is over", || !replied(&asks));
+        for _ in 0..3 {
+            assert!(!echoed(&mut stands) && !replied(&asks), "it has come back");
+        }
+        page.write_all(b"\r\n").expect("the other half");
+        page.set_read_timeout(Some(PATIENCE)).expect("set");
+        let mut text = String::new();
+        page.read_to_string(&mut text)
+            .expect("the other connection goes on");
+        assert!(text.contains("It works"), "{text}");
+    }
+
+    fn a_pool_of_a_link_that_is_not_there_is_told(stage: &Stage) {
+        let pool = "name: office\nworkloads:\n  far: {pool: {kind: lan, range: 192.0.2.210, link: moon}}\n";
+        stage.deploy(pool);
+        let status = stage.lab.get("office").expect("a status");
+        let condition = &status["conditions"][0];
+        assert_eq!(condition["code"], "address_unused", "{status}");
+        let message = condition["message"].as_str().unwrap_or_default();
+        assert!(message.contains("no link moon"), "{message}");
+    }
+
     #[test]
     fn a_machine_has_an_address_of_the_lan_for_itself_and_nobody_else_has_it() {
         let mut stage = Stage::new();
         let outside = TcpListener::bind((OUTSIDE, 80)).expect("a listener");
         // Before there is a pool.
         let calls = format!(
-            "until nc -w 2 {OUTSIDE} 80 </dev/null; do sleep 1; done; neighbour tcp 7 & exec httpd -f -h /www"
+            "until nc -w 2 {OUTSIDE} 80 </dev/null; do sleep 1; done; neighbour tcp 7 & neighbour udp 9 & exec httpd -f -h /www"
         );
         let own = ", addresses: [{pool: lan, allow: [80, icmp, {tcp: 7, from: 203.0.113.0/24}]}]";
         let web = stage.machine("web", &calls, own);
@@ -146,6 +210,8 @@ mod tests {
         assert!(page(at).contains("It works"));
         closed(at, 7);
         closed(at, 7443);
+        what_stands_ends_with_its_permit(&stage, &shop, at);
+        a_pool_of_a_link_that_is_not_there_is_told(&stage);
 
         // Who has no right to it, who would take the pool away, and who takes the address for itself.
         let right = stage.refusal(&shop.replace("name: shop", "name: other"));

@@ -16,7 +16,7 @@ use types::{Cidr, Cidr6, Mac};
 use crate::link::{Create, Desired, DesiredRoute, Handle, Step, plan};
 use crate::namespace::{self, sysctl, sysctl_if_present, within};
 use crate::wireguard::{self, Wanted};
-use crate::{Error, dns};
+use crate::{Error, dns, ground};
 
 /// The bridge inside each tenant namespace.
 pub const BRIDGE: &str = "br0";
@@ -294,6 +294,7 @@ async fn delete(handle: &mut Handle, link: &str) -> Result<(), Error> {
 /// Settings of a tenant's namespace. The last field: the kernel may lack it.
 const INSIDE: &[(&str, &str, bool)] = &[
     ("ipv4/ip_forward", "1", false),
+    (ground::BEGINS_WITH_SYN.0, ground::BEGINS_WITH_SYN.1, true),
     // The gateway answers for its own address only, and tells nobody of shorter ways.
     ("ipv4/conf/all/arp_ignore", "1", false),
     ("ipv4/conf/all/send_redirects", "0", false),

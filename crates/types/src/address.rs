@@ -71,6 +71,11 @@ impl Range {
         self.contains(other.first) || other.contains(self.first)
     }
 
+    /// The first and the last.
+    pub fn ends(&self) -> (IpAddr, IpAddr) {
+        (self.first, self.last)
+    }
+
     pub fn is_ipv4(&self) -> bool {
         self.first.is_ipv4()
     }

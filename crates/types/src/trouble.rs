@@ -124,6 +124,7 @@ codes! {
     DiskUnreadable "disk_unreadable" "its disk is kept and not used: delete the deployment and deploy it again",
     DiskNotRemoved "disk_not_removed" "look at the pool's disk; it is tried again",
     NoAddress "no_address" "delete machines of the same network that are not needed",
+    AddressUnused "address_unused" "correct the pool's range or `link` as the message says; `sifr node info` has the links",
 }
 
 impl fmt::Display for Code {

@@ -42,7 +42,27 @@ fn start(deployment: Deployment) -> World {
     world
 }
 
+/// An address of `lan` that is asked for by itself.
+fn fixed(last: u8) -> String {
+    format!(r#"{{"pool":"lan","address":"192.0.2.{last}"}}"#)
+}
+
+/// What the node and its router have.
+fn around() -> crate::reconcile::Occupied {
+    Box::new(|| [(IpAddr::from([192, 0, 2, 200]), "the router's")].into())
+}
+
 impl World {
+    /// The one that has the address by the rules.
+    fn placed(&self, last: u8) -> Vec<String> {
+        let address = IpAddr::from([192, 0, 2, last]);
+        let places = self.reconciler.places();
+        let has =
+            |placed: &&crate::host::Placed| placed.own.iter().any(|own| own.address == address);
+        let all = places.machines.values().filter(has);
+        all.map(|placed| placed.workload.to_string()).collect()
+    }
+
     fn own(&self, workload: &str) -> Vec<IpAddr> {
         let status = self.reconciler.status(&self.key(), true).expect("one");
         status.workloads[&name(workload)].addresses.clone()
@@ -94,7 +114,7 @@ fn a_machine_keeps_its_address_and_rules_change_without_a_restart() {
     let fixed = format!(r#"{{"pool":"lan","address":"{}"}}"#, a[0]);
     world.refused(
         "shop",
-        Action::Deploy(with(Some(TWO), &[("a", ""), ("b", ANY), ("c", &fixed)])),
+        Action::Deploy(with(Some(TWO), &[("a", ANY), ("b", ANY), ("c", &fixed)])),
         "which shop/a has",
     );
     world.say(Action::Deploy(with(
@@ -175,4 +195,110 @@ fn what_cannot_be_is_refused_with_its_reason() {
     let fields = serde_json::from_str(&fields).expect("a pool");
     pool.workloads.insert(name("side"), fields);
     world.refused("other", Action::Deploy(pool), "is the network of machines");
+}
+
+#[test]
+fn what_is_the_nodes_or_its_routers_is_given_to_nobody() {
+    let mut world = World::new();
+    world.reconciler.keep_off(around());
+    let deploy = |machines: &[(&str, &str)]| Action::Deploy(with(Some(TWO), machines));
+    let router = deploy(&[("a", &fixed(200))]);
+    world.refused("shop", router, "192.0.2.200, which is the router's");
+    let both = deploy(&[("a", ANY), ("b", ANY)]);
+    world.refused("shop", both, "1 addresses for machines, and all of them");
+    world.say(deploy(&[("a", ANY)]));
+    world.settle();
+    assert_eq!(world.own("a"), [IpAddr::from([192, 0, 2, 201])]);
+}
+
+#[test]
+fn a_machine_whose_address_has_become_the_routers_gets_another_with_its_next_start() {
+    let mut world = start(with(Some(r#""192.0.2.200-192.0.2.209""#), &[("a", ANY)]));
+    let before = world.own("a");
+    let last = before[0];
+    world
+        .reconciler
+        .keep_off(Box::new(move || [(last, "the router's")].into()));
+    assert_eq!(world.own("a"), before, "it runs");
+    world.say(Action::Restart);
+    world.settle();
+    assert_ne!(world.own("a"), before);
+}
+
+#[test]
+fn addresses_go_from_one_machine_to_the_other_in_one_statement() {
+    let (first, second) = (fixed(200), fixed(201));
+    let deploy = |a: &str, b: &str| Action::Deploy(with(Some(TWO), &[("a", a), ("b", b)]));
+    let mut world = World::new();
+    world.say(deploy(&first, &second));
+    world.settle();
+    let (a, b) = (world.own("a"), world.own("b"));
+    // Who keeps it by asking for any is not robbed.
+    world.refused("shop", deploy(ANY, &first), "which shop/a has");
+    for (of_a, of_b, expected) in [
+        (&second, &first, (b.clone(), a.clone())),
+        (&String::new(), &second, (Vec::new(), b.clone())),
+    ] {
+        assert_eq!(world.refusal("shop", deploy(of_a, of_b)), None);
+        world.say(deploy(of_a, of_b));
+        for _ in 0..10 {
+            world.pass(2_000);
+        }
+        assert_eq!((world.own("a"), world.own("b")), expected);
+        assert!(world.placed(200).len() <= 1 && world.placed(201).len() <= 1);
+    }
+}
+
+#[test]
+fn an_address_is_had_by_one_also_after_a_change_that_failed_and_a_new_agent() {
+    let three = Some(r#""192.0.2.200-192.0.2.202""#);
+    let mut world = World::new();
+    let deploy = |a: &str, b: &str| Action::Deploy(with(three, &[("a", a), ("b", b)]));
+    world.say(deploy(&fixed(200), ""));
+    world.settle();
+    // It stops, and does not come up as it should: its record says what it had before.
+    world.host.failures = vec![false, true].into();
+    world.say(deploy(&fixed(201), ""));
+    world.settle();
+    world.host.failures = vec![true; 1000].into();
+    world.pass(60_000);
+    world.host.failures.clear();
+    world.say(deploy(&fixed(201), &fixed(200)));
+    world.settle();
+    world.restart_agent();
+    assert_eq!(world.placed(200), ["b"]);
+    // Any will do for it, and that one is taken.
+    world.say(deploy(ANY, &fixed(200)));
+    world.restart_agent();
+    assert_eq!(world.placed(200), ["b"]);
+    world.pass(120_000);
+    assert_eq!(world.placed(200), ["b"]);
+    assert_eq!(world.own("a").len(), 1);
+}
+
+#[test]
+fn networks_of_machines_are_made_outside_of_pools() {
+    let mut world = World::new();
+    let pool = with(Some(r#""10.130.3.200-10.130.6.20""#), &[]);
+    world.say(Action::Deploy(pool.clone()));
+    let mut more = pool;
+    more.workloads.extend(with(None, &[("a", "")]).workloads);
+    world.say(Action::Deploy(more));
+    world.settle();
+    let places = world.reconciler.places();
+    let card = places.machines.values().next().expect("a machine").cards[0];
+    assert_eq!(card.address.octets()[..3], [10, 130, 7]);
+    // Nor where somebody asks for it.
+    let asks = r#"{"network":{"subnet":"10.130.5.0/24"}}"#;
+    let mut asking = with(None, &[]);
+    let fields = serde_json::from_str(asks).expect("a network");
+    asking.workloads.insert(name("net"), fields);
+    let mut said = verified(1, Action::Deploy(asking));
+    said.statement.name = name("other");
+    let refusal = world.reconciler.networks_in_the_way(&said);
+    let message = refusal.expect("it is refused").message;
+    assert!(
+        message.contains("10.130.5.0/24, which is in use"),
+        "{message}"
+    );
 }

@@ -24,6 +24,7 @@ mod networks;
 mod sites;
 mod volumes;
 
+pub use addresses::Occupied;
 use networks::across;
 pub use networks::{ChooseSubnet, Offer, Wish};
 
@@ -77,6 +78,7 @@ pub struct Reconciler {
     volumes: BTreeMap<VolumeId, Volume>,
     network: Network,
     choose_subnet: ChooseSubnet,
+    occupied: Occupied,
     seats: Seats,
     /// The node goes down: nothing is to run, whatever the ledger says.
     draining: bool,
@@ -121,6 +123,7 @@ impl Reconciler {
             volumes: BTreeMap::new(),
             network,
             choose_subnet,
+            occupied: Box::new(BTreeMap::new),
             seats: Seats {
                 most: usize::MAX,
                 until: Vec::new(),
@@ -398,6 +401,7 @@ impl Reconciler {
 
     /// Machines that run or are to run.
     pub fn places(&self) -> Places {
+        let held = self.held();
         let place = |(vm, machine): (&VmId, &Machine)| {
             let target = self.desired.get(&machine.key);
             let intent = Intent::of(target, &machine.workload, self.draining);
@@ -424,7 +428,7 @@ impl Reconciler {
                     workload,
                     cards,
                     ports,
-                    own: self.place_own(machine, spec.filter(|_| wanted)),
+                    own: self.place_own((vm, machine), spec.filter(|_| wanted), &held),
                 },
             ))
         };

@@ -3,6 +3,7 @@
 //! Owns: the shape of that hand-over. Refuses: making any of it (the phases do), using it (the engine
 //! does).
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
@@ -69,6 +70,12 @@ pub(crate) struct Uplink {
     pub(crate) dns: Vec<IpAddr>,
     /// Every physical link of the node: the host firewall knows them by name.
     pub(crate) links: Vec<String>,
+    /// Their numbers, in the same order: one that is made anew under its name has another, and nothing of what was set on it.
+    pub(crate) indexes: Vec<u32>,
+    /// The prefixes on each of them.
+    pub(crate) prefixes: BTreeMap<String, Vec<AnyCidr>>,
+    /// Addresses on them that are no machine's, and whose each is.
+    pub(crate) occupied: BTreeMap<IpAddr, &'static str>,
 }
 
 /// Everything the engine needs.

@@ -52,6 +52,7 @@ use statements::Statements;
 mod loss;
 mod reading;
 mod statements;
+mod unused;
 
 /// Requests that wait for the loop: one of each connection that the server admits.
 const REQUESTS_MAX: usize = 256;
@@ -357,6 +358,8 @@ impl Engine {
     /// Phase "workloads": takes over the VMs that pid1 kept.
     pub(crate) async fn adopt(&mut self) -> anyhow::Result<()> {
         let mut survivors = BTreeSet::new();
+        self.reconciler
+            .keep_off(unused::occupied(self.uplink.clone()));
         tokio::task::spawn_local(self.images.clone().run());
         tokio::task::spawn_local(self.ingress.clone().run());
         loop {
@@ -716,6 +719,9 @@ impl Engine {
             message: format!("its data lies on a disk that fails: {disk}"),
         };
         status.conditions = threatened.map(condition).collect();
+        status
+            .conditions
+            .extend(self.unused_addresses(key, &status));
         status
     }
 }

@@ -27,8 +27,9 @@ use workload::reconcile::Wish;
 use super::context::Uplink;
 use super::mesh::{Joined, Keys};
 
+mod cut;
 mod laid;
-mod owned;
+pub(crate) mod owned;
 pub(crate) mod trace;
 
 pub(crate) use laid::Laid;
@@ -212,7 +213,7 @@ impl Tenant {
             address,
             address6,
             ports: inside.into_iter().collect(),
-            pinged: false,
+            lets: Vec::new(),
         });
         let publish = |port: &Port| policy::Published {
             transport: transport(port.protocol),
@@ -351,6 +352,7 @@ pub(crate) fn apply(plan: &Plan, laid: &Mutex<Laid>) -> (BTreeSet<String>, Resul
     let _turn = links_turn();
     // What panicked under it has forgotten the network that it was at.
     let mut laid = laid.lock().unwrap_or_else(PoisonError::into_inner);
+    let before = laid.forget_node();
     // Making a network turns forwarding on: without the node's rules that would be an open door.
     if let Err(error) = firewall::apply(&policy::node(&plan.node)) {
         return (made, Err(sys::error::chain(&error)));
@@ -366,19 +368,26 @@ pub(crate) fn apply(plan: &Plan, laid: &Mutex<Laid>) -> (BTreeSet<String>, Resul
             false
         }
     };
+    if note(cut::of_node(before.as_ref(), &plan.node)) {
+        laid.note_node(&plan.node);
+    }
     let runtime = runtime::Handle::current();
     for (name, tenant) in &plan.tenants {
         if laid.stands(name, tenant) {
             made.insert(name.clone());
             continue;
         }
-        laid.forget(name);
+        let before = laid.forget(name);
+        let is_new = before.is_none() && cut::is_new(name);
         // What was counted until now is not lost with the rules that counted it.
-        let before = counts(name);
-        let rules = policy::tenant(&tenant.policy, &before);
+        let rules = policy::tenant(&tenant.policy, &counts(name));
         let done = runtime
             .block_on(network::ensure(&tenant.network))
-            .and_then(|()| firewall::apply_in(name, &rules));
+            .and_then(|()| firewall::apply_in(name, &rules))
+            .and_then(|()| match is_new {
+                true => Ok(()),
+                false => cut::of_tenant(name, before.as_ref(), &tenant.policy),
+            });
         if note(done) {
             laid.note(name, tenant);
             made.insert(name.clone());

@@ -21,6 +21,8 @@ use types::{AnyCidr, Cidr, Mac};
 use super::context::Uplink;
 use crate::options::Network;
 
+mod around;
+
 /// News that wait to be applied: one per port and family is usual, and the newest is what counts.
 const NEWS_QUEUED: usize = 16;
 /// Pause after the kernel could not be listened to: without, a lasting fault would keep the loop busy.
@@ -249,6 +251,9 @@ impl Uplinks {
             networks: networks(observed, &wanted.roles),
             dns,
             links: own(observed).map(|l| l.name.clone()).collect(),
+            indexes: own(observed).map(|l| l.index).collect(),
+            prefixes: around::prefixes(own(observed), &wanted.roles),
+            occupied: around::occupied(own(observed), &wanted.roles),
         };
         let servers = time_servers(self.network.ntp, addressing);
         publish(&self.publish.time_servers, servers);
@@ -497,7 +502,7 @@ mod tests {
         }
     }
 
-    fn ethernet(name: &str, index: u32, addresses: &[&str]) -> link::Link {
+    pub(super) fn ethernet(name: &str, index: u32, addresses: &[&str]) -> link::Link {
         link::Link {
             name: name.to_owned(),
             index,

@@ -1,19 +1,22 @@
-//! Batches of nf_tables messages, and the kernel's answer to them.
+//! Messages to netfilter, in batches of nf_tables or one after the other, questions for its lists, and the kernel's answers.
 //!
-//! Owns: the framing of a batch, and one socket for the length of one.
+//! Owns: the framing, and one socket for the length of an exchange.
 //! Refuses: answers from anybody but the kernel, and waiting: it answers while it is told.
 
 use std::io::{self, ErrorKind};
 
 use nix::sys::socket::{setsockopt, sockopt};
 use rtnetlink::packet_core::{
-    Emitable, ErrorBuffer, NLM_F_ACK, NLM_F_REQUEST, NLMSG_ERROR, NetlinkBuffer, NetlinkHeader,
+    Emitable, ErrorBuffer, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR,
+    NetlinkBuffer, NetlinkHeader,
 };
 use rtnetlink::sys::protocols::NETLINK_NETFILTER;
 use rtnetlink::sys::{Socket, SocketAddr};
 
 /// The kernel's port.
 const KERNEL: u32 = 0;
+/// `struct nfgenmsg`.
+const FAMILY_BYTES: usize = 4;
 /// The send buffer has room for a batch, and for as much again that the kernel counts of its own; this is
 /// the least of it.
 const ROOM_MIN_BYTES: usize = 64 << 10;
@@ -36,6 +39,14 @@ pub(super) struct Refusal {
 /// Sends all messages in one packet, in the caller's namespace. The last that asks for an
 /// acknowledgement tells by it that all were taken: errors of others come before it.
 pub(super) fn send(messages: &[Message]) -> Result<(), Refusal> {
+    send_excusing(messages, |_| false)
+}
+
+/// The same, where some errors are none.
+pub(super) fn send_excusing(
+    messages: &[Message],
+    excused: impl Fn(&io::Error) -> bool,
+) -> Result<(), Refusal> {
     let whole = |source| Refusal {
         index: None,
         source,
@@ -49,12 +60,47 @@ pub(super) fn send(messages: &[Message]) -> Result<(), Refusal> {
         }
         for (index, result) in answers(&answer) {
             match result {
-                Err(source) => return Err(Refusal { index, source }),
-                Ok(()) if index == last => return Ok(()),
-                Ok(()) => {}
+                Err(source) if !excused(&source) => return Err(Refusal { index, source }),
+                _ if index == last => return Ok(()),
+                _ => {}
             }
         }
     }
+}
+
+/// All objects of a list in the caller's namespace: the kind and the body of each, without its family. `family`: of which.
+pub(super) fn list(kind: u16, family: u8, mut each: impl FnMut(u16, &[u8])) -> io::Result<()> {
+    let question = Message {
+        kind,
+        flags: NLM_F_DUMP,
+        body: vec![family, 0, 0, 0],
+    };
+    // Parts of the answer are ready when the one before has been read.
+    let socket = deliver(&packet(&[question]))?;
+    loop {
+        let (answer, from) = socket.recv_from_full()?;
+        if from.port_number() == KERNEL && take(&answer, &mut each)? {
+            return Ok(());
+        }
+    }
+}
+
+/// Whether that was the end of the answer.
+fn take(answer: &[u8], each: &mut impl FnMut(u16, &[u8])) -> io::Result<bool> {
+    let mut rest = answer;
+    while let Ok(message) = NetlinkBuffer::new_checked(rest) {
+        match message.message_type() {
+            NLMSG_DONE => return Ok(true),
+            NLMSG_ERROR => return Err(ErrorKind::InvalidData.into()),
+            kind => {
+                let body = message.payload().get(FAMILY_BYTES..).unwrap_or_default();
+                each(kind, body);
+            }
+        }
+        let length = message.length() as usize;
+        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+    }
+    Ok(false)
 }
 
 /// The socket on which the answers are then ready.
@@ -153,6 +199,13 @@ mod tests {
         #[test]
         fn any_packet_is_read_to_an_end(packet: Vec<u8>) {
             assert!(answers(&packet).len() <= packet.len() / 16);
+        }
+
+        #[test]
+        fn any_answer_to_a_question_is_read_to_an_end(answer: Vec<u8>) {
+            let mut found = 0;
+            let _ = take(&answer, &mut |_, _| found += 1);
+            assert!(found <= answer.len() / 16);
         }
     }
 }

@@ -37,7 +37,7 @@ const CONNLIMIT_OVER: u32 = 1;
 
 pub(super) const NFPROTO_UNSPEC: u8 = 0;
 const NFPROTO_INET: u8 = 1;
-const NFPROTO_IPV4: u8 = 2;
+pub(super) const NFPROTO_IPV4: u8 = 2;
 const NFPROTO_IPV6: u8 = 10;
 const NFPROTO_BRIDGE: u8 = 7;
 
@@ -56,10 +56,10 @@ const NAME_BYTES: usize = 16;
 const CMP_EQ: u32 = 0;
 const CMP_NEQ: u32 = 1;
 
-const IPPROTO_ICMP: u8 = 1;
+pub(super) const IPPROTO_ICMP: u8 = 1;
 const IPPROTO_ICMPV6: u8 = 58;
-const IPPROTO_TCP: u8 = 6;
-const IPPROTO_UDP: u8 = 17;
+pub(super) const IPPROTO_TCP: u8 = 6;
+pub(super) const IPPROTO_UDP: u8 = 17;
 const ICMP_ECHO: u8 = 8;
 
 const CT_STATE: u32 = 0;

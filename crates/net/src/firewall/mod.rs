@@ -1,22 +1,27 @@
 //! The firewall: nf_tables rules as data, their bytes, and the node's policies.
 //!
-//! Owns: our tables (`sifr` in each family) in every namespace, replaced whole in one transaction.
+//! Owns: our tables (`sifr` in each family) in every namespace, replaced whole in one transaction, and the end of connections that
+//! stood before.
 //! Refuses: tables of others, and half a policy.
 
 mod attribute;
 mod batch;
 mod counters;
 mod encode;
+mod flows;
 mod owned;
 pub mod policy;
 pub mod rule;
+mod standing;
 pub mod trace;
 mod words;
 
 use nix::errno::Errno;
 
 pub use counters::{Counted, Counts};
+pub use flows::{Flow, Spoken, Way};
 pub use rule::Ruleset;
+pub use standing::Standing;
 
 use crate::Error;
 use crate::namespace::{self, within};
@@ -42,6 +47,20 @@ pub fn counts_in(name: &str) -> Result<Counts, Error> {
         Some(namespace) => within(namespace, || {
             counters::read().map_err(Error::io(operation()))
         }),
+    }
+}
+
+/// Ends all connections in the caller's own namespace that are not to be kept: the rules judge the first packet of each, and so
+/// never see those again. How many that were. After the rules have been replaced: what begins meanwhile is judged by the new ones.
+pub fn end(keep: impl Fn(&Flow) -> bool) -> Result<usize, Error> {
+    flows::end(keep).map_err(Error::io("end connections that the rules do not let begin"))
+}
+
+/// The same in a named namespace; nothing where there is no such namespace.
+pub fn end_in(name: &str, keep: impl Fn(&Flow) -> bool + Send) -> Result<usize, Error> {
+    match namespace::open(name)? {
+        None => Ok(0),
+        Some(namespace) => within(namespace, || end(keep)),
     }
 }
 

@@ -73,8 +73,8 @@ pub struct Guest {
     pub address6: Ipv6Addr,
     /// Ports of the guest that are published.
     pub ports: Vec<(Transport, u16)>,
-    /// Who is outside may ping it.
-    pub pinged: bool,
+    /// What comes in to addresses of its own.
+    pub lets: Vec<Let>,
 }
 
 /// What no guest may speak to through the node (RFC 6890): whatever is somebody's own network, and
@@ -657,6 +657,14 @@ fn across(policy: &Tenant) -> Vec<Rule> {
     rules
 }
 
+/// Wherever the node is, and whatever is around it.
+pub(super) fn refused_to_guests() -> impl Iterator<Item = (Cidr, Attempt)> {
+    let known = [(METADATA, Attempt::Metadata)].into_iter();
+    let known = known.chain(TENANTS.map(|range| (range, Attempt::Tenants)));
+    let known = known.chain(PRIVATE.map(|range| (range, Attempt::Private)));
+    known.filter_map(|((address, prefix), what)| Some((Cidr::new(address, prefix)?, what)))
+}
+
 /// Guests reach the internet and each other; published ports reach guests.
 fn through_gateway(policy: &Tenant) -> Vec<Rule> {
     let (inside, outside) = (BRIDGE.to_owned(), WAN.to_owned());
@@ -677,13 +685,8 @@ fn through_gateway(policy: &Tenant) -> Vec<Rule> {
     };
     let around = policy.refused.iter().map(Cidr::network);
     rules.extend(around.map(|prefix| refuse(prefix, Attempt::Private)));
-    let known = [(METADATA, Attempt::Metadata)].into_iter();
-    let known = known.chain(TENANTS.map(|range| (range, Attempt::Tenants)));
-    let known = known.chain(PRIVATE.map(|range| (range, Attempt::Private)));
-    let known = known
-        .filter_map(|((address, prefix), what)| Some(refuse(Cidr::new(address, prefix)?, what)));
-    rules.extend(known);
-    let outward = [from, Test::To(outside.clone()), Test::Source(subnet)];
+    rules.extend(refused_to_guests().map(|(prefix, what)| refuse(prefix, what)));
+    let outward = [from, Test::To(outside), Test::Source(subnet)];
     match policy.internal {
         true => rules.push(rule(
             outward,
@@ -697,20 +700,7 @@ fn through_gateway(policy: &Tenant) -> Vec<Rule> {
             rule(outward, Verdict::Accept),
         ]),
     }
-    for guest in &policy.guests {
-        let inward = |(transport, port): &(Transport, u16)| {
-            let (from, to) = (Test::From(outside.clone()), Test::To(inside.clone()));
-            let port = Test::DestinationPort(*transport, *port);
-            rule(
-                [from, to, Test::Destination(host(guest.address)), port],
-                Verdict::Accept,
-            )
-        };
-        rules.extend(guest.ports.iter().map(inward));
-        let (from, to) = (Test::From(outside.clone()), Test::To(inside.clone()));
-        let ping = [from, to, Test::Destination(host(guest.address)), Test::Ping];
-        rules.extend(guest.pinged.then(|| rule(ping, Verdict::Accept)));
-    }
+    rules.extend(policy.guests.iter().flat_map(owned::reached));
     rules.push(counted([], Verdict::Drop));
     rules
 }

@@ -1,15 +1,18 @@
 //! Addresses that the node answers for on a link although they are a machine's behind it (proxy ARP).
 //!
-//! Owns: the kernel's list of them, made what it should be. Refuses: addresses that nobody named: the kernel's settings that answer
-//! for whatever has a route stay off.
+//! Owns: the kernel's list of them, made what it should be, and telling neighbours of each that is new. Refuses: addresses that nobody
+//! named: the kernel's settings that answer for whatever has a route stay off.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr};
 
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage,
 };
+
+use types::Mac;
 
 use super::observe::{Handle, cause};
 use crate::Error;
@@ -43,13 +46,14 @@ pub async fn answer_for(wanted: &Answered) -> Result<(), Error> {
         true => Vec::new(),
         false => handle.observe().await?.links,
     };
-    let mut numbered = BTreeSet::new();
+    let (mut numbered, mut macs) = (BTreeSet::new(), BTreeMap::new());
     for (name, addresses) in wanted {
         let Some(link) = links.iter().find(|link| link.name == *name) else {
             continue;
         };
         // Else the kernel waits for up to 0.8 seconds before each answer.
         sysctl_if_present(&format!("ipv4/neigh/{name}/proxy_delay"), "0")?;
+        macs.extend(link.mac.map(|mac| (link.index, mac)));
         numbered.extend(addresses.iter().map(|address| (link.index, *address)));
     }
     let mut question = NeighbourMessage::default();
@@ -66,8 +70,33 @@ pub async fn answer_for(wanted: &Answered) -> Result<(), Error> {
     let observed = observed.await?.into_iter().collect();
     for change in plan(&numbered, &observed) {
         set(&mut handle, change).await?;
+        if let Change::Add(link, IpAddr::V4(address)) = change
+            && let Some(mac) = macs.get(&link)
+        {
+            // A link without a cable has nobody to tell: who comes later asks.
+            let _ = announce(link, *mac, address);
+        }
     }
     Ok(())
+}
+
+/// Whoever knew the address at another place, a router or a switch, learns that it is here now (RFC 5227 section 3).
+fn announce(link: u32, mac: Mac, address: Ipv4Addr) -> io::Result<()> {
+    let socket = sys::packet::open_frames(link)?;
+    nix::unistd::write(&socket, &announcement(mac, address))?;
+    Ok(())
+}
+
+/// ARP for IPv4 over Ethernet: a question to all for the address, from it.
+fn announcement(mac: Mac, address: Ipv4Addr) -> Vec<u8> {
+    let mut frame = vec![0xff; 6];
+    frame.extend(mac.0);
+    frame.extend([8, 6, 0, 1, 8, 0, 6, 4, 0, 1]);
+    frame.extend(mac.0);
+    frame.extend(address.octets());
+    frame.extend([0; 6]);
+    frame.extend(address.octets());
+    frame
 }
 
 async fn set(handle: &mut Handle, change: Change) -> Result<(), Error> {

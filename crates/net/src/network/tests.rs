@@ -16,6 +16,8 @@ use crate::firewall::rule::Transport;
 use crate::firewall::{self, policy};
 use crate::scratch::{self, Scratch, on_a_runtime};
 
+mod owned;
+
 /// How long what must arrive may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long is waited for what must not arrive. Links between namespaces take microseconds.
@@ -104,7 +106,7 @@ fn guest(last: u8) -> policy::Guest {
         address,
         address6: address6.expect("of a tenant network").address,
         ports,
-        pinged: false,
+        lets: Vec::new(),
     }
 }
 
@@ -572,109 +574,4 @@ fn a_lan_that_takes_all_of_10_leaves_tenants_a_second_range() {
     ] {
         assert_eq!(number(address.into()), None, "{address:?}");
     }
-}
-
-/// The same network, in which the second guest has an address of the LAN for itself.
-fn give_an_address(own: Ipv4Addr, allow: &[policy::Let]) {
-    let owned = policy::Owned {
-        address: own,
-        inside: guest(3).address,
-        allow: allow.to_vec(),
-    };
-    let published = policy::Published {
-        transport: Transport::Tcp,
-        node_port: 8080,
-        address: guest(3).address,
-        port: PORT,
-    };
-    let node = policy::Node {
-        uplinks: vec!["eth0".to_owned()],
-        open_ports: vec![7443],
-        mesh_ports: Vec::new(),
-        tenants: vec![policy::NodeTenant {
-            link: network().host_link(),
-            subnet: network().gateway,
-            published: vec![published],
-            owned: vec![owned],
-        }],
-    };
-    let with = Network {
-        owned: vec![own],
-        ..network()
-    };
-    let answered = [("eth0".to_owned(), [own.into()].into())].into();
-    inside(NODE, || {
-        firewall::apply(&policy::node(&node)).expect("the node's rules");
-        on_a_runtime(async {
-            ensure(&with).await.expect("the network");
-            // Twice: what is answered for already is no error.
-            crate::link::answer_for(&answered).await.expect("answered");
-            crate::link::answer_for(&answered).await.expect("answered");
-        });
-    });
-    let mut tenant = tenant();
-    let ports = allow.iter().filter_map(|one| one.port);
-    tenant.guests[1].ports = ports.chain([(Transport::Tcp, PORT)]).collect();
-    let rules = policy::tenant(&tenant, &firewall::Counts::new());
-    firewall::apply_in(&with.name, &rules).expect("the tenant's rules");
-}
-
-#[test]
-fn a_guest_with_an_address_of_its_own_is_reached_there_by_whom_it_lets_and_speaks_under_it() {
-    let _scratch = build();
-    let [web, other] = GUESTS;
-    for (name, port) in [
-        (LAN, 80),
-        (other, PORT),
-        (other, 22),
-        (other, 443),
-        (NODE, 7443),
-    ] {
-        serve(name, port);
-    }
-    let own = Ipv4Addr::new(192, 168, 77, 200);
-    refused(LAN, (own, 22));
-    let allow = |port, from: Option<&str>| policy::Let {
-        port: Some((Transport::Tcp, port)),
-        from: from.map(cidr),
-    };
-    let none = Some("203.0.113.0/24");
-    give_an_address(own, &[allow(22, Some("192.168.77.0/30")), allow(443, none)]);
-    let client = LAN_HOST.to_string();
-    // The LAN asks by ARP who has it: the node answers. The guest sees who speaks to it.
-    assert_eq!(
-        greeting(LAN, (own, 22), PATIENCE).expect("what it lets in"),
-        client
-    );
-    // Not from there; not what is published on the node's port only; nor the node itself under that address.
-    refused(LAN, (own, 443));
-    refused(LAN, (own, PORT));
-    refused(LAN, (own, 7443));
-    assert!(greeting(LAN, (NODE_ADDRESS, 8080), PATIENCE).is_ok());
-    // Outward under its own address; its neighbour, under the node's.
-    let speaks = |from: &str| greeting(from, (INTERNET, 80), PATIENCE).expect("the internet");
-    assert_eq!(speaks(other), own.to_string());
-    assert_eq!(speaks(web), NODE_ADDRESS.to_string());
-    refused(other, (LAN_HOST, 80));
-    // A neighbour that takes it for itself gets nothing out.
-    let thief = Desired {
-        mac: Some(guest(2).mac),
-        addresses: vec![Cidr::new(own.into(), 32).expect("a prefix")],
-        routes: vec![route([10, 128, 7, 1])],
-        ..Desired::up("eth0")
-    };
-    configure(web, &[thief]);
-    refused(web, (INTERNET, 80));
-    assert_eq!(speaks(other), own.to_string());
-    // It is given up.
-    inside(NODE, || {
-        let nobody = policy::Node::default();
-        firewall::apply(&policy::node(&nobody)).expect("the node's rules");
-        on_a_runtime(async {
-            ensure(&network()).await.expect("the network");
-            let nothing = crate::link::Answered::new();
-            crate::link::answer_for(&nothing).await.expect("no more");
-        });
-    });
-    refused(LAN, (own, 22));
 }

@@ -4,19 +4,42 @@
 //! needs the node. Refuses: the rules that follow ([`crate::host::Step::Publish`] has the places).
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use types::address::{Allow, Pool, Range, Wanted};
 use types::deployment::{Action, Deployment, Machine as Spec};
+use types::network::number;
 use types::status::{PoolStatus, Refusal, RefusalCode};
-use types::{Name, PublicKey, VmId};
+use types::{Cidr, Name, PublicKey, VmId};
 
 use super::Reconciler;
 use crate::desired::{Key, Target, Verified};
 use crate::host::{Own, PlacedOwn};
 use crate::machine::Machine;
 
+/// Tells which addresses around the node are somebody's whom no pool may take them from, and whose each is.
+pub type Occupied = Box<dyn Fn() -> BTreeMap<IpAddr, &'static str> + Send>;
+
+/// Who has an address, or asks for it.
+pub(super) struct Claim<'a> {
+    vm: VmId,
+    key: &'a Key,
+    machine: &'a Name,
+    pool: Name,
+}
+
+impl Claim<'_> {
+    fn who(&self) -> String {
+        format!("{}/{}", self.key.name, self.machine)
+    }
+}
+
 impl Reconciler {
+    /// No machine gets any of these, from now on.
+    pub fn keep_off(&mut self, occupied: Occupied) {
+        self.occupied = occupied;
+    }
+
     /// The pools of a signer, by their names, and whose each is.
     fn pools(&self, signer: PublicKey) -> impl Iterator<Item = (&Key, &Name, &Pool)> {
         let targets = self.desired.iter();
@@ -33,24 +56,49 @@ impl Reconciler {
         pools.find_map(|(_, known, pool)| (known == name).then_some(pool))
     }
 
-    /// The addresses that machines have, and those that they ask for, of whom and in which pool; but for `except`.
-    fn claimed(&self, except: Option<&VmId>) -> BTreeMap<IpAddr, (String, Name)> {
-        let mut claimed = BTreeMap::new();
-        let other = |vm: &VmId| Some(vm) != except;
-        for (vm, key, _, name, spec) in self.desired.machines() {
-            let asked = spec.addresses.iter().filter(|_| other(&vm));
-            for wanted in asked {
-                let who = (format!("{}/{name}", key.name), wanted.pool.clone());
-                claimed.extend(wanted.address.map(|address| (address, who)));
-            }
-        }
-        for (_, machine) in self.machines.iter().filter(|(vm, _)| other(vm)) {
-            for own in machine.cards.iter().flat_map(|card| &card.own) {
-                let who = format!("{}/{}", machine.key.name, machine.workload);
-                claimed.insert(own.address, (who, own.pool.clone()));
-            }
-        }
+    /// The addresses that machines ask for, and those that they have, which count before.
+    fn claimed(&self) -> BTreeMap<IpAddr, Claim<'_>> {
+        let machines = self.desired.machines();
+        let asked = machines.flat_map(|(vm, key, _, machine, spec)| {
+            spec.addresses.iter().filter_map(move |wanted| {
+                let (vm, pool) = (vm.clone(), wanted.pool.clone());
+                let claim = Claim {
+                    vm,
+                    key,
+                    machine,
+                    pool,
+                };
+                Some((wanted.address?, claim))
+            })
+        });
+        let mut claimed: BTreeMap<_, _> = asked.collect();
+        claimed.extend(self.held());
         claimed
+    }
+
+    /// The addresses that machines have: those of its VM, and without one those that it is to have again. What a record has
+    /// beside that is from before a change that has not come to its end: somebody else may have it by now, and has it alone.
+    pub(super) fn held(&self) -> BTreeMap<IpAddr, Claim<'_>> {
+        let (run, rest): (Vec<_>, Vec<_>) = self
+            .machines
+            .iter()
+            .partition(|(_, machine)| machine.has_vm());
+        let mut held = BTreeMap::new();
+        for (vm, machine) in run.into_iter().chain(rest) {
+            let target = self.desired.get(&machine.key);
+            let spec = target.and_then(|target| target.machine(&machine.workload));
+            for own in machine.cards.iter().flat_map(|card| &card.own) {
+                if machine.has_vm() || asks_for(spec, &own.pool, own.address) {
+                    held.entry(own.address).or_insert_with(|| Claim {
+                        vm: vm.clone(),
+                        key: &machine.key,
+                        machine: &machine.workload,
+                        pool: own.pool.clone(),
+                    });
+                }
+            }
+        }
+        held
     }
 
     /// The addresses of its own that a machine is to have: those that it has already, where its pools have them still.
@@ -63,7 +111,7 @@ impl Reconciler {
         if spec.addresses.is_empty() {
             return Ok(Vec::new());
         }
-        let taken = self.claimed(Some(vm));
+        let (claimed, occupied) = (self.claimed(), (self.occupied)());
         let held: Vec<&Own> = machine.cards.iter().flat_map(|card| &card.own).collect();
         let choose = |wanted: &Wanted| {
             let pool = self.pool(machine.key.signer, &wanted.pool);
@@ -72,8 +120,16 @@ impl Reconciler {
                 .range;
             let held = held.iter().find(|own| own.pool == wanted.pool);
             let held = held.map(|own| own.address);
-            let free = |address: &IpAddr| range.contains(*address) && !taken.contains_key(address);
+            let free = |address: &IpAddr| {
+                let others = claimed.get(address).is_some_and(|claim| claim.vm != *vm);
+                range.contains(*address) && !others && !occupied.contains_key(address)
+            };
             let address = match wanted.address {
+                Some(asked) if occupied.contains_key(&asked) => {
+                    return Err(
+                        "the address that it asks for is now the node's own or its router's",
+                    );
+                }
                 Some(asked) => Some(asked).filter(free),
                 None => held
                     .filter(free)
@@ -87,8 +143,14 @@ impl Reconciler {
     }
 
     /// What the machine's addresses are to the rules now. `spec`: as it is to run.
-    pub(super) fn place_own(&self, machine: &Machine, spec: Option<&Spec>) -> Vec<PlacedOwn> {
-        let held = machine.cards.first().into_iter().flat_map(|card| &card.own);
+    pub(super) fn place_own(
+        &self,
+        (vm, machine): (&VmId, &Machine),
+        spec: Option<&Spec>,
+        held: &BTreeMap<IpAddr, Claim<'_>>,
+    ) -> Vec<PlacedOwn> {
+        let all = machine.cards.first().into_iter().flat_map(|card| &card.own);
+        let its = |own: &&Own| held.get(&own.address).is_some_and(|claim| claim.vm == *vm);
         let place = |own: &Own| {
             let pool = self.pool(machine.key.signer, &own.pool)?;
             let wanted = spec.into_iter().flat_map(|spec| &spec.addresses);
@@ -104,19 +166,31 @@ impl Reconciler {
                 allow,
             })
         };
-        held.filter_map(place).collect()
+        all.filter(its).filter_map(place).collect()
+    }
+
+    /// The same of one machine, whether it is to run or not.
+    pub fn own_of(&self, vm: &VmId) -> Vec<PlacedOwn> {
+        let machine = self.machines.get(vm);
+        let machine =
+            machine.filter(|machine| machine.cards.iter().any(|card| !card.own.is_empty()));
+        let place = |machine| self.place_own((vm, machine), None, &self.held());
+        machine.map(place).unwrap_or_default()
     }
 
     pub(super) fn pool_statuses(&self, key: &Key) -> BTreeMap<Name, PoolStatus> {
         let deployment = self.desired.get(key).and_then(Target::deployment);
         let pools = deployment.into_iter().flat_map(Deployment::pools);
         let status = |(name, pool): (&Name, &Pool)| {
-            let claimed = self.claimed(None).into_iter();
-            let of_it = claimed.filter(|(at, (_, of))| of == name && pool.range.contains(*at));
+            let claimed = self.claimed().into_iter();
+            let of_it =
+                claimed.filter(|(at, claim)| claim.pool == *name && pool.range.contains(*at));
             let status = PoolStatus {
                 kind: pool.kind,
                 range: pool.range,
-                used: of_it.map(|(address, (who, _))| (address, who)).collect(),
+                used: of_it
+                    .map(|(address, claim)| (address, claim.who()))
+                    .collect(),
             };
             (name.clone(), status)
         };
@@ -177,6 +251,14 @@ impl Reconciler {
         })
     }
 
+    /// The /24s that pools lie in, where networks of machines could be made. `more`: of a deployment that is to come.
+    pub(super) fn grounds_of_pools(&self, more: Option<&Deployment>) -> BTreeSet<Cidr> {
+        let targets = self.desired.iter();
+        let known = targets.filter_map(|(_, target)| target.deployment());
+        let pools = known.chain(more).flat_map(Deployment::pools);
+        pools.flat_map(|(_, pool)| grounds(&pool.range)).collect()
+    }
+
     fn subnets_in_use(&self) -> Vec<Range> {
         let subnets: BTreeSet<_> = self.subnets().into_values().collect();
         let range = |subnet: types::Cidr| subnet.network().to_string().parse().ok();
@@ -207,9 +289,10 @@ impl Reconciler {
                 )));
             }
             let range = range?;
-            let claimed = self.claimed(None).into_iter();
-            let mut held = claimed.filter(|(_, (_, pool))| pool == name);
-            let (address, (who, _)) = held.find(|(address, _)| was.range.contains(*address) && !range.contains(*address))?;
+            let claimed = self.claimed().into_iter();
+            let mut held = claimed.filter(|(_, claim)| claim.pool == *name);
+            let (address, claim) = held.find(|(address, _)| was.range.contains(*address) && !range.contains(*address))?;
+            let who = claim.who();
             Some(conflict(format!(
                 "pool {name} of {}: {who} has {address}, which {range} has not: keep it in the pool, or deploy {who} without the address first",
                 key.name
@@ -251,7 +334,7 @@ impl Reconciler {
         wanted: &Wanted,
         asked: u16,
     ) -> Result<Range, Refusal> {
-        let (of, called) = (&key.name, &wanted.pool);
+        let (of, called, occupied) = (&key.name, &wanted.pool, (self.occupied)());
         let mut own = deployment.pools();
         let own = own.find_map(|(known, pool)| (known == called).then_some(pool));
         let mut others = self.pools(key.signer);
@@ -283,17 +366,8 @@ impl Reconciler {
             return Err(refusal(RefusalCode::OverCapacity, message));
         }
         if let Some(address) = wanted.address {
-            if !pool.range.contains(address) {
-                return Err(conflict(format!(
-                    "{name} of {of} asks for {address}, which is not in {called} ({}): ask for one of those, or for none",
-                    pool.range
-                )));
-            }
-            if let Some((who, _)) = self.claimed(Some(vm)).get(&address) {
-                return Err(conflict(format!(
-                    "{name} of {of} asks for {address}, which {who} has: ask for another, or for none"
-                )));
-            }
+            let asked = (vm, name, called, address);
+            self.address_in_the_way(key, deployment, asked, (pool.range, &occupied))?;
         }
         let ask = |spec: &Spec| spec.addresses.iter().any(|other| other.pool == *called);
         let others = self.desired.machines();
@@ -301,17 +375,71 @@ impl Reconciler {
             other.signer == key.signer && *other != key && ask(spec)
         });
         let all = others.count() as u128 + u128::from(asked);
-        if all > pool.range.count() {
+        let apart = occupied.keys().filter(|at| pool.range.contains(**at));
+        let usable = pool.range.count().saturating_sub(apart.count() as u128);
+        if all > usable {
             return Err(refusal(
                 RefusalCode::OverCapacity,
                 format!(
-                    "the pool {called} has {} addresses, and all of them are taken: delete a machine that has one, or give the pool a larger range",
-                    pool.range.count()
+                    "the pool {called} has {usable} addresses for machines, and all of them are taken: delete a machine that has one, or give the pool a larger range"
                 ),
             ));
         }
         Ok(pool.range)
     }
+
+    /// One that is asked for by itself.
+    fn address_in_the_way(
+        &self,
+        key: &Key,
+        deployment: &Deployment,
+        (vm, name, called, address): (&VmId, &Name, &Name, IpAddr),
+        (range, occupied): (Range, &BTreeMap<IpAddr, &'static str>),
+    ) -> Result<(), Refusal> {
+        let of = &key.name;
+        if !range.contains(address) {
+            return Err(conflict(format!(
+                "{name} of {of} asks for {address}, which is not in {called} ({range}): ask for one of those, or for none"
+            )));
+        }
+        if let Some(whose) = occupied.get(&address) {
+            return Err(conflict(format!(
+                "{name} of {of} asks for {address}, which is {whose}: ask for another, or for none"
+            )));
+        }
+        let claimed = self.claimed();
+        // Of a machine of the same deployment that gives it up with this very statement: this one waits for it.
+        let given = |claim: &&Claim<'_>| {
+            let spec = deployment
+                .machines()
+                .find(|(known, _)| *known == claim.machine);
+            claim.key == key && !asks_for(spec.map(|(_, spec)| spec), called, address)
+        };
+        let other = claimed.get(&address).filter(|claim| claim.vm != *vm);
+        if let Some(claim) = other.filter(|claim| !given(claim)) {
+            return Err(conflict(format!(
+                "{name} of {of} asks for {address}, which {} has: ask for another, or for none; or take it from that one in the same statement",
+                claim.who()
+            )));
+        }
+        Ok(())
+    }
+}
+
+/// Whether a machine that has this address of a pool is to keep it.
+fn asks_for(spec: Option<&Spec>, pool: &Name, address: IpAddr) -> bool {
+    let mut wanted = spec.into_iter().flat_map(|spec| &spec.addresses);
+    wanted.any(|wanted| wanted.pool == *pool && wanted.address.is_none_or(|at| at == address))
+}
+
+fn grounds(range: &Range) -> impl Iterator<Item = Cidr> + use<> {
+    let ends = match range.ends() {
+        (IpAddr::V4(first), IpAddr::V4(last)) => Some((first.to_bits() >> 8, last.to_bits() >> 8)),
+        _ => None,
+    };
+    let all = ends.into_iter().flat_map(|(first, last)| first..=last);
+    let grounds = all.filter_map(|ground| Cidr::new(Ipv4Addr::from_bits(ground << 8), 24));
+    grounds.filter(|ground| number(ground.address).is_some())
 }
 
 /// Where the search begins: a machine that comes back mostly finds its old address, also where its record is lost.

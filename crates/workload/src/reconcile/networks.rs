@@ -73,7 +73,8 @@ impl Reconciler {
             let subnet = match subnets.get(&id) {
                 Some(subnet) => *subnet,
                 None => {
-                    let others: BTreeSet<Cidr> = subnets.values().copied().collect();
+                    let mut others: BTreeSet<Cidr> = subnets.values().copied().collect();
+                    others.extend(self.grounds_of_pools(None));
                     let others: Vec<Cidr> = others.into_iter().collect();
                     let chosen = (self.choose_subnet)(Wish::Any(&id), &others);
                     let chosen = chosen.ok_or("the node has no subnet left")?.network();
@@ -136,7 +137,10 @@ impl Reconciler {
             if has == Some(&wish) {
                 continue;
             }
-            let others: Vec<Cidr> = subnets.values().copied().collect();
+            let others = subnets.values().copied();
+            let others: Vec<Cidr> = others
+                .chain(self.grounds_of_pools(Some(deployment)))
+                .collect();
             if (self.choose_subnet)(Wish::This(wish), &others).is_none() {
                 return Some(conflict(format!(
                     "network {name} of {} asks for {wish}, which is in use on this node or around it: ask for another /24, or for none",
@@ -253,6 +257,7 @@ impl Reconciler {
             });
         }
         let mut taken: Vec<Cidr> = known.values().copied().collect();
+        taken.extend(self.grounds_of_pools(None));
         let mut subnets = Vec::new();
         while subnets.len() < OFFERS_MAX
             && let Some(free) = (self.choose_subnet)(Wish::Any(&id), &taken)

@@ -13,22 +13,35 @@ use super::Tenant;
 /// One whose plan has not changed is left as it is: each look at a network costs milliseconds, and a node with a hundred tenants
 /// would look at all of them for each machine that starts.
 #[derive(Debug, Default)]
-pub(crate) struct Laid(BTreeMap<String, (Network, policy::Tenant)>);
+pub(crate) struct Laid {
+    /// Whose rules stand, with no connection that they would not let begin.
+    node: Option<policy::Node>,
+    tenants: BTreeMap<String, (Network, policy::Tenant)>,
+}
 
 impl Laid {
     pub(super) fn stands(&self, name: &str, tenant: &Tenant) -> bool {
-        let laid = self.0.get(name);
+        let laid = self.tenants.get(name);
         laid.is_some_and(|(network, policy)| (network, policy) == (&tenant.network, &tenant.policy))
     }
 
     pub(super) fn note(&mut self, name: &str, tenant: &Tenant) {
         let made = (tenant.network.clone(), tenant.policy.clone());
-        self.0.insert(name.to_owned(), made);
+        self.tenants.insert(name.to_owned(), made);
     }
 
-    /// It is about to be changed, and may fail half way.
-    pub(super) fn forget(&mut self, name: &str) {
-        self.0.remove(name);
+    /// It is about to be changed, and may fail half way. Gives what it let in and out.
+    pub(super) fn forget(&mut self, name: &str) -> Option<policy::Tenant> {
+        self.tenants.remove(name).map(|(_, policy)| policy)
+    }
+
+    /// The same of the node's own rules.
+    pub(super) fn note_node(&mut self, node: &policy::Node) {
+        self.node = Some(node.clone());
+    }
+
+    pub(super) fn forget_node(&mut self) -> Option<policy::Node> {
+        self.node.take()
     }
 }
 

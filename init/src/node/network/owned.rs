@@ -1,54 +1,119 @@
 //! Addresses of machines' own: what follows from them for rules, ways and links.
 //!
-//! Owns: the parts of a plan that come from pools. Refuses: choosing addresses (`workload` does), and one that the node has itself.
+//! Owns: the parts of a plan that come from pools, and why an address of one is not used. Refuses: choosing addresses (`workload`
+//! does).
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 
 use net::firewall::policy::{Let, Owned};
-use net::firewall::rule::Transport;
 use net::link::Answered;
-use types::address::{Allow, Kind, Traffic};
+use types::address::{Allow, Kind, Pool, Traffic};
 use workload::host::{Placed, PlacedOwn, Places};
 
 use super::{Tenant, Uplink, transport};
 
-/// Which of the machine's addresses of IPv4 are used. One that the node has too is its own: a pool is not to take it from the owner.
+/// By which link the address is reached; `None`: by each. An error: it is not used, and why.
+fn link_of(own: &PlacedOwn, uplink: &Uplink) -> Result<Option<String>, String> {
+    let address = own.address;
+    if let Some(whose) = uplink.occupied.get(&address) {
+        return Err(format!(
+            "{address} is {whose}: give the pool a range without it"
+        ));
+    }
+    link_of_pool(own.kind, own.link.as_deref(), uplink)
+}
+
+fn link_of_pool(
+    kind: Kind,
+    named: Option<&str>,
+    uplink: &Uplink,
+) -> Result<Option<String>, String> {
+    let known = |link: &str| uplink.links.iter().any(|known| known == link);
+    match (kind, named.or(uplink.link.as_deref())) {
+        (Kind::Routed, _) => Ok(None),
+        (Kind::Lan, None) => {
+            Err("the node has no way out, whose link the pool's addresses would be on".to_owned())
+        }
+        (Kind::Lan, Some(link)) if !known(link) => Err(format!(
+            "the node has no link {link}: it has {}, or `sifr node network` makes it",
+            uplink.links.join(", ")
+        )),
+        (Kind::Lan, Some(link)) => Ok(Some(link.to_owned())),
+    }
+}
+
+/// Why an address is not used, or why nobody will find it.
+pub(crate) fn problem(own: &PlacedOwn, uplink: &Uplink) -> Option<String> {
+    match link_of(own, uplink) {
+        Err(problem) => Some(problem),
+        Ok(link) => astray(link.as_deref()?, own.address, uplink),
+    }
+}
+
+/// The same of a pool, whether it is in use or not.
+pub(crate) fn pool_problem(pool: &Pool, uplink: &Uplink) -> Option<String> {
+    match link_of_pool(pool.kind, pool.link.as_deref(), uplink) {
+        Err(problem) => Some(problem),
+        Ok(link) => {
+            let (first, last) = pool.range.ends();
+            let of = |end| astray(link.as_deref()?, end, uplink);
+            of(first).or_else(|| of(last))
+        }
+    }
+}
+
+/// Neighbours ask for an address of their own network only.
+fn astray(link: &str, address: IpAddr, uplink: &Uplink) -> Option<String> {
+    let prefixes = uplink.prefixes.get(link);
+    let prefixes = || prefixes.into_iter().flatten();
+    if prefixes().any(|prefix| prefix.contains(address)) {
+        return None;
+    }
+    let known: Vec<String> = prefixes()
+        .map(|prefix| prefix.network().to_string())
+        .collect();
+    Some(match &known[..] {
+        [] => format!("the node has no address on {link}, where {address} would be: set it up"),
+        known => format!(
+            "{address} is in no network of {link}, which has {}: give the pool another range or link",
+            known.join(", ")
+        ),
+    })
+}
+
+/// Which of the machine's addresses of IPv4 are used, and by which link.
 fn used<'a>(
     place: &'a Placed,
     uplink: &'a Uplink,
-) -> impl Iterator<Item = (Ipv4Addr, &'a PlacedOwn)> {
-    let nodes = |address: Ipv4Addr| {
-        let mut own = uplink.addresses.iter();
-        own.any(|own| own.address == IpAddr::V4(address))
-    };
-    place.own.iter().filter_map(move |own| match own.address {
-        IpAddr::V4(address) if nodes(address) => {
-            let (workload, of) = (&place.workload, &place.key.name);
-            log::error!(
-                "{workload} of {of} has {address} of its own, which is the node's: give the pool a range without it"
-            );
-            None
-        }
-        IpAddr::V4(address) => Some((address, own)),
-        IpAddr::V6(_) => None,
-    })
+) -> impl Iterator<Item = (Ipv4Addr, &'a PlacedOwn, Option<String>)> {
+    place
+        .own
+        .iter()
+        .filter_map(move |own| match (own.address, link_of(own, uplink)) {
+            (IpAddr::V4(address), Ok(link)) => Some((address, own, link)),
+            (IpAddr::V4(_), Err(problem)) => {
+                let (workload, of) = (&place.workload, &place.key.name);
+                log::error!("{workload} of {of} has an address that is not used: {problem}");
+                None
+            }
+            (IpAddr::V6(_), _) => None,
+        })
 }
 
 /// To the network of the machine's first card, where it has `inside`.
 pub(super) fn add(tenant: &mut Tenant, inside: Ipv4Addr, place: &Placed, uplink: &Uplink) {
-    for (address, own) in used(place, uplink) {
+    for (address, own, link) in used(place, uplink) {
         let allow: Vec<Let> = own.allow.iter().filter_map(let_in).collect();
         if let Some(guest) = tenant.policy.guests.last_mut() {
-            guest.pinged |= allow.iter().any(|one| one.port.is_none());
-            let ports = allow.iter().filter_map(|one| one.port);
-            let ports: BTreeSet<(Transport, u16)> = guest.ports.drain(..).chain(ports).collect();
-            guest.ports = ports.into_iter().collect();
+            let lets: BTreeSet<Let> = guest.lets.drain(..).chain(allow.clone()).collect();
+            guest.lets = lets.into_iter().collect();
         }
         tenant.network.owned.push(address);
         tenant.owned.push(Owned {
             address,
             inside,
+            link,
             allow,
         });
     }
@@ -75,13 +140,11 @@ pub(super) fn answered(places: &Places, uplink: &Uplink) -> Answered {
         if first.is_none_or(|card| card.internal) {
             continue;
         }
-        for (address, own) in used(place, uplink) {
-            let link = own.link.as_ref().or(uplink.link.as_ref());
+        for (address, own, link) in used(place, uplink) {
             if own.kind == Kind::Lan
                 && let Some(link) = link
             {
-                let of_link = answered.entry(link.clone()).or_default();
-                of_link.insert(address.into());
+                answered.entry(link).or_default().insert(address.into());
             }
         }
     }
@@ -90,6 +153,7 @@ pub(super) fn answered(places: &Places, uplink: &Uplink) -> Answered {
 
 #[cfg(test)]
 mod tests {
+    use net::firewall::rule::Transport;
     use types::VmId;
 
     use super::super::tests::{keys, place, placed};
@@ -117,12 +181,29 @@ mod tests {
     }
 
     fn planned(machine: (VmId, Placed)) -> Plan {
-        let uplink = Uplink {
+        plan(&placed([machine]), &uplink(), [1, 2, 3, 4, 5], &keys())
+    }
+
+    fn uplink() -> Uplink {
+        let prefix = |text: &str| vec![text.parse().expect("a prefix")];
+        Uplink {
             link: Some("eth0".to_owned()),
-            addresses: "192.0.2.7/24".parse().into_iter().collect(),
+            addresses: prefix("192.0.2.7/24"),
+            links: ["eth0", "office", "bare"].map(str::to_owned).into(),
+            prefixes: [
+                ("eth0".to_owned(), prefix("192.0.2.7/24")),
+                ("office".to_owned(), prefix("198.51.100.7/28")),
+                ("bare".to_owned(), Vec::new()),
+            ]
+            .into(),
+            occupied: [
+                ([192, 0, 2, 7].into(), "the node's own"),
+                ([198, 51, 100, 7].into(), "the node's own"),
+                ([192, 0, 2, 1].into(), "the router's"),
+            ]
+            .into(),
             ..Uplink::default()
-        };
-        plan(&placed([machine]), &uplink, [1, 2, 3, 4, 5], &keys())
+        }
     }
 
     fn of_lan(plan: &Plan) -> Option<Vec<IpAddr>> {
@@ -146,6 +227,7 @@ mod tests {
         let expected = Owned {
             address: [192, 0, 2, 200].into(),
             inside: [10, 130, 1, 2].into(),
+            link: Some("eth0".to_owned()),
             allow: vec![
                 Let {
                     port: Some((Transport::Tcp, 443)),
@@ -163,8 +245,13 @@ mod tests {
         let [guest] = &made.policy.guests[..] else {
             panic!("{made:?}");
         };
-        let ports = [(Transport::Tcp, 80), (Transport::Tcp, 443)];
-        assert_eq!((&guest.ports[..], guest.pinged), (&ports[..], true));
+        let lets: BTreeSet<Let> = plan.node.tenants[0].owned[0]
+            .allow
+            .iter()
+            .copied()
+            .collect();
+        assert_eq!(guest.ports, [(Transport::Tcp, 80)]);
+        assert_eq!(guest.lets, lets.into_iter().collect::<Vec<_>>());
     }
 
     #[test]
@@ -175,14 +262,83 @@ mod tests {
     }
 
     #[test]
-    fn an_address_that_the_node_has_itself_stays_the_nodes() {
-        let plan = planned(web(own("192.0.2.7", Kind::Lan, &[])));
+    fn an_address_that_the_node_or_its_router_has_on_any_link_stays_theirs() {
+        for (address, link) in [
+            ("192.0.2.7", None),
+            ("192.0.2.1", None),
+            ("198.51.100.7", Some("office")),
+            ("198.51.100.7", None),
+            ("192.0.2.200", Some("gone")),
+        ] {
+            let own = PlacedOwn {
+                link: link.map(str::to_owned),
+                ..own(address, Kind::Lan, &[])
+            };
+            assert!(problem(&own, &uplink()).is_some(), "{address} on {link:?}");
+            let plan = planned(web(own));
+            assert!(plan.answered.is_empty(), "{address} on {link:?}");
+            assert_eq!(plan.node.tenants[0].owned, []);
+            let made = plan.tenants.values().next().expect("a network");
+            assert!(made.network.owned.is_empty());
+        }
+    }
+
+    #[test]
+    fn an_address_is_of_its_pools_link_and_one_that_a_router_sends_comes_by_any() {
+        let bound = |own: PlacedOwn| {
+            let plan = planned(web(own));
+            plan.node.tenants[0].owned[0].link.clone()
+        };
+        let of_office = PlacedOwn {
+            link: Some("office".to_owned()),
+            ..own("198.51.100.9", Kind::Lan, &[])
+        };
+        assert_eq!(bound(of_office), Some("office".to_owned()));
         assert_eq!(
-            (of_lan(&plan), &plan.node.tenants[0].owned[..]),
-            (None, &[][..])
+            bound(own("192.0.2.200", Kind::Lan, &[])),
+            Some("eth0".to_owned())
         );
-        let made = plan.tenants.values().next().expect("a network");
-        assert!(made.network.owned.is_empty());
+        assert_eq!(bound(own("203.0.113.9", Kind::Routed, &[])), None);
+    }
+
+    #[test]
+    fn a_pool_that_nobody_will_find_is_told_with_what_is_wrong() {
+        let problem = |kind, range: &str, link: Option<&str>| {
+            let pool = Pool {
+                kind,
+                range: range.parse().expect("a range"),
+                link: link.map(str::to_owned),
+                deployments: None,
+            };
+            pool_problem(&pool, &uplink()).unwrap_or_default()
+        };
+        for (range, link, says) in [
+            (
+                "192.0.2.200",
+                Some("gone"),
+                "no link gone: it has eth0, office, bare",
+            ),
+            (
+                "192.0.2.200",
+                Some("office"),
+                "no network of office, which has 198.51.100.0/28",
+            ),
+            (
+                "192.0.2.200-192.0.3.1",
+                None,
+                "192.0.3.1 is in no network of eth0",
+            ),
+            ("192.0.2.200", Some("bare"), "no address on bare"),
+        ] {
+            let said = problem(Kind::Lan, range, link);
+            assert!(said.contains(says), "{said}");
+        }
+        assert_eq!(problem(Kind::Lan, "192.0.2.200-192.0.2.210", None), "");
+        assert_eq!(problem(Kind::Routed, "203.0.113.0/28", None), "");
+        let none = Uplink::default();
+        let own = own("192.0.2.200", Kind::Lan, &[]);
+        let said = super::problem(&own, &none).expect("a problem");
+        assert!(said.contains("no way out"), "{said}");
     }
 
     #[test]

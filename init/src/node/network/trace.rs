@@ -308,16 +308,14 @@ impl<'a> Walk<'a> {
 
     /// To an address of its own, where that lets it in.
     fn owned(&mut self) -> Option<(Ipv4Addr, Packet)> {
-        let mut own = self.of.own.iter().filter_map(|own| match own.address {
-            IpAddr::V4(address) => Some(address),
-            IpAddr::V6(_) => None,
-        });
+        let mut all = self.of.own.iter();
+        let own = all.find(|own| own.address.is_ipv4())?;
         let packet = Packet {
-            from: self.scene.uplink.link.clone(),
+            from: own.link.clone().or(self.scene.uplink.link.clone()),
             to: None,
             mac: network::guest_mac(SOMEBODY),
             source: SOMEBODY.into(),
-            destination: own.next()?.into(),
+            destination: own.address,
             is_ours: false,
             what: self.what(),
         };

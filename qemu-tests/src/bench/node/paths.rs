@@ -236,7 +236,7 @@ pub(super) fn guest(address: Ipv4Addr) -> policy::Guest {
         address,
         address6: Ipv6Addr::UNSPECIFIED,
         ports: Vec::new(),
-        pinged: false,
+        lets: Vec::new(),
     }
 }
 

@@ -85,7 +85,7 @@ fn cidr(text: &str) -> Cidr {
 }
 
 /// Two uplinks, and a network of one machine with a port of each protocol.
-fn example_node() -> Node {
+pub(crate) fn example_node() -> Node {
     Node {
         uplinks: vec!["eth0".to_owned(), "enp3s0".to_owned()],
         open_ports: vec![7443],
@@ -110,6 +110,7 @@ fn example_node() -> Node {
             owned: vec![Owned {
                 address: [198, 51, 100, 9].into(),
                 inside: [10, 128, 3, 3].into(),
+                link: Some("eth0".to_owned()),
                 allow: vec![
                     Let {
                         port: Some((Transport::Tcp, 443)),
@@ -143,7 +144,7 @@ pub(crate) fn example_tenant() -> Tenant {
                     (Transport::Tcp, 443),
                     (Transport::Udp, 53),
                 ],
-                pinged: false,
+                lets: Vec::new(),
             },
             Guest {
                 tap: "tap3".to_owned(),
@@ -151,7 +152,10 @@ pub(crate) fn example_tenant() -> Tenant {
                 address: [10, 128, 3, 3].into(),
                 address6: six([10, 128, 3, 3]),
                 ports: vec![],
-                pinged: true,
+                lets: vec![Let {
+                    port: None,
+                    from: None,
+                }],
             },
         ],
     }
