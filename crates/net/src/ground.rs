@@ -52,21 +52,12 @@ const OF_IPV4: [(&str, &str, &str); 3] = [
     ("icmp_ignore_bogus_error_responses", "1", "no log of them"),
 ];
 
-/// Of connection tracking, in every namespace with rules of ours.
-pub(crate) const BEGINS_WITH_SYN: (&str, &str, &str) = (
-    "netfilter/nf_conntrack_tcp_loose",
-    "0",
-    "what was ended because the rules do not let it begin does not begin in its middle: a machine that went on sending would bring it back",
-);
-
 /// Hardens the calling thread's namespace and shuts it, to be called before links come up. Rules of an
 /// earlier agent stay where tenants may be served by them.
 pub fn prepare() -> Result<(), Error> {
     for (name, value, _reason) in OF_IPV4 {
         sysctl_if_present(&format!("ipv4/{name}"), value)?;
     }
-    // Nothing has been connected yet: all connections of this boot are known.
-    sysctl_if_present(BEGINS_WITH_SYN.0, BEGINS_WITH_SYN.1)?;
     harden_links("ipv4", &OF_IPV4_LINKS)?;
     harden_links("ipv6", &OF_IPV6_LINKS)?;
     // Forwarding is turned on after the rules of the first tenant network were applied (`network::ensure`).
@@ -127,7 +118,6 @@ mod tests {
                     );
                 }
             }
-            assert_eq!(read(BEGINS_WITH_SYN.0), BEGINS_WITH_SYN.1);
             if fs::exists(format!("{SETTINGS}/ipv6")).expect("no error") {
                 assert_eq!(read("ipv6/conf/default/accept_ra"), "0");
             }

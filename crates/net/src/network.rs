@@ -16,7 +16,7 @@ use types::{Cidr, Cidr6, Mac};
 use crate::link::{Create, Desired, DesiredRoute, Handle, Step, plan};
 use crate::namespace::{self, sysctl, sysctl_if_present, within};
 use crate::wireguard::{self, Wanted};
-use crate::{Error, dns, ground};
+use crate::{Error, dns};
 
 /// The bridge inside each tenant namespace.
 pub const BRIDGE: &str = "br0";
@@ -294,7 +294,20 @@ async fn delete(handle: &mut Handle, link: &str) -> Result<(), Error> {
 /// Settings of a tenant's namespace. The last field: the kernel may lack it.
 const INSIDE: &[(&str, &str, bool)] = &[
     ("ipv4/ip_forward", "1", false),
-    (ground::BEGINS_WITH_SYN.0, ground::BEGINS_WITH_SYN.1, true),
+    // What was ended because the rules do not let it begin does not begin in its middle: a machine that went on sending would bring it
+    // back. In the node's own namespace the kernel itself forgets connections when an address goes for a moment: they may go on there.
+    ("netfilter/nf_conntrack_tcp_loose", "0", true),
+    // So nothing is forgotten before TCP itself gives up, in some quarter of an hour; the kernel's own are five minutes.
+    (
+        "netfilter/nf_conntrack_tcp_timeout_unacknowledged",
+        "1200",
+        true,
+    ),
+    (
+        "netfilter/nf_conntrack_tcp_timeout_max_retrans",
+        "1200",
+        true,
+    ),
     // The gateway answers for its own address only, and tells nobody of shorter ways.
     ("ipv4/conf/all/arp_ignore", "1", false),
     ("ipv4/conf/all/send_redirects", "0", false),

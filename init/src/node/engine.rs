@@ -310,8 +310,8 @@ impl Engine {
         };
         let (host, messages) =
             NodeHost::new(means, networks_tx, pid1.clone(), context.uplink.clone());
-        let seen = mesh::begin(host.joined(), &context.info);
         let mut engine = Self {
+            seen: mesh::begin(host.joined(), &context.info),
             key: context.key,
             owner: context.owner,
             durable: context.storage.is_durable(),
@@ -337,7 +337,6 @@ impl Engine {
             down: None,
             down_said: false,
             disks: loss::Disks::of(context.pools, context.guarded, context.adopted),
-            seen,
             ingress,
         };
         engine.host.decide(engine.accounts.decisions());

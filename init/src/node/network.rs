@@ -131,6 +131,8 @@ pub(crate) struct Plan {
     pub(crate) node: policy::Node,
     /// Addresses of machines' own that are the node's to answer for.
     answered: Answered,
+    /// The node's own links have what they will have, as far as is known: without, rules leave out what they are to give.
+    settled: bool,
     pub(crate) tenants: BTreeMap<String, Tenant>,
     /// Names of ingress.
     pub(crate) sites: BTreeMap<Host, PlacedSite>,
@@ -303,12 +305,12 @@ pub(crate) fn plan(places: &Places, uplink: &Uplink, ula: Ula, keys: &Keys) -> P
         tenants: node_tenants.collect(),
     };
     let answered = owned::answered(places, uplink);
-    let sites = places.sites.clone();
     Plan {
         node,
         answered,
+        settled: uplink.link.is_some() || !uplink.networks.is_empty(),
         tenants,
-        sites,
+        sites: places.sites.clone(),
     }
 }
 
@@ -368,7 +370,7 @@ pub(crate) fn apply(plan: &Plan, laid: &Mutex<Laid>) -> (BTreeSet<String>, Resul
             false
         }
     };
-    if note(cut::of_node(before.as_ref(), &plan.node)) {
+    if plan.settled && note(cut::of_node(before.as_ref(), &plan.node)) {
         laid.note_node(&plan.node);
     }
     let runtime = runtime::Handle::current();
@@ -383,14 +385,15 @@ pub(crate) fn apply(plan: &Plan, laid: &Mutex<Laid>) -> (BTreeSet<String>, Resul
         let rules = policy::tenant(&tenant.policy, &counts(name));
         let done = runtime
             .block_on(network::ensure(&tenant.network))
-            .and_then(|()| firewall::apply_in(name, &rules))
-            .and_then(|()| match is_new {
-                true => Ok(()),
-                false => cut::of_tenant(name, before.as_ref(), &tenant.policy),
-            });
-        if note(done) {
+            .and_then(|()| firewall::apply_in(name, &rules));
+        if !note(done) {
+            continue;
+        }
+        made.insert(name.clone());
+        let cut = || cut::of_tenant(name, before.as_ref(), &tenant.policy);
+        // Where it could not be looked through, it is with the next change: its rules stand.
+        if is_new || (plan.settled && note(cut())) {
             laid.note(name, tenant);
-            made.insert(name.clone());
         }
     }
     note(runtime.block_on(net::link::answer_for(&plan.answered)));

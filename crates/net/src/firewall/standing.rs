@@ -132,11 +132,14 @@ impl Tenant {
     pub fn keeps(&self, flow: &Flow) -> bool {
         let began = &flow.began;
         let inside = |address| self.gateway.contains(address);
+        let is_guest = |address| self.guests.iter().any(|guest| guest.address == address);
         let of_peer = |address| self.peers.iter().any(|peer| peer.contains(address));
         match (inside(began.source), inside(began.destination)) {
             (true, true) | (false, false) => true,
             // The gateway asks others for names.
             (true, false) if began.source == self.gateway.address => true,
+            // Of a machine that is gone: the next one with its address would have it.
+            (true, false) if !is_guest(began.source) => false,
             (true, false) if of_peer(began.destination) => true,
             (true, false) => !self.internal && !self.refuses(began.destination),
             (false, true) if of_peer(began.source) => true,
@@ -316,6 +319,11 @@ mod tests {
         ] {
             assert_eq!(tenant.keeps(&flow), expected, "{why}: {flow:?}");
         }
+        let mut without = tenant.clone();
+        without
+            .guests
+            .retain(|guest| guest.address != Ipv4Addr::from(WEB));
+        assert!(!without.keeps(&outward), "the machine is gone");
         tenant.internal = true;
         assert!(!tenant.keeps(&outward), "nothing leads out of it now");
     }

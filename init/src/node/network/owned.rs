@@ -21,16 +21,21 @@ fn link_of(own: &PlacedOwn, uplink: &Uplink) -> Result<Option<String>, String> {
             "{address} is {whose}: give the pool a range without it"
         ));
     }
-    link_of_pool(own.kind, own.link.as_deref(), uplink)
+    link_of_pool(own.kind, own.link.as_deref(), address, uplink)
 }
 
 fn link_of_pool(
     kind: Kind,
     named: Option<&str>,
+    address: IpAddr,
     uplink: &Uplink,
 ) -> Result<Option<String>, String> {
     let known = |link: &str| uplink.links.iter().any(|known| known == link);
-    match (kind, named.or(uplink.link.as_deref())) {
+    // Where nothing is named, that in whose network it lies: the way out may lead by another now, and neighbours there have other addresses.
+    let around = |prefixes: &[types::AnyCidr]| prefixes.iter().any(|p| p.contains(address));
+    let mut prefixes = uplink.prefixes.iter();
+    let lies = prefixes.find_map(|(link, all)| around(all).then_some(link.as_str()));
+    match (kind, named.or(lies).or(uplink.link.as_deref())) {
         (Kind::Routed, _) => Ok(None),
         (Kind::Lan, None) => {
             Err("the node has no way out, whose link the pool's addresses would be on".to_owned())
@@ -53,10 +58,10 @@ pub(crate) fn problem(own: &PlacedOwn, uplink: &Uplink) -> Option<String> {
 
 /// The same of a pool, whether it is in use or not.
 pub(crate) fn pool_problem(pool: &Pool, uplink: &Uplink) -> Option<String> {
-    match link_of_pool(pool.kind, pool.link.as_deref(), uplink) {
+    let (first, last) = pool.range.ends();
+    match link_of_pool(pool.kind, pool.link.as_deref(), first, uplink) {
         Err(problem) => Some(problem),
         Ok(link) => {
-            let (first, last) = pool.range.ends();
             let of = |end| astray(link.as_deref()?, end, uplink);
             of(first).or_else(|| of(last))
         }
@@ -141,8 +146,10 @@ pub(super) fn answered(places: &Places, uplink: &Uplink) -> Answered {
             continue;
         }
         for (address, own, link) in used(place, uplink) {
+            // To neighbours of another network the address may be somebody else's.
+            let astray = |link: &str| astray(link, address.into(), uplink).is_some();
             if own.kind == Kind::Lan
-                && let Some(link) = link
+                && let Some(link) = link.filter(|link| !astray(link))
             {
                 answered.entry(link).or_default().insert(address.into());
             }
@@ -252,6 +259,22 @@ mod tests {
             .collect();
         assert_eq!(guest.ports, [(Transport::Tcp, 80)]);
         assert_eq!(guest.lets, lets.into_iter().collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn an_address_is_answered_for_on_the_link_in_whose_network_it_lies_and_on_no_other() {
+        let plan = planned(web(own("198.51.100.9", Kind::Lan, &[])));
+        let office = plan.answered.get("office").map(BTreeSet::len);
+        assert_eq!((of_lan(&plan), office), (None, Some(1)));
+        assert_eq!(
+            plan.node.tenants[0].owned[0].link.as_deref(),
+            Some("office")
+        );
+        let plan = planned(web(own("203.0.113.9", Kind::Lan, &[])));
+        assert!(
+            plan.answered.is_empty(),
+            "it is in no network of the node's"
+        );
     }
 
     #[test]
