@@ -211,13 +211,21 @@ impl Backend {
             let open = sender.ready().await.is_ok();
             let backend = &busy.0;
             if open && backend.health().is_usable() {
+                backend.prune();
                 let mut idle = lock(&backend.idle);
-                idle.retain(|(since, sender)| since.elapsed() < IDLE_MAX && !sender.is_closed());
                 if idle.len() < IDLE_CONNECTIONS_MAX {
                     idle.push((Instant::now(), sender));
                 }
             }
         });
+    }
+
+    /// Connections that are kept too long take the place of others.
+    fn prune(&self) {
+        let fine = |(since, sender): &(Instant, SendRequest<Out>)| {
+            since.elapsed() < IDLE_MAX && !sender.is_closed()
+        };
+        lock(&self.idle).retain(fine);
     }
 
     /// Whether it can serve. `None`: it could not be asked.
@@ -267,6 +275,7 @@ async fn keep_asking(backend: Weak<Backend>) {
         if let Some(answered) = held.ask().await {
             held.found(answered);
         }
+        held.prune();
         let wanted = held.identity.check.interval_s;
         let seconds = match held.health().is_usable() {
             true => wanted,
