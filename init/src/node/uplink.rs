@@ -247,7 +247,7 @@ impl Uplinks {
         };
         let uplink = Uplink {
             link: first.map(|(name, _)| name.to_owned()),
-            addresses: first.map(|f| answering(observed, f)).unwrap_or_default(),
+            addresses: addressing.map(|a| a.addresses.clone()).unwrap_or_default(),
             networks: networks(observed, &wanted.roles),
             dns,
             links: own(observed).map(|l| l.name.clone()).collect(),
@@ -328,15 +328,6 @@ fn taken(observed: &Observed) -> Option<String> {
     });
     let each: Vec<String> = each.collect();
     (!each.is_empty()).then(|| each.join("; "))
-}
-
-/// Those at which the node is reached now: of IPv6 once it is known that no neighbour has the same, which takes a second or two
-/// from when the cable is there.
-fn answering(observed: &Observed, (name, addressing): (&str, &Addressing)) -> Vec<AnyCidr> {
-    let link = observed.link(name);
-    let all = addressing.addresses.iter().copied();
-    all.filter(|a| link.is_some_and(|link| link.has(a.address)))
-        .collect()
 }
 
 /// What every link has by itself tells nobody anything.
@@ -515,7 +506,6 @@ mod tests {
             master: None,
             addresses: addresses.iter().map(|a| a.parse().expect("one")).collect(),
             local: None,
-            unsure: Vec::new(),
             taken: Vec::new(),
         }
     }
@@ -609,30 +599,6 @@ mod tests {
         assert_eq!(heard.keys().collect::<Vec<_>>(), ["eth1"]);
         assert!(heard["eth1"].lease.is_some() && heard["eth1"].learned.is_none());
         assert!(!keep_asked(&mut heard, &[deaf]));
-    }
-
-    #[test]
-    fn a_node_is_ready_at_addresses_that_no_neighbour_has_too_as_far_as_it_knows() {
-        let [kept, unsure, taken, absent] = [
-            "2001:db8::7/64",
-            "2001:db8::8/64",
-            "2001:db8::9/64",
-            "192.0.2.7/24",
-        ]
-        .map(|a| a.parse::<AnyCidr>().expect("an address"));
-        let mut link = ethernet("eth0", 2, &[]);
-        link.addresses = vec![taken, unsure, kept];
-        (link.unsure, link.taken) = (vec![unsure], vec![taken]);
-        let observed = Observed {
-            links: vec![link],
-            routes: Vec::new(),
-        };
-        let addressing = Addressing {
-            addresses: vec![unsure, taken, absent, kept],
-            ..Addressing::default()
-        };
-        assert_eq!(answering(&observed, ("eth0", &addressing)), [kept]);
-        assert_eq!(answering(&observed, ("eth1", &addressing)), []);
     }
 
     #[test]

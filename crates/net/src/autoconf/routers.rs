@@ -4,11 +4,9 @@
 //! Refuses: more of anything than a link honestly has: what a flood of advertisements names beyond that is not kept.
 //!
 //! An address ends with its prefix's valid lifetime. One whose preferred lifetime is over is given up as soon as there is
-//! a better one. A router that does not answer leads nowhere as long as another one does, whatever it has said of itself (RFC 4861
-//! section 6.3.6, RFC 4191 section 3.2). Where the cable was away everything is in doubt: what nobody repeats soon after the first router that
+//! a better one. Where the cable was away everything is in doubt: what nobody repeats soon after the first router that
 //! answers is forgotten; where none answers it stays.
 
-use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::net::Ipv6Addr;
 use std::time::{Duration, Instant};
@@ -18,7 +16,6 @@ use types::{Cidr6, Mac};
 use super::advert::{Advert, Preference, Prefix};
 use super::{Learned, eui64};
 use crate::dhcp6::Mode;
-use crate::link::Neighbour;
 
 /// Between solicitations (RFC 7559 section 2: the first pause is doubled). The longest there is an hour; a router that
 /// starts says so itself, and a node that waits for nothing else may ask more often.
@@ -80,16 +77,7 @@ struct Router {
     preference: Preference,
     mode: Mode,
     mtu: Option<u32>,
-    /// Since then it has not answered when something was sent to it.
-    silent: Option<Instant>,
     doubtful: bool,
-}
-
-impl Router {
-    /// The highest is used: one that answers, then the one that says that it is better. Where none answers they are tried in turn.
-    fn rank(&self) -> (Reverse<Option<Instant>>, Preference) {
-        (Reverse(self.silent), self.preference)
-    }
 }
 
 #[derive(Debug, Clone)]
@@ -189,30 +177,12 @@ impl Routers {
 
     /// The link came up, and may lead elsewhere than before.
     pub(super) fn attached(&mut self, now: Instant) {
-        for router in self.routers.values_mut() {
-            (router.doubtful, router.silent) = (true, None);
-        }
+        self.routers.values_mut().for_each(|r| r.doubtful = true);
         self.prefixes.values_mut().for_each(|p| p.doubtful = true);
         self.routes.values_mut().for_each(|p| p.doubtful = true);
         self.dns.iter_mut().for_each(|dns| dns.doubtful = true);
         self.doubt = None;
         self.solicit = Some((now, SOLICIT_FIRST));
-    }
-
-    /// There are several: whether they answer matters.
-    pub(super) fn are_several(&self) -> bool {
-        self.routers.len() > 1
-    }
-
-    /// A neighbour answers, or does not when something is sent to it.
-    pub(super) fn answers(&mut self, now: Instant, neighbour: Neighbour) {
-        if let Some(router) = self.routers.get_mut(&neighbour.address) {
-            router.silent = match neighbour.answers {
-                true => None,
-                false => Some(now),
-            };
-        }
-        self.forget(now);
     }
 
     pub(super) fn hear(&mut self, now: Instant, advert: &Advert) {
@@ -267,8 +237,6 @@ impl Routers {
             preference: advert.preference,
             mode,
             mtu: advert.mtu,
-            // It speaks, so that it is worth another try.
-            silent: None,
             doubtful: false,
         };
         self.routers.insert(advert.router, router);
@@ -353,9 +321,9 @@ impl Routers {
 
     fn choose(&mut self, now: Instant) {
         let leads = self.routers.iter().filter(|(_, r)| r.until.holds(now));
-        let best = leads.clone().map(|(_, r)| r.rank()).max();
+        let best = leads.clone().map(|(_, r)| r.preference).max();
         let mut best = leads
-            .filter(|(_, r)| Some(r.rank()) == best)
+            .filter(|(_, r)| Some(r.preference) == best)
             .map(|(at, _)| *at);
         let first = best.clone().next();
         self.chosen = best.find(|at| Some(*at) == self.chosen).or(first);
@@ -387,13 +355,11 @@ impl Routers {
         let bare = self.prefixes.iter().filter(|(network, held)| {
             held.on_link.is_some() && !addresses.iter().any(|a| a.network() == **network)
         });
-        let mut routes = BTreeMap::new();
+        let mut routes: BTreeMap<Cidr6, (Option<Ipv6Addr>, Preference)> = BTreeMap::new();
         for ((destination, router), path) in &self.routes {
-            let silent = self.routers.get(router).and_then(|r| r.silent);
-            let rank = (Reverse(silent), path.preference);
             let known = routes.get(destination);
-            if known.is_none_or(|(_, known)| rank > *known) {
-                routes.insert(*destination, (Some(*router), rank));
+            if known.is_none_or(|(_, preference)| path.preference > *preference) {
+                routes.insert(*destination, (Some(*router), path.preference));
             }
         }
         // `::/0` is another way to say that a router leads to the world.

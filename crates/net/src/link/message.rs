@@ -153,7 +153,6 @@ pub(super) fn link(message: &LinkMessage) -> Option<Link> {
         master: None,
         addresses: Vec::new(),
         local: None,
-        unsure: Vec::new(),
         taken: Vec::new(),
     };
     let ethernet = link.kind == Kind::Ethernet;

@@ -5,7 +5,6 @@
 //! link-local addresses.
 
 mod message;
-mod neighbours;
 mod observe;
 mod plan;
 mod proxy;
@@ -17,7 +16,6 @@ use std::sync::Arc;
 
 use types::{AnyCidr, Mac};
 
-pub use neighbours::{Neighbour, Neighbours};
 pub use observe::{Handle, Monitor};
 pub use plan::{Step, plan};
 pub use proxy::{Answered, answer_for};
@@ -63,18 +61,8 @@ pub struct Link {
     pub addresses: Vec<AnyCidr>,
     /// Its own address on the link itself, once it is known that no neighbour has the same.
     pub local: Option<Ipv6Addr>,
-    /// Addresses of IPv6 of which it is not known yet whether a neighbour has them too: nobody is answered from them.
-    pub unsure: Vec<AnyCidr>,
     /// Addresses that a neighbour has too: the kernel does not use them.
     pub taken: Vec<AnyCidr>,
-}
-
-impl Link {
-    /// It answers there now.
-    pub fn has(&self, address: IpAddr) -> bool {
-        let is = |all: &[AnyCidr]| all.iter().any(|a| a.address == address);
-        is(&self.addresses) && !is(&self.unsure) && !is(&self.taken)
-    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -162,7 +162,7 @@ fn hold(link: &mut Link, address: AnyCidr, twin: Twin) {
     match twin {
         Twin::None => link.local = link.local.or(local),
         Twin::Found => link.taken.push(address),
-        Twin::Unknown => link.unsure.push(address),
+        Twin::Unknown => {}
     }
 }
 

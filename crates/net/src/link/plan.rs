@@ -121,7 +121,6 @@ fn nothing() -> Link {
         master: None,
         addresses: Vec::new(),
         local: None,
-        unsure: Vec::new(),
         taken: Vec::new(),
     }
 }

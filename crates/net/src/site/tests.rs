@@ -52,7 +52,6 @@ fn port(name: &str, index: u32) -> Link {
         master: None,
         addresses: Vec::new(),
         local: None,
-        unsure: Vec::new(),
         taken: Vec::new(),
     }
 }

@@ -155,7 +155,6 @@ mod tests {
             master: None,
             addresses: Vec::new(),
             local: None,
-            unsure: Vec::new(),
             taken: Vec::new(),
         }
     }

@@ -117,12 +117,9 @@ fn what_is_set_and_seen_is_what_ip_lists() {
     let other_fd = Arc::new(namespace::ensure(&other).expect("a namespace"));
     let make = || on_a_runtime(make(&other_fd));
     let observed = namespace::within(&namespace, make).expect("made");
-    // `ip` names no address apart, and later than this the kernel knows of each that no neighbour has it.
+    // `ip` names no address apart.
     let mut links = observed.links.clone();
-    for link in &mut links {
-        link.local = None;
-        link.unsure.clear();
-    }
+    links.iter_mut().for_each(|link| link.local = None);
     assert_eq!(listed_links(&name), links);
     assert_eq!(listed_routes(&name, &observed), observed.routes);
     let far = ip(&other, &["link", "show", "eth0"]);
@@ -212,7 +209,6 @@ fn listed_links(name: &str) -> Vec<Link> {
             infos.map(address).collect()
         },
         local: None,
-        unsure: Vec::new(),
         taken: Vec::new(),
     };
     // Namespaces of some kernels are born with tunnels that nobody asked for.
