@@ -298,9 +298,6 @@ mod tests {
             "sifr.net.eth0.address=2001:db8:6::8/64,2001:db8:6::9/64 sifr.net.eth0.gateway=fe80::1";
         let lab = Lab::with(&told(options), |machine| {
             at(&router, machine);
-            // Its driver sets what it hears at once. Virtio's leaves that to a worker, which at boot may come when the kernel has asked its
-            // neighbours, and heard none.
-            machine.nets[0].card = Card::E1000e;
             Ok(())
         });
         let lab = lab.expect("a node");
