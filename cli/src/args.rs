@@ -106,7 +106,7 @@ pub(crate) enum Command {
     Volume(VolumeCommand),
     /// Networks of machines
     #[command(subcommand)]
-    Network(NetworkCommand),
+    Network(crate::networks::NetworkCommand),
     /// What a code means, and what to do
     Explain { code: String },
     /// Which sifr this is
@@ -491,45 +491,6 @@ pub(crate) enum VolumeCommand {
     Delete { target: SnapshotTarget },
 }
 
-#[derive(Debug, Subcommand)]
-pub(crate) enum NetworkCommand {
-    /// The networks of one deployment, or of all of yours: subnets, who is on them, and whether other nodes are heard
-    Get { name: Option<Name> },
-    /// Write down what a machine's card sends and hears, as tcpdump and Wireshark read it
-    Capture {
-        /// Deployment, or deployment/workload
-        target: Target,
-        /// The card in this network [default: in its first]
-        #[arg(long, value_name = "NAME")]
-        network: Option<Name>,
-        /// Where to; to standard output where there is none
-        #[arg(short, long, value_name = "FILE")]
-        write: Option<PathBuf>,
-        /// Of each frame at most so many bytes
-        #[arg(long, value_name = "BYTES", default_value_t = api::route::SNAP_MAX,
-              value_parser = clap::value_parser!(u32).range(1..=i64::from(api::route::SNAP_MAX)))]
-        snap: u32,
-        /// End after a time, for example 90s or 5m; a node ends it after an hour
-        #[arg(long = "for", value_name = "TIME", value_parser = duration)]
-        limit: Option<Duration>,
-    },
-    /// Say whether a first packet gets from a machine to somebody, which rule decides, and what to do. Nothing is sent
-    Trace {
-        /// Deployment, or deployment/workload; or `outside`, to the machine's published port
-        #[arg(value_name = "FROM")]
-        from: String,
-        /// Address, or name as the machine would ask for it; from outside: deployment, or deployment/workload
-        #[arg(value_name = "TO")]
-        to: String,
-        /// To this TCP port; without it and --udp a ping
-        #[arg(long, value_name = "PORT", conflicts_with = "udp")]
-        tcp: Option<u16>,
-        /// To this UDP port
-        #[arg(long, value_name = "PORT")]
-        udp: Option<u16>,
-    },
-}
-
 /// `deployment/volume@snapshot`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct SnapshotTarget {
@@ -646,7 +607,7 @@ fn days(text: &str) -> Result<Duration, String> {
     }
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let error = || format!("time {text:?} is not a whole number with ms, s, m or h, up to 24h");
     let split = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(error)?;
     let (digits, unit) = text.split_at(split);

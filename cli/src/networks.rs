@@ -1,25 +1,66 @@
 //! `sifr network`: what a machine's card sends and hears, and why it does not reach somebody.
 //!
-//! Owns: where a capture goes, and when it ends. Refuses: a terminal, and reading what is in a frame.
+//! Owns: its words, where a capture goes, and when it ends. Refuses: a terminal, and reading what is in a frame.
 
 use std::fs::File;
 use std::io::{self, IsTerminal, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use api::client::ByteStream;
 use api::route::Frames;
+use clap::Subcommand;
 use serde_json::json;
 use tokio::time::timeout;
+use types::Name;
 use types::deployment::Protocol;
 use types::trace::{Destination, Outcome, Question, Step, Trace, Way};
 
 use crate::Context;
-use crate::args::{NetworkCommand, Target};
+use crate::args::{Target, duration};
 use crate::failure::Usage;
 use crate::lifecycle::only_workload;
 use crate::screen::{clean, table};
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum NetworkCommand {
+    /// The networks of one deployment, or of all of yours: subnets, who is on them, and whether other nodes are heard
+    Get { name: Option<Name> },
+    /// Write down what a machine's card sends and hears, as tcpdump and Wireshark read it
+    Capture {
+        /// Deployment, or deployment/workload
+        target: Target,
+        /// The card in this network [default: in its first]
+        #[arg(long, value_name = "NAME")]
+        network: Option<Name>,
+        /// Where to; to standard output where there is none
+        #[arg(short, long, value_name = "FILE")]
+        write: Option<PathBuf>,
+        /// Of each frame at most so many bytes
+        #[arg(long, value_name = "BYTES", default_value_t = api::route::SNAP_MAX,
+              value_parser = clap::value_parser!(u32).range(1..=i64::from(api::route::SNAP_MAX)))]
+        snap: u32,
+        /// End after a time, for example 90s or 5m; a node ends it after an hour
+        #[arg(long = "for", value_name = "TIME", value_parser = duration)]
+        limit: Option<Duration>,
+    },
+    /// Say whether a first packet gets from a machine to somebody, which rule decides, and what to do. Nothing is sent
+    Trace {
+        /// Deployment, or deployment/workload; or `outside`, to the machine's published port
+        #[arg(value_name = "FROM")]
+        from: String,
+        /// Address, or name as the machine would ask for it; from outside: deployment, or deployment/workload
+        #[arg(value_name = "TO")]
+        to: String,
+        /// To this TCP port; without it and --udp a ping
+        #[arg(long, value_name = "PORT", conflicts_with = "udp")]
+        tcp: Option<u16>,
+        /// To this UDP port
+        #[arg(long, value_name = "PORT")]
+        udp: Option<u16>,
+    },
+}
 
 pub(crate) async fn network(context: &Context, command: NetworkCommand) -> anyhow::Result<()> {
     match command {

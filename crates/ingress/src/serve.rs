@@ -112,7 +112,6 @@ impl Site {
         let count = |at: usize| self.answered[at].load(Ordering::Relaxed);
         SiteStatus {
             backends: self.named.iter().map(health).collect(),
-            certificate_ends: None,
             message: match &self.tls {
                 Tls::Broken(why) => Some(why.clone()),
                 Tls::None | Tls::Passthrough | Tls::Own(_) => None,

@@ -60,9 +60,6 @@ pub struct PoolStatus {
 pub struct SiteStatus {
     /// Whether each back end answers. `None`: nobody has asked it yet.
     pub backends: BTreeMap<String, Option<bool>>,
-    /// Seconds since 1970 at which the certificate ends.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub certificate_ends: Option<u64>,
     /// One sentence: why it is not served as it should be.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
