@@ -225,6 +225,18 @@ mod tests {
     }
 
     #[test]
+    fn a_blank_disk_beside_a_whole_mirror_is_kept_to_replace_a_half_that_still_works() {
+        let mut held = Held::new();
+        held.boot_with(&[0, 1, 2]);
+        held.wait_for_halves(&IN_STEP);
+        let replace = ["disk", "replace", "LAB0", "LAB2", "--yes"];
+        let answer = held.shelf.lab.sifr(&replace).expect("sifr runs");
+        answer.must().expect("replaced");
+        held.wait_for_halves(&[("LAB1", "in_step"), ("LAB2", "in_step")]);
+        held.shelf.lab.power_button().expect("off, in order");
+    }
+
+    #[test]
     fn halves_that_were_used_apart_are_never_put_together_and_each_keeps_what_it_has() {
         let mut held = Held::new();
         held.wait_for_halves(&IN_STEP);

@@ -50,6 +50,14 @@ mod tests {
         println!("{}", torture.tally());
     }
 
+    #[test]
+    fn a_half_of_a_mirror_that_is_replaced_while_the_power_goes_is_whole_in_the_end() {
+        let mut torture = Torture::new(11, Kind::Mirror).expect("a node");
+        torture.settle_in().expect("it runs");
+        torture.replace().expect("every promise was kept");
+        println!("{}", torture.tally());
+    }
+
     fn tears_and_mends(kind: Kind) {
         let mut torture = Torture::new(3, kind).expect("a node");
         torture.settle_in().expect("it runs");

@@ -76,6 +76,14 @@ pub(crate) struct Mirrored {
     pub(crate) begun: Vec<(Disk, String)>,
 }
 
+/// What a mirror has for another disk.
+struct Place {
+    /// Least size of the disk.
+    bytes: u64,
+    /// A half is not there.
+    lacks: bool,
+}
+
 /// What lies on a partition of ours.
 fn half_on(disk: &Disk) -> io::Result<Option<Result<Half, HalfError>>> {
     let file = File::open(disk.device())?;
@@ -142,13 +150,15 @@ pub(crate) fn start(found: &[Found], owner: &PublicKey, layout: Layout) -> Mirro
             ),
         }
     }
-    let mut wanted = Vec::new();
+    let mut places = Vec::new();
     for halves in sets.into_values() {
-        wanted.extend(mirrored.start_one(halves));
+        places.extend(mirrored.start_one(halves));
     }
-    // The owner puts in a disk for the one that is lost: it is not to become a pool of its own first.
+    // The owner puts in a disk for one that is lost, or soon will be: it is not to become a pool of its own first.
+    let is_open = |place: &&Place| place.lacks || layout == Layout::Mirror;
+    let least = places.iter().filter(is_open).map(|place| place.bytes).min();
     mirrored.found.retain(|(disk, content)| {
-        let fits = wanted.iter().any(|bytes| disk.size_bytes >= *bytes);
+        let fits = least.is_some_and(|bytes| disk.size_bytes >= bytes);
         !(fits && *content == Content::Blank && layout_keeps(disk))
     });
     mirrored.found.sort_by(|(a, _), (b, _)| a.name.cmp(&b.name));
@@ -169,17 +179,16 @@ fn run_over(array: &str, members: &[PathBuf]) -> sys::Result<()> {
 }
 
 /// What disks that came while the node runs may become pools, beside the disks that pools in use are known by: no halves, which
-/// are taken back by [`heal`] or wait for the next boot, and no blank one while a mirror lacks a half.
+/// are taken back by [`heal`] or wait for the next boot, and no blank one that a mirror has a place for.
 pub(crate) fn others(found: &[Found], used: &[String]) -> Vec<Found> {
     let disks: Vec<Disk> = found.iter().map(|(disk, _)| disk.clone()).collect();
     let in_use = disks.iter().filter(|disk| used.contains(&disk.name));
     let arrays: Vec<_> = in_use
         .filter_map(|disk| md::over(&disk.partition_device(1)))
         .collect();
-    let kept = arrays.iter().any(|array| lacks(array, &disks));
     let may = |(disk, content): &&Found| match content {
         _ if used.contains(&disk.name) => true,
-        Content::Blank => !kept,
+        Content::Blank => !arrays.iter().any(|array| takes(array, &disks, disk)),
         Content::Pool { .. } => !is_half(disk),
         Content::Foreign(_) => true,
     };
@@ -192,11 +201,19 @@ pub fn is_half(disk: &Disk) -> bool {
 }
 
 /// The mirror has a place for another disk, whether or not the kernel has heard of it.
-pub fn lacks(array: &str, disks: &[Disk]) -> bool {
+fn lacks(array: &str, disks: &[Disk]) -> bool {
     look(array, disks).is_none_or(|mirror| {
         let works = |(_, state): &&(String, State)| matches!(state, State::InStep | State::Filling);
         mirror.degraded || mirror.members.iter().filter(works).count() < 2
     })
+}
+
+/// A blank disk that came while the node runs is for this mirror: it lacks a half, or the disk can take the place of one.
+pub fn takes(array: &str, disks: &[Disk], blank: &Disk) -> bool {
+    let fits = |seen: md::Seen| {
+        seen.half_bytes > 0 && blank.size_bytes >= seen.half_bytes.saturating_add(DATA_AT)
+    };
+    lacks(array, disks) || md::see(array).is_some_and(fits)
 }
 
 fn layout_keeps(disk: &Disk) -> bool {
@@ -219,8 +236,8 @@ impl Mirrored {
         self.left.push(LeftAlone { disk, why });
     }
 
-    /// Least size of a disk that would make it whole, where it lacks a half.
-    fn start_one(&mut self, halves: Vec<(Found, Half)>) -> Option<u64> {
+    /// What it has for another disk; `None` where it does not run.
+    fn start_one(&mut self, halves: Vec<(Found, Half)>) -> Option<Place> {
         let all: Vec<Half> = halves.iter().map(|(_, half)| half.clone()).collect();
         let Some(parts) = judge(&all) else {
             for ((disk, _), _) in &halves {
@@ -280,7 +297,11 @@ impl Mirrored {
             (_, content) => content,
         };
         self.found.push((disk, content));
-        lacks.then(|| (all[0].size * crate::mirror::SECTOR).saturating_add(DATA_AT))
+        let half_bytes = all[0].size * crate::mirror::SECTOR;
+        Some(Place {
+            bytes: half_bytes.saturating_add(DATA_AT),
+            lacks,
+        })
     }
 }
 

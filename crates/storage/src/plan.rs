@@ -201,7 +201,7 @@ pub fn standing(
             alone(&format!("smaller than {} MiB", POOL_MIN_BYTES >> 20))
         }
         Content::Blank => {
-            let why = "becomes a pool at the next boot";
+            let why = "becomes a pool at the next boot, or waits for `sifr disk replace` where there is a mirror";
             (DiskUse::Ready, Some(why.to_owned()))
         }
         Content::Pool { owner: theirs, .. } if *theirs == owner_mark(owner) => {

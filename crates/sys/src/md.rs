@@ -101,6 +101,8 @@ pub struct Seen {
     pub progress: Option<(u64, u64)>,
     /// Members that are wanted and not there.
     pub degraded: u64,
+    /// Of each member what the array uses; 0 where the kernel does not say.
+    pub half_bytes: u64,
 }
 
 /// `None` where there is no such array, or it does not run.
@@ -136,6 +138,9 @@ pub fn see(name: &str) -> Option<Seen> {
         degraded: text("degraded")
             .and_then(|text| text.parse().ok())
             .unwrap_or(0),
+        half_bytes: text("component_size")
+            .and_then(|text| text.parse::<u64>().ok())
+            .map_or(0, |kib| kib.saturating_mul(1024)),
     })
 }
 

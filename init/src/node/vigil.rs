@@ -583,12 +583,10 @@ fn called(disk: &Disk) -> Called {
 fn kind(disk: Disk, place: &Position, disks: &[Disk]) -> Kind {
     let left = place.standing.left.iter().any(|l| l.disk == disk.name);
     let (disk, content) = disks::content(disk);
-    // The owner puts it in for one that is lost.
-    let reserved = || {
-        place
-            .arrays
-            .iter()
-            .any(|array| mirrors::lacks(array, disks))
+    // The owner puts it in for one that is lost, or soon will be.
+    let reserved = |disk: &Disk| {
+        let mut arrays = place.arrays.iter();
+        arrays.any(|array| mirrors::takes(array, disks, disk))
     };
     match (content, place.owner) {
         (
@@ -608,7 +606,7 @@ fn kind(disk: Disk, place: &Position, disks: &[Disk]) -> Kind {
         (Content::Blank, Some(_))
             if disk.objection().is_none() && disk.size_bytes >= POOL_MIN_BYTES && !left =>
         {
-            match reserved() {
+            match reserved(&disk) {
                 true => Kind::Other,
                 false => Kind::Blank,
             }

@@ -86,26 +86,30 @@ impl<'a> Owner<'a> {
         self.key.public()
     }
 
-    fn block<T>(
+    pub(super) fn block<T>(
         &self,
         work: impl Future<Output = Result<T, api::client::ClientError>>,
     ) -> Result<T> {
         Ok(self.runtime.block_on(work)?)
     }
 
-    fn client(&self) -> Result<Client> {
+    pub(super) fn client(&self) -> Result<Client> {
         Ok(Client::new(&self.address, self.node, &self.key)?)
     }
 
-    /// Milliseconds until it was acknowledged, the connection made for it included.
-    pub(super) fn state(&self, name: &str, version: u64, action: Action) -> Result<f64> {
+    pub(super) fn sealed(&self, name: &str, version: u64, action: Action) -> Result<Envelope> {
         let statement = Statement {
             node: self.node,
             name: name.parse()?,
             version,
             action,
         };
-        let envelope = Envelope::seal_statement(&self.key, &statement)?;
+        Ok(Envelope::seal_statement(&self.key, &statement)?)
+    }
+
+    /// Milliseconds until it was acknowledged, the connection made for it included.
+    pub(super) fn state(&self, name: &str, version: u64, action: Action) -> Result<f64> {
+        let envelope = self.sealed(name, version, action)?;
         let client = self.client()?;
         let since = Instant::now();
         self.block(client.post_statement(&envelope))?;
@@ -118,11 +122,6 @@ impl<'a> Owner<'a> {
         let since = Instant::now();
         self.block(client.deployment(&name))?;
         Ok(since.elapsed().as_secs_f64() * 1e3)
-    }
-
-    pub(super) fn status(&self, name: &str) -> Result<DeploymentStatus> {
-        let name: Name = name.parse()?;
-        self.block(self.client()?.deployment(&name))
     }
 
     pub(super) fn until(&self, name: &str, until: Until) -> Result<DeploymentStatus> {

@@ -6,15 +6,12 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
-use std::thread;
-use std::time::Instant;
 
 use anyhow::{Context, Result};
 
 use super::client::Client;
 use super::promises::{Deed, Desired};
-use super::{Image, LOOK_AGAIN, Torture, Trouble};
-use crate::PATIENCE;
+use super::{Image, Torture, Trouble};
 
 /// Its deployment's name.
 pub(super) const NAME: &str = "filler";
@@ -117,26 +114,6 @@ impl Torture {
         self.answered(NAME, answer)?;
         self.filler.settle(true);
         self.reads()
-    }
-
-    /// Waits until both halves of the mirror hold the same.
-    pub(super) fn in_step(&self) -> Result<()> {
-        let since = Instant::now();
-        loop {
-            let info = self
-                .lab
-                .sifr(&["--output", "json", "node", "info"])?
-                .must()?;
-            let info: serde_json::Value = serde_json::from_str(&info.stdout)?;
-            let halves = info["pools"][0]["mirror"]["halves"].as_array();
-            let halves = halves.with_context(|| format!("no mirror in {info}"))?;
-            if halves.iter().all(|half| half["state"] == "in_step") {
-                return Ok(());
-            }
-            anyhow::ensure!(since.elapsed() < PATIENCE, "it is not filled: {info}");
-            // Nothing tells when it is.
-            thread::sleep(LOOK_AGAIN);
-        }
     }
 }
 

@@ -8,17 +8,19 @@
 mod client;
 mod encrypted;
 mod filler;
+mod halves;
 mod keeper;
 mod medium;
 mod nbd;
 mod promises;
 mod random;
+mod repair;
 mod scribe;
 mod tally;
 mod torn;
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -34,6 +36,7 @@ use crate::tpm::Chip;
 use crate::{Answer, Follower, Lab, PATIENCE, Setup, disk, variant};
 use client::Client;
 use filler::Filler;
+use halves::Exchange;
 use keeper::{Act, Keeper};
 use medium::{Fate, Flushes, Sectors};
 use nbd::{Disks, Until};
@@ -65,6 +68,8 @@ const CLAIM_REQUESTS_MAX: u64 = 250;
 const SHORT_LIVES: u64 = 4;
 /// Of a node with two disks one life in so many has one of them.
 const LIVES_ALONE: u64 = 3;
+/// Of a mirror one half is replaced in one life of so many.
+const LIVES_REPLACED: u64 = 5;
 /// Between two looks at volumes: nothing tells from outside when one is ready.
 const LOOK_AGAIN: Duration = Duration::from_millis(300);
 /// One cut in so many is followed by an orderly end and a check of the file system, for itself and after the others.
@@ -99,6 +104,10 @@ enum When {
     Alone(u64),
     /// Once the journal was replayed, of which nothing is flushed: every block is torn.
     InReplay,
+    /// Once both halves of a mirror hold the same.
+    InStep,
+    /// At this request after the owner has begun to have a half replaced, while it is filled, or before that is said to be done.
+    InReplace(u64),
 }
 
 /// What kind of node it is.
@@ -177,6 +186,8 @@ pub struct Torture {
     disks: Vec<image::qemu::Disk>,
     /// Those that are in the machine in this life.
     present: Vec<usize>,
+    /// A half that goes, and the one that comes in its place.
+    exchange: Option<Exchange>,
     chip: Option<Chip>,
     /// A boot of this node has ended before it began.
     stillborn: bool,
@@ -252,6 +263,7 @@ impl Torture {
             kind,
             present: (0..disks.len()).collect(),
             disks,
+            exchange: None,
             chip,
             flushes,
             images,
@@ -326,6 +338,9 @@ impl Torture {
         if self.kind == Kind::Two && self.random.below(LIVES_ALONE) == 0 {
             self.alone()?;
         }
+        if self.kind == Kind::Mirror && self.random.below(LIVES_REPLACED) == 0 {
+            self.replace()?;
+        }
         let when = match self.random.below(SHORT_LIVES) {
             0 => When::InBoot(1 + self.random.below(BOOT_REQUESTS_MAX)),
             _ => When::Later(1 + self.random.below(self.kind.requests_max())),
@@ -349,17 +364,18 @@ impl Torture {
         Ok(())
     }
 
+    fn inserted(&self) -> Vec<image::qemu::Disk> {
+        let disk = |at: &usize| self.disks[*at].clone();
+        self.present.iter().map(disk).collect()
+    }
+
     fn life(&mut self, when: When) -> Result<()> {
         let until = match when {
             When::InBoot(at) | When::AfterClaim(at) | When::Alone(at) => Until::Request(at),
-            When::Later(_) | When::InClaim(_) => Until::Never,
+            When::Later(_) | When::InClaim(_) | When::InStep | When::InReplace(_) => Until::Never,
             When::InReplay => Until::Flush,
         };
-        let own: Vec<_> = self
-            .present
-            .iter()
-            .map(|at| self.disks[*at].clone())
-            .collect();
+        let own = self.inserted();
         let files: Vec<_> = own.iter().map(|disk| disk.file.clone()).collect();
         let kind = (self.flushes, self.kind.sectors());
         let disk = Disks::serve(&files, self.lab.directory(), kind, until)?;
@@ -440,12 +456,17 @@ impl Torture {
                 self.lab.ready()?;
                 return self.allow(client);
             }
-            When::InBoot(_) | When::InReplay => None,
+            When::InBoot(_) | When::InReplay | When::InStep | When::InReplace(_) => None,
             When::Later(requests) => Some(requests),
         };
         self.identity(client)?;
         self.lab.ready()?;
         self.confirm(client)?;
+        match when {
+            When::InStep => self.in_step(client)?,
+            When::InReplace(requests) => self.exchanges(client, disk, requests)?,
+            _ => {}
+        }
         let Some(requests) = requests else {
             return Ok(());
         };
@@ -716,28 +737,6 @@ impl Torture {
         self.tally.acknowledged += 1;
         Ok(())
     }
-
-    /// Lets the node recover, has it end in order, and looks at its pools with Debian's own `xfs_repair`.
-    pub fn check(&mut self) -> Result<()> {
-        *self.lab.disks() = self.disks.clone();
-        self.switch_on()?;
-        self.lab.ready()?;
-        self.notes_mending()?;
-        if self.kind == Kind::Mirror {
-            self.in_step()?;
-        }
-        let passphrase = match self.chip {
-            Some(_) => Some(encrypted::passphrase(&self.lab)?),
-            None => None,
-        };
-        self.lab.power_button()?;
-        for disk in &self.disks {
-            let inside = (self.kind, passphrase.as_deref());
-            check_pool(&disk.file, inside, self.lab.directory())?;
-            self.tally.checks += 1;
-        }
-        Ok(())
-    }
 }
 
 fn standing(json: &str) -> Result<Standing> {
@@ -747,35 +746,4 @@ fn standing(json: &str) -> Result<Standing> {
         version: status["version"].as_u64().context("no version")?,
         desired: desired.with_context(|| format!("no wish in {status}"))?,
     })
-}
-
-/// Beyond the superblock and the bitmap of a half of a mirror (ARCHITECTURE.md).
-const MIRROR_BYTES: u64 = 2 << 20;
-
-/// The pool's file system, without a mount: its log is empty after an orderly end.
-fn check_pool(file: &Path, (kind, passphrase): (Kind, Option<&str>), scratch: &Path) -> Result<()> {
-    let partition = scratch.join("partition");
-    disk::first_partition(file, kind.sectors().bytes() as u64, &partition)?;
-    let inside = match (kind, passphrase) {
-        (_, Some(passphrase)) => encrypted::open(&partition, passphrase)?,
-        (Kind::Mirror, None) => disk::beyond(&partition, MIRROR_BYTES)?,
-        (_, None) => partition,
-    };
-    let output = std::process::Command::new("/sbin/xfs_repair")
-        .arg("-n")
-        .arg(&inside)
-        .output();
-    let output = output.context("start xfs_repair: run 'make setup'")?;
-    if output.status.success() {
-        fs::remove_file(&inside)?;
-        return Ok(());
-    }
-    let kept = std::env::temp_dir().join(format!("sifr-torture-{}.xfs", std::process::id()));
-    disk::copy(&inside, &kept)?;
-    bail!(
-        "{} is what xfs_repair -n was given: {}{}",
-        kept.display(),
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    )
 }

@@ -31,6 +31,8 @@ pub struct Tally {
     pub filled: u64,
     /// Boots that met blocks of a file system that were half written, and made them whole.
     pub mended: u64,
+    /// Halves of a mirror that were replaced.
+    pub replaced: u64,
 }
 
 impl AddAssign for Tally {
@@ -49,6 +51,7 @@ impl AddAssign for Tally {
         self.alone += other.alone;
         self.filled += other.filled;
         self.mended += other.mended;
+        self.replaced += other.replaced;
     }
 }
 
@@ -69,13 +72,15 @@ impl fmt::Display for Tally {
             alone,
             filled,
             mended,
+            replaced,
         } = self;
         write!(
             f,
             "{cuts} cuts ({in_boot} in a boot, {in_claim} in a claim), {kept} of {unflushed} unflushed sectors left, {acknowledged} statements \
              acknowledged and {unanswered} not answered, {flushed} numbers flushed by a guest, {chunks} chunks compared, \
              {checks} file systems checked, {of_volumes} statements about volumes, {alone} boots with one of two disks, {filled} images \
-             fetched and read, {mended} boots mended half-written blocks"
+             fetched and read, {mended} boots mended half-written blocks, {replaced} halves of \
+             mirrors replaced"
         )
     }
 }
