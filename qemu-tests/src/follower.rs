@@ -6,6 +6,7 @@ use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Instant;
 
@@ -15,7 +16,7 @@ use crate::PATIENCE;
 
 #[derive(Debug)]
 pub struct Follower {
-    child: Child,
+    child: Arc<Mutex<Child>>,
     lines: Receiver<String>,
 }
 
@@ -35,7 +36,13 @@ impl Follower {
             let mut read = BufReader::new(output).lines().map_while(Result::ok);
             read.try_for_each(|line| sender.send(line))
         });
+        let child = Arc::new(Mutex::new(child));
         Ok(Self { child, lines })
+    }
+
+    /// For who ends it from elsewhere.
+    pub(crate) fn command(&self) -> Arc<Mutex<Child>> {
+        Arc::clone(&self.child)
     }
 
     /// Reads up to a line that contains `text`.
@@ -63,7 +70,7 @@ impl Follower {
     }
 
     /// The rest, once the command has ended by itself, and well.
-    pub fn to_end(mut self) -> Result<String> {
+    pub fn to_end(self) -> Result<String> {
         let end = Instant::now() + PATIENCE;
         let mut text = String::new();
         loop {
@@ -73,7 +80,7 @@ impl Follower {
                 Err(RecvTimeoutError::Disconnected) => break,
             }
         }
-        let status = self.child.wait().context("wait for sifr logs")?;
+        let status = held(&self.child).wait().context("wait for sifr logs")?;
         ensure!(status.success(), "sifr logs ended with {status}: {text}");
         Ok(text)
     }
@@ -82,7 +89,12 @@ impl Follower {
 impl Drop for Follower {
     fn drop(&mut self) {
         // It may have ended, which is as good.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        let mut child = held(&self.child);
+        let _ = child.kill();
+        let _ = child.wait();
     }
+}
+
+pub(crate) fn held(child: &Mutex<Child>) -> MutexGuard<'_, Child> {
+    child.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -150,6 +150,7 @@ pub(crate) fn start(found: &[Found], owner: &PublicKey, layout: Layout) -> Mirro
             ),
         }
     }
+    let mut alone = std::mem::take(&mut mirrored.found);
     let mut places = Vec::new();
     for halves in sets.into_values() {
         places.extend(mirrored.start_one(halves));
@@ -157,10 +158,13 @@ pub(crate) fn start(found: &[Found], owner: &PublicKey, layout: Layout) -> Mirro
     // The owner puts in a disk for one that is lost, or soon will be: it is not to become a pool of its own first.
     let is_open = |place: &&Place| place.lacks || layout == Layout::Mirror;
     let least = places.iter().filter(is_open).map(|place| place.bytes).min();
-    mirrored.found.retain(|(disk, content)| {
+    alone.retain(|(disk, content)| {
         let fits = least.is_some_and(|bytes| disk.size_bytes >= bytes);
-        !(fits && *content == Content::Blank && layout_keeps(disk))
+        // The power may have gone when it had its partition and was no half yet.
+        let is_empty = *content == Content::Blank || is_begun(content);
+        !(fits && is_empty && layout_keeps(disk))
     });
+    mirrored.found.extend(alone);
     mirrored.found.sort_by(|(a, _), (b, _)| a.name.cmp(&b.name));
     mirrored
 }
@@ -186,9 +190,11 @@ pub(crate) fn others(found: &[Found], used: &[String]) -> Vec<Found> {
     let arrays: Vec<_> = in_use
         .filter_map(|disk| md::over(&disk.partition_device(1)))
         .collect();
+    let is_for_a_mirror = |disk: &Disk| arrays.iter().any(|array| takes(array, &disks, disk));
     let may = |(disk, content): &&Found| match content {
         _ if used.contains(&disk.name) => true,
-        Content::Blank => !arrays.iter().any(|array| takes(array, &disks, disk)),
+        Content::Blank => !is_for_a_mirror(disk),
+        Content::Pool { .. } if is_begun(content) && is_for_a_mirror(disk) => false,
         Content::Pool { .. } => !is_half(disk),
         Content::Foreign(_) => true,
     };
@@ -335,7 +341,7 @@ fn make_pairs(found: &mut [Found], owner: &PublicKey) -> Vec<String> {
     problems
 }
 
-/// Whether nothing on it is of worth: it is blank, or a mirror was begun with it whose other half is not there.
+/// Whether nothing on it is of worth: it is blank, or a mirror was begun with it, and it is no half yet or its other half is not there.
 fn is_free((disk, content): &Found, all: &[Found], owner: &PublicKey) -> bool {
     if disk.objection().is_some() || disk.size_bytes < POOL_MIN_BYTES {
         return false;
@@ -349,14 +355,19 @@ fn is_free((disk, content): &Found, all: &[Found], owner: &PublicKey) -> bool {
     }
     let set_of = |disk: &Disk| half_on(disk).ok().flatten()?.ok().map(|half| half.set);
     begun(content)
-        && set_of(disk).is_some_and(|set| {
-            let other = |(other, theirs): &&Found| {
-                other.name != disk.name
-                    && matches!(theirs, Content::Pool { .. })
-                    && set_of(other) == Some(set)
-            };
-            all.iter().find(other).is_none()
-        })
+        && match half_on(disk) {
+            Ok(Some(Ok(half))) => {
+                let other = |(other, theirs): &&Found| {
+                    other.name != disk.name
+                        && matches!(theirs, Content::Pool { .. })
+                        && set_of(other) == Some(half.set)
+                };
+                all.iter().find(other).is_none()
+            }
+            // It has its partition, and was to be a half.
+            Ok(Some(Err(_))) => true,
+            Ok(None) | Err(_) => false,
+        }
 }
 
 fn draw() -> Result<[u8; 16], MirrorError> {

@@ -600,7 +600,7 @@ fn kind(disk: Disk, place: &Position, disks: &[Disk]) -> Kind {
             // Halves are taken back into their mirrors by `mirror`, or wait for the next boot.
             _ if !place.waits && mirrors::is_half(&disk) => Kind::Other,
             Stage::Live => Kind::Pool,
-            Stage::Made if disk.objection().is_none() => Kind::Blank,
+            Stage::Made if disk.objection().is_none() && !reserved(&disk) => Kind::Blank,
             Stage::Made => Kind::Other,
         },
         (Content::Blank, Some(_))

@@ -6,11 +6,12 @@ use std::fs::File;
 use std::io::{Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, Result};
 
 use crate::Answer;
+use crate::follower::{Follower, held};
 
 /// One life's client: once [`Client::end`] was called nothing runs any more.
 #[derive(Debug)]
@@ -23,6 +24,8 @@ pub(super) struct Client {
 #[derive(Debug, Default)]
 struct Running {
     child: Option<Child>,
+    /// Commands that follow a log: they would ask a node without power for two minutes.
+    followers: Vec<Arc<Mutex<Child>>>,
     is_over: bool,
 }
 
@@ -75,10 +78,24 @@ impl Client {
         })
     }
 
+    /// `sifr logs -f`.
+    pub(super) fn follow(&self, name: &str) -> Result<Follower> {
+        let mut running = self.running();
+        let follower = Follower::spawn(&self.sifr, &self.home, name)?;
+        if running.is_over {
+            held(&follower.command()).kill()?;
+        }
+        running.followers.push(follower.command());
+        Ok(follower)
+    }
+
     /// Ends what runs, and whatever would be run.
     pub(super) fn end(&self) -> Result<()> {
         let mut running = self.running();
         running.is_over = true;
+        for follower in &running.followers {
+            held(follower).kill().context("end sifr logs")?;
+        }
         match &mut running.child {
             Some(child) => child.kill().context("end sifr"),
             None => Ok(()),

@@ -93,11 +93,11 @@ impl Filler {
 
 impl Torture {
     /// The machine has come back, and reads its image as it was packed.
-    pub(super) fn reads(&mut self) -> Result<(), Trouble> {
+    pub(super) fn reads(&mut self, client: &Client) -> Result<(), Trouble> {
         if self.promises.desired(NAME) != Some(Desired::Running) {
             return Ok(());
         }
-        let log = self.lab.follow(NAME)?;
+        let log = client.follow(NAME)?;
         while !self.filler.hear(&log.line()?).map_err(Trouble::Lie)? {}
         Ok(())
     }
@@ -113,7 +113,7 @@ impl Torture {
         let answer = client.sifr(&["deploy", "-"], &yaml)?;
         self.answered(NAME, answer)?;
         self.filler.settle(true);
-        self.reads()
+        self.reads(client)
     }
 }
 

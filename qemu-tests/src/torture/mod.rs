@@ -479,7 +479,7 @@ impl Torture {
                 &format!("command: [sh, -c, '{}']\n", scribe::PROGRAM),
             )?;
         }
-        let log = self.lab.follow(scribe::NAME)?;
+        let log = client.follow(scribe::NAME)?;
         loop {
             let line = log.line()?;
             if self.scribe.hear(&line).map_err(Trouble::Lie)? {
@@ -488,7 +488,7 @@ impl Torture {
         }
         match self.kind {
             Kind::Volumes => self.wakes(client)?,
-            Kind::Fill => self.reads()?,
+            Kind::Fill => self.reads(client)?,
             Kind::Plain | Kind::Large | Kind::Encrypted | Kind::Two | Kind::Mirror => {}
         }
         if requests < u64::MAX {
@@ -628,7 +628,7 @@ impl Torture {
             thread::sleep(LOOK_AGAIN);
         }
         if self.promises.desired(keeper::NAME) == Some(Desired::Running) {
-            let ears = self.lab.follow(keeper::NAME)?;
+            let ears = client.follow(keeper::NAME)?;
             while !self.keeper.hear(&ears.line()?).map_err(Trouble::Lie)? {}
             self.ears = Some(ears);
         }
