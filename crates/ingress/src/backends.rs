@@ -14,7 +14,7 @@ use hyper::client::conn::http1::{self, SendRequest};
 use hyper::header::{HOST, USER_AGENT};
 use hyper_util::rt::TokioIo;
 use tokio::net::{TcpSocket, TcpStream};
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{Notify, OwnedSemaphorePermit};
 use types::ingress::{HealthCheck, Host};
 
 use crate::answer::Out;
@@ -23,7 +23,8 @@ use crate::line::{self, Line};
 use crate::stock::Stock;
 use crate::wire::Place;
 
-/// How long a machine may take to accept a connection: it is on this node, and its kernel answers.
+/// How long a machine may take to accept a connection: it is on this node or one that is a tunnel away, and its kernel answers; a SYN that
+/// was lost is sent again after one second.
 const CONNECT_WAIT: Duration = Duration::from_secs(3);
 /// Most bytes of the head of an answer, and of what is read ahead of the client.
 const BUFFER_MAX: usize = 32 << 10;
@@ -51,6 +52,8 @@ pub(crate) struct Backend {
     busy: AtomicUsize,
     /// Both held for a moment, by tasks of several threads.
     health: Mutex<Health>,
+    /// Told when it is left out.
+    left: Notify,
     idle: Mutex<Vec<(Instant, SendRequest<Out>)>>,
 }
 
@@ -90,6 +93,7 @@ impl Backend {
             stock,
             busy: AtomicUsize::new(0),
             health: Mutex::default(),
+            left: Notify::new(),
             idle: Mutex::default(),
         });
         tokio::spawn(keep_asking(Arc::downgrade(&backend)));
@@ -127,6 +131,21 @@ impl Backend {
         }
         if !after {
             lock(&self.idle).clear();
+            self.left.notify_waiters();
+        }
+    }
+
+    /// Until it is left out.
+    pub(crate) async fn left_out(&self) {
+        loop {
+            let left = self.left.notified();
+            tokio::pin!(left);
+            // From here on nothing that is told is missed.
+            left.as_mut().enable();
+            if !self.health().is_usable() {
+                return;
+            }
+            left.await;
         }
     }
 

@@ -83,19 +83,10 @@ async fn pass(
     let client = parts.extensions.remove::<OnUpgrade>();
     let upgrade = head::forward(&mut parts, &asker);
     let client = client.filter(|_| upgrade);
-    if body.size_hint().exact().is_none() {
-        // Else a method that mostly has no body would lose this one.
-        let chunked = HeaderValue::from_static("chunked");
-        parts.headers.insert(TRANSFER_ENCODING, chunked);
-    }
     // What changes nothing and has no body can be sent again.
     let again = (head::is_safe(&parts.method) && body.is_end_stream()).then(|| bare(&parts));
-    let passed = Arc::new(AtomicU64::new(0));
-    let body = Counted {
-        body,
-        passed: passed.clone(),
-    };
-    let mut request = Some(Request::from_parts(parts, Either::Left(body)));
+    let (request, passed) = outgoing(parts, body);
+    let mut request = Some(request);
     let backends = &site.routes[at].backends;
     let mut tried = vec![false; backends.len()];
     let mut outcome = Refused::NoBackend;
@@ -113,7 +104,12 @@ async fn pass(
         let Some(this) = request.take().or_else(|| again.as_ref().map(bare_again)) else {
             break;
         };
-        match attempt(backend, busy, this, way, &passed).await {
+        let attempt = attempt(backend, busy, this, way, &passed);
+        let attempt = match again {
+            Some(_) => unless(attempt, other(site, backends, &tried, chosen)).await,
+            None => attempt.await,
+        };
+        match attempt {
             Attempt::Answered(response, held) => {
                 return give_back(*response, client, held, asking);
             }
@@ -130,6 +126,7 @@ async fn pass(
             }
             // Machines close connections that nothing goes by; this request may have met with that.
             Attempt::Lost => (way, outcome) = (Way::New, Refused::Broken),
+            Attempt::Left => (tried[chosen], outcome) = (true, Refused::NoBackend),
             Attempt::Failed(Refused::Slow) => return Refused::Slow.response(),
             Attempt::Failed(why) => {
                 tried[chosen] = true;
@@ -138,6 +135,38 @@ async fn pass(
         }
     }
     outcome.response()
+}
+
+/// As it goes to a machine, and how much of its body has gone.
+fn outgoing(mut parts: request::Parts, body: Incoming) -> (Request<Out>, Arc<AtomicU64>) {
+    if body.size_hint().exact().is_none() {
+        // Else a method that mostly has no body would lose this one.
+        let chunked = HeaderValue::from_static("chunked");
+        parts.headers.insert(TRANSFER_ENCODING, chunked);
+    }
+    let passed = Arc::new(AtomicU64::new(0));
+    let body = Counted {
+        body,
+        passed: passed.clone(),
+    };
+    (Request::from_parts(parts, Either::Left(body)), passed)
+}
+
+/// A machine whose node is gone says nothing, and no connection to it ends: its health says so first.
+async fn unless(attempt: impl Future<Output = Attempt>, left: impl Future<Output = ()>) -> Attempt {
+    tokio::select! {
+        biased;
+        attempt = attempt => attempt,
+        () = left => Attempt::Left,
+    }
+}
+
+/// Until this one is left out while another could answer. Where there is none, this one may still.
+async fn other(site: &Site, backends: &[Arc<Backend>], tried: &[bool], this: usize) {
+    backends[this].left_out().await;
+    if next(site, backends, tried).is_none() {
+        std::future::pending::<()>().await;
+    }
 }
 
 fn next(site: &Site, backends: &[Arc<Backend>], tried: &[bool]) -> Option<usize> {
@@ -180,6 +209,8 @@ enum Attempt {
     Stale(Box<Request<Out>>),
     /// The one from before ended when the request had begun to go by it.
     Lost,
+    /// The machine was left out before it had answered, and another can.
+    Left,
     Failed(Refused),
 }
 

@@ -254,6 +254,48 @@ fn whoever_has_nobody_behind_it_says_so_and_one_of_two_is_enough() {
     assert!(proxy.get("other.test", "/").starts_with("HTTP/1.1 404"));
 }
 
+/// A machine that takes one request, says nothing, and can be reached by nobody from then on.
+fn gone_with_a_request() -> u16 {
+    let machine = Machine::bind("127.0.0.1:0").expect("bound");
+    let port = machine.local_addr().expect("an address").port();
+    std::thread::spawn(move || {
+        loop {
+            let (mut caller, _) = machine.accept().expect("a caller");
+            // A health check closes without a word.
+            if caller.read(&mut [0; 1024]).is_ok_and(|length| length > 0) {
+                drop(machine);
+                let _ = caller.read_to_end(&mut Vec::new());
+                return;
+            }
+        }
+    });
+    port
+}
+
+#[test]
+fn a_request_that_waits_for_a_machine_that_is_gone_is_answered_by_another() {
+    let proxy = Proxy::new();
+    let health = HealthCheck {
+        path: None,
+        interval_s: 1,
+    };
+    let both = SiteConfig {
+        health,
+        ..site(
+            "a.test",
+            &[("gone", gone_with_a_request()), ("web", mirror())],
+        )
+    };
+    proxy.serves(vec![both]);
+    // Each machine has one of the two.
+    std::thread::scope(|scope| {
+        let ask = || scope.spawn(|| proxy.get("a.test", "/"));
+        for answer in [ask(), ask()].map(|asked| asked.join().expect("answered")) {
+            assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        }
+    });
+}
+
 #[test]
 fn a_change_is_there_at_the_next_request_of_the_same_connection_and_ends_nothing_under_way() {
     let proxy = Proxy::new();
