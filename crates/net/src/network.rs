@@ -375,6 +375,29 @@ pub async fn open_tap(
     Ok(fds)
 }
 
+/// The gateway of a subnet, here or on another node.
+pub fn gateway_of(subnet: &Cidr) -> Ipv4Addr {
+    Ipv4Addr::from(u32::from(subnet.network().address) + 1)
+}
+
+/// A socket for questions to the gateway of the network's part on another node, for [`dns::ask`]: from the gateway's own address here,
+/// which that one hears.
+pub fn to_gateway(network: &Network, there: Cidr) -> Result<UdpSocket, Error> {
+    let (from, to) = (network.gateway.address, gateway_of(&there));
+    within(existing(network)?, || {
+        let connect = || {
+            let socket = UdpSocket::bind((from, 0))?;
+            socket.set_nonblocking(true)?;
+            socket.connect((to, DNS_PORT))?;
+            Ok(socket)
+        };
+        connect().map_err(Error::io(format!(
+            "make a socket to {to} in namespace {}",
+            network.name
+        )))
+    })
+}
+
 /// Port 53 on the gateway's address, for [`dns::forward`].
 pub fn dns_sockets(network: &Network) -> Result<dns::Sockets, Error> {
     let address = (network.gateway.address, DNS_PORT);

@@ -1,6 +1,7 @@
 //! DNS forwarder for the guests of one network.
 //!
-//! Owns: answering for the network's own machines, relaying everything else to the upstream servers.
+//! Owns: answering for the network's own machines, relaying everything else to the upstream servers; the node's own questions after
+//! machines on other nodes ([`ask`]).
 //! Refuses: resolving or caching; what a guest sends beyond one well-formed question; to ask the world for
 //! a name that could only be a machine's ([`Names::find`]).
 
@@ -8,6 +9,7 @@
 pub(crate) mod fuzz;
 mod message;
 mod peers;
+mod round;
 
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind};
@@ -24,7 +26,9 @@ use tokio::time::{Instant, timeout};
 use crate::Error;
 use crate::network::{Ula, address6};
 use message::{Code, Flaw, Query};
-use peers::{Peers, Said};
+use peers::Peers;
+pub use peers::Said;
+pub use round::ask;
 use types::Cidr;
 
 /// Bound to port 53 inside a tenant's namespace: see `network::dns_sockets`.

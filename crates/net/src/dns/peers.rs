@@ -17,13 +17,14 @@ use tokio::time::{Instant, timeout_at};
 use types::Cidr;
 
 use super::message;
+use crate::network::gateway_of as gateway;
 
 /// The port of DNS on a gateway.
 const PORT: u16 = 53;
 /// How long a gateway has: a packet may be lost on the way, and what asks waits five seconds.
-const PATIENCE: Duration = Duration::from_millis(1200);
+pub(super) const PATIENCE: Duration = Duration::from_millis(1200);
 /// When a gateway that has not answered is asked once more.
-const AGAIN: Duration = Duration::from_millis(400);
+pub(super) const AGAIN: Duration = Duration::from_millis(400);
 /// How long an answer counts: as long as a guest may keep one.
 const KEPT: Duration = Duration::from_secs(message::TTL as u64);
 /// How long a name that has no address is not asked for again.
@@ -31,14 +32,9 @@ const KEPT_NOBODY: Duration = Duration::from_secs(1);
 /// Names that are remembered, and questions under way: a network has some hundreds of machines. Beyond, nothing is asked.
 const NAMES_MAX: usize = 512;
 
-/// The gateway of a subnet.
-fn gateway(subnet: &Cidr) -> Ipv4Addr {
-    Ipv4Addr::from(u32::from(subnet.network().address) + 1)
-}
-
 /// What a gateway says of a machine of its node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Said {
+pub enum Said {
     At(Ipv4Addr),
     /// It is stopped, or not there yet.
     Nobody,

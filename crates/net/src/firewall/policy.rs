@@ -16,7 +16,7 @@ use super::rule::{
     Chain, ChainKind, Count, EtherType, Family, Hook, Point, Policy, Rule, Ruleset, Table, Tally,
     Test, Transport, Verdict,
 };
-use crate::network::{BRIDGE, MESH, WAN, link_local};
+use crate::network::{BRIDGE, MESH, WAN, gateway_of, link_local};
 
 /// The node's own namespace.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -373,7 +373,7 @@ pub fn node(policy: &Node) -> Ruleset {
     );
     let chains = vec![
         chain("uplink", from_uplink(policy)),
-        chain("outward", tenants.iter().map(outward).collect()),
+        chain("outward", tenants.iter().flat_map(outward).collect()),
         chain("inward", tenants.iter().flat_map(inward).collect()),
         chain(
             "published",
@@ -459,10 +459,15 @@ fn of_ipv6_links() -> [Rule; 6] {
     ]
 }
 
-/// A tenant's packets may leave by an uplink, under its own addresses only.
-fn outward(tenant: &NodeTenant) -> Rule {
-    let source = Test::Source(tenant.subnet.network());
-    rule([Test::From(tenant.link.clone()), source], Verdict::Accept)
+/// A tenant's packets may leave by an uplink, under its own addresses only. What its gateway begins is for machines, here and on other
+/// nodes: where there is no way to those any more, it is not for whoever else has such an address.
+fn outward(tenant: &NodeTenant) -> [Rule; 2] {
+    let from = |source| [Test::From(tenant.link.clone()), Test::Source(source)];
+    let gateway = host(gateway_of(&tenant.subnet));
+    [
+        counted(from(gateway), Verdict::Drop),
+        rule(from(tenant.subnet.network()), Verdict::Accept),
+    ]
 }
 
 /// Packets to published ports may go in; their destination has been rewritten by then. Those to a machine that has too many
@@ -605,8 +610,7 @@ fn from_peers(policy: &Tenant) -> Vec<Rule> {
     let gateway = || Test::Destination(host(policy.gateway.address));
     let mut rules = Vec::new();
     for peer in &policy.peers {
-        let [a, b, c, _] = peer.network().address.octets();
-        let asker = Test::Source(host(Ipv4Addr::new(a, b, c, 1)));
+        let asker = Test::Source(host(gateway_of(peer)));
         let dns = Test::DestinationPort(Transport::Udp, DNS);
         let source = Test::Source(peer.network());
         rules.push(rule([from(), asker, gateway(), dns], Verdict::Accept));
@@ -621,7 +625,8 @@ fn from_peers(policy: &Tenant) -> Vec<Rule> {
     rules
 }
 
-/// Guests and those of other nodes' parts of the network reach each other, and nothing else comes from there.
+/// Guests and those of other nodes' parts of the network reach each other, as the gateways there do (names of ingress lead them), and
+/// nothing else comes from there.
 fn across(policy: &Tenant) -> Vec<Rule> {
     let (bridge, mesh) = (BRIDGE.to_owned(), MESH.to_owned());
     let subnet = policy.gateway.network();

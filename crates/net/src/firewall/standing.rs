@@ -136,8 +136,8 @@ impl Tenant {
         let of_peer = |address| self.peers.iter().any(|peer| peer.contains(address));
         match (inside(began.source), inside(began.destination)) {
             (true, true) | (false, false) => true,
-            // The gateway asks others for names.
-            (true, false) if began.source == self.gateway.address => true,
+            // The gateway asks others for names, and leads requests to their machines.
+            (true, false) if began.source == self.gateway.address => of_peer(began.destination),
             // Of a machine that is gone: the next one with its address would have it.
             (true, false) if !is_guest(began.source) => false,
             (true, false) if of_peer(began.destination) => true,
@@ -201,6 +201,7 @@ mod tests {
     const OWN: [u8; 4] = [198, 51, 100, 9];
     const WEB: [u8; 4] = [10, 128, 3, 2];
     const OWNER: [u8; 4] = [10, 128, 3, 3];
+    const GATEWAY: [u8; 4] = [10, 128, 3, 1];
 
     fn way(source: [u8; 4], destination: [u8; 4], what: Spoken) -> Way {
         Way {
@@ -316,6 +317,18 @@ mod tests {
                 "its network elsewhere",
             ),
             (flow([10, 200, 7, 5], WEB, 5432), true, "and from there"),
+            (
+                flow(GATEWAY, [10, 200, 7, 5], 8080),
+                true,
+                "a name leads there",
+            ),
+            (flow(GATEWAY, [10, 200, 8, 5], 8080), false, "not any more"),
+            (flow(GATEWAY, WEB, 8080), true, "and here"),
+            (
+                flow([10, 200, 7, 1], WEB, 8080),
+                true,
+                "a name elsewhere leads here",
+            ),
         ] {
             assert_eq!(tenant.keeps(&flow), expected, "{why}: {flow:?}");
         }

@@ -1,9 +1,10 @@
 //! Packets whose fate is known, through the rules of `policy`.
 
-use super::super::policy::{self, tests::example_tenant};
+use super::super::policy;
+use super::super::policy::tests::{example_node, example_tenant};
 use super::*;
 use crate::firewall::Counts;
-use crate::network::{BRIDGE, WAN};
+use crate::network::{BRIDGE, MESH, WAN};
 
 const WEB: [u8; 4] = [10, 128, 3, 2];
 
@@ -101,4 +102,62 @@ fn where_nothing_translates_nothing_is_said() {
     assert_eq!(decide(&rules, inet, nat, Point::Postrouting, &packet), None);
     let by_policy = decide(&Ruleset::default(), inet, nat, Point::Input, &packet);
     assert_eq!(by_policy, None);
+}
+
+/// From another node's part of the network.
+fn across(source: [u8; 4], destination: [u8; 4], is_ours: bool, what: What) -> Packet {
+    Packet {
+        from: Some(MESH.to_owned()),
+        to: (!is_ours).then(|| BRIDGE.to_owned()),
+        source: source.into(),
+        destination: destination.into(),
+        is_ours,
+        ..out(destination, what)
+    }
+}
+
+#[test]
+fn another_nodes_gateway_leads_requests_to_machines_and_has_of_the_gateway_here_names_alone() {
+    let (gateway, machine, stranger) = ([10, 200, 7, 1], [10, 200, 7, 9], [10, 200, 8, 1]);
+    let web = |source| forwarded(&across(source, WEB, false, HTTPS)).verdict;
+    for source in [gateway, machine] {
+        assert_eq!(web(source), Decided::Accept, "{source:?}");
+    }
+    assert_eq!(web(stranger), Decided::Drop);
+    let rules = policy::tenant(&example_tenant(), &Counts::new());
+    let here = |source, what| {
+        let packet = across(source, [10, 128, 3, 1], true, what);
+        let (inet, filter) = (Family::Inet, ChainKind::Filter);
+        decide(&rules, inet, filter, Point::Input, &packet).map(|decision| decision.verdict)
+    };
+    let dns = What::Port(Transport::Udp, 53);
+    assert_eq!(here(gateway, dns), Some(Decided::Accept));
+    assert_eq!(here(machine, dns), Some(Decided::Drop));
+    assert_eq!(here(gateway, HTTPS), Some(Decided::Drop));
+    // Nor is it led on to the internet, or to other nodes.
+    for link in [WAN, MESH] {
+        let packet = Packet {
+            to: Some(link.to_owned()),
+            ..across(gateway, [93, 184, 216, 34], false, HTTPS)
+        };
+        assert_eq!(forwarded(&packet).verdict, Decided::Drop, "{link}");
+    }
+}
+
+#[test]
+fn what_a_gateway_begins_leaves_the_node_by_no_uplink() {
+    let rules = policy::node(&example_node());
+    let leaves = |source: [u8; 4]| {
+        let packet = Packet {
+            from: Some("tenant3".to_owned()),
+            to: Some("eth0".to_owned()),
+            source: source.into(),
+            ..out([10, 200, 7, 9], HTTPS)
+        };
+        let (inet, filter) = (Family::Inet, ChainKind::Filter);
+        let decision = decide(&rules, inet, filter, Point::Forward, &packet);
+        decision.expect("a filter decides").verdict
+    };
+    assert_eq!(leaves(WEB), Decided::Accept);
+    assert_eq!(leaves([10, 128, 3, 1]), Decided::Drop);
 }
