@@ -20,6 +20,7 @@ use crate::failure::Usage;
 use crate::fleet::{Fleet, Reach};
 use crate::home::{Pin, Spots};
 use crate::push::{Images, Pushed};
+use crate::served;
 
 /// A node of the file.
 struct Node {
@@ -65,6 +66,11 @@ pub(crate) async fn deploy(
         }
         join(network, reaches, &seats, &mut nodes);
         leave(network, reaches, &mut nodes);
+    }
+    for (node, of) in nodes.iter_mut().filter(|(_, of)| of.heard.is_ok()) {
+        for missing in served::leave_out(&mut of.part) {
+            context.screen.note(&missing.say(node));
+        }
     }
     let parts = nodes.iter().map(|(node, of)| {
         let has = of.heard.as_ref().map(|heard| heard.has.clone());

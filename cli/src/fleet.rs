@@ -1,7 +1,7 @@
 //! One file for several nodes: which part of it each of them gets.
 //!
 //! Owns: `on` of machines and `nodes` of networks, and what follows from them.
-//! Refuses: to guess where a machine or volume lies, and speaking to nodes (`across` does).
+//! Refuses: to guess where a machine or volume lies, judging which nodes serve a name (`served` does), and speaking to nodes (`across` does).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -9,9 +9,10 @@ use std::net::{IpAddr, SocketAddr};
 use serde_json::{Map, Value};
 use types::Name;
 use types::deployment::{Deployment, Machine, Workload};
-use types::ingress::{Host, Site};
+use types::ingress::Host;
 
 use crate::failure::Usage;
+use crate::served;
 use crate::spec::{SpecError, at, label, object};
 
 /// What a file says of nodes. Empty: nothing, and all of it goes to one.
@@ -21,6 +22,8 @@ pub(crate) struct Fleet {
     pub(crate) on: BTreeMap<Name, Name>,
     /// The nodes of each network that spans several.
     pub(crate) networks: BTreeMap<Name, BTreeMap<Name, Reach>>,
+    /// The nodes that serve a name of ingress, where the file says so.
+    pub(crate) sites: BTreeMap<Host, BTreeSet<Name>>,
 }
 
 /// Where the other nodes reach one.
@@ -36,13 +39,18 @@ pub(crate) enum Reach {
 
 impl Fleet {
     pub(crate) fn is_empty(&self) -> bool {
-        self.on.is_empty() && self.networks.is_empty()
+        self.on.is_empty() && self.networks.is_empty() && self.sites.is_empty()
     }
 
     /// All that it names.
     pub(crate) fn nodes(&self) -> BTreeSet<&Name> {
         let of_networks = self.networks.values().flat_map(BTreeMap::keys);
-        self.on.values().chain(of_networks).collect()
+        let of_sites = self.sites.values().flatten();
+        self.on
+            .values()
+            .chain(of_networks)
+            .chain(of_sites)
+            .collect()
     }
 
     /// Takes `on` out of a machine's fields.
@@ -103,12 +111,12 @@ impl Fleet {
     /// What each node is asked for. Networks across nodes are not joined yet.
     pub(crate) fn parts(&self, whole: &Deployment) -> Result<BTreeMap<Name, Deployment>, Usage> {
         let mut parts: BTreeMap<Name, Deployment> = BTreeMap::new();
+        let empty = || Deployment {
+            workloads: BTreeMap::new(),
+            ingress: Default::default(),
+            ..whole.clone()
+        };
         let mut put = |node: &Name, name: &Name, workload: &Workload| {
-            let empty = || Deployment {
-                workloads: BTreeMap::new(),
-                ingress: Default::default(),
-                ..whole.clone()
-            };
             let part = parts.entry(node.clone()).or_insert_with(empty);
             part.workloads.insert(name.clone(), workload.clone());
         };
@@ -137,33 +145,15 @@ impl Fleet {
             }
         }
         for (host, site) in &whole.ingress {
-            let node = self.node_of_site(whole, host, site)?;
-            let part = parts.get_mut(node).expect("it has a machine there");
-            part.ingress.insert(host.clone(), site.clone());
+            for node in served::nodes(self, whole, host, site)? {
+                let part = parts.entry(node.clone()).or_insert_with(empty);
+                part.ingress.insert(host.clone(), site.clone());
+            }
         }
         Ok(parts)
     }
 
-    /// The node of all machines behind a name.
-    fn node_of_site(&self, whole: &Deployment, host: &Host, site: &Site) -> Result<&Name, Usage> {
-        let behind = |name: &Name| site.backends().any(|backend| backend.machine == *name);
-        let machines = whole.machines().filter(|(name, _)| behind(name));
-        let nodes = machines.map(|(name, machine)| self.node_of(name, machine));
-        let nodes = nodes.collect::<Result<BTreeSet<&Name>, Usage>>()?;
-        let listed: Vec<&str> = nodes.iter().map(|node| node.as_str()).collect();
-        match listed[..] {
-            [_] => Ok(nodes.into_iter().next().expect("one")),
-            [] => Err(Usage(format!(
-                "ingress.{host}: name machines of this file in `to`"
-            ))),
-            _ => Err(Usage(format!(
-                "ingress.{host}: its machines are on several nodes ({}), and a name leads to those of one: give each node a name of its own",
-                listed.join(", ")
-            ))),
-        }
-    }
-
-    fn node_of(&self, name: &Name, machine: &Machine) -> Result<&Name, Usage> {
+    pub(crate) fn node_of(&self, name: &Name, machine: &Machine) -> Result<&Name, Usage> {
         let Some(node) = self.on.get(name) else {
             let known = self.nodes().into_iter().map(Name::as_str);
             let known: Vec<&str> = known.collect();

@@ -31,6 +31,7 @@ mod recovery;
 mod refused;
 mod salt;
 mod screen;
+mod served;
 mod site;
 mod sites;
 mod source;

@@ -17,20 +17,24 @@ use types::status::{DeploymentStatus, SiteStatus};
 use vault::sealed::{Recipient, seal};
 
 use crate::failure::Usage;
+use crate::fleet::Fleet;
 use crate::screen::clean;
+use crate::served;
 use crate::spec::{SpecError, at, object};
 
 /// What a private key in PEM form begins with.
 const PEM: &str = "-----BEGIN ";
 
-pub(crate) fn sites(value: Value) -> Result<Sites, SpecError> {
+pub(crate) fn sites(value: Value, fleet: &mut Fleet) -> Result<Sites, SpecError> {
     let mut sites = Sites::new();
-    for (host, value) in object("ingress", value)? {
+    for (host, mut value) in object("ingress", value)? {
         let place = format!("ingress.{host}");
+        let on = served::take_on(&place, &mut value)?;
         let site = site(&place, value)?;
-        let host = host
+        let host: Host = host
             .parse()
             .map_err(|error: types::ingress::IngressError| at(&place, &error.to_string()))?;
+        fleet.sites.extend(on.map(|on| (host.clone(), on)));
         sites.insert(host, site);
     }
     Ok(sites)
@@ -154,10 +158,14 @@ pub(crate) fn sealed_to(node: &PublicKey, deployment: &Deployment) -> anyhow::Re
 /// Rows of a table: each name, who serves it, and what was answered.
 pub(crate) fn rows(status: &DeploymentStatus) -> Vec<[String; 4]> {
     let row = |(host, site): (&Host, &SiteStatus)| {
-        let backend = |(name, up): (&String, &Option<bool>)| match up {
-            Some(true) => name.clone(),
-            Some(false) => format!("{name} (does not answer)"),
-            None => format!("{name} (not asked yet)"),
+        let backend = |(name, up): (&String, &Option<bool>)| {
+            let node = site.nodes.get(name);
+            let name = node.map_or_else(|| name.clone(), |node| format!("{name} on {node}"));
+            match up {
+                Some(true) => name,
+                Some(false) => format!("{name} (does not answer)"),
+                None => format!("{name} (not asked yet)"),
+            }
         };
         let backends: Vec<String> = site.backends.iter().map(backend).collect();
         let answered = |hundreds: &[u64]| hundreds.iter().sum::<u64>().to_string();

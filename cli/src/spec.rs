@@ -66,7 +66,10 @@ pub(crate) fn parse(yaml: &str, resolve: Resolve<'_>) -> Result<Draft, SpecError
         Some(_) => return Err(at("accept_volatile", "write true or false")),
     };
     let (remove, destroy) = (names(&mut top, "remove")?, names(&mut top, "destroy")?);
-    let ingress = top.remove("ingress").map(sites::sites).transpose()?;
+    let mut fleet = Fleet::default();
+    let ingress = top.remove("ingress");
+    let ingress = ingress.map(|value| sites::sites(value, &mut fleet));
+    let ingress = ingress.transpose()?;
     let workloads = match top.remove("workloads") {
         Some(workloads) => object("workloads", workloads)?,
         None if top.contains_key("image") => Map::from_iter([(
@@ -91,7 +94,6 @@ pub(crate) fn parse(yaml: &str, resolve: Resolve<'_>) -> Result<Draft, SpecError
         remove,
         destroy,
     };
-    let mut fleet = Fleet::default();
     for (key, value) in workloads {
         let place = format!("workloads.{key}");
         let name = label(&place, &Value::String(key))?;

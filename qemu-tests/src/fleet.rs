@@ -20,6 +20,14 @@ pub struct Fleet {
 impl Fleet {
     /// Each has a second card on one switch, with the address 192.168.77.1 and so on.
     pub fn on_a_switch(names: &[&str]) -> Result<Self> {
+        Self::on_a_switch_and(names, |_, _| {})
+    }
+
+    /// The same; `change` sees each machine, from number 1 on, before its power is switched on.
+    pub fn on_a_switch_and(
+        names: &[&str],
+        mut change: impl FnMut(usize, &mut Machine),
+    ) -> Result<Self> {
         let switch = Switch::lay()?;
         Self::of(names, |number, machine| {
             machine.nets.push(Net {
@@ -28,6 +36,7 @@ impl Fleet {
                 link: Link::Switch { port: switch.port },
             });
             address(machine, &format!("192.168.77.{number}"));
+            change(number, machine);
         })
     }
 

@@ -32,6 +32,7 @@ pub mod torture;
 pub mod tpm;
 pub mod trunk;
 mod userland;
+pub mod visitor;
 pub mod watch;
 pub mod wire;
 

@@ -9,14 +9,14 @@ mod tests {
     use std::collections::BTreeSet;
     use std::io::{BufRead, BufReader, Read, Write};
     use std::net::TcpStream;
-    use std::path::{Path, PathBuf};
+    use std::path::PathBuf;
     use std::sync::Arc;
     use std::time::{Duration, Instant};
 
+    use qemu_tests::visitor::{self, who};
     use qemu_tests::{Lab, PATIENCE, Setup, neighbour};
-    use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
     use rustls::pki_types::CertificateDer;
-    use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
+    use rustls::{ClientConnection, StreamOwned};
 
     /// Between two tries: nothing tells from outside that a machine serves.
     const PAUSE: Duration = Duration::from_millis(200);
@@ -27,23 +27,6 @@ mod tests {
         http: u16,
         https: u16,
         roots: Vec<CertificateDer<'static>>,
-    }
-
-    /// A certificate for `shop.test` in files, and the authority that signed it.
-    fn certificate(directory: &Path) -> CertificateDer<'static> {
-        let key = KeyPair::generate().expect("a key");
-        let mut authority = CertificateParams::new([]).expect("parameters");
-        authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let root = authority.self_signed(&key).expect("signed").der().clone();
-        let issuer = Issuer::new(authority, key);
-        let key = KeyPair::generate().expect("a key");
-        let own = CertificateParams::new(["shop.test".to_owned()]).expect("parameters");
-        let own = own.signed_by(&key, &issuer).expect("signed");
-        let pem = qemu_tests::registry::pem("CERTIFICATE", own.der());
-        std::fs::write(directory.join("shop.pem"), pem).expect("write");
-        let pem = qemu_tests::registry::pem("PRIVATE KEY", &key.serialize_der());
-        std::fs::write(directory.join("shop.key"), pem).expect("write");
-        root
     }
 
     impl Stage {
@@ -60,7 +43,8 @@ mod tests {
             });
             let lab = lab.expect("a node");
             let flist = neighbour::image(lab.command(), lab.directory()).expect("an image");
-            let roots = vec![certificate(lab.directory())];
+            let root = visitor::certificate(lab.directory(), "shop", "shop.test");
+            let roots = vec![root.expect("a certificate")];
             Self {
                 lab,
                 flist,
@@ -91,15 +75,7 @@ mod tests {
 
         /// The whole answer in the clear.
         fn ask(&self, host: &str, path: &str, more: &str) -> String {
-            let mut stream = TcpStream::connect(("127.0.0.1", self.http)).expect("connected");
-            stream.set_read_timeout(Some(PATIENCE)).expect("set");
-            let request =
-                format!("GET {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n{more}\r\n");
-            let mut text = String::new();
-            let _ = stream.write_all(request.as_bytes());
-            // What is closed early is seen in what is missing.
-            let _ = stream.read_to_string(&mut text);
-            text
+            visitor::ask(self.http, host, path, more).expect("connected")
         }
 
         /// Asks until the answer is as it should be.
@@ -129,30 +105,9 @@ mod tests {
             name: &str,
             protocols: &[&[u8]],
         ) -> std::io::Result<StreamOwned<ClientConnection, TcpStream>> {
-            let mut roots = RootCertStore::empty();
-            for root in &self.roots {
-                roots.add(root.clone()).expect("an authority");
-            }
-            let ring = Arc::new(rustls::crypto::ring::default_provider());
-            let mut config = ClientConfig::builder_with_provider(ring)
-                .with_safe_default_protocol_versions()
-                .expect("versions")
-                .with_root_certificates(roots)
-                .with_no_client_auth();
-            config.alpn_protocols = protocols.iter().map(|p| p.to_vec()).collect();
-            let name = name.to_owned().try_into().expect("a name");
-            let connection = ClientConnection::new(Arc::new(config), name).expect("a client");
-            let stream = TcpStream::connect(("127.0.0.1", self.https))?;
-            stream.set_read_timeout(Some(PATIENCE))?;
-            let mut stream = StreamOwned::new(connection, stream);
-            stream.conn.complete_io(&mut stream.sock)?;
-            Ok(stream)
+            let config = visitor::trusting(&self.roots, protocols).expect("a client");
+            visitor::tls(self.https, name, config)
         }
-    }
-
-    /// Who has answered.
-    fn who(answer: &str) -> Option<&str> {
-        answer.split("this is ").nth(1)?.lines().next()
     }
 
     #[test]
@@ -268,18 +223,7 @@ mod tests {
         use http_body_util::{BodyExt, Empty};
         use hyper::body::Bytes;
         use hyper_util::rt::{TokioExecutor, TokioIo};
-        let mut roots = RootCertStore::empty();
-        stage
-            .roots
-            .iter()
-            .for_each(|root| roots.add(root.clone()).expect("an authority"));
-        let ring = Arc::new(rustls::crypto::ring::default_provider());
-        let mut config = ClientConfig::builder_with_provider(ring)
-            .with_safe_default_protocol_versions()
-            .expect("versions")
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        config.alpn_protocols = vec![b"h2".to_vec()];
+        let config = visitor::trusting(&stage.roots, &[b"h2"]).expect("a client");
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build();

@@ -112,6 +112,8 @@ impl Site {
         let count = |at: usize| self.answered[at].load(Ordering::Relaxed);
         SiteStatus {
             backends: self.named.iter().map(health).collect(),
+            // Which node a back end is on is nothing that is known here.
+            nodes: BTreeMap::new(),
             message: match &self.tls {
                 Tls::Broken(why) => Some(why.clone()),
                 Tls::None | Tls::Passthrough | Tls::Own(_) => None,

@@ -11,6 +11,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::Name;
 use crate::deployment::{Deployment, Protocol};
+use crate::elsewhere::Way;
 
 /// TCP ports of the node at which names are served: those that browsers ask without being told.
 pub const HTTP_PORT: u16 = 80;
@@ -148,7 +149,7 @@ fn is_root(path: &String) -> bool {
     path == "/"
 }
 
-/// A port of a machine of the same deployment, as `web:8080`.
+/// A port of a machine of the same deployment, on this node or another, as `web:8080`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Backend {
     pub machine: Name,
@@ -238,8 +239,19 @@ pub enum IngressError {
     Path { host: Host, path: String },
     #[error("ingress {host}: the path {path} stands there twice")]
     PathTwice { host: Host, path: String },
-    #[error("ingress {host}: {backend}: there is no machine of that name in this deployment")]
+    #[error(
+        "ingress {host}: {backend}: there is no machine of that name in this deployment, here or on another node of its networks"
+    )]
     Unknown { host: Host, backend: Backend },
+    #[error(
+        "ingress {host}: {backend}: that machine is on another node, and two networks lead there, {one} and {other}: let it be on one of them, or make one internal"
+    )]
+    Ways {
+        host: Host,
+        backend: Backend,
+        one: Name,
+        other: Name,
+    },
     #[error(
         "ingress {host}: {backend}: the first network of the machine is internal: nothing is published into it"
     )]
@@ -357,10 +369,7 @@ fn check_backend(
     let (host, named) = (host.clone(), backend.clone());
     let mut machines = deployment.machines();
     let Some((_, machine)) = machines.find(|(name, _)| **name == backend.machine) else {
-        return Err(IngressError::Unknown {
-            host,
-            backend: named,
-        });
+        return check_way(host, named, deployment);
     };
     let first = machine.cards().into_iter().next();
     let network = first.and_then(|card| deployment.network(&card.network));
@@ -370,6 +379,21 @@ fn check_backend(
             backend: named,
         }),
         false => Ok(()),
+    }
+}
+
+/// Of a machine that is not on this node.
+fn check_way(host: Host, backend: Backend, deployment: &Deployment) -> Result<(), IngressError> {
+    match deployment.way_to(&backend.machine) {
+        Way::By(_) => Ok(()),
+        Way::Nowhere => Err(IngressError::Unknown { host, backend }),
+        Way::Internal => Err(IngressError::Internal { host, backend }),
+        Way::Several(one, other) => Err(IngressError::Ways {
+            host,
+            backend,
+            one: one.clone(),
+            other: other.clone(),
+        }),
     }
 }
 

@@ -10,6 +10,7 @@ pub mod cidr;
 pub mod claim;
 pub mod cpio;
 pub mod deployment;
+pub mod elsewhere;
 pub mod flist;
 pub mod guest;
 pub mod health;

@@ -60,6 +60,9 @@ pub struct PoolStatus {
 pub struct SiteStatus {
     /// Whether each back end answers. `None`: nobody has asked it yet.
     pub backends: BTreeMap<String, Option<bool>>,
+    /// The nodes of those that are on others, as the owner calls them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub nodes: BTreeMap<String, Name>,
     /// One sentence: why it is not served as it should be.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,

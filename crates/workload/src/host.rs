@@ -382,8 +382,20 @@ pub struct Places {
 pub struct PlacedSite {
     pub key: Key,
     pub site: Arc<Site>,
-    /// Where its machines are that have a place.
+    /// Where its machines are that have a place here.
     pub machines: BTreeMap<Name, Ipv4Addr>,
+    /// Those that are on other nodes.
+    pub elsewhere: BTreeMap<Name, PlacedElsewhere>,
+}
+
+/// A machine of a deployment that another node has, whose gateway knows its address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlacedElsewhere {
+    /// As the owner calls it.
+    pub node: Name,
+    /// The part of their network that is here, and that node's.
+    pub here: Cidr,
+    pub there: Cidr,
 }
 
 /// A network across nodes, as far as it is on this one.

@@ -195,3 +195,38 @@ fn a_name_leads_to_its_machines_without_starting_any_again_and_stays_while_they_
     world.settle();
     assert_eq!(led(&world), None);
 }
+
+#[test]
+fn a_name_leads_to_a_machine_on_another_node_while_the_deployment_runs() {
+    let key = types::mesh::MeshKey([8; 32]);
+    let node = types::PublicKey([7; 32]);
+    let net = format!(
+        r#""subnet":"10.200.3.0/24","mesh":{{"port":51820,"peers":{{"n2":{{"node":"{node}","key":"{key}","subnet":"10.200.4.0/24","machines":["web2"],"card":"{{}}"}}}}}}"#
+    );
+    let mut named = with(&[("net", &net)], &[("web", &["net"])]);
+    let host: types::ingress::Host = "a.test".parse().expect("a host");
+    let site = r#"{"routes":[{"to":["web:80","web2:80"]}]}"#;
+    named
+        .ingress
+        .insert(host.clone(), serde_json::from_str(site).expect("a site"));
+    let mut world = start(named);
+    let led = |world: &World| {
+        let places = world.host.places.as_ref().expect("published");
+        let site = &places.sites[&host];
+        assert!(
+            site.elsewhere
+                .keys()
+                .all(|machine| *machine == name("web2"))
+        );
+        let elsewhere = site.elsewhere.values().next().cloned();
+        elsewhere.map(|way| format!("{} from {} on {}", way.there, way.here, way.node))
+    };
+    let there = "10.200.4.0/24 from 10.200.3.0/24 on n2";
+    assert_eq!(led(&world).as_deref(), Some(there));
+    world.say(Action::Stop);
+    world.settle();
+    assert_eq!(led(&world), None, "what is stopped leads to nobody");
+    world.say(Action::Start);
+    world.settle();
+    assert_eq!(led(&world).as_deref(), Some(there));
+}

@@ -1,7 +1,7 @@
 //! The node's side of ingress: what is served, and the sockets that it is served with.
 //!
 //! Owns: when there is such a process, the connection, the two listening sockets, private keys on their way from a statement to the
-//! process, and what that says of itself. Refuses: a byte of a client, and sockets in networks that no name leads to.
+//! process, where machines on other nodes are, and what the process says of itself. Refuses: a byte of a client, and sockets in networks that no name leads to.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,15 +20,21 @@ use base64::engine::general_purpose::STANDARD;
 use nix::errno::Errno;
 use tokio::sync::Notify;
 use tokio::time::MissedTickBehavior;
+use types::Name;
 use types::ingress::{HTTP_PORT, HTTPS_PORT, Host, Tls};
 use types::status::SiteStatus;
 use vault::sealed::RecipientSecret;
 use workload::host::PlacedSite;
 
+use elsewhere::Question;
+use net::dns::Said;
+
 use super::network;
 use crate::ingress::SOCKET;
 use crate::packets::Packets;
 use crate::wire::ToPid1;
+
+mod elsewhere;
 
 /// Between attempts to reach the process: nothing tells when it listens.
 const RETRY: Duration = Duration::from_millis(50);
@@ -40,6 +46,8 @@ struct State {
     /// What is served is known: an agent that has just begun says nothing of it, so that clients notice none of its beginning.
     known: bool,
     sites: BTreeMap<Host, PlacedSite>,
+    /// Of machines on other nodes.
+    elsewhere: elsewhere::Known,
     configs: Vec<SiteConfig>,
     /// In the clear, and by TLS.
     listeners: [Option<OwnedFd>; 2],
@@ -59,6 +67,8 @@ pub(crate) struct Ingress {
     secret: Rc<RecipientSecret>,
     pid1: Rc<Packets>,
     wake: Rc<Notify>,
+    /// Other machines on other nodes are to be known.
+    sought: Rc<Notify>,
 }
 
 impl Ingress {
@@ -69,6 +79,7 @@ impl Ingress {
             secret: Rc::new(RecipientSecret::of_ed25519(seed)),
             pid1,
             wake: Rc::new(Notify::new()),
+            sought: Rc::new(Notify::new()),
         }
     }
 
@@ -78,7 +89,6 @@ impl Ingress {
         if state.known && state.sites == *sites {
             return;
         }
-        state.known = true;
         let before = std::mem::replace(&mut state.sites, sites.clone());
         let same = |host: &Host| {
             before.get(host).map(|was| &was.key) == sites.get(host).map(|now| &now.key)
@@ -86,19 +96,74 @@ impl Ingress {
         state
             .statuses
             .retain(|host, _| sites.contains_key(host) && same(host));
-        state.configs = sites
-            .iter()
-            .map(|(host, placed)| self.config(host, placed))
+        let asked = state.elsewhere.has_asked(&elsewhere::questions(sites));
+        // The first time not before it is known where the machines on other nodes are: the process may have them from an earlier agent.
+        let say = state.known || asked;
+        drop(state);
+        if say {
+            self.renew();
+        }
+        self.sought.notify_one();
+    }
+
+    /// What is served is said anew.
+    fn renew(&self) {
+        let mut state = self.state.borrow_mut();
+        let all = state.sites.iter();
+        let configs: Vec<SiteConfig> = all
+            .map(|(host, placed)| self.config(host, placed, &state.elsewhere))
             .collect();
+        state.configs = configs;
+        state.known = true;
         drop(state);
         self.wake.notify_one();
     }
 
-    fn config(&self, host: &Host, placed: &PlacedSite) -> SiteConfig {
+    /// Finds machines on other nodes, again and again.
+    async fn seek(&self) {
+        loop {
+            let wanted = elsewhere::questions(&self.state.borrow().sites);
+            if wanted.is_empty() {
+                self.sought.notified().await;
+                continue;
+            }
+            let said = elsewhere::ask(&wanted).await;
+            let pause = self.learn(said);
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = self.sought.notified() => {}
+            }
+        }
+    }
+
+    /// Gives how long that counts.
+    fn learn(&self, said: BTreeMap<Question, Said>) -> Duration {
+        let mut state = self.state.borrow_mut();
+        // Others may be wanted by now.
+        let wanted = elsewhere::questions(&state.sites);
+        let changed = state.elsewhere.learn(&wanted, said);
+        let begins = !state.known && state.elsewhere.has_asked(&wanted);
+        let pause = state.elsewhere.pause();
+        drop(state);
+        if changed || begins {
+            self.renew();
+        }
+        pause
+    }
+
+    fn config(&self, host: &Host, placed: &PlacedSite, known: &elsewhere::Known) -> SiteConfig {
         let site = &placed.site;
+        let there = |machine: &Name| {
+            let question = elsewhere::question(placed, machine)?;
+            Some((known.address(&question)?, question.network))
+        };
+        let here = |machine: &Name| {
+            let address = *placed.machines.get(machine)?;
+            Some((address, network::network_of(address)?.name))
+        };
         let place = |backend: &types::ingress::Backend| {
-            let address = *placed.machines.get(&backend.machine)?;
-            let network = network::network_of(address)?.name;
+            let machine = &backend.machine;
+            let (address, network) = here(machine).or_else(|| there(machine))?;
             let address = SocketAddrV4::new(address, backend.port);
             Some((backend.to_string(), Place { network, address }))
         };
@@ -148,13 +213,23 @@ impl Ingress {
                 .entry(backend.to_string())
                 .or_insert(Some(false));
         }
+        let nodes = state.sites.get(host).into_iter();
+        let nodes = nodes.flat_map(elsewhere::nodes);
+        status.nodes = nodes
+            .map(|(backend, node)| (backend.to_string(), node.clone()))
+            .collect();
         status.message = status.message.or_else(|| state.trouble.clone());
         status
     }
 
+    /// For as long as the agent runs.
+    pub(crate) async fn run(self) {
+        tokio::join!(self.keep_connected(), self.seek());
+    }
+
     /// Keeps a connection to whichever process there is, from the first name on. One that an earlier agent had started is found at once,
     /// whether there are names still or not.
-    pub(crate) async fn run(self) {
+    async fn keep_connected(&self) {
         loop {
             match sys::seqpacket::connect(Path::new(SOCKET))
                 .and_then(|socket| Packets::new(socket, PACKET_MAX))

@@ -4,7 +4,7 @@
 //! Refuses: choosing addresses (`workload` does).
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::num::NonZeroU8;
 use std::os::fd::OwnedFd;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -123,6 +123,12 @@ pub(crate) fn open_tap(
 pub(crate) fn tcp_sockets(namespace: &str, count: usize) -> Result<Vec<OwnedFd>, String> {
     let network = named(namespace).ok_or_else(|| format!("{namespace} is no tenant network"))?;
     network::tcp_sockets(&network, count).map_err(|e| sys::error::chain(&e))
+}
+
+/// A socket for questions to the gateway of a tenant's network on another node. Blocking.
+pub(crate) fn to_gateway(namespace: &str, there: Cidr) -> Result<UdpSocket, String> {
+    let network = named(namespace).ok_or_else(|| format!("{namespace} is no tenant network"))?;
+    network::to_gateway(&network, there).map_err(|e| sys::error::chain(&e))
 }
 
 /// Everything that is to be applied.

@@ -24,7 +24,11 @@ const FORMATS: [(u32, &str, &str); 4] = [
         "0.0.0",
         "networks, also across nodes; published UDP ports; pools of addresses",
     ),
-    (4, "0.0.0", "names of ingress"),
+    (
+        4,
+        "0.0.0",
+        "names of ingress, which may lead to machines on other nodes",
+    ),
 ];
 /// Written, and the newest that is read.
 pub(super) const FORMAT: u32 = FORMATS[FORMATS.len() - 1].0;

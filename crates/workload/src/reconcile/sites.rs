@@ -1,16 +1,19 @@
 //! The reconciler's names of ingress: where the machines are that requests go to.
 //!
-//! Owns: what follows from the addresses that machines have. Refuses: serving, and judging who answers.
+//! Owns: what follows from the addresses that machines have, and from the peers in the statement. Refuses: serving, judging who answers,
+//! and the addresses of machines on other nodes.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 
-use types::ingress::Host;
+use types::elsewhere::Way;
+use types::ingress::{Host, Site};
 use types::{Name, VmId};
 
 use super::Reconciler;
-use crate::desired::{Key, Target};
-use crate::host::{Placed, PlacedSite};
+use crate::desired::{Key, Phase, Target};
+use crate::host::{Placed, PlacedElsewhere, PlacedSite};
 
 impl Reconciler {
     /// Names of all deployments; of one that is stopped too, so that who asks is told that nobody answers.
@@ -19,11 +22,12 @@ impl Reconciler {
             let sites = target.sites.iter();
             sites.map(move |(host, site)| (host, key, target, site))
         });
-        let place = |(host, key, target, site): (&Host, &Key, &Target, _)| {
+        let place = |(host, key, target, site): (&Host, &Key, &Target, &Arc<Site>)| {
             let placed = PlacedSite {
                 key: key.clone(),
-                site: std::sync::Arc::clone(site),
+                site: site.clone(),
                 machines: placed(key, target, machines),
+                elsewhere: elsewhere(target, site),
             };
             (host.clone(), placed)
         };
@@ -49,4 +53,23 @@ fn placed(
         Some((name.clone(), first.address))
     };
     names.filter_map(|(name, _)| address(name)).collect()
+}
+
+/// The machines behind a name that are on other nodes. Of a deployment that is stopped here nobody answers, wherever.
+fn elsewhere(target: &Target, site: &Site) -> BTreeMap<Name, PlacedElsewhere> {
+    let Phase::Running(deployment) = &target.phase else {
+        return BTreeMap::new();
+    };
+    let way = |name: &Name| match deployment.way_to(name) {
+        Way::By(way) => Some(PlacedElsewhere {
+            node: way.node.clone(),
+            here: way.here,
+            there: way.there,
+        }),
+        Way::Nowhere | Way::Internal | Way::Several(..) => None,
+    };
+    let machines = site.backends().map(|backend| &backend.machine);
+    machines
+        .filter_map(|name| Some((name.clone(), way(name)?)))
+        .collect()
 }

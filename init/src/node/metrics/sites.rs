@@ -35,7 +35,9 @@ pub(crate) fn render(all: &[DeploymentStatus]) -> String {
             }
             for (backend, is_up) in &site.backends {
                 if let Some(is_up) = is_up {
-                    let labels = [&labels[..], &[("backend", backend.as_str())]].concat();
+                    let mut labels = [&labels[..], &[("backend", backend.as_str())]].concat();
+                    let node = site.nodes.get(backend);
+                    labels.extend(node.map(|node| ("node", node.as_str())));
                     up.sample(&labels, Value::Count(u64::from(*is_up)));
                 }
             }
@@ -64,13 +66,18 @@ mod tests {
             backends: [("a:1", Some(true)), ("b:1", Some(false)), ("c:1", None)]
                 .map(|(name, up)| (name.to_owned(), up))
                 .into(),
+            nodes: [("b:1".to_owned(), "n2".parse().expect("a name"))].into(),
             answered: [0, 7, 0, 0, 2],
             ..SiteStatus::default()
         };
         status
             .ingress
             .insert("shop.example".parse().expect("a host"), site);
-        let samples = parse(&render(&[status]));
+        let rendered = render(&[status]);
+        let elsewhere = r#"name="shop.example",backend="b:1",node="n2"} 0"#;
+        assert!(rendered.contains(elsewhere), "{rendered}");
+        assert_eq!(rendered.matches("node=").count(), 1, "{rendered}");
+        let samples = parse(&rendered);
         let found: Vec<f64> = samples.iter().map(|(.., value)| *value).collect();
         assert_eq!(found, [0.0, 7.0, 0.0, 0.0, 2.0, 1.0, 0.0]);
     }
