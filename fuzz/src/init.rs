@@ -23,7 +23,8 @@ pub(crate) const TARGETS: [Target; 9] = [
         seeds: || {
             let owner = PublicKey([1; 32]);
             let line = format!("quiet sifr.owner={owner} sifr.ntp=10.0.0.1:123 sifr.panic=halt");
-            vec![line.into_bytes()]
+            let proxy = "sifr.proxy=http://proxy.example:3128 sifr.proxy.except=.lan,192.0.2.0/24";
+            vec![line.into_bytes(), proxy.into()]
         },
     },
     Target {

@@ -7,6 +7,7 @@ use ::types::deployment::Statement;
 use ::types::flist::ImageConfig;
 use ::types::guest::{FromGuest, RunSpec, ToGuest};
 use ::types::node::NodeInfo;
+use ::types::proxy::{Egress, Proxy, masked};
 use ::types::status::{Ack, DeploymentStatus, Refusal};
 use ::types::vm::{FromVmm, LogRecord, ToVmm, VmSpec};
 use ::types::{AnyCidr, Bytes, Cidr, Digest, Mac, Name, PublicKey, VmId};
@@ -173,9 +174,29 @@ fn texts(input: &[u8]) {
     }
     // Either case is what people write.
     one_spelling::<Mac>(&text.to_ascii_lowercase());
+    proxy(text);
     if let Ok(bytes) = text.parse::<Bytes>() {
         assert_eq!(bytes.to_string().parse(), Ok(bytes));
     }
+}
+
+/// A proxy is one host and one port, and one process tells another what it has read.
+fn proxy(text: &str) {
+    let Ok(proxy) = text.parse::<Proxy>() else {
+        return;
+    };
+    let at = proxy.at();
+    assert!(
+        at.bytes()
+            .all(|b| b.is_ascii_graphic() && !b"@/?#".contains(&b))
+    );
+    let password = proxy.login().map(|login| login.password().to_owned());
+    // What is short stands in other words too.
+    if let Some(password) = password.filter(|password| password.len() > 20) {
+        assert!(!masked(&format!("sifr.proxy={text}")).contains(&password));
+    }
+    let whole = serde_json::to_vec(&Egress::By(proxy)).expect("plain data");
+    stays::<Egress>(&whole).expect("what was written is read");
 }
 
 /// An identity has one text: what is read is written the same.
@@ -195,6 +216,8 @@ fn text() -> Vec<Vec<u8>> {
         "2001:db8::7/64".to_owned(),
         "02:00:0a:01:02:0f".to_owned(),
         "512Mi".to_owned(),
+        "http://proxy.example:3128".to_owned(),
+        "http://node:p%40ss%3Aword@[2001:db8::9]:8080/".to_owned(),
     ];
     texts.into_iter().map(String::into_bytes).collect()
 }

@@ -8,6 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use net::site::{Draft, Site};
 use storage::mirrors::Layout;
 use types::PublicKey;
+use types::proxy::masked;
 use types::site::{OptionPlace, Stated};
 use vault::sealed::{Recipient, SealError};
 
@@ -99,15 +100,15 @@ pub(crate) fn read(places: &[(OptionPlace, &str)]) -> Options {
             let Some(option) = word.strip_prefix("sifr.") else {
                 if is_own {
                     let error = "options begin with sifr.";
-                    options.errors.push(format!("{place} {word}: {error}"));
+                    options.errors.push(told(*place, word, error));
                 }
                 continue;
             };
             let (name, value) = option.split_once('=').unwrap_or((option, ""));
-            let set = match of_network(&mut options.network, &mut site, name, value) {
+            let set = match of_network(&mut options.network, &mut site, (name, value), *place) {
                 Some(set) => set.map(|()| options.network.state(word, name, *place)),
                 None if !may_set => Err(
-                    "only the network is set so: sifr.net.<link>.<key>, sifr.dns and sifr.ntp"
+                    "only the network is set so: sifr.net.<link>.<key>, sifr.dns, sifr.ntp and sifr.proxy"
                         .to_owned(),
                 ),
                 None if name == "panic" && *place != OptionPlace::CommandLine => {
@@ -116,7 +117,7 @@ pub(crate) fn read(places: &[(OptionPlace, &str)]) -> Options {
                 None => set(&mut options, name, value),
             };
             if let Err(error) = set {
-                options.errors.push(format!("{place} {word}: {error}"));
+                options.errors.push(told(*place, word, &error));
             }
         }
     }
@@ -124,6 +125,17 @@ pub(crate) fn read(places: &[(OptionPlace, &str)]) -> Options {
     options.network.site = site;
     options.errors.extend(errors);
     options
+}
+
+/// An error as it may be shown: where a password may stand in the word, neither the word is shown nor what quotes it.
+fn told(place: OptionPlace, word: &str, error: &str) -> String {
+    let shown = masked(word);
+    let is_proxys = word.split('=').next() == Some(types::proxy::OPTION);
+    let error = match shown == word || is_proxys {
+        true => error,
+        false => "there is no such option, or this is no value of it",
+    };
+    format!("{place} {shown}: {error}")
 }
 
 /// What the owner has signed, whole: with one error nothing of it counts.
@@ -142,7 +154,7 @@ impl Network {
             let option = stated.option.strip_prefix("sifr.").unwrap_or_default();
             option.split('=').next() == Some(name)
         };
-        let option = word.to_owned();
+        let option = masked(word);
         let new = Stated { option, from };
         match self.stated.iter_mut().find(named) {
             Some(old) => *old = new,
@@ -155,12 +167,18 @@ impl Network {
 fn of_network(
     network: &mut Network,
     site: &mut Draft,
-    name: &str,
-    value: &str,
+    (name, value): (&str, &str),
+    place: OptionPlace,
 ) -> Option<Result<(), String>> {
     Some(match (name, name.strip_prefix("net.")) {
         (_, Some(link)) => site.set_link(link, value),
         ("dns", _) => site.set_dns(value),
+        ("proxy", _) if place == OptionPlace::CommandLine && value.contains('@') => {
+            site.spoil_proxy();
+            Err("a password stands in another place (docs/site.md): the kernel shows its command line to all, and `sifr node dmesg` does".to_owned())
+        }
+        ("proxy", _) => site.set_proxy(value),
+        ("proxy.except", _) => site.set_proxy_except(value),
         ("ntp", _) => match time_server(value) {
             None => Err("not an IP address with an optional port".to_owned()),
             server => {
@@ -219,7 +237,7 @@ fn set(options: &mut Options, name: &str, value: &str) -> Result<(), String> {
         }
         _ => {
             return Err(
-                "there is no such option: sifr.owner, sifr.net, sifr.dns, sifr.ntp, sifr.panic, sifr.encrypt, sifr.recovery and sifr.disks exist"
+                "there is no such option: sifr.owner, sifr.net, sifr.dns, sifr.ntp, sifr.proxy, sifr.panic, sifr.encrypt, sifr.recovery and sifr.disks exist"
                     .to_owned(),
             );
         }
@@ -238,6 +256,8 @@ fn time_server(value: &str) -> Option<SocketAddr> {
 
 #[cfg(test)]
 mod tests {
+    use types::proxy::{Egress, Way};
+
     use super::*;
 
     #[test]
@@ -343,6 +363,64 @@ mod tests {
             let errors = of_the_owner(&all).expect_err(bad);
             assert!(errors[0].contains(says), "{errors:?}");
         }
+    }
+
+    #[test]
+    fn a_proxy_is_read_from_all_places_and_its_password_is_shown_by_none() {
+        let read_one = |place, text: &str| read(&[(place, text)]);
+        let word = "sifr.proxy=http://node:secret@proxy.example:3128 sifr.proxy.except=.lan";
+        let options = read_one(OptionPlace::File, word);
+        assert_eq!(options.errors, [""; 0]);
+        let egress = &options.network.site.egress;
+        assert!(matches!(egress.way("a.example"), Way::By(by) if by.at() == "proxy.example:3128"));
+        assert_eq!(egress.way("a.lan"), Way::Direct);
+        let shown = "sifr.proxy=http://…@proxy.example:3128";
+        assert_eq!(options.network.stated[0].option, shown);
+        assert!(!format!("{options:?}").contains("secret"));
+        // The kernel shows its command line on every console before anybody could hide it.
+        for (place, text, says) in [
+            (OptionPlace::CommandLine, word, "another place"),
+            (
+                OptionPlace::File,
+                "sifr.proxy=http://node:secret@proxy.example",
+                "the port",
+            ),
+            (
+                OptionPlace::File,
+                "sifr.proxy=http://node:secret@a:1 sifr.proxy.except=a/b",
+                "store.example.org",
+            ),
+            (
+                OptionPlace::Owner,
+                "sifr.proxy=https://node:secret@a:1",
+                "write http://",
+            ),
+        ] {
+            let options = read_one(place, text);
+            assert_eq!(options.network.site.egress, Egress::Unclear, "{text}");
+            assert!(options.errors[0].contains(says), "{:?}", options.errors);
+            assert!(!format!("{options:?}").contains("secret"));
+        }
+        for misplaced in [
+            "sifr.dns=http://node:secret@a:1",
+            "http://node:secret@a:1",
+            "sifr.prxy=u:secret@a:1",
+        ] {
+            let options = read_one(OptionPlace::File, misplaced);
+            assert!(
+                !format!("{options:?}").contains("secret"),
+                "{:?}",
+                options.errors
+            );
+            assert_eq!(options.errors.len(), 1);
+        }
+        let alone = read_one(OptionPlace::File, "sifr.proxy.except=.lan");
+        assert!(alone.errors[0].contains("no sifr.proxy is named"));
+        let places = [
+            (OptionPlace::File, word),
+            (OptionPlace::CommandLine, "sifr.proxy=off"),
+        ];
+        assert_eq!(read(&places).network.site.egress, Egress::Direct);
     }
 
     #[test]

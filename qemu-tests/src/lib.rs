@@ -19,6 +19,7 @@ mod lab;
 pub mod neighbour;
 pub mod nested;
 pub mod poison;
+pub mod proxy;
 pub mod rack;
 pub mod registry;
 pub mod router;

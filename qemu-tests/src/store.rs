@@ -155,9 +155,22 @@ pub fn serve_counted(directory: &Path, gate: Arc<Gate>) -> Result<(String, Arc<S
     Ok((url, served))
 }
 
+/// The same at an address of this machine's, by which the node reaches it.
+pub fn serve_at(address: &str, directory: &Path) -> Result<String> {
+    let listener = TcpListener::bind((address, 0))?;
+    let url = format!("http://{}", listener.local_addr()?);
+    listen(listener, directory, Arc::default(), Arc::default());
+    Ok(url)
+}
+
 fn serve_to(directory: &Path, gate: Arc<Gate>, served: Arc<Served>) -> Result<String> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let url = format!("http://10.0.2.2:{}", listener.local_addr()?.port());
+    listen(listener, directory, gate, served);
+    Ok(url)
+}
+
+fn listen(listener: TcpListener, directory: &Path, gate: Arc<Gate>, served: Arc<Served>) {
     let root = directory.to_owned();
     std::thread::spawn(move || {
         for stream in listener.incoming().flatten() {
@@ -166,7 +179,6 @@ fn serve_to(directory: &Path, gate: Arc<Gate>, served: Arc<Served>) -> Result<St
             std::thread::spawn(move || answer(&stream, &root, &gate, &served));
         }
     });
-    Ok(url)
 }
 
 /// Answers requests over one connection until it ends.

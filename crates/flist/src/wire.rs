@@ -5,6 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 use types::flist::ImageConfig;
+use types::proxy::Egress;
 use types::{Digest, Stores, VmId};
 
 /// Every packet between VMM and daemon, little-endian: kind u32, index u32, reserved u64 (zero).
@@ -101,6 +102,8 @@ pub const JSON_BYTES_MAX: usize = 160 << 10;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FromNode {
+    /// How stores are asked, from now on and before anything else is said. It may hold a password.
+    Egress { egress: Egress },
     /// Make the disk of an flist ready to be attached. Said again, it renews store and pin, and is
     /// answered again. `pin`: keep the whole content and fetch what is missing in the background.
     Open {

@@ -12,6 +12,12 @@ pub enum StoreError {
     Count(usize),
     #[error("store {store} does not answer: {reason}")]
     Unreachable { store: String, reason: String },
+    #[error("store {store} is not reached: {problem}")]
+    Proxy {
+        store: String,
+        /// Which proxy, what it did or lacks, and what to do.
+        problem: String,
+    },
     #[error("store {store} answers {status}{said}")]
     Status {
         store: String,
@@ -58,10 +64,11 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// Whether time alone may help: a connection that fails, or a server that says it is not well.
+    /// Whether time alone may help: a connection that fails, a server that says it is not well, or a proxy: the owner corrects what is
+    /// written of it while machines wait.
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::Unreachable { .. } => true,
+            Self::Unreachable { .. } | Self::Proxy { .. } => true,
             Self::Status { status, .. } => *status >= 500 || matches!(status, 408 | 429),
             Self::Location { .. }
             | Self::Count(_)

@@ -1,23 +1,28 @@
 //! Requests to stores that speak HTTP.
 //!
 //! Owns: time limits, limits of lengths, which authorities are believed, and what an answer means for a store.
-//! Refuses: more than three redirections, or one from TLS into the clear; proxies of the environment on a node;
+//! Refuses: where a redirection leads (`onward`), whom a proxy is asked for (`proxied`); proxies of the environment on a node;
 //! URLs in messages: those of S3 are signed.
 
-use std::sync::{Arc, Once};
+use std::sync::{Arc, Once, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
 use reqwest::{Certificate, Client, Method, RequestBuilder, Response, StatusCode, Url, redirect};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::{ClientConfig, RootCertStore};
+use types::proxy::Egress;
 
+use crate::onward::{self, REDIRECTS_MAX};
+use crate::proxied;
 use crate::sink::Sink;
 use crate::store::Found;
 use crate::{Object, StoreError};
 
 /// To a store that answers at all, from anywhere on earth.
 const CONNECT_MAX: Duration = Duration::from_secs(5);
+/// The same by way of a proxy, which looks for it only then: twice the way.
+const CONNECT_BY_PROXY_MAX: Duration = Duration::from_secs(10);
 /// Longest silence: a disk may have to spin up.
 const SILENCE_MAX: Duration = Duration::from_secs(15);
 /// Longest time for one object, so that a store which sends a byte a second is given up.
@@ -26,8 +31,6 @@ const OBJECT_MAX: Duration = Duration::from_secs(300);
 const IDLE_MAX: usize = 8;
 /// Idle connections are closed before most servers close them: 75 s for nginx, 60 s for S3's balancers.
 const IDLE_KEPT: Duration = Duration::from_secs(50);
-/// A store, its mirror, its storage.
-const REDIRECTS_MAX: usize = 3;
 /// Of an error's text, for a person.
 const SAID_BYTES_MAX: u64 = 300;
 /// What is read of an error's text, to keep the connection.
@@ -45,12 +48,82 @@ pub enum Trust {
 /// A client for all stores that believe the same authorities.
 #[derive(Debug)]
 pub(crate) struct Http {
+    trust: Trust,
+    authority: Option<String>,
+    /// Requests of several threads go out by it, and one word of the node replaces it.
+    now: RwLock<Now>,
+}
+
+/// How requests go out.
+#[derive(Debug, Clone)]
+struct Now {
     client: Client,
+    egress: Arc<Egress>,
 }
 
 impl Http {
     /// `authority`: more authorities, in PEM.
-    pub(crate) fn new(trust: Trust, authority: Option<&str>) -> Result<Self, StoreError> {
+    pub(crate) fn new(
+        trust: Trust,
+        authority: Option<&str>,
+        egress: &Egress,
+    ) -> Result<Self, StoreError> {
+        Ok(Self {
+            trust,
+            authority: authority.map(str::to_owned),
+            now: RwLock::new(Now::make(trust, authority, egress)?),
+        })
+    }
+
+    /// From now on. What is on its way ends as it began; no connection of before is used again.
+    pub(crate) fn go_by(&self, egress: &Egress) -> Result<(), StoreError> {
+        let next = Now::make(self.trust, self.authority.as_deref(), egress)?;
+        *self.now.write().unwrap_or_else(PoisonError::into_inner) = next;
+        Ok(())
+    }
+
+    fn now(&self) -> Now {
+        let now = self.now.read();
+        now.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn request(&self, method: Method, url: Url) -> RequestBuilder {
+        self.now().client.request(method, url)
+    }
+
+    /// Sends a request, and where its answer leads; whatever the last answer says.
+    pub(crate) async fn send(
+        &self,
+        store: &str,
+        request: RequestBuilder,
+    ) -> Result<Response, StoreError> {
+        let Now { client, egress } = self.now();
+        let unreachable = |reason: String| StoreError::Unreachable {
+            store: store.to_owned(),
+            reason,
+        };
+        let mut request = request
+            .build()
+            .map_err(|e| unreachable(proxied::cause(e)))?;
+        for _ in 0..=REDIRECTS_MAX {
+            let url = request.url().clone();
+            let way = egress.way(url.host_str().unwrap_or_default());
+            proxied::may_ask(store, way)?;
+            let asked = request.try_clone();
+            let answer = client.execute(request).await;
+            let answer = answer.map_err(|e| proxied::blame(store, way, &url, e))?;
+            let answer = proxied::judge(store, way, answer)?;
+            request = match onward::next(asked, &answer).map_err(unreachable)? {
+                Some(next) => next,
+                None => return Ok(answer),
+            };
+        }
+        Err(unreachable("it leads elsewhere too often".to_owned()))
+    }
+}
+
+impl Now {
+    fn make(trust: Trust, authority: Option<&str>, egress: &Egress) -> Result<Self, StoreError> {
         static PROVIDER: Once = Once::new();
         // Where the program has chosen one already, that is it.
         PROVIDER.call_once(|| drop(rustls::crypto::ring::default_provider().install_default()));
@@ -65,19 +138,23 @@ impl Http {
         if more.is_empty() && authority.is_some() {
             return Err(wrong("no certificate in PEM form".to_owned()));
         }
+        let connect = match egress {
+            Egress::By(_) => CONNECT_BY_PROXY_MAX,
+            Egress::Direct | Egress::Unclear => CONNECT_MAX,
+        };
         let builder = Client::builder()
             .user_agent("sifr")
-            .connect_timeout(CONNECT_MAX)
+            .connect_timeout(connect)
             .read_timeout(SILENCE_MAX)
             .timeout(OBJECT_MAX)
             .pool_max_idle_per_host(IDLE_MAX)
             .pool_idle_timeout(IDLE_KEPT)
-            .redirect(redirect::Policy::custom(follow));
+            .redirect(redirect::Policy::none());
         let builder = match trust {
             Trust::System => {
                 let more: Result<Vec<_>, _> =
                     more.iter().map(|der| Certificate::from_der(der)).collect();
-                builder.tls_certs_merge(more.map_err(|e| wrong(told(e)))?)
+                builder.tls_certs_merge(more.map_err(|e| wrong(proxied::cause(e)))?)
             }
             Trust::Public => {
                 let mut roots = RootCertStore::empty();
@@ -92,42 +169,21 @@ impl Http {
                     .map_err(|e| wrong(e.to_string()))?
                     .with_root_certificates(roots)
                     .with_no_client_auth();
-                builder.tls_backend_preconfigured(config).no_proxy()
+                proxied::client(builder.tls_backend_preconfigured(config), egress)
             }
         };
-        let client = builder.build().map_err(|e| wrong(told(e)))?;
-        Ok(Self { client })
+        let client = builder.build().map_err(|e| wrong(proxied::cause(e)))?;
+        Ok(Self {
+            client,
+            egress: Arc::new(egress.clone()),
+        })
     }
-
-    pub(crate) fn request(&self, method: Method, url: Url) -> RequestBuilder {
-        self.client.request(method, url)
-    }
-}
-
-fn follow(attempt: redirect::Attempt<'_>) -> redirect::Action {
-    let downgrade = attempt.previous().iter().any(|u| u.scheme() == "https")
-        && attempt.url().scheme() != "https";
-    if attempt.previous().len() > REDIRECTS_MAX || downgrade {
-        attempt.error("it leads elsewhere too often, or out of TLS")
-    } else {
-        attempt.follow()
-    }
-}
-
-/// An error with its causes and without the URL.
-fn told(error: reqwest::Error) -> String {
-    sys::chain(&error.without_url())
-}
-
-/// Sends a request; whatever the answer says.
-pub(crate) async fn send(store: &str, request: RequestBuilder) -> Result<Response, StoreError> {
-    request.send().await.map_err(|e| unreachable(store, e))
 }
 
 fn unreachable(store: &str, error: reqwest::Error) -> StoreError {
     StoreError::Unreachable {
         store: store.to_owned(),
-        reason: told(error),
+        reason: proxied::cause(error),
     }
 }
 
@@ -139,6 +195,7 @@ pub(crate) async fn good(
     response: Response,
 ) -> Result<Response, StoreError> {
     let (store, status) = (store.to_owned(), response.status());
+    let by = proxied::came_by(&response);
     match status {
         _ if status.is_success() => Ok(response),
         StatusCode::NOT_FOUND => Err(StoreError::NotFound {
@@ -146,12 +203,12 @@ pub(crate) async fn good(
             object: object.to_string(),
         }),
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(StoreError::Denied {
-            said: format!("{}{}", status.as_u16(), said(response).await),
+            said: format!("{}{}{by}", status.as_u16(), said(response).await),
             store,
             advice,
         }),
         _ => Err(StoreError::Status {
-            said: said(response).await,
+            said: said(response).await + &by,
             store,
             status: status.as_u16(),
         }),
@@ -193,13 +250,14 @@ pub(crate) async fn stream(
 
 /// Gives an object to `sink`, as the answer to a request that needs no second try.
 pub(crate) async fn fetch(
+    http: &Http,
     store: &str,
     object: &Object,
     advice: &'static str,
     request: RequestBuilder,
     sink: &mut Sink<'_>,
 ) -> Result<(), StoreError> {
-    let response = send(store, request).await?;
+    let response = http.send(store, request).await?;
     let response = good(store, object, advice, response).await?;
     stream(store, object, response, sink).await
 }
@@ -218,12 +276,13 @@ pub(crate) async fn whole(
 
 /// What a request without a body says of an object; `None`: it is not there.
 pub(crate) async fn find(
+    http: &Http,
     store: &str,
     object: &Object,
     advice: &'static str,
     request: RequestBuilder,
 ) -> Result<Option<Found>, StoreError> {
-    let response = send(store, request).await?;
+    let response = http.send(store, request).await?;
     let response = match good(store, object, advice, response).await {
         Err(StoreError::NotFound { .. }) => return Ok(None),
         other => other?,
@@ -236,4 +295,13 @@ pub(crate) async fn find(
             .and_then(time)
             .map(|zoned| SystemTime::from(zoned.timestamp())),
     }))
+}
+
+/// RFC 7617.
+pub(crate) fn basic(user: &str, password: &str) -> String {
+    use base64::prelude::{BASE64_STANDARD, Engine as _};
+    format!(
+        "Basic {}",
+        BASE64_STANDARD.encode(format!("{user}:{password}"))
+    )
 }

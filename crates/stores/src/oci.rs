@@ -167,12 +167,12 @@ impl Oci {
             }
         };
         let request = make(known().filter(|_| is_home));
-        let response = http::send(&self.name, request).await?;
+        let response = self.http.send(&self.name, request).await?;
         let response = if response.status() == StatusCode::UNAUTHORIZED && is_home {
             let found = self.authorize(&response).await?;
             let place = self.authorization.lock();
             *place.unwrap_or_else(PoisonError::into_inner) = Some(found.clone());
-            http::send(&self.name, make(Some(found))).await?
+            self.http.send(&self.name, make(Some(found))).await?
         } else {
             response
         };
@@ -209,7 +209,7 @@ impl Oci {
             return self.token(realm).await;
         }
         match (challenges.iter().find(is("basic")), &self.login) {
-            (Some(_), Some((user, password))) => Ok(basic(user, password)),
+            (Some(_), Some((user, password))) => Ok(http::basic(user, password)),
             (Some(_), None) => Err(StoreError::Denied {
                 store: self.name.clone(),
                 said: "it wants a login".to_owned(),
@@ -224,7 +224,7 @@ impl Oci {
         if let Some((user, password)) = &self.login {
             request = request.basic_auth(user, Some(password));
         }
-        let response = http::send(&self.name, request).await?;
+        let response = self.http.send(&self.name, request).await?;
         let response = http::good(&self.name, &"token", ADVICE, response).await?;
         let body = http::whole(&self.name, &"a token", response, TOKEN_BYTES_MAX).await?;
         let token: Token = serde_json::from_slice(&body).map_err(|e| self.strange(e))?;
@@ -446,13 +446,4 @@ fn describe(media_type: &str, bytes: &[u8]) -> Descriptor {
         size: bytes.len() as u64,
         annotations: BTreeMap::new(),
     }
-}
-
-/// RFC 7617.
-fn basic(user: &str, password: &str) -> String {
-    use base64::prelude::{BASE64_STANDARD, Engine as _};
-    format!(
-        "Basic {}",
-        BASE64_STANDARD.encode(format!("{user}:{password}"))
-    )
 }

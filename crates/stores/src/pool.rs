@@ -9,6 +9,7 @@ use std::hash::Hash;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use types::Stores;
+use types::proxy::Egress;
 
 use crate::StoreError;
 use crate::directory::Directory;
@@ -35,6 +36,8 @@ pub struct Pool {
     trust: Trust,
     keys: Keys,
     logins: Option<Box<dyn Logins>>,
+    /// How requests go out; it is replaced while several threads open stores.
+    egress: Mutex<Egress>,
     /// Requests of several threads open stores; each is opened once.
     clients: Mutex<HashMap<Authority, Weak<Http>>>,
     stores: Mutex<HashMap<(Location, Authority), Weak<Store>>>,
@@ -49,7 +52,8 @@ impl std::fmt::Debug for Pool {
 }
 
 impl Pool {
-    /// For a node: what is public, by the public authorities and those that a deployment names.
+    /// For a node: what is public, by the public authorities and those that a deployment names; until it is told otherwise, without a
+    /// proxy.
     pub fn of_a_node() -> Self {
         Self::new(Trust::Public, Keys::default(), None)
     }
@@ -64,9 +68,21 @@ impl Pool {
             trust,
             keys,
             logins,
+            egress: Mutex::default(),
             clients: Mutex::default(),
             stores: Mutex::default(),
         }
+    }
+
+    /// All that is asked from now on goes out so, of stores that are open too.
+    pub fn go_by(&self, egress: &Egress) -> Result<(), StoreError> {
+        // Held throughout: a client that is made meanwhile is among them, or made by the new word.
+        let mut now = self.egress.lock().unwrap_or_else(PoisonError::into_inner);
+        now.clone_from(egress);
+        let clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        let held: Vec<Arc<Http>> = clients.values().filter_map(Weak::upgrade).collect();
+        drop(clients);
+        held.iter().try_for_each(|client| client.go_by(egress))
     }
 
     /// Opens stores that a deployment names: remote ones.
@@ -142,12 +158,13 @@ impl Pool {
 
     fn client(&self, authority: Option<&str>) -> Result<Arc<Http>, StoreError> {
         let key = authority.map(str::to_owned);
+        let egress = self.egress.lock().unwrap_or_else(PoisonError::into_inner);
         let held = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(client) = held.get(&key).and_then(Weak::upgrade) {
             return Ok(client);
         }
         drop(held);
-        let client = Arc::new(Http::new(self.trust, authority)?);
+        let client = Arc::new(Http::new(self.trust, authority, &egress)?);
         keep(&self.clients, key, &client);
         Ok(client)
     }

@@ -83,14 +83,14 @@ impl S3 {
         let key = self.key(object);
         let url = self.signer.get_object(self.keys(), &key).sign(SIGNED);
         let request = self.http.request(Method::GET, url);
-        http::fetch(&self.name, object, ADVICE, request, sink).await
+        http::fetch(&self.http, &self.name, object, ADVICE, request, sink).await
     }
 
     pub(crate) async fn find(&self, object: &Object) -> Result<Option<Found>, StoreError> {
         let key = self.key(object);
         let url = self.signer.head_object(self.keys(), &key).sign(SIGNED);
         let request = self.http.request(Method::HEAD, url);
-        http::find(&self.name, object, ADVICE, request).await
+        http::find(&self.http, &self.name, object, ADVICE, request).await
     }
 
     /// Says that the object is needed, to who removes what is old: a copy onto itself is new, and costs no transfer.
@@ -116,7 +116,7 @@ impl S3 {
         let request = request
             .headers(request_headers)
             .header("content-length", "0");
-        let response = http::send(&self.name, request).await?;
+        let response = self.http.send(&self.name, request).await?;
         http::good(&self.name, object, ADVICE, response).await?;
         Ok(())
     }
@@ -125,7 +125,7 @@ impl S3 {
         let key = self.key(object);
         let url = self.signer.put_object(self.keys(), &key).sign(SIGNED);
         let request = self.http.request(Method::PUT, url).body(bytes);
-        let response = http::send(&self.name, request).await?;
+        let response = self.http.send(&self.name, request).await?;
         http::good(&self.name, &"such bucket", ADVICE, response).await?;
         Ok(())
     }
@@ -140,7 +140,10 @@ impl S3 {
         };
         let key = self.key(object);
         let url = self.signer.delete_object(Some(keys), &key).sign(SIGNED);
-        let response = http::send(&self.name, self.http.request(Method::DELETE, url)).await?;
+        let response = self
+            .http
+            .send(&self.name, self.http.request(Method::DELETE, url))
+            .await?;
         match http::good(&self.name, object, ADVICE, response).await {
             Ok(_) | Err(StoreError::NotFound { .. }) => Ok(()),
             Err(error) => Err(error),

@@ -33,7 +33,7 @@ impl S3 {
                 action.with_continuation_token(token.as_str());
             }
             let request = self.http.request(Method::GET, action.sign(SIGNED));
-            let response = http::send(&self.name, request).await?;
+            let response = self.http.send(&self.name, request).await?;
             let response = http::good(&self.name, &"such bucket", ADVICE, response).await?;
             let page = http::whole(&self.name, &"a list", response, PAGE_BYTES_MAX).await?;
             let page = String::from_utf8(page).map_err(|e| strange(e.to_string()))?;

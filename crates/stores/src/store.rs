@@ -122,7 +122,7 @@ impl Store {
             Kind::Directory(directory) => directory.get(object, sink),
             Kind::Web(web) => {
                 let request = web.http.request(Method::GET, self.web_url(web, object)?);
-                http::fetch(&self.name, object, WEB_ADVICE, request, sink).await
+                http::fetch(&web.http, &self.name, object, WEB_ADVICE, request, sink).await
             }
             Kind::S3(s3) => s3.get(object, sink).await,
             Kind::Oci(oci) => oci.get(flist, object, sink).await,
@@ -149,7 +149,7 @@ impl Store {
             Kind::Directory(directory) => directory.find(object),
             Kind::Web(web) => {
                 let request = web.http.request(Method::HEAD, self.web_url(web, object)?);
-                http::find(&self.name, object, WEB_ADVICE, request).await
+                http::find(&web.http, &self.name, object, WEB_ADVICE, request).await
             }
             Kind::S3(s3) => s3.find(object).await,
             Kind::Oci(oci) => oci.find(flist, object).await,

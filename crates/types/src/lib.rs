@@ -22,6 +22,7 @@ pub mod mesh;
 pub mod metrics;
 pub mod network;
 pub mod node;
+pub mod proxy;
 pub mod retire;
 pub mod site;
 pub mod status;

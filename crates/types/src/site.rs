@@ -8,6 +8,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::PublicKey;
+use crate::proxy::masked;
 
 /// DSSE payload type of a signed [`SiteChange`].
 pub const SITE_PAYLOAD_TYPE: &str = "application/vnd.sifr.site.v1+json";
@@ -55,7 +56,7 @@ impl SiteChange {
             (1..=OPTION_MAX).contains(&word.len()) && word.bytes().all(|b| b.is_ascii_graphic())
         };
         if let Some(word) = self.options.iter().find(|word| !is_word(word)) {
-            return Err(SiteError::Word(word.chars().take(100).collect()));
+            return Err(SiteError::Word(masked(word).chars().take(100).collect()));
         }
         if !(CONFIRM_MIN_S..=CONFIRM_MAX_S).contains(&self.confirm_s) {
             return Err(SiteError::Confirm(self.confirm_s));

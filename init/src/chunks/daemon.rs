@@ -14,12 +14,13 @@ use std::time::Duration;
 use anyhow::Context;
 use flist::cache::Cache;
 use flist::chunk::Chunk;
-use flist::trace::{Recorder, Trace};
+use flist::trace::Recorder;
 use flist::wire::{Counts, FromNode, ToNode, ToVmm};
 use stores::Pool;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
+use types::proxy::Egress;
 use types::{Digest, Stores, VmId};
 
 use super::Paths;
@@ -31,6 +32,8 @@ use super::link::{self, ForNode, Socket, VmLink};
 use super::queue::{Guess, Outcome, Queue, Source, Start, Target, Verdict, Waiter};
 use super::scrub::{Pace, Scrub, Step};
 use super::store::Remote;
+
+mod traces;
 
 /// Events that wait for the loop; senders wait when it is full.
 const EVENTS_MAX: usize = 256;
@@ -100,6 +103,8 @@ pub(crate) struct Daemon {
     started: Instant,
     /// Opened when first needed: the pool is mounted after this daemon has started.
     shared: Option<Arc<Shared>>,
+    /// How stores are asked, as last told.
+    egress: Egress,
     open: HashMap<Digest, Open>,
     opening: HashMap<Digest, Opening>,
     vms: HashMap<VmId, Attached>,
@@ -130,6 +135,7 @@ impl Daemon {
             listener: link::socket(listener).context("watch the socket")?,
             started: Instant::now(),
             shared: None,
+            egress: Egress::default(),
             open: HashMap::new(),
             opening: HashMap::new(),
             vms: HashMap::new(),
@@ -303,6 +309,7 @@ impl Daemon {
 
     fn obey(&mut self, message: FromNode, fds: Vec<OwnedFd>) {
         match message {
+            FromNode::Egress { egress } => self.go_by(egress),
             FromNode::Open { flist, store, pin } => self.open(flist, store, pin),
             FromNode::Attach { vm, flist } => {
                 let reply = match self.attach(&vm, flist, fds) {
@@ -351,6 +358,7 @@ impl Daemon {
         }
         let cache = Cache::open(&self.paths.pool).map_err(|e| sys::chain(&e))?;
         let (maps, pool) = (self.paths.maps.clone(), Pool::of_a_node());
+        pool.go_by(&self.egress).map_err(|e| sys::chain(&e))?;
         disk::remove_stale(&cache, &maps);
         let shared = Arc::new(Shared {
             cache,
@@ -362,6 +370,15 @@ impl Daemon {
         });
         self.scrub = Some((Instant::now() + self.pace.idle, Scrub::new(self.pace)));
         Ok(Arc::clone(self.shared.insert(shared)))
+    }
+
+    fn go_by(&mut self, egress: Egress) {
+        if let Some(shared) = &self.shared
+            && let Err(error) = shared.pool.go_by(&egress)
+        {
+            log::error!("stores are asked as before: {}", sys::chain(&error));
+        }
+        self.egress = egress;
     }
 
     fn open(&mut self, flist: Digest, store: Option<Stores>, pin: bool) {
@@ -462,50 +479,6 @@ impl Daemon {
         }
         if closed {
             self.close(&flist);
-        }
-    }
-
-    /// A start is like the one before: what that touched is got now, before the machine asks.
-    fn traced(&mut self, flist: &Digest, trace: &Trace) {
-        let Some(open) = self.open.get_mut(flist) else {
-            return;
-        };
-        open.recorder = None;
-        log::info!("{flist}: {} chunks of its trace", trace.chunks().len());
-        for index in trace.chunks() {
-            expect(&mut self.queue, open, *flist, *index, Guess::Trace);
-        }
-    }
-
-    fn ask_for_trace(&mut self, flist: Digest) {
-        let store = self.open.get(&flist).and_then(|open| open.store.clone());
-        if let (Some(shared), Some(store), Some(open)) =
-            (&self.shared, store, self.open.get(&flist))
-        {
-            let (shared, disk) = (Arc::clone(shared), Arc::clone(&open.disk));
-            let task = job::fetch_trace(shared, disk, store, self.sender.clone());
-            self.tasks.spawn(task);
-        }
-    }
-
-    /// Puts the traces of first runs that are over beside their flists.
-    fn keep_traces(&mut self, now: Duration) {
-        let Some(shared) = &self.shared else {
-            return;
-        };
-        for (flist, open) in &mut self.open {
-            let over = open
-                .recorder
-                .take_if(|r| r.due().is_some_and(|due| due <= now));
-            let Some(trace) = over.map(|recorder| recorder.finish(*flist)) else {
-                continue;
-            };
-            log::info!(
-                "{flist}: its first run touched {} chunks",
-                trace.chunks().len()
-            );
-            let shared = Arc::clone(shared);
-            self.tasks.spawn(job::keep_trace(shared, trace));
         }
     }
 

@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use storage::plan::Standing;
 use tokio::sync::watch;
 use types::node::{Capacity, NodeInfo};
+use types::proxy::Egress;
 use types::{AnyCidr, Bytes, Cidr, PublicKey};
 use workload::admission::Storage;
 
@@ -68,6 +69,8 @@ pub(crate) struct Uplink {
     /// The prefixes on all physical links, not only that one's: guests must reach no neighbour on any.
     pub(crate) networks: Vec<Cidr>,
     pub(crate) dns: Vec<IpAddr>,
+    /// How the node's own HTTP goes out.
+    pub(crate) egress: Egress,
     /// Every physical link of the node: the host firewall knows them by name.
     pub(crate) links: Vec<String>,
     /// Their numbers, in the same order: one that is made anew under its name has another, and nothing of what was set on it.

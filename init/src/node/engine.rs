@@ -359,6 +359,10 @@ impl Engine {
         let mut survivors = BTreeSet::new();
         self.reconciler
             .keep_off(unused::occupied(self.uplink.clone()));
+        // Before the first image is asked for.
+        let egress = self.uplink.borrow().egress.clone();
+        self.images.go_by(egress);
+        tokio::task::spawn_local(self.images.clone().follow(self.uplink.clone()));
         tokio::task::spawn_local(self.images.clone().run());
         tokio::task::spawn_local(self.ingress.clone().run());
         loop {

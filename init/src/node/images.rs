@@ -12,10 +12,12 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use flist::wire::{Counts, FromNode, JSON_BYTES_MAX, ToNode};
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use types::flist::ImageConfig;
+use types::proxy::Egress;
 use types::{Digest, Stores, VmId};
 
+use super::context::Uplink;
 use crate::packets::Packets;
 
 const SOCKET: &str = "/run/sifr/chunks.sock";
@@ -48,6 +50,8 @@ type AttachReply = oneshot::Sender<Result<(), String>>;
 
 #[derive(Default)]
 struct State {
+    /// How stores are asked.
+    egress: Egress,
     /// Images that are wanted, with their store.
     open: BTreeMap<Digest, Option<Stores>>,
     /// Those that this daemon has opened: it attaches VMs to no others.
@@ -87,6 +91,26 @@ impl Images {
             news,
             wake: Rc::new(Notify::new()),
         }
+    }
+
+    /// Has the daemon ask stores as the node's network says, for ever.
+    pub(crate) async fn follow(self, mut uplink: watch::Receiver<Uplink>) {
+        loop {
+            let egress = uplink.borrow_and_update().egress.clone();
+            self.go_by(egress);
+            if uplink.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// From now on. The same again is no news.
+    pub(crate) fn go_by(&self, egress: Egress) {
+        if self.state.borrow().egress == egress {
+            return;
+        }
+        self.state.borrow_mut().egress = egress.clone();
+        self.say(&FromNode::Egress { egress }, Vec::new());
     }
 
     /// Makes an image ready. Waits as long as the daemon needs: its caller may drop this.
@@ -299,7 +323,7 @@ impl Images {
 
     /// A daemon that has just come knows nothing of before. VMs follow when their image is open.
     fn begin(&self, connection: Rc<Packets>) {
-        let wanted = {
+        let (egress, wanted) = {
             let mut state = self.state.borrow_mut();
             state.connection = Some(connection);
             state.opened.clear();
@@ -307,8 +331,9 @@ impl Images {
                 .attached
                 .values_mut()
                 .for_each(|held| held.told = false);
-            state.open.clone()
+            (state.egress.clone(), state.open.clone())
         };
+        self.say(&FromNode::Egress { egress }, Vec::new());
         for (flist, store) in wanted {
             self.say(
                 &FromNode::Open {
@@ -438,6 +463,10 @@ mod tests {
         }
     }
 
+    fn asked_so(egress: Egress) -> FromNode {
+        FromNode::Egress { egress }
+    }
+
     fn two_fds() -> Vec<OwnedFd> {
         let (reader, writer) = io::pipe().expect("a pipe");
         vec![reader.into(), writer.into()]
@@ -465,6 +494,7 @@ mod tests {
                 .expect("attached");
         };
         let answer = async {
+            assert_eq!(next(&daemon).await.0, asked_so(Egress::Direct));
             assert!(matches!(
                 next(&daemon).await.0,
                 FromNode::Open { pin: true, .. }
@@ -491,11 +521,13 @@ mod tests {
         }
         assert_eq!(images.progress(&flist()), Some((1, 2)));
         images.started(&vm);
+        images.go_by(Egress::Unclear);
         // Another daemon.
         let (ours, theirs) = sys::socket::pair().expect("a pair");
         let node = Rc::new(Packets::new(ours, JSON_BYTES_MAX).expect("packets"));
         let daemon = Packets::new(theirs, JSON_BYTES_MAX).expect("packets");
         let answer = async {
+            assert_eq!(next(&daemon).await.0, asked_so(Egress::Unclear));
             assert!(matches!(next(&daemon).await.0, FromNode::Open { .. }));
             daemon.send(&opened(), two_fds()).expect("sent");
             let attach = next(&daemon).await;

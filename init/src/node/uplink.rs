@@ -250,6 +250,7 @@ impl Uplinks {
             addresses: addressing.map(|a| a.addresses.clone()).unwrap_or_default(),
             networks: networks(observed, &wanted.roles),
             dns,
+            egress: self.network.site.egress.clone(),
             links: own(observed).map(|l| l.name.clone()).collect(),
             indexes: own(observed).map(|l| l.index).collect(),
             prefixes: around::prefixes(own(observed), &wanted.roles),

@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use types::AnyCidr;
+use types::proxy::{self, Egress, Except, Proxy, ProxyError};
 
 use super::{LINKS_MAX, MTU, Made, PARTS_MAX, Port, Site, Spec};
 use crate::autoconf::MTU_MIN;
@@ -22,6 +23,9 @@ const VLANS: std::ops::RangeInclusive<u16> = 1..=4094;
 pub struct Draft {
     links: Vec<(Port, Parts)>,
     dns: Vec<IpAddr>,
+    /// As far as it could be read; `None`: nothing was said.
+    egress: Option<Egress>,
+    except: Option<Result<Vec<Except>, ProxyError>>,
     /// Links of which something could not be read.
     spoilt: BTreeSet<Port>,
     /// Something was said of links, if only what could not be read.
@@ -69,6 +73,44 @@ impl Draft {
         Ok(())
     }
 
+    /// Its errors show nothing of the value: a password may be in it.
+    pub fn set_proxy(&mut self, value: &str) -> Result<(), String> {
+        self.egress = Some(Egress::Unclear);
+        self.egress = Some(match value {
+            "off" => Egress::Direct,
+            _ => Egress::By(far(value
+                .parse()
+                .map_err(|e: ProxyError| e.to_string())?)?),
+        });
+        Ok(())
+    }
+
+    /// What was said of the proxy does not count, and what was meant is not guessed.
+    pub fn spoil_proxy(&mut self) {
+        self.egress = Some(Egress::Unclear);
+    }
+
+    pub fn set_proxy_except(&mut self, value: &str) -> Result<(), String> {
+        let each: Vec<&str> = value.split(',').collect();
+        let except = self.except.insert(proxy::exceptions(&each));
+        except.as_ref().map(drop).map_err(ToString::to_string)
+    }
+
+    fn egress(&self) -> Result<Egress, String> {
+        match (&self.egress, &self.except) {
+            (None, None) => Ok(Egress::Direct),
+            (None, Some(_)) => Err(
+                "sifr.proxy.except: no sifr.proxy is named that it could be excepted from"
+                    .to_owned(),
+            ),
+            (Some(Egress::By(_)), Some(Err(_))) => Ok(Egress::Unclear),
+            (Some(Egress::By(proxy)), Some(Ok(except))) => {
+                Ok(Egress::By(proxy.clone().except(except.clone())))
+            }
+            (Some(egress), _) => Ok(egress.clone()),
+        }
+    }
+
     fn parts(&mut self, port: &Port) -> Result<&mut Parts, String> {
         let at = self.links.iter().position(|(known, _)| known == port);
         let at = match at {
@@ -99,9 +141,12 @@ impl Draft {
             }
         }
         errors.extend(contradictions(&mut specs, &self.links));
+        let egress = self.egress();
+        errors.extend(egress.as_ref().err().cloned());
         let site = Site {
             links: self.named.then_some(specs),
             dns: self.dns.clone(),
+            egress: egress.unwrap_or_default(),
         };
         (site, errors)
     }
@@ -375,6 +420,16 @@ fn lies_on(spec: &Spec) -> &[Port] {
     match &spec.made {
         Made::Vlan { on, .. } => std::slice::from_ref(on),
         Made::Found | Made::Bond { .. } => &[],
+    }
+}
+
+fn far(proxy: Proxy) -> Result<Proxy, String> {
+    match proxy.is_near() {
+        true => Err(
+            "a proxy is another machine: this is the node itself, or an address of one link only"
+                .to_owned(),
+        ),
+        false => Ok(proxy),
     }
 }
 

@@ -1,7 +1,7 @@
 //! What the owner says of the node's own network: which ports are used, how they are joined, where addresses come from.
 //!
-//! Owns: the options `sifr.net.<link>.<key>=<value>` and `sifr.dns=`, what they mean together, and what follows from them
-//! for the ports that a machine has ([`Site::wanted`]).
+//! Owns: the options `sifr.net.<link>.<key>=<value>`, `sifr.dns=` and `sifr.proxy=`, what they mean together, and what follows from
+//! them for the ports that a machine has ([`Site::wanted`]).
 //! Refuses: where options are written down, and changing links.
 //!
 //! Without options every port asks DHCP and listens to routers. With any, exactly what is named is used.
@@ -13,6 +13,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
+use types::proxy::Egress;
 use types::{AnyCidr, Cidr6, Mac};
 
 use crate::autoconf::{Learned, MTU_MIN};
@@ -39,6 +40,8 @@ pub struct Site {
     pub links: Option<Vec<Spec>>,
     /// Name servers; empty: those that DHCP names.
     pub dns: Vec<IpAddr>,
+    /// How the node's own HTTP goes out.
+    pub egress: Egress,
 }
 
 /// One link.

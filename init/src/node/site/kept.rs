@@ -13,6 +13,7 @@ use std::sync::Arc;
 use api::Envelope;
 use types::PublicKey;
 use types::deployment::ENVELOPE_MAX;
+use types::proxy::masked;
 
 /// Below each place.
 const DIRECTORY: &str = "site";
@@ -103,8 +104,8 @@ impl Shelf {
                 Copy::Good(kept) if kept.version == newest.version => problems.push(format!(
                     "version {} of the network was set twice, each time while another disk was away: {:?} counts, and {:?} of {} does not; set it anew where that is wrong",
                     kept.version,
-                    newest.options.join(" "),
-                    kept.options.join(" "),
+                    shown(&newest.options),
+                    shown(&kept.options),
                     path.display()
                 )),
                 Copy::Good(_) | Copy::Absent | Copy::Bad(_) => {}
@@ -212,6 +213,11 @@ impl Shelf {
             }),
         }
     }
+}
+
+fn shown(options: &[String]) -> String {
+    let words: Vec<String> = options.iter().map(|word| masked(word)).collect();
+    words.join(" ")
 }
 
 fn copies(place: &Path) -> impl Iterator<Item = PathBuf> + use<> {
