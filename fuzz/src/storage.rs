@@ -6,6 +6,7 @@
 use std::fs;
 use std::os::unix::fs::FileExt;
 
+use ::storage::fuzz::{fat, options_of};
 use ::storage::mirror::{Half, Part, judge};
 use ::storage::probe::{Content, Stage, owner_mark, probe};
 use ::storage::smart::{Said, ata, judge as verdict, nvme, scsi};
@@ -16,7 +17,18 @@ use crate::Target;
 use crate::choices::{Choices, Made};
 use crate::files::{directory, file};
 
-pub(crate) const TARGETS: [Target; 4] = [
+pub(crate) const TARGETS: [Target; 5] = [
+    Target {
+        name: "storage-options",
+        bytes_max: 8192,
+        run: options,
+        seeds: || {
+            let long = b"sifr.dns=192.0.2.53\n".repeat(100);
+            [&b""[..], b"sifr.dns=192.0.2.53\n", &long]
+                .map(fat)
+                .to_vec()
+        },
+    },
     Target {
         name: "storage-marker",
         bytes_max: 512,
@@ -53,6 +65,16 @@ pub(crate) const TARGETS: [Target; 4] = [
         seeds: ill,
     },
 ];
+
+/// The file system in a partition of options, as long as the partition or shorter.
+fn options(input: &[u8]) {
+    let size = input.len() as u64;
+    if let Ok(text) = options_of(input, size) {
+        assert!(text.len() <= ::storage::options::FILE_MAX as usize);
+        // What lies behind its end is nobody's.
+        assert!(options_of(&[input, b"more"].concat(), size + 4).is_ok_and(|same| same == text));
+    }
+}
 
 const OWNER: PublicKey = PublicKey([7; 32]);
 /// Size of the disk: both edges are all of it.

@@ -57,6 +57,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("meson", "QEMU's build"),
     ("mmdebstrap", "the Debian user land of the demonstration"),
     ("mount", "tests mount packed images"),
+    ("mtools", "tests put files of options into a FAT with it"),
     ("musl-tools", "C compiler for static programs"),
     ("nftables", "tests compare firewall rules with it"),
     ("ninja-build", "QEMU's build"),

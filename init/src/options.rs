@@ -3,6 +3,7 @@
 //! Owns: their names, values and errors, the same wherever they are written down. Refuses: reading them from there, and
 //! other people's options, which it skips.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use net::site::{Draft, Site};
@@ -14,6 +15,9 @@ use vault::sealed::{Recipient, SealError};
 
 /// Longest command line that is read: the kernel's own limit on x86 is 2048.
 pub(crate) const CMDLINE_MAX: usize = 4096;
+
+/// Longest name of a GPT partition (UEFI 2.10, 5.3.3): 36 units of UTF-16.
+const PARTITION_NAME_MAX: usize = 36;
 
 /// What happens after a panic of PID 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -48,6 +52,19 @@ pub(crate) enum RecoveryKey {
     Unclear,
 }
 
+/// Which partition has more options.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) enum Wish {
+    /// One that has the usual name, where there is one.
+    #[default]
+    Usual,
+    /// None, whatever is plugged in.
+    Off,
+    Named(String),
+    /// What was asked for cannot be read: none is read in its place.
+    Unclear,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Options {
     pub(crate) owner: Option<PublicKey>,
@@ -60,6 +77,8 @@ pub(crate) struct Options {
     pub(crate) network: Network,
     /// What the owner has set over the API does not count in this boot.
     pub(crate) network_reset: bool,
+    /// Where else options stand.
+    pub(crate) config: Wish,
     /// Options of ours that could not be read: shown, never guessed.
     pub(crate) errors: Vec<String>,
 }
@@ -82,9 +101,11 @@ pub(crate) fn parse(cmdline: &str) -> Options {
     read(&[(OptionPlace::CommandLine, cmdline)])
 }
 
-/// Reads all places in their order: what a later one says of an option counts. An unknown `sifr.` option is an error.
+/// Reads all places in their order: what a later one says of an option counts. An unknown `sifr.` option is an error. So is it where a
+/// later place contradicts a partition: whoever plugs it in meant something else.
 pub(crate) fn read(places: &[(OptionPlace, &str)]) -> Options {
     let mut options = Options::default();
+    let mut plugged: BTreeMap<&str, &str> = BTreeMap::new();
     let mut site = Draft::default();
     for (place, text) in places {
         let (is_own, may_set) = match place {
@@ -105,6 +126,14 @@ pub(crate) fn read(places: &[(OptionPlace, &str)]) -> Options {
                 continue;
             };
             let (name, value) = option.split_once('=').unwrap_or((option, ""));
+            match place {
+                OptionPlace::Partition => drop(plugged.insert(name, value)),
+                _ if plugged.remove(name).is_some_and(|there| there != value) => {
+                    let error = "the options partition says otherwise, and does not count: take it out there or here";
+                    options.errors.push(told(*place, word, error));
+                }
+                _ => {}
+            }
             let set = match of_network(&mut options.network, &mut site, (name, value), *place) {
                 Some(set) => set.map(|()| options.network.state(word, name, *place)),
                 None if !may_set => Err(
@@ -113,6 +142,9 @@ pub(crate) fn read(places: &[(OptionPlace, &str)]) -> Options {
                 ),
                 None if name == "panic" && *place != OptionPlace::CommandLine => {
                     Err("it is read from the kernel command line only".to_owned())
+                }
+                None if name == "config" && *place == OptionPlace::Partition => {
+                    Err("it says which partition is read, and stands in another place".to_owned())
                 }
                 None => set(&mut options, name, value),
             };
@@ -205,6 +237,14 @@ fn set(options: &mut Options, name: &str, value: &str) -> Result<(), String> {
             }
             options.network_reset = true;
         }
+        "config" => {
+            options.config = wish(value);
+            if options.config == Wish::Unclear {
+                return Err(format!(
+                    "use off, or the name of a GPT partition, of at most {PARTITION_NAME_MAX} letters"
+                ));
+            }
+        }
         "panic" => {
             options.on_panic = match value {
                 "reboot" => OnPanic::Reboot,
@@ -237,12 +277,24 @@ fn set(options: &mut Options, name: &str, value: &str) -> Result<(), String> {
         }
         _ => {
             return Err(
-                "there is no such option: sifr.owner, sifr.net, sifr.dns, sifr.ntp, sifr.proxy, sifr.panic, sifr.encrypt, sifr.recovery and sifr.disks exist"
+                "there is no such option: sifr.owner, sifr.net, sifr.dns, sifr.ntp, sifr.proxy, sifr.config, sifr.panic, sifr.encrypt, sifr.recovery and sifr.disks exist"
                     .to_owned(),
             );
         }
     }
     Ok(())
+}
+
+fn wish(value: &str) -> Wish {
+    match value {
+        "off" => Wish::Off,
+        name if (1..=PARTITION_NAME_MAX).contains(&name.len())
+            && name.bytes().all(|b| b.is_ascii_graphic()) =>
+        {
+            Wish::Named(name.to_owned())
+        }
+        _ => Wish::Unclear,
+    }
 }
 
 fn time_server(value: &str) -> Option<SocketAddr> {
@@ -284,6 +336,7 @@ mod tests {
                     ..Network::default()
                 },
                 network_reset: false,
+                config: Wish::Usual,
                 errors: Vec::new()
             }
         );
@@ -421,6 +474,49 @@ mod tests {
             (OptionPlace::CommandLine, "sifr.proxy=off"),
         ];
         assert_eq!(read(&places).network.site.egress, Egress::Direct);
+    }
+
+    #[test]
+    fn a_partition_is_named_or_kept_out_by_the_other_places_alone_and_contradicts_none_of_them() {
+        for (line, wish) in [
+            ("", Wish::Usual),
+            ("sifr.config=off", Wish::Off),
+            ("sifr.config=rack-7", Wish::Named("rack-7".to_owned())),
+        ] {
+            let options = parse(line);
+            assert_eq!(
+                (options.config, options.errors),
+                (wish, Vec::new()),
+                "{line}"
+            );
+        }
+        let long = format!("sifr.config={}", "x".repeat(37));
+        for bad in ["sifr.config=", &long] {
+            let options = parse(bad);
+            assert!(options.config == Wish::Unclear && options.errors[0].contains("off"));
+        }
+        let key = PublicKey([7; 32]);
+        let plugged = format!(
+            "# stick\r\nsifr.owner={key}\r\nsifr.config=other\nsifr.dns=192.0.2.53\nsifr.net.eth0.mtu=1400 sifr.colour=red\nsifr.panic=halt"
+        );
+        let line = "sifr.dns=192.0.2.53 sifr.net.eth0.mtu=9000";
+        let options = read(&[
+            (OptionPlace::Partition, &plugged),
+            (OptionPlace::CommandLine, line),
+        ]);
+        assert_eq!((options.owner, options.config), (Some(key), Wish::Usual));
+        let expected = [
+            "options partition sifr.config=other: it says which partition",
+            "options partition sifr.colour=red: there is no such option",
+            "options partition sifr.panic=halt: it is read from the kernel command line only",
+            "kernel option sifr.net.eth0.mtu=9000: the options partition says otherwise",
+        ];
+        assert_eq!(options.errors.len(), expected.len(), "{:?}", options.errors);
+        for (error, begin) in options.errors.iter().zip(expected) {
+            assert!(error.starts_with(begin), "{error}");
+        }
+        let links = options.network.site.links.expect("a link");
+        assert_eq!(links[0].mtu, Some(9000));
     }
 
     #[test]

@@ -1,6 +1,6 @@
-//! A disk image as clouds give them: partitions, a file system in each, compressed as qcow2.
+//! A disk image as clouds give them: partitions, a file system in each, compressed as qcow2; and a stick with options.
 //!
-//! Owns: making one with Debian's own tools. Refuses: being packed; that is what is tested.
+//! Owns: making them with Debian's own tools. Refuses: being packed; that is what is tested.
 
 use std::fs;
 use std::os::unix::fs::FileExt;
@@ -81,6 +81,27 @@ fn ext4(tree: &Path, disk: &Path, (start, bytes): (u64, u64)) -> Result<()> {
         ])
         .args([tree, disk])
         .arg(format!("{}k", bytes >> 10)))
+}
+
+/// A stick of 40 MiB with a partition of that name, and in it a file of options: as docs/site.md says, but into a file.
+pub fn stick(file: &Path, name: &str, options: &str) -> Result<()> {
+    let text = file.with_extension("options");
+    fs::write(&text, options)?;
+    fs::File::create(file)?.set_len(40 * MIB)?;
+    let named = format!("--change-name=0:{name}");
+    run(Command::new("/usr/sbin/sgdisk")
+        .args(["--new=0:1M:+16M", &named])
+        .arg(file))?;
+    let sector = (MIB / SECTOR).to_string();
+    run(Command::new("/sbin/mkfs.vfat")
+        .args(["--offset", &sector])
+        .arg(file)
+        .arg("16384"))?;
+    let inside = format!("{}@@{MIB}", file.display());
+    run(Command::new("mcopy")
+        .args(["-i", &inside])
+        .arg(&text)
+        .arg("::options"))
 }
 
 /// Makes the whole disk somebody else's file system.

@@ -7,7 +7,8 @@ mod tests {
     use std::sync::atomic::Ordering;
     use std::time::Instant;
 
-    use image::qemu::{Card, Link, Machine, Net};
+    use image::qemu::{Bus, Card, Disk, Link, Machine, Net};
+    use qemu_tests::disk::stick;
     use qemu_tests::router::{Announced, Router, TAP};
     use qemu_tests::trunk::Trunk;
     use qemu_tests::{Lab, PATIENCE, Setup};
@@ -71,6 +72,49 @@ mod tests {
         let lab = lab.expect("a node");
         assert_eq!(address(&lab, "eth0"), "10.0.2.77/25");
         assert_eq!(links(&lab)[0]["gateways"][0], "10.0.2.2");
+    }
+
+    /// A stick with options, which comes a second after the other disks.
+    fn plug(lab: &mut Lab, serial: &str, options: &str) {
+        let file = lab.directory().join(format!("{serial}.raw"));
+        stick(&file, "sifr-config", options).expect("a stick");
+        lab.disks().push(Disk {
+            file,
+            bus: Bus::Usb,
+            serial: serial.to_owned(),
+        });
+    }
+
+    /// The image and its boot say nothing: not whose it is either.
+    #[test]
+    fn a_stick_says_whose_a_node_is_and_where_and_a_second_one_makes_both_worth_nothing() {
+        let setup = Setup {
+            owned: false,
+            ..told("")
+        };
+        let mut lab = Lab::unpowered(&setup).expect("a machine");
+        lease(lab.machine(), [10, 0, 2, 77]);
+        let shown = lab.sifr(&["key", "show"]).expect("sifr runs");
+        let shown = shown.must().expect("a key").stdout;
+        let key = shown.split_whitespace().find(|w| w.starts_with("ed25519:"));
+        let options = format!(
+            "sifr.owner={} # mine\r\nsifr.net.eth0.address=10.0.2.77/25\nsifr.net.eth0.gateway=10.0.2.2\n",
+            key.expect("a key")
+        );
+        plug(&mut lab, "STICK1", &options);
+        lab.power_on().expect("a node");
+        lab.learn_key().expect("it is ours");
+        assert_eq!(address(&lab, "eth0"), "10.0.2.77/25");
+        assert_eq!(network(&lab)["options"][0]["from"], "partition");
+        lab.power_button().expect("off");
+        plug(&mut lab, "STICK2", &options);
+        lab.switch_on().expect("QEMU");
+        let console = lab.node();
+        let both =
+            "there are 2 partitions with the name sifr-config (number 1 of sda, number 1 of sdb)";
+        console.wait_for_line(both, PATIENCE).expect("shown");
+        let nobodys = "sifr: trouble owner_absent";
+        console.wait_for_line(nobodys, PATIENCE).expect("shown");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Disks of the node: what is on them, which one becomes the pool, and the volumes in it.
 //!
-//! Owns: inventory, recognition, the choice, provisioning of the pool, wiping what was claimed, ext4 volumes.
+//! Owns: inventory, recognition, the choice, provisioning of the pool, wiping what was claimed, ext4 volumes, the partition with options.
 //! Refuses: writing to anything that [`probe`] does not find blank or made by this owner's Sifr, but for [`claim`],
 //! whose caller has the owner's signature.
 #![forbid(unsafe_code)]
@@ -9,6 +9,7 @@ pub mod assemble;
 pub mod claim;
 pub mod crypt;
 pub mod disk;
+mod fat;
 #[cfg(any(test, feature = "fuzz"))]
 pub mod fuzz;
 mod marker;
@@ -16,6 +17,7 @@ mod marker;
 mod matrix_tests;
 pub mod mirror;
 pub mod mirrors;
+pub mod options;
 pub mod plan;
 pub mod pool;
 pub mod pools;

@@ -179,7 +179,7 @@ fn le64(bytes: &[u8], at: usize) -> u64 {
     number.map_or(0, |number| u64::from_le_bytes(*number))
 }
 
-fn gpt(disk: &File, size: u64, block: u64) -> io::Result<Option<Table>> {
+pub(crate) fn gpt(disk: &File, size: u64, block: u64) -> io::Result<Option<Table>> {
     let Some(table) = read_gpt(disk, size, block)? else {
         return Ok(None);
     };

@@ -1,6 +1,8 @@
 //! What the machine was told before it booted, from wherever that is written.
 //!
-//! Owns: reading the three places. Refuses: what it means ([`crate::options`]).
+//! Owns: reading the four places. Refuses: what it means ([`crate::options`]).
+
+mod partition;
 
 use std::fs::File;
 use std::io::{ErrorKind, Read};
@@ -27,11 +29,16 @@ pub(crate) fn options() -> Options {
     let table = bytes(smbios::TABLE, smbios::TABLE_MAX);
     let strings = smbios::oem_strings(&table).join("\n");
     let [file, command_line] = [&file, &command_line].map(|text| String::from_utf8_lossy(text));
-    let mut options = options::read(&[
-        (OptionPlace::File, &file),
+    let places = [
+        (OptionPlace::File, &*file),
         (OptionPlace::Smbios, &strings),
         (OptionPlace::CommandLine, &command_line),
-    ]);
+    ];
+    // These say whether there is a fourth, and which.
+    let found = partition::once(&options::read(&places).config);
+    let first = [(OptionPlace::Partition, found.text.as_str())];
+    let mut options = options::read(&[&first[..], &places].concat());
+    options.errors.extend(found.errors);
     options.errors.extend(errors);
     options
 }
