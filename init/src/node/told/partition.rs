@@ -95,8 +95,9 @@ fn seek(name: &str, coming: Duration, named: Duration) -> Found {
         Uevents::subscribe().inspect_err(|error| log::warn!("{}", sys::error::chain(error)));
     let mut seen = Seen::default();
     loop {
-        seen.look(name);
+        // In this order: what comes between the two is looked at once more, or was there for the look.
         let rest = rest(Path::new("/sys"), sys::clock::since_boot());
+        seen.look(name);
         if !looks_on(seen.parts.len(), rest, begun.elapsed(), (coming, named)) {
             return seen.verdict(name, named);
         }
