@@ -72,7 +72,10 @@ fn autoconf(input: &[u8]) {
         let now = match choices.u8() & 7 {
             0 => link.wait(choices.u32()),
             1 => link.wait_for_deadline(),
-            2 => link.attach(),
+            2 => match choices.u8() {
+                0 | 1 => link.attach(),
+                router => link.notice(router >> 1 & 1, router & 1 == 0),
+            },
             3 => link.hear_router(choices.u8(), choices.u8(), choices.long()),
             4 | 5 => link.hear_router(choices.u8() & 1, 255, choices.long()),
             _ => {

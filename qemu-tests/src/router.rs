@@ -5,29 +5,26 @@
 
 mod dhcp4;
 mod dhcp6;
+mod voice;
 
 use std::io::{self, ErrorKind};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::process::Command;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
 use nix::sched::{CloneFlags, unshare};
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn6, recv, sendto,
-    setsockopt, socket, sockopt,
-};
 use types::Cidr6;
+
+pub use dhcp4::Lends;
+use voice::Voice;
 
 /// The TAP's name in its namespace.
 pub const TAP: &str = "lan6";
 /// The router's address on the link.
 const LOCAL: &str = "fe80::1";
-const SOLICITATION: u8 = 133;
 /// Of a neighbour.
 const ADVERTISEMENT: u8 = 136;
 /// Several times in the second in which a node waits for an answer.
@@ -43,24 +40,11 @@ pub struct Announced {
     pub preferred: u32,
 }
 
-/// What a router says.
-#[derive(Debug, Clone)]
-struct Says {
-    prefixes: Vec<Announced>,
-    /// Addresses come from DHCPv6.
-    managed: bool,
-}
-
-/// Seconds for which it is a router: half an hour, as most say.
-const LIFETIME_S: u16 = 1800;
-
 /// The network; threads of it live as long as the test's process.
 #[derive(Debug)]
 pub struct Router {
-    socket: Arc<OwnedFd>,
     index: u32,
-    says: Arc<Mutex<Says>>,
-    asked: Arc<AtomicUsize>,
+    voice: Voice,
     lent: Arc<Mutex<Option<Ipv6Addr>>>,
 }
 
@@ -91,17 +75,12 @@ impl Router {
             network: own.network(),
             preferred: 3600,
         };
+        let prefixes = own.iter().take(1).map(announced).collect();
         let router = Self {
-            socket: Arc::new(open()?),
             index,
-            says: Arc::new(Mutex::new(Says {
-                prefixes: own.iter().take(1).map(announced).collect(),
-                managed: false,
-            })),
-            asked: Arc::default(),
+            voice: Voice::begin(index, LOCAL.parse()?, prefixes, patience)?,
             lent: Arc::default(),
         };
-        router.answer(patience);
         let first = own.first().context("a network has a prefix")?.address;
         serve(index, first, router.lent.clone())?;
         Ok(router)
@@ -109,30 +88,47 @@ impl Router {
 
     /// Says something else from now on, and at once.
     pub fn announce(&self, says: Vec<Announced>) -> Result<()> {
-        self.says_now(|now| now.prefixes = says)
+        self.voice.say(|now| now.prefixes = says)
     }
 
     /// Addresses do not follow from prefixes any more: this one is lent.
     pub fn lend(&self, address: Ipv6Addr) -> Result<()> {
         *self.lent.lock().unwrap_or_else(PoisonError::into_inner) = Some(address);
-        self.says_now(|now| now.managed = true)
+        self.voice.say(|now| now.managed = true)
     }
 
-    /// Lends one address of IPv4 to who has asked for the `patience`th time. How often was asked.
-    pub fn lease(
-        &self,
-        leased: Ipv4Addr,
-        own: Ipv4Addr,
-        patience: usize,
-    ) -> Result<Arc<AtomicUsize>> {
+    /// Says that it leads to the world for so many seconds; 0: no more.
+    pub fn lead(&self, seconds: u16) -> Result<()> {
+        self.voice.say(|now| now.lifetime_s = seconds)
+    }
+
+    /// The router dies without a word: nobody answers for its address on the link any more, and what it had said still holds.
+    pub fn die(&self) -> Result<()> {
+        ip(&format!("address del {LOCAL}/64 dev {TAP}"))
+    }
+
+    /// One more router on the link, which has this address there, names no prefix, and says so at once.
+    pub fn beside(&self, address: &str) -> Result<()> {
+        self.add(&format!("{address}/64"))?;
+        let voice = Voice::begin(self.index, address.parse()?, Vec::new(), 1)?;
+        voice.say(|_| ())
+    }
+
+    /// What the test asks of the node it asks as this address beyond the routers from now on.
+    /// `own`: the network that the node is in.
+    pub fn ask_from(&self, outside: &str, own: &Cidr6) -> Result<()> {
+        // It can be a source at once.
+        ip(&format!("address add {outside}/128 dev lo nodad"))?;
+        let network = own.network();
+        ip(&format!(
+            "-6 route replace {network} dev {TAP} src {outside}"
+        ))
+    }
+
+    /// Lends one address of IPv4 to who has asked for the `patience`th time.
+    pub fn lease(&self, leased: Ipv4Addr, own: Ipv4Addr, patience: usize) -> Result<Lends> {
         self.add(&format!("{own}/24"))?;
         dhcp4::serve(leased, own, patience)
-    }
-
-    fn says_now(&self, change: impl FnOnce(&mut Says)) -> Result<()> {
-        let mut says = self.says.lock().unwrap_or_else(PoisonError::into_inner);
-        change(&mut says);
-        send(&self.socket, self.index, &says.advertisement())
     }
 
     /// Another address of the router's, of either family. It is there at once: one that is still being looked for would be given up
@@ -146,14 +142,14 @@ impl Router {
     /// yet what is sent to all, and the one answer to a node's one question is lost then.
     pub fn add_twin(&self, address: Cidr6) -> Result<()> {
         self.add(&address.to_string())?;
-        let (socket, index) = (open()?, self.index);
+        let (socket, index) = (voice::open()?, self.index);
         // RFC 4861 section 4.4, with the override flag.
         let mut packet = vec![ADVERTISEMENT, 0, 0, 0, 0x20, 0, 0, 0];
         packet.extend(address.address.octets());
         // Nobody hears it while the machine is off.
         thread::spawn(move || {
             loop {
-                let _ = send(&socket, index, &packet);
+                let _ = voice::tell_all(&socket, index, &packet);
                 thread::sleep(SAID_AGAIN);
             }
         });
@@ -162,25 +158,7 @@ impl Router {
 
     /// How often was asked for routers.
     pub fn asked(&self) -> usize {
-        self.asked.load(Ordering::Relaxed)
-    }
-
-    fn answer(&self, patience: usize) {
-        let (socket, index) = (self.socket.clone(), self.index);
-        let (says, asked) = (self.says.clone(), self.asked.clone());
-        thread::spawn(move || -> Result<()> {
-            let mut packet = [0; 1500];
-            loop {
-                let length = recv(socket.as_raw_fd(), &mut packet, MsgFlags::empty())?;
-                if packet[..length].first() != Some(&SOLICITATION) {
-                    continue;
-                }
-                if asked.fetch_add(1, Ordering::Relaxed) + 1 >= patience {
-                    let says = says.lock().unwrap_or_else(PoisonError::into_inner);
-                    send(&socket, index, &says.advertisement())?;
-                }
-            }
-        });
+        self.voice.asked()
     }
 }
 
@@ -189,44 +167,6 @@ fn ip(arguments: &str) -> Result<()> {
     let output = output.context("run Debian's ip")?;
     ensure!(output.status.success(), "ip {arguments}: {output:?}");
     Ok(())
-}
-
-fn open() -> Result<OwnedFd> {
-    let flags = SockFlag::SOCK_CLOEXEC;
-    let icmp = SockProtocol::IcmpV6;
-    let socket =
-        socket(AddressFamily::Inet6, SockType::Raw, flags, icmp).context("a raw socket")?;
-    setsockopt(&socket, sockopt::Ipv6MulticastHops, &255)?;
-    setsockopt(&socket, sockopt::BindToDevice, &TAP.to_owned().into())?;
-    Ok(socket)
-}
-
-fn send(socket: &OwnedFd, index: u32, packet: &[u8]) -> Result<()> {
-    let everybody = SocketAddrV6::new("ff02::1".parse()?, 0, 0, index);
-    let to = SockaddrIn6::from(everybody);
-    sendto(socket.as_raw_fd(), packet, &to, MsgFlags::empty()).context("send an advertisement")?;
-    Ok(())
-}
-
-impl Says {
-    /// RFC 4861 section 4.2: name and time servers are always from DHCPv6.
-    fn advertisement(&self) -> Vec<u8> {
-        let [high, low] = LIFETIME_S.to_be_bytes();
-        let (flags, of_prefix) = match self.managed {
-            true => (0xc0, 0x80),
-            false => (0x40, 0xc0),
-        };
-        let mut packet = vec![134, 0, 0, 0, 64, flags, high, low];
-        packet.resize(16, 0);
-        for Announced { network, preferred } in &self.prefixes {
-            packet.extend([3, 4, network.prefix(), of_prefix]);
-            packet.extend(86_400_u32.to_be_bytes());
-            packet.extend(preferred.to_be_bytes());
-            packet.extend([0; 4]);
-            packet.extend(network.address.octets());
-        }
-        packet
-    }
 }
 
 /// Answers questions of DHCPv6 and for the time.
@@ -281,21 +221,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_time_is_answered_in_one_packet_and_an_advertisement_says_who_lends_addresses() {
+    fn the_time_is_answered_in_one_packet() {
         assert_eq!(now(&[0; 48]).expect("an answer").len(), 48);
-        let network = "2001:db8::/64".parse().expect("a prefix");
-        let announced = Announced {
-            network,
-            preferred: 60,
-        };
-        let mut says = Says {
-            prefixes: vec![announced],
-            managed: false,
-        };
-        let told = says.advertisement();
-        assert_eq!((told[5], &told[6..8], told[19]), (0x40, &[7, 8][..], 0xc0));
-        says.managed = true;
-        let told = says.advertisement();
-        assert_eq!((told[5], &told[6..8], told[19]), (0xc0, &[7, 8][..], 0x80));
     }
 }

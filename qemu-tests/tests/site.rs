@@ -4,8 +4,7 @@
 #![cfg(test)]
 
 mod tests {
-    use std::sync::atomic::Ordering;
-    use std::time::Instant;
+    use std::time::{Duration, Instant};
 
     use image::qemu::{Bus, Card, Disk, Link, Machine, Net};
     use qemu_tests::disk::stick;
@@ -320,8 +319,7 @@ mod tests {
         let none = "none yet: no DHCP server has answered, asking on";
         assert!(console.contains(none), "{console}");
         assert_eq!(lab.address().expect("shown"), "192.0.2.77:7443");
-        let before = asked.load(Ordering::Relaxed);
-        assert!(before >= 7);
+        assert!(asked.asked() >= 7);
         for _ in 0..3 {
             for there in [false, true] {
                 lab.node().set_link(0, there).expect("set");
@@ -329,6 +327,94 @@ mod tests {
         }
         assert_eq!(address(&lab, "eth0"), "192.0.2.77/24");
         assert_eq!(gateways(&lab), serde_json::json!(["192.0.2.1"]));
+    }
+
+    /// Whether a router leads the node, as it says itself. `None`: it is not reached just now.
+    fn led_by(lab: &Lab) -> Option<Value> {
+        let answer = lab.sifr(&["--output", "json", "node", "info"]);
+        let answer = answer.expect("sifr runs").must().ok()?;
+        let info: Value = serde_json::from_str(&answer.stdout).expect("JSON");
+        Some(info["links"][0]["gateways"].clone())
+    }
+
+    /// Nothing tells a test when a neighbour is found not to answer: the node is asked, which sends something there.
+    fn until_led_by(lab: &Lab, gateway: &str) {
+        let expected = serde_json::json!([gateway]);
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let now = led_by(lab);
+            if now.as_ref() == Some(&expected) {
+                return;
+            }
+            assert!(Instant::now() < end, "{now:?} for {expected}");
+        }
+    }
+
+    /// All that the test asks comes from beyond the link: the node answers by way of a router.
+    #[test]
+    fn a_node_is_led_by_the_router_that_is_left_where_the_other_says_that_it_goes() {
+        let own = ["2001:db8:6::1/64".parse().expect("an address")];
+        let router = Router::lay(&own, 1).expect("a network; it needs root");
+        router
+            .ask_from("2001:db8:ffff::1", &own[0])
+            .expect("an address beyond");
+        let lab = Lab::with(&told(""), |machine| {
+            at(&router, machine);
+            Ok(())
+        });
+        let lab = lab.expect("a node");
+        assert_eq!(gateways(&lab), serde_json::json!(["fe80::1"]));
+        router.beside("fe80::2").expect("another router");
+        // It says that it leads nowhere any more, and then that it does again.
+        router.lead(0).expect("sent");
+        until_led_by(&lab, "fe80::2");
+        router.lead(1800).expect("sent");
+        assert_eq!(gateways(&lab), serde_json::json!(["fe80::2"]));
+        assert_eq!(address(&lab, "eth0"), "2001:db8:6:0:5054:ff:fe00:6/64");
+    }
+
+    /// What was to go by the dead one is lost until the kernel has found out: it believes for up to 45 s that who has answered still does,
+    /// and asks for some seconds after that.
+    const FOUND_OUT: Duration = Duration::from_secs(90);
+
+    #[test]
+    fn a_router_that_dies_without_a_word_is_left_for_the_other_within_a_minute() {
+        let own = ["2001:db8:6::1/64".parse().expect("an address")];
+        let router = Router::lay(&own, 1).expect("a network; it needs root");
+        router
+            .ask_from("2001:db8:ffff::1", &own[0])
+            .expect("an address beyond");
+        let lab = Lab::with(&told(""), |machine| {
+            at(&router, machine);
+            Ok(())
+        });
+        let lab = lab.expect("a node");
+        router.beside("fe80::2").expect("another router");
+        assert_eq!(gateways(&lab), serde_json::json!(["fe80::1"]));
+        let begun = Instant::now();
+        router.die().expect("gone");
+        until_led_by(&lab, "fe80::2");
+        println!("left after {:?}", begun.elapsed());
+        assert!(begun.elapsed() < FOUND_OUT, "{:?}", begun.elapsed());
+    }
+
+    /// The server names another router when the node asks it to renew its lease.
+    #[test]
+    fn a_router_that_is_another_when_a_lease_is_renewed_is_followed() {
+        let own = ["2001:db8:6::1/64".parse().expect("an address")];
+        let router = Router::lay(&own, usize::MAX).expect("a network; it needs root");
+        let lends = router.lease([192, 0, 2, 77].into(), [192, 0, 2, 1].into(), 1);
+        let lends = lends.expect("a server");
+        let lab = Lab::with(&told(""), |machine| {
+            at(&router, machine);
+            Ok(())
+        });
+        let lab = lab.expect("a node");
+        assert_eq!(gateways(&lab), serde_json::json!(["192.0.2.1"]));
+        router.add("192.0.2.2/24").expect("another router");
+        lends.lead_by([192, 0, 2, 2].into());
+        until_led_by(&lab, "192.0.2.2");
+        assert_eq!(address(&lab, "eth0"), "192.0.2.77/24");
     }
 
     /// One of its two addresses is a neighbour's. The other is reached, and says so.
@@ -345,7 +431,8 @@ mod tests {
             Ok(())
         });
         let lab = lab.expect("a node");
-        assert_eq!(lab.address().expect("shown"), "[2001:db8:6::8]:7443");
+        let shown = lab.address().expect("shown");
+        assert_eq!(shown, "[2001:db8:6::8]:7443", "{}", lab.console());
         let twin = "sifr: trouble phase_links: another machine on eth0 has 2001:db8:6::9";
         lab.node().wait_for_line(twin, PATIENCE).expect("told");
         assert_eq!(gateways(&lab), serde_json::json!(["fe80::1"]));

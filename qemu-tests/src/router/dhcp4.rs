@@ -3,8 +3,8 @@
 //! Owns: offers and acknowledgements. Refuses: to answer before it has been asked often enough.
 
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result};
 use nix::sys::socket::{setsockopt, sockopt};
@@ -15,26 +15,51 @@ const COOKIE: [u8; 4] = [99, 130, 83, 99];
 /// Before the cookie.
 const FIXED: usize = 236;
 const KIND: u8 = 53;
-/// Seconds.
-const LEASE: u32 = 3600;
+/// Seconds, of which half pass until it is renewed: the shortest that a node takes at its word.
+const LEASE: u32 = 30;
 
-/// Serves from now on; how often was asked, of either kind.
-pub(super) fn serve(leased: Ipv4Addr, own: Ipv4Addr, patience: usize) -> Result<Arc<AtomicUsize>> {
+/// A server at work.
+#[derive(Debug)]
+pub struct Lends {
+    asked: Arc<AtomicUsize>,
+    gateway: Arc<Mutex<Ipv4Addr>>,
+}
+
+impl Lends {
+    /// How often was asked, of either kind.
+    pub fn asked(&self) -> usize {
+        self.asked.load(Ordering::Relaxed)
+    }
+
+    /// Names another router from the next question on.
+    pub fn lead_by(&self, gateway: Ipv4Addr) {
+        *self.gateway.lock().unwrap_or_else(PoisonError::into_inner) = gateway;
+    }
+}
+
+/// Serves from now on, and names itself as the router.
+pub(super) fn serve(leased: Ipv4Addr, own: Ipv4Addr, patience: usize) -> Result<Lends> {
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 67)).context("listen for DHCP")?;
     setsockopt(&socket, sockopt::BindToDevice, &TAP.to_owned().into())?;
     setsockopt(&socket, sockopt::Broadcast, &true)?;
     let asked = Arc::new(AtomicUsize::new(0));
-    let count = asked.clone();
+    let (count, gateway) = (asked.clone(), Arc::new(Mutex::new(own)));
+    let named = gateway.clone();
     let everybody = SocketAddr::from((Ipv4Addr::BROADCAST, 68));
     answer_each(socket, Some(everybody), move |question| {
-        let answer = answer(question, leased, own)?;
+        let gateway = *named.lock().unwrap_or_else(PoisonError::into_inner);
+        let answer = answer(question, leased, (own, gateway))?;
         (count.fetch_add(1, Ordering::Relaxed) + 1 >= patience).then_some(answer)
     });
-    Ok(asked)
+    Ok(Lends { asked, gateway })
 }
 
 /// An offer to who discovers, an acknowledgement to who requests.
-fn answer(question: &[u8], leased: Ipv4Addr, own: Ipv4Addr) -> Option<Vec<u8>> {
+fn answer(
+    question: &[u8],
+    leased: Ipv4Addr,
+    (own, gateway): (Ipv4Addr, Ipv4Addr),
+) -> Option<Vec<u8>> {
     let kind = match option(question.get(FIXED..)?, KIND)? {
         [1] => 2,
         [3] => 5,
@@ -52,7 +77,7 @@ fn answer(question: &[u8], leased: Ipv4Addr, own: Ipv4Addr) -> Option<Vec<u8>> {
     for (code, value) in [
         (54, own.octets()),
         (1, [255, 255, 255, 0]),
-        (3, own.octets()),
+        (3, gateway.octets()),
         (51, LEASE.to_be_bytes()),
     ] {
         out.extend([code, 4]);
@@ -95,7 +120,8 @@ mod tests {
             out.extend([57, 2, 5, 220, KIND, 1, kind, 255]);
             out
         };
-        let (leased, own) = ([192, 0, 2, 77].into(), [192, 0, 2, 1].into());
+        let (leased, own) = ([192, 0, 2, 77].into(), Ipv4Addr::new(192, 0, 2, 1));
+        let own = (own, own);
         for (asked, answered) in [(1, 2), (3, 5)] {
             let answer = answer(&ask(asked), leased, own).expect("an answer");
             assert_eq!(answer[4..8], [9, 8, 7, 6]);

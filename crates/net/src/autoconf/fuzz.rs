@@ -9,6 +9,7 @@ use types::Mac;
 
 use super::{Action, Link, MTU_MIN, advert};
 use crate::dhcp6;
+use crate::link::Neighbour;
 
 const MAC: Mac = Mac([2, 0, 0, 0, 0, 1]);
 /// Ticks at one moment until nothing is left to do there: of routers and of servers.
@@ -69,6 +70,15 @@ impl Conversation {
             return Vec::new();
         };
         let actions = self.link.advert(self.now, &advert);
+        self.said(actions)
+    }
+
+    /// What the kernel finds out about the router of this number.
+    pub fn notice(&mut self, router: u8, answers: bool) -> Vec<Vec<u8>> {
+        let address = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, router.into());
+        let actions = self
+            .link
+            .neighbour(self.now, Neighbour { address, answers });
         self.said(actions)
     }
 

@@ -18,6 +18,7 @@ use tokio::sync::{Notify, watch};
 use types::{Cidr6, Mac};
 
 use crate::dhcp6::{self, Told};
+use crate::link::{Neighbour, Neighbours};
 use advert::Advert;
 use routers::Routers;
 use wire::{Heard, Wire};
@@ -80,7 +81,14 @@ async fn drive<R: FnMut() -> u32>(
     learned: &watch::Sender<Learned>,
     attached: &Notify,
 ) -> std::io::Result<()> {
+    let mut neighbours = None;
     loop {
+        match (&neighbours, link.routers.are_several()) {
+            (None, true) => neighbours = Some(Neighbours::open(wire.index()).map_err(failed)?),
+            // With one there is no choice, and whoever else is on the link wakes nobody.
+            (Some(_), false) => neighbours = None,
+            (None, false) | (Some(_), true) => {}
+        }
         let deadline = link.deadline().unwrap_or_else(|| Instant::now() + IDLE);
         let actions = tokio::select! {
             () = learned.closed() => return Ok(()),
@@ -90,6 +98,7 @@ async fn drive<R: FnMut() -> u32>(
                 Heard::Advert(advert) => link.advert(Instant::now(), &advert),
                 Heard::Answer(answer) => link.answer(Instant::now(), answer),
             },
+            said = next(&mut neighbours) => link.neighbour(Instant::now(), said?),
         };
         for action in actions {
             match action {
@@ -101,6 +110,18 @@ async fn drive<R: FnMut() -> u32>(
             }
         }
     }
+}
+
+/// For ever, where nobody is watched.
+async fn next(neighbours: &mut Option<Neighbours>) -> std::io::Result<Neighbour> {
+    match neighbours {
+        Some(neighbours) => neighbours.next().await.map_err(failed),
+        None => std::future::pending().await,
+    }
+}
+
+fn failed(error: crate::Error) -> std::io::Error {
+    std::io::Error::other(sys::error::chain(&error))
 }
 
 /// What is to be done.
@@ -158,6 +179,11 @@ impl<R: FnMut() -> u32> Link<R> {
 
     fn advert(&mut self, now: Instant, advert: &Advert) -> Vec<Action> {
         self.routers.hear(now, advert);
+        self.follow(now, |_| Vec::new())
+    }
+
+    fn neighbour(&mut self, now: Instant, said: Neighbour) -> Vec<Action> {
+        self.routers.answers(now, said);
         self.follow(now, |_| Vec::new())
     }
 

@@ -4,9 +4,11 @@
 //! Refuses: more of anything than a link honestly has: what a flood of advertisements names beyond that is not kept.
 //!
 //! An address ends with its prefix's valid lifetime. One whose preferred lifetime is over is given up as soon as there is
-//! a better one. Where the cable was away everything is in doubt: what nobody repeats soon after the first router that
+//! a better one. A router that does not answer leads nowhere as long as another one does, whatever it has said of itself (RFC 4861
+//! section 6.3.6, RFC 4191 section 3.2); one that goes on saying that it leads to the world is tried again, more and more rarely. Where the cable was away everything is in doubt: what nobody repeats soon after the first router that
 //! answers is forgotten; where none answers it stays.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::net::Ipv6Addr;
 use std::time::{Duration, Instant};
@@ -16,6 +18,7 @@ use types::{Cidr6, Mac};
 use super::advert::{Advert, Preference, Prefix};
 use super::{Learned, eui64};
 use crate::dhcp6::Mode;
+use crate::link::Neighbour;
 
 /// Between solicitations (RFC 7559 section 2: the first pause is doubled). The longest there is an hour; a router that
 /// starts says so itself, and a node that waits for nothing else may ask more often.
@@ -29,6 +32,10 @@ const DOUBT: Duration = Duration::from_secs(8);
 const MISSES: u8 = 4;
 /// RFC 4862 section 5.5.3: one forged advertisement does not end an address, or what is on the link, sooner than this.
 const VALID_MIN: Duration = Duration::from_secs(7200);
+/// A router that did not answer and goes on speaking is tried again after this, doubled each time up to the second: each try costs who
+/// speaks through it up to a minute, and there is another that answers.
+const PARDON_FIRST: Duration = Duration::from_secs(300);
+const PARDON_MAX: Duration = Duration::from_secs(3600);
 /// Links have one or two routers, and some prefixes and name servers.
 const ROUTERS_MAX: usize = 16;
 const PREFIXES_MAX: usize = 16;
@@ -77,7 +84,76 @@ struct Router {
     preference: Preference,
     mode: Mode,
     mtu: Option<u32>,
+    voice: Voice,
     doubtful: bool,
+}
+
+/// Whether a router answers when something is sent to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum Voice {
+    /// As far as is known.
+    #[default]
+    Answers,
+    /// It did not, and has said since that it is there: it is tried once more, and after that not for longer than the last time.
+    Tried { failures: u32 },
+    Silent {
+        since: Instant,
+        /// What it says before then changes nothing: one that is dead may say it for ever.
+        until: Instant,
+        failures: u32,
+    },
+}
+
+impl Voice {
+    fn failed(self, now: Instant) -> Self {
+        let failures = match self {
+            Self::Answers => 0,
+            Self::Tried { failures } => failures,
+            // The same death, found out once more.
+            Self::Silent {
+                until, failures, ..
+            } => {
+                return Self::Silent {
+                    since: now,
+                    until,
+                    failures,
+                };
+            }
+        };
+        let pause = PARDON_FIRST.saturating_mul(1 << failures.min(16));
+        Self::Silent {
+            since: now,
+            until: now + pause.min(PARDON_MAX),
+            failures: failures.saturating_add(1),
+        }
+    }
+
+    /// It says that it leads to the world.
+    fn spoke(self, now: Instant) -> Self {
+        match self {
+            Self::Silent {
+                until, failures, ..
+            } if until <= now => Self::Tried { failures },
+            Self::Answers | Self::Tried { .. } | Self::Silent { .. } => self,
+        }
+    }
+
+    /// The highest is the best: one that answers, then the one that has not for longest. So where none answers they are tried in turn.
+    fn rank(self) -> Reverse<Option<Instant>> {
+        Reverse(match self {
+            Self::Answers | Self::Tried { .. } => None,
+            Self::Silent { since, .. } => Some(since),
+        })
+    }
+}
+
+/// The highest is used.
+type Rank = (Reverse<Option<Instant>>, Preference);
+
+impl Router {
+    fn rank(&self) -> Rank {
+        (self.voice.rank(), self.preference)
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -177,12 +253,30 @@ impl Routers {
 
     /// The link came up, and may lead elsewhere than before.
     pub(super) fn attached(&mut self, now: Instant) {
-        self.routers.values_mut().for_each(|r| r.doubtful = true);
+        for router in self.routers.values_mut() {
+            (router.doubtful, router.voice) = (true, Voice::Answers);
+        }
         self.prefixes.values_mut().for_each(|p| p.doubtful = true);
         self.routes.values_mut().for_each(|p| p.doubtful = true);
         self.dns.iter_mut().for_each(|dns| dns.doubtful = true);
         self.doubt = None;
         self.solicit = Some((now, SOLICIT_FIRST));
+    }
+
+    /// There are several: whether they answer matters.
+    pub(super) fn are_several(&self) -> bool {
+        self.routers.len() > 1
+    }
+
+    /// A neighbour answers, or does not when something is sent to it.
+    pub(super) fn answers(&mut self, now: Instant, neighbour: Neighbour) {
+        if let Some(router) = self.routers.get_mut(&neighbour.address) {
+            router.voice = match neighbour.answers {
+                true => Voice::Answers,
+                false => router.voice.failed(now),
+            };
+        }
+        self.forget(now);
     }
 
     pub(super) fn hear(&mut self, now: Instant, advert: &Advert) {
@@ -231,12 +325,15 @@ impl Routers {
             (false, false) => Mode::Off,
         };
         let until = Until::after(now, advert.lifetime.into());
+        let known = self.routers.get(&advert.router);
+        let voice = known.map(|router| router.voice).unwrap_or_default();
         let router = Router {
             until,
             known: until.max(Until::At(now + VALID_MIN)),
             preference: advert.preference,
             mode,
             mtu: advert.mtu,
+            voice: voice.spoke(now),
             doubtful: false,
         };
         self.routers.insert(advert.router, router);
@@ -321,12 +418,17 @@ impl Routers {
 
     fn choose(&mut self, now: Instant) {
         let leads = self.routers.iter().filter(|(_, r)| r.until.holds(now));
-        let best = leads.clone().map(|(_, r)| r.preference).max();
+        let best = leads.clone().map(|(_, r)| r.rank()).max();
         let mut best = leads
-            .filter(|(_, r)| Some(r.preference) == best)
+            .filter(|(_, r)| Some(r.rank()) == best)
             .map(|(at, _)| *at);
         let first = best.clone().next();
         self.chosen = best.find(|at| Some(*at) == self.chosen).or(first);
+    }
+
+    fn voice(&self, router: &Ipv6Addr) -> Voice {
+        let router = self.routers.get(router);
+        router.map(|router| router.voice).unwrap_or_default()
     }
 
     /// What DHCPv6 is for on this link: the most that a router says.
@@ -355,21 +457,25 @@ impl Routers {
         let bare = self.prefixes.iter().filter(|(network, held)| {
             held.on_link.is_some() && !addresses.iter().any(|a| a.network() == **network)
         });
-        let mut routes: BTreeMap<Cidr6, (Option<Ipv6Addr>, Preference)> = BTreeMap::new();
+        let mut routes = BTreeMap::new();
         for ((destination, router), path) in &self.routes {
+            let rank: Rank = (self.voice(router).rank(), path.preference);
             let known = routes.get(destination);
-            if known.is_none_or(|(_, preference)| path.preference > *preference) {
-                routes.insert(*destination, (Some(*router), path.preference));
+            if known.is_none_or(|(_, known)| rank > *known) {
+                routes.insert(*destination, (Some(*router), rank));
             }
         }
         // `::/0` is another way to say that a router leads to the world.
         let everywhere = Cidr6::new(Ipv6Addr::UNSPECIFIED, 0).expect("0 is a prefix length");
         let world = routes.remove(&everywhere).and_then(|(router, _)| router);
+        // Whoever of the two answers; where both do or neither, what a router says of itself.
+        let silence = |router: &Ipv6Addr| Reverse(self.voice(router).rank());
+        let gateway = self.chosen.into_iter().chain(world).min_by_key(silence);
         let mut all: BTreeMap<Cidr6, Option<Ipv6Addr>> =
             routes.into_iter().map(|(to, (by, _))| (to, by)).collect();
         all.extend(bare.map(|(network, _)| (*network, None)));
         Learned {
-            gateway: self.chosen.or(world),
+            gateway,
             routes: all.into_iter().collect(),
             dns: self.dns.iter().map(|dns| dns.server).collect(),
             ntp: Vec::new(),

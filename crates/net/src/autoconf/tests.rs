@@ -146,6 +146,79 @@ fn the_router_that_says_it_is_better_is_used() {
     assert_eq!(lan.gateway().as_deref(), Some("fe80::1"));
 }
 
+fn says(lan: &mut Lan, address: &str, answers: bool) -> String {
+    let address = ip(address);
+    let said = Neighbour { address, answers };
+    lan.link.neighbour(lan.now(), said);
+    lan.gateway().expect("one is always tried")
+}
+
+#[test]
+fn a_router_that_does_not_answer_is_left_for_one_that_does() {
+    let mut lan = Lan::new();
+    // The dead one would be the better.
+    lan.hear("fe80::1", 1800, 0x08, &[]);
+    lan.hear("fe80::2", 1800, 0, &[]);
+    assert_eq!(lan.gateway().as_deref(), Some("fe80::1"));
+    assert_eq!(says(&mut lan, "fe80::1", false), "fe80::2");
+    assert_eq!(says(&mut lan, "fe80::77", false), "fe80::2", "no router");
+    // Where none answers they are tried in turn.
+    for expected in ["fe80::1", "fe80::2", "fe80::1"] {
+        lan.pass(3);
+        let tried = lan.gateway().expect("one is tried");
+        assert_eq!(says(&mut lan, &tried, false), expected);
+    }
+    assert_eq!(says(&mut lan, "fe80::2", true), "fe80::2");
+    assert_eq!(says(&mut lan, "fe80::1", true), "fe80::1");
+    // What it says of itself is followed at once.
+    lan.hear("fe80::1", 0, 0x08, &[]);
+    assert_eq!(lan.gateway().as_deref(), Some("fe80::2"));
+}
+
+/// A dead one whose advertisements something goes on sending, or one whose other half is dead.
+#[test]
+fn a_router_that_speaks_and_does_not_answer_is_tried_again_more_and_more_rarely() {
+    let mut lan = Lan::new();
+    let speak = |lan: &mut Lan| {
+        lan.hear("fe80::1", 1800, 0x08, &[]);
+        lan.hear("fe80::2", 1800, 0, &[]);
+        lan.gateway().expect("one of them")
+    };
+    assert_eq!(speak(&mut lan), "fe80::1");
+    for minutes in [5, 10, 20, 40, 60, 60] {
+        assert_eq!(says(&mut lan, "fe80::1", false), "fe80::2");
+        for minute in 1..minutes {
+            lan.pass(60);
+            assert_eq!(speak(&mut lan), "fe80::2", "{minute} of {minutes}");
+            // The kernel finds out again and again that it does not answer, and that is no news.
+            assert_eq!(says(&mut lan, "fe80::1", false), "fe80::2");
+        }
+        lan.pass(60);
+        assert_eq!(speak(&mut lan), "fe80::1", "{minutes}");
+    }
+    // It answers: all is forgotten.
+    assert_eq!(says(&mut lan, "fe80::1", true), "fe80::1");
+    assert_eq!(says(&mut lan, "fe80::1", false), "fe80::2");
+    lan.pass(300);
+    assert_eq!(speak(&mut lan), "fe80::1");
+}
+
+/// Of two that say it in the two ways that there are, as a router and as a route to everywhere.
+#[test]
+fn a_dead_router_is_left_for_one_that_only_says_that_it_has_a_route_to_everywhere() {
+    let mut lan = Lan::new();
+    let mut everywhere = vec![24, 1, 0, 0];
+    everywhere.extend(1800_u32.to_be_bytes());
+    lan.hear("fe80::1", 1800, 0, &[]);
+    lan.hear("fe80::2", 0, 0, &[everywhere]);
+    assert_eq!(lan.gateway().as_deref(), Some("fe80::1"));
+    assert_eq!(says(&mut lan, "fe80::1", false), "fe80::2");
+    lan.pass(1);
+    assert_eq!(says(&mut lan, "fe80::2", false), "fe80::1");
+    assert_eq!(says(&mut lan, "fe80::2", true), "fe80::2");
+    assert_eq!(says(&mut lan, "fe80::1", true), "fe80::1");
+}
+
 #[test]
 fn an_address_that_is_not_preferred_any_more_goes_as_soon_as_there_is_a_better() {
     let mut lan = Lan::new();
@@ -278,7 +351,7 @@ proptest! {
     /// Whatever is heard whenever: nothing panics, works without pause, or grows without end.
     #[test]
     fn any_conversation_ends_in_something_sane(
-        events in prop::collection::vec((0_u8..7, any::<u8>(), any::<u32>(), prop::collection::vec(any::<u8>(), 0..40)), 0..50)
+        events in prop::collection::vec((0_u8..8, any::<u8>(), any::<u32>(), prop::collection::vec(any::<u8>(), 0..40)), 0..50)
     ) {
         let mut lan = Conversation::default();
         for (kind, small, large, bytes) in events {
@@ -290,6 +363,7 @@ proptest! {
                 2 => lan.attach(),
                 3 => lan.hear_server(&bytes),
                 4 => lan.hear_router(small, 255, &bytes),
+                7 => lan.notice(small & 3, large & 1 == 0),
                 _ => {
                     let seconds = u16::try_from(large & 0xffff).expect("16 bits");
                     let options = [

@@ -45,6 +45,10 @@ impl<'a> Wire<'a> {
         })
     }
 
+    pub(super) fn index(&self) -> u32 {
+        self.port.index
+    }
+
     /// What could not be sent is as what was lost: it is said again in time.
     pub(super) fn solicit(&self, packet: &[u8]) {
         let to = SockaddrIn6::from(SocketAddrV6::new(ROUTERS, 0, 0, self.port.index));

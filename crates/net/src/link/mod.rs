@@ -5,6 +5,7 @@
 //! link-local addresses.
 
 mod message;
+mod neighbours;
 mod observe;
 mod plan;
 mod proxy;
@@ -16,6 +17,7 @@ use std::sync::Arc;
 
 use types::{AnyCidr, Mac};
 
+pub use neighbours::{Neighbour, Neighbours};
 pub use observe::{Handle, Monitor};
 pub use plan::{Step, plan};
 pub use proxy::{Answered, answer_for};
