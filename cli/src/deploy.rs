@@ -6,6 +6,7 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
 use api::{Client, ClientError, Envelope};
@@ -226,7 +227,8 @@ fn wanted(
         fleet,
     } = draft;
     let mut deployment = deployment;
-    sites::bring(&mut deployment, base)?;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    sites::bring(&mut deployment, base, now.unwrap_or_default().as_secs())?;
     let name = options.name.or(name).ok_or_else(|| {
         Usage(format!(
             "{} gives the deployment no name: add `name:` to it, or use --name",

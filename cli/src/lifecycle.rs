@@ -459,8 +459,11 @@ fn detail(status: &DeploymentStatus) -> String {
     }
     let sites = sites::rows(status);
     if !sites.is_empty() {
-        let headings = ["NAME", "SERVED BY", "ANSWERED", "SERVED"];
+        let headings = ["NAME", "SERVED BY", "ANSWERED", "CERTIFICATE", "SERVED"];
         out.push_str(&format!("\n\n{}", table(headings, &sites)));
+    }
+    for complaint in sites::complaints(status) {
+        out.push_str(&format!("\n{}/{complaint}", status.name));
     }
     for condition in &status.conditions {
         let (code, message) = (condition.code, crate::screen::clean(&condition.message));

@@ -9,7 +9,7 @@ use serde_json::Value;
 use types::Name;
 use types::deployment::Deployment;
 use types::elsewhere::Way;
-use types::ingress::{Host, Site};
+use types::ingress::{Host, Site, Tls};
 
 use crate::failure::Usage;
 use crate::fleet::Fleet;
@@ -41,6 +41,11 @@ pub(crate) fn take_on(place: &str, value: &mut Value) -> Result<Option<BTreeSet<
     Ok(Some(on))
 }
 
+fn two(nodes: &BTreeSet<Name>) -> Option<(&Name, &Name)> {
+    let mut nodes = nodes.iter();
+    nodes.next().zip(nodes.next())
+}
+
 /// The nodes that serve a name: those that it says, else each that has one of its machines. All of them reach all machines.
 pub(crate) fn nodes(
     fleet: &Fleet,
@@ -60,6 +65,12 @@ pub(crate) fn nodes(
     }
     let own = || placed.iter().map(|(_, node)| (*node).clone()).collect();
     let serving: BTreeSet<Name> = fleet.sites.get(host).cloned().unwrap_or_else(own);
+    // Its proof would be with one of them, and who looks for it comes to any.
+    if let (Some(Tls::Acme(_)), Some((first, second))) = (&site.tls, two(&serving)) {
+        return Err(Usage(format!(
+            "ingress.{host}: {first} and {second} serve it, and an authority of certificates finds one of them: name one node with `on`, or bring a certificate"
+        )));
+    }
     for node in &serving {
         for (machine, there) in placed.iter().filter(|(_, there)| *there != node) {
             reaches(fleet, whole, node, (machine, there))

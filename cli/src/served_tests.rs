@@ -38,6 +38,7 @@ fn a_name_is_served_where_its_machines_are_or_where_the_file_says_and_leads_to_a
         ("a.b: {to: web1:80}", &["n1"][..]),
         ("a.b: {to: [web1:80, web2:80]}", &["n1", "n2"]),
         ("a.b: {to: [web1:80, web2:80], on: n1}", &["n1"]),
+        ("a.b: {to: [web1:80, web2:80], on: n1, tls: acme}", &["n1"]),
         ("a.b: {to: [web1:80, web2:80], on: [n3, n1]}", &["n1", "n3"]),
         (
             "a.b: {to: web1:80, paths: {/api: web2:80}, on: n3}",
@@ -64,6 +65,11 @@ fn a_name_that_a_node_cannot_lead_anywhere_is_refused_with_what_to_do() {
     let side = "  side: {network: {nodes: [n1, n2]}}\n";
     let apart = "  net: {network: {nodes: [n2, n3]}}\n";
     for (ingress, workloads, says) in [
+        (
+            "a.b: {to: [web1:80, web2:80], tls: acme}",
+            format!("{NET}{WEBS}"),
+            "n1 and n2 serve it",
+        ),
         (
             "a.b: {to: web1:80, on: 7}",
             format!("{NET}{WEBS}"),

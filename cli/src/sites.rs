@@ -9,11 +9,13 @@ use std::path::Path;
 use anyhow::Context as _;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use certificates::{Chain, shown};
 use serde_json::{Map, Value, json};
 use types::PublicKey;
 use types::deployment::Deployment;
 use types::ingress::{CERTIFICATE_BYTES_MAX, Host, KEY_BYTES_MAX, Site, Sites, Tls};
-use types::status::{DeploymentStatus, SiteStatus};
+use types::status::{CertificateState, CertificateStatus, DeploymentStatus, SiteStatus};
+use types::stores::AUTHORITY_BYTES_MAX;
 use vault::sealed::{Recipient, seal};
 
 use crate::failure::Usage;
@@ -94,6 +96,13 @@ fn tls(place: &str, value: Value) -> Result<Value, SpecError> {
     if value == json!("passthrough") {
         return Ok(value);
     }
+    if value == json!("acme") {
+        return Ok(json!({"acme": {}}));
+    }
+    let ordered = value.as_object().filter(|fields| fields.len() == 1);
+    if ordered.is_some_and(|fields| fields.get("acme").is_some_and(Value::is_object)) {
+        return Ok(value);
+    }
     let brought = value.as_object().and_then(|fields: &Map<String, Value>| {
         let text = |field| fields.get(field)?.as_str();
         let (certificate, key) = text("certificate").zip(text("key"))?;
@@ -102,17 +111,15 @@ fn tls(place: &str, value: Value) -> Result<Value, SpecError> {
     brought.ok_or_else(|| {
         at(
             place,
-            "write passthrough, or the files {certificate: chain.pem, key: key.pem}",
+            "write acme, {acme: {directory: https://…, contact: ops@example.org, ca: ca.pem}}, passthrough, or the files {certificate: chain.pem, key: key.pem}",
         )
     })
 }
 
 /// Reads the files of certificates that the file names: what stood there was where they lie.
-pub(crate) fn bring(deployment: &mut Deployment, base: &Path) -> anyhow::Result<()> {
+/// Certificates that serve nobody at this time are refused here already, before anything is signed.
+pub(crate) fn bring(deployment: &mut Deployment, base: &Path, now_s: u64) -> anyhow::Result<()> {
     for (host, site) in &mut deployment.ingress {
-        let Some(Tls::Sealed { certificate, key }) = &mut site.tls else {
-            continue;
-        };
         let read = |path: &str, most: usize| -> anyhow::Result<String> {
             let path = base.join(path);
             let text = fs::read_to_string(&path)
@@ -127,13 +134,34 @@ pub(crate) fn bring(deployment: &mut Deployment, base: &Path) -> anyhow::Result<
                 .into()),
             }
         };
+        let (certificate, key) = match &mut site.tls {
+            None | Some(Tls::Passthrough) => continue,
+            Some(Tls::Acme(acme)) => {
+                if let Some(ca) = acme.ca.as_mut().filter(|ca| !ca.contains(PEM)) {
+                    *ca = read(ca, AUTHORITY_BYTES_MAX)?;
+                }
+                continue;
+            }
+            Some(Tls::Sealed { certificate, key }) => (certificate, key),
+        };
         *certificate = read(certificate, CERTIFICATE_BYTES_MAX)?;
         // Sealed and in base64 it has a third more.
         *key = read(key, KEY_BYTES_MAX / 3 * 2)?;
+        let refused = |what: &str| Err(Usage(format!("ingress.{host}: {what}")).into());
         if certificate.contains("PRIVATE KEY") {
-            let both =
-                "the file of the certificate holds a private key too: leave that in its own file";
-            return Err(Usage(format!("ingress.{host}: {both}")).into());
+            return refused(
+                "the file of the certificate holds a private key too: leave that in its own file",
+            );
+        }
+        let chain = Chain::read(certificate).and_then(|chain| chain.serves(host, now_s));
+        match chain {
+            Ok(chain) if chain.has_key(key) => {}
+            Ok(_) => return refused("the private key is not the certificate's: bring both of one"),
+            Err(why) => {
+                return refused(&format!(
+                    "its certificate is of no use: {why}; bring another, or write `tls: acme`"
+                ));
+            }
         }
     }
     Ok(())
@@ -156,7 +184,7 @@ pub(crate) fn sealed_to(node: &PublicKey, deployment: &Deployment) -> anyhow::Re
 }
 
 /// Rows of a table: each name, who serves it, and what was answered.
-pub(crate) fn rows(status: &DeploymentStatus) -> Vec<[String; 4]> {
+pub(crate) fn rows(status: &DeploymentStatus) -> Vec<[String; 5]> {
     let row = |(host, site): (&Host, &SiteStatus)| {
         let backend = |(name, up): (&String, &Option<bool>)| {
             let node = site.nodes.get(name);
@@ -175,9 +203,39 @@ pub(crate) fn rows(status: &DeploymentStatus) -> Vec<[String; 4]> {
         };
         let failed = answered(&site.answered[4..]);
         let counts = format!("{}, of them 5xx: {failed}", answered(&site.answered));
-        [host.to_string(), clean(&backends.join(", ")), counts, fine]
+        let certificate = site.certificate.as_ref().map_or_else(String::new, ends);
+        let served_by = clean(&backends.join(", "));
+        [host.to_string(), served_by, counts, certificate, fine]
     };
     status.ingress.iter().map(row).collect()
+}
+
+/// A certificate in a few words.
+fn ends(certificate: &CertificateStatus) -> String {
+    let until = certificate.until_s.map_or_else(String::new, shown);
+    let next = |word: &str| match certificate.order_s {
+        Some(order_s) => format!("{word} {}", shown(order_s)),
+        None => "being ordered".to_owned(),
+    };
+    match certificate.state {
+        CertificateState::Wanted => "wanted".to_owned(),
+        CertificateState::Ordered => "being ordered".to_owned(),
+        CertificateState::Waiting => next("ordered again at"),
+        CertificateState::Valid if certificate.brought => format!("until {until}, brought"),
+        CertificateState::Valid => format!("until {until}"),
+        CertificateState::Ending => format!("until {until}, {}", next("ordered again at")),
+        CertificateState::Expired => format!("expired on {until}"),
+        CertificateState::Unreadable => "cannot be read".to_owned(),
+    }
+}
+
+/// What is wrong with certificates, a line for each.
+pub(crate) fn complaints(status: &DeploymentStatus) -> Vec<String> {
+    let complaint = |(host, site): (&Host, &SiteStatus)| {
+        let error = site.certificate.as_ref()?.error.as_ref()?;
+        Some(format!("{host}: {}", clean(error)))
+    };
+    status.ingress.iter().filter_map(complaint).collect()
 }
 
 #[cfg(test)]
@@ -234,9 +292,18 @@ mod tests {
             ("  a.b: {health: /up}", "ingress.a.b: needs `to`"),
             ("  a.b: {to: 80}", "ingress.a.b.to: write a machine"),
             (
-                "  a.b: {to: web:80, tls: acme}",
-                "ingress.a.b.tls: write passthrough",
+                "  a.b: {to: web:80, tls: acne}",
+                "ingress.a.b.tls: write acme",
             ),
+            (
+                "  a.b: {to: web:80, tls: {acme: {mail: x}}}",
+                "unknown field `mail`",
+            ),
+            (
+                "  a.b: {to: web:80, tls: {acme: {contact: nobody}}}",
+                "no address of mail",
+            ),
+            ("  shop: {to: web:80, tls: acme}", "no public authority"),
             ("  A.B: {to: web:80}", "no host name"),
             ("  a.b: {to: db:80}", "there is no machine"),
         ] {
@@ -246,15 +313,103 @@ mod tests {
     }
 
     #[test]
+    fn certificates_are_ordered_where_the_file_says_and_the_authority_s_own_is_a_file_beside_it() {
+        let directory = tempfile::tempdir().expect("temp");
+        let (ca, _) = made("ca.example");
+        fs::write(directory.path().join("ca.pem"), &ca).expect("write");
+        let mut deployment = read(
+            "  a.example.org: {to: web:80, tls: acme}\n\
+             \x20 b.test: {to: web:80, tls: {acme: {directory: https://10.0.0.1:14000/dir, contact: ops@example.org, ca: ca.pem}}}\n",
+        )
+        .expect("a good file");
+        bring(&mut deployment, directory.path(), 0).expect("it is there");
+        let acme = |host: &str| match &deployment.ingress[&host.parse().expect("a host")].tls {
+            Some(Tls::Acme(acme)) => acme.clone(),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(acme("a.example.org"), types::ingress::Acme::default());
+        let own = acme("b.test");
+        assert_eq!(own.directory, "https://10.0.0.1:14000/dir");
+        assert_eq!(own.contact.as_deref(), Some("ops@example.org"));
+        assert_eq!(own.ca, Some(ca));
+        let mut missing = read("  a.org: {to: web:80, tls: {acme: {ca: none.pem}}}").expect("good");
+        assert!(bring(&mut missing, directory.path(), 0).is_err());
+    }
+
+    /// A certificate and its key, in PEM form.
+    fn made(name: &str) -> (String, String) {
+        let made = rcgen::generate_simple_self_signed([name.to_owned()]).expect("a certificate");
+        (made.cert.pem(), made.signing_key.serialize_pem())
+    }
+
+    #[test]
+    fn a_certificate_that_serves_nobody_is_refused_before_anything_is_signed() {
+        let directory = tempfile::tempdir().expect("temp");
+        let (own, key) = made("shop.example");
+        let (other, other_key) = made("other.example");
+        let file = "  shop.example: {to: web:80, tls: {certificate: c.pem, key: k.pem}}";
+        for (certificate, key, now, says) in [
+            (&own, &key, 1 << 37, "has expired"),
+            (&other, &other_key, 0, "not for shop.example"),
+            (&own, &other_key, 0, "not the certificate's"),
+            (&format!("{own}{key}"), &key, 0, "a private key too"),
+        ] {
+            fs::write(directory.path().join("c.pem"), certificate).expect("write");
+            fs::write(directory.path().join("k.pem"), key).expect("write");
+            let mut deployment = read(file).expect("a good file");
+            let error = bring(&mut deployment, directory.path(), now).expect_err(says);
+            assert!(error.to_string().contains(says), "{says}: {error}");
+        }
+    }
+
+    #[test]
+    fn what_is_known_of_a_certificate_is_said_in_a_few_words() {
+        let status = |state, until_s, order_s| CertificateStatus {
+            state,
+            brought: false,
+            until_s,
+            order_s,
+            failures: 0,
+            error: None,
+        };
+        let (day, later) = (Some(1_800_000_000), Some(1_900_000_000));
+        for (status, says) in [
+            (status(CertificateState::Wanted, None, None), "wanted"),
+            (
+                status(CertificateState::Ordered, None, None),
+                "being ordered",
+            ),
+            (
+                status(CertificateState::Waiting, None, day),
+                "ordered again at 2027-01-15 08:00 UTC",
+            ),
+            (
+                status(CertificateState::Valid, day, later),
+                "until 2027-01-15 08:00 UTC",
+            ),
+            (
+                status(CertificateState::Ending, day, None),
+                "until 2027-01-15 08:00 UTC, being ordered",
+            ),
+            (
+                status(CertificateState::Expired, day, later),
+                "expired on 2027-01-15 08:00 UTC",
+            ),
+        ] {
+            assert_eq!(ends(&status), says);
+        }
+    }
+
+    #[test]
     fn a_private_key_is_read_by_its_node_alone_and_for_its_name_alone() {
         let directory = tempfile::tempdir().expect("temp");
-        let pem = |what: &str| format!("-----BEGIN {what}-----\nAAAA\n-----END {what}-----\n");
-        fs::write(directory.path().join("c.pem"), pem("CERTIFICATE")).expect("write");
-        fs::write(directory.path().join("k.pem"), pem("PRIVATE KEY")).expect("write");
+        let (own, own_key) = made("shop.example");
+        fs::write(directory.path().join("c.pem"), own).expect("write");
+        fs::write(directory.path().join("k.pem"), &own_key).expect("write");
         let mut deployment =
             read("  shop.example: {to: web:80, tls: {certificate: c.pem, key: k.pem}}")
                 .expect("a good file");
-        bring(&mut deployment, directory.path()).expect("both are there");
+        bring(&mut deployment, directory.path(), 0).expect("both are there");
         let key = api::SecretKey::generate().expect("a key");
         let sealed = sealed_to(&key.public(), &deployment).expect("sealed");
         let (host, site) = sealed.ingress.iter().next().expect("one");
@@ -269,7 +424,7 @@ mod tests {
         let bytes = STANDARD.decode(text).expect("base64");
         let secret = vault::sealed::RecipientSecret::of_ed25519(key.seed());
         let opened = secret.open(&host.key_purpose(), &bytes).expect("opens");
-        assert_eq!(opened.as_slice(), pem("PRIVATE KEY").as_bytes());
+        assert_eq!(opened.as_slice(), own_key.as_bytes());
         assert!(
             secret
                 .open("sifr ingress key 1 other.example", &bytes)
@@ -283,7 +438,7 @@ mod tests {
         let mut wrong = read("  shop.example: {to: web:80, tls: {certificate: c.pem, key: k.pem}}")
             .expect("a good file");
         assert!(
-            bring(&mut wrong, directory.path()).is_err(),
+            bring(&mut wrong, directory.path(), 0).is_err(),
             "a key is no certificate"
         );
     }

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod api;
+mod certificates;
 mod choices;
 mod files;
 mod flist;
@@ -40,8 +41,9 @@ pub struct Target {
 
 /// All targets, sorted by name.
 pub fn targets() -> Vec<Target> {
-    let areas: [&[Target]; 12] = [
+    let areas: [&[Target]; 13] = [
         &api::TARGETS,
+        &certificates::TARGETS,
         &flist::TARGETS,
         &guest::TARGETS,
         &ingress::TARGETS,

@@ -65,6 +65,10 @@ const PACKAGES: &[(&str, &str)] = &[
     ("openssl", "tests sign images with it"),
     ("ovmf", "UEFI firmware for QEMU"),
     (
+        "pebble",
+        "the authority that nodes in tests order certificates from",
+    ),
+    (
         "qemu-system-x86",
         "boots the image; its firmware, where the emulator is built",
     ),

@@ -7,12 +7,14 @@
 #![forbid(unsafe_code)]
 
 mod archive;
+pub mod authority;
 pub mod bench;
 pub mod disk;
 pub mod exposition;
 pub mod fleet;
 mod follower;
 pub mod foreign;
+pub mod hour;
 pub mod http;
 pub mod inside;
 mod lab;

@@ -39,12 +39,17 @@ pub fn certificate(directory: &Path, file: &str, host: &str) -> Result<Certifica
 pub fn ask(port: u16, host: &str, path: &str, more: &str) -> io::Result<String> {
     let mut stream = TcpStream::connect(("127.0.0.1", port))?;
     stream.set_read_timeout(Some(PATIENCE))?;
+    Ok(get(&mut stream, host, path, more))
+}
+
+/// The same on a connection, of which it is the last.
+pub fn get(stream: &mut (impl Read + Write), host: &str, path: &str, more: &str) -> String {
     let request = format!("GET {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n{more}\r\n");
     let mut text = String::new();
     let _ = stream.write_all(request.as_bytes());
     // What is closed early is seen in what is missing.
     let _ = stream.read_to_string(&mut text);
-    Ok(text)
+    text
 }
 
 /// Who has answered.

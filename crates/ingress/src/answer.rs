@@ -151,6 +151,14 @@ impl Refused {
     }
 }
 
+/// To an authority of certificates that looks whether a name leads here (RFC 8555 section 8.3).
+pub(crate) fn proof(text: &str) -> Response<Body> {
+    let mut response = Response::new(Either::Right(Full::new(text.to_owned().into())));
+    let kind = HeaderValue::from_static("application/octet-stream");
+    response.headers_mut().insert(CONTENT_TYPE, kind);
+    response
+}
+
 /// To the same by TLS; the method stays.
 pub(crate) fn redirect(to: &str) -> Response<Body> {
     let Ok(to) = HeaderValue::from_str(to) else {

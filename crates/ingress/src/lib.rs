@@ -13,6 +13,7 @@ mod head;
 mod health;
 mod hello;
 mod line;
+mod pace;
 mod proxy;
 mod serve;
 mod stock;

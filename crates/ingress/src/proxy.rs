@@ -17,7 +17,7 @@ use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use types::ingress::Host;
 
-use crate::answer::{Body, Counted, Out, Refused, Seated, redirect};
+use crate::answer::{self, Body, Counted, Out, Refused, Seated, redirect};
 use crate::backends::{Backend, Busy, NoConnection};
 use crate::head::{self, Asker};
 use crate::serve::{Asking, Client, Shared, Site};
@@ -57,13 +57,18 @@ pub(crate) async fn answer(
         secure,
         host,
     };
-    let response = match (secure, site.has_tls()) {
-        (false, true) => {
+    let proof = match secure {
+        true => None,
+        false => site.proof(&parts.method, parts.uri.path()),
+    };
+    let response = match (proof, !secure && site.has_tls()) {
+        (Some(proof), _) => answer::proof(proof),
+        (None, true) => {
             let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
             let path = if path.starts_with('/') { path } else { "/" };
             redirect(&format!("https://{}{path}", asker.host))
         }
-        _ => pass(&site, asker, asking, parts, body).await,
+        (None, false) => pass(&site, asker, asking, parts, body).await,
     };
     site.count(response.status());
     response

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
-use hyper::{Request, StatusCode};
+use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject;
@@ -28,6 +28,7 @@ use types::status::SiteStatus;
 use crate::backends::{Backend, Identity, NoConnection};
 use crate::hello::{self, Replayed, UNRECOGNISED_NAME};
 use crate::line;
+use crate::pace::Paces;
 use crate::proxy;
 use crate::stock::Stock;
 use crate::table::{Stand, Table, choose};
@@ -57,6 +58,8 @@ const LOOK: Duration = Duration::from_secs(15);
 const PING: Duration = Duration::from_secs(30);
 /// Between two attempts to accept where there are no descriptors left: nothing tells when there are.
 const PAUSE: Duration = Duration::from_millis(100);
+/// Before the token that an authority of certificates asks for (RFC 8555 section 8.3).
+const PROOF_PATH: &str = "/.well-known/acme-challenge/";
 /// What TLS offers, the better first.
 const PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
 
@@ -88,11 +91,21 @@ pub(crate) struct Site {
     named: BTreeMap<String, Arc<Backend>>,
     turn: AtomicUsize,
     answered: Arc<[AtomicU64; 5]>,
+    /// For authorities of certificates, by token.
+    proofs: BTreeMap<String, String>,
 }
 
 impl Site {
     pub(crate) fn has_tls(&self) -> bool {
         !matches!(self.tls, Tls::None)
+    }
+
+    /// What is answered to an authority that asks for this path in the clear. While it may, the path is no machine's.
+    pub(crate) fn proof(&self, method: &Method, path: &str) -> Option<&str> {
+        let token = path.strip_prefix(PROOF_PATH)?;
+        let asks = matches!(*method, Method::GET | Method::HEAD);
+        let proof = self.proofs.get(token).filter(|_| asks)?;
+        Some(proof)
     }
 
     pub(crate) fn turn(&self) -> usize {
@@ -119,6 +132,8 @@ impl Site {
                 Tls::None | Tls::Passthrough | Tls::Own(_) => None,
             },
             answered: std::array::from_fn(count),
+            // The node knows.
+            certificate: None,
         }
     }
 }
@@ -205,6 +220,7 @@ pub(crate) struct Shared {
     table: Mutex<Arc<Table<Site>>>,
     backends: Mutex<BTreeMap<Identity, Arc<Backend>>>,
     clients: Mutex<BTreeMap<IpAddr, Taken>>,
+    handshakes: Mutex<Paces>,
     stock: Arc<Stock>,
     connected: AtomicU64,
 }
@@ -221,6 +237,12 @@ impl Shared {
 
     pub(crate) fn site(&self, host: &Host) -> Option<Arc<Site>> {
         self.table().get(host).cloned()
+    }
+
+    /// Whether an address may begin one more handshake, which costs the most of all that a stranger can ask for.
+    fn may_shake_hands(&self, client: &Client) -> bool {
+        let now = Instant::now();
+        lock(&self.handshakes).take(client.seat.origin, now)
     }
 
     fn seat(self: &Arc<Self>, address: IpAddr) -> Option<Client> {
@@ -265,6 +287,7 @@ impl Ingress {
             table: Mutex::default(),
             backends: Mutex::default(),
             clients: Mutex::default(),
+            handshakes: Mutex::default(),
             stock,
             connected: AtomicU64::new(0),
         };
@@ -390,6 +413,7 @@ fn build(
         named,
         turn: AtomicUsize::new(0),
         answered: before.map_or_else(Arc::default, |before| before.answered.clone()),
+        proofs: config.proofs,
     }
 }
 
@@ -441,6 +465,8 @@ async fn by_tls(shared: Arc<Shared>, client: Client, mut stream: TcpStream) -> i
     match &site.tls {
         Tls::None | Tls::Broken(_) => stream.write_all(&UNRECOGNISED_NAME).await,
         Tls::Passthrough => through(&site, stream, &hello.bytes).await,
+        // Without a word: each would cost what a handshake does not.
+        Tls::Own(_) if !shared.may_shake_hands(&client) => Ok(()),
         Tls::Own(own) => {
             let replayed = Replayed {
                 bytes: hello.bytes,

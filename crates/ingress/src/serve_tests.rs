@@ -128,6 +128,7 @@ fn site(host: &str, backends: &[(&str, u16)]) -> SiteConfig {
         )],
         backends: backends.iter().map(place).collect(),
         health: HealthCheck::default(),
+        proofs: BTreeMap::new(),
     }
 }
 
@@ -357,6 +358,67 @@ fn tls_that_is_passed_through_reaches_its_machine_byte_by_byte() {
     assert_eq!(back, b"mine");
     assert_eq!(heard.recv().expect("heard"), hello[..8]);
     assert_eq!(call("other.test").1, UNRECOGNISED_NAME);
+}
+
+#[test]
+fn an_authority_is_answered_in_the_clear_under_the_name_and_the_token_that_it_asks_for_and_nobody_else_is()
+ {
+    let proxy = Proxy::new();
+    let mut own = site("own.test", &[("web:1", mirror())]);
+    let why = "it is not there yet".to_owned();
+    own.tls = Some(TlsConfig::Broken { why });
+    own.proofs = [("t0k-en_".to_owned(), "t0k-en_.proof".to_owned())].into();
+    let mut clear = site("clear.test", &[("web:1", mirror())]);
+    clear
+        .proofs
+        .insert("mine".to_owned(), "mine.proof".to_owned());
+    proxy.serves(vec![own.clone(), clear]);
+    let answer = proxy.get("own.test", "/.well-known/acme-challenge/t0k-en_");
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    assert!(answer.ends_with("\r\n\r\nt0k-en_.proof"), "{answer}");
+    let answer = proxy.ask("HEAD /.well-known/acme-challenge/t0k-en_ HTTP/1.1\r\nhost: own.test\r\nconnection: close\r\n\r\n");
+    assert!(
+        answer.starts_with("HTTP/1.1 200") && answer.ends_with("\r\n\r\n"),
+        "{answer}"
+    );
+    // Every other path, and every other name, is served as ever.
+    for path in [
+        "/",
+        "/.well-known/acme-challenge/",
+        "/.well-known/acme-challenge/t0k-en_/x",
+    ] {
+        let answer = proxy.get("own.test", path);
+        assert!(answer.starts_with("HTTP/1.1 308"), "{path}: {answer}");
+    }
+    let post = "POST /.well-known/acme-challenge/t0k-en_ HTTP/1.1\r\nhost: own.test\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+    assert!(proxy.ask(post).starts_with("HTTP/1.1 308"));
+    let passed = proxy.get("clear.test", "/.well-known/acme-challenge/t0k-en_");
+    assert!(
+        passed.contains("GET /.well-known/acme-challenge/t0k-en_ "),
+        "{passed}"
+    );
+    let proof = proxy.get("clear.test", "/.well-known/acme-challenge/mine");
+    assert!(proof.ends_with("mine.proof"), "{proof}");
+    own.proofs.clear();
+    proxy.serves(vec![own]);
+    let over = proxy.get("own.test", "/.well-known/acme-challenge/t0k-en_");
+    assert!(over.starts_with("HTTP/1.1 308"), "{over}");
+}
+
+#[test]
+fn one_household_begins_so_many_handshakes_and_takes_nobody_elses() {
+    let shared = alone().shared;
+    let seat = |address: &str| shared.seat(address.parse().expect("an address"));
+    let client = seat("2001:db8:1:2::1").expect("a seat");
+    let begun = (0..1000).take_while(|_| shared.may_shake_hands(&client));
+    assert!((100..1000).contains(&begun.count()));
+    let neighbour = seat("2001:db8:1:2:ffff::9").expect("a seat");
+    assert!(
+        !shared.may_shake_hands(&neighbour),
+        "it is the same household"
+    );
+    let other = seat("2001:db8:1:3::1").expect("a seat");
+    assert!(shared.may_shake_hands(&other));
 }
 
 fn alone() -> Ingress {

@@ -24,7 +24,10 @@ pub enum ToIngress {
     /// What is served from the next `Commit` on is said anew.
     Begin,
     Site(Box<SiteConfig>),
-    Commit,
+    /// Answered with the same number once it is served.
+    Commit {
+        number: u64,
+    },
     /// Unconnected sockets in a tenant's network beside it; none where that is not there.
     Sockets {
         network: String,
@@ -40,6 +43,10 @@ pub enum FromIngress {
     /// these are open, and to close them would turn clients away.
     Doors {
         open: [bool; 2],
+    },
+    /// All that was said before the `Commit` of this number is served.
+    Committed {
+        number: u64,
     },
     /// More sockets in a tenant's network.
     Need {
@@ -62,6 +69,9 @@ pub struct SiteConfig {
     pub routes: Vec<(String, Vec<String>)>,
     pub backends: BTreeMap<String, Place>,
     pub health: HealthCheck,
+    /// What an authority of certificates is answered in the clear, by the token that it asks for. Few, and only while it looks.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub proofs: BTreeMap<String, String>,
 }
 
 impl std::fmt::Debug for SiteConfig {

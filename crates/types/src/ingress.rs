@@ -12,6 +12,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use crate::Name;
 use crate::deployment::{Deployment, Protocol};
 use crate::elsewhere::Way;
+use crate::stores::AUTHORITY_BYTES_MAX;
 
 /// TCP ports of the node at which names are served: those that browsers ask without being told.
 pub const HTTP_PORT: u16 = 80;
@@ -35,6 +36,24 @@ pub const KEY_BYTES_MAX: usize = 12 << 10;
 /// Seconds between two health checks.
 pub const INTERVAL_S: (u16, u16) = (1, 300);
 const INTERVAL_S_DEFAULT: u16 = 5;
+/// Where certificates are ordered if nothing else is said: Let's Encrypt, for everybody.
+pub const LETS_ENCRYPT: &str = "https://acme-v02.api.letsencrypt.org/directory";
+/// Longest URL of an authority's directory.
+pub const DIRECTORY_BYTES_MAX: usize = 512;
+/// Longest address of mail (RFC 5321 section 4.5.3.1).
+pub const CONTACT_BYTES_MAX: usize = 254;
+/// Names that no public authority certifies: the last labels that RFC 2606, 6761, 6762, 8375 and 9476 keep for other uses.
+const NOT_PUBLIC: [&str; 9] = [
+    "test",
+    "example",
+    "invalid",
+    "localhost",
+    "local",
+    "internal",
+    "onion",
+    "alt",
+    "arpa",
+];
 /// What a private key is sealed for: with the host name behind it, so that no other name can be given it.
 const KEY_PURPOSE: &str = "sifr ingress key 1 ";
 
@@ -129,6 +148,92 @@ pub enum Tls {
         /// The private key in PEM form, sealed to the node for [`Host::key_purpose`], in base64.
         key: String,
     },
+    /// The node speaks it, with a certificate that it orders itself.
+    Acme(Acme),
+}
+
+/// Who is asked for a certificate. Whoever signs it has agreed to that authority's terms.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Acme {
+    /// URL of the directory (RFC 8555 section 7.1.1).
+    #[serde(default = "lets_encrypt", skip_serializing_if = "is_lets_encrypt")]
+    pub directory: String,
+    /// An address of mail that the authority may write to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub contact: Option<String>,
+    /// Certificate authorities in PEM, beside the public ones, for this directory alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca: Option<String>,
+}
+
+fn lets_encrypt() -> String {
+    LETS_ENCRYPT.to_owned()
+}
+
+fn is_lets_encrypt(directory: &String) -> bool {
+    directory == LETS_ENCRYPT
+}
+
+impl Default for Acme {
+    fn default() -> Self {
+        Self {
+            directory: lets_encrypt(),
+            contact: None,
+            ca: None,
+        }
+    }
+}
+
+impl Acme {
+    /// Checks what can be checked without asking anybody.
+    fn check(&self, host: &Host) -> Result<(), IngressError> {
+        let host = || host.clone();
+        let text = |text: &str, most: usize| {
+            text.len() <= most && text.bytes().all(|byte| byte.is_ascii_graphic())
+        };
+        let server = self.directory.strip_prefix("https://");
+        let server = server.and_then(|rest| rest.split('/').next());
+        let server = server.filter(|server| {
+            let inside = |b: u8| b.is_ascii_alphanumeric() || b".-:[]".contains(&b);
+            !server.is_empty() && server.bytes().all(inside)
+        });
+        if server.is_none()
+            || self.directory.contains('#')
+            || !text(&self.directory, DIRECTORY_BYTES_MAX)
+        {
+            return Err(IngressError::Directory {
+                host: host(),
+                directory: self.directory.chars().take(100).collect(),
+            });
+        }
+        if let Some(contact) = &self.contact {
+            let fine = |b: u8| b.is_ascii_alphanumeric() || b".-_+=~@".contains(&b);
+            let parts = contact.split_once('@');
+            let parts = parts.filter(|(user, at)| {
+                !user.is_empty() && at.split('.').count() > 1 && at.parse::<Host>().is_ok()
+            });
+            if parts.is_none() || contact.len() > CONTACT_BYTES_MAX || !contact.bytes().all(fine) {
+                return Err(IngressError::Contact {
+                    host: host(),
+                    contact: contact.chars().take(100).collect(),
+                });
+            }
+        }
+        // Whoever reads it says whether there is an authority in it.
+        let fits = |ca: &String| ca.len() <= AUTHORITY_BYTES_MAX && is_pem(ca);
+        if !self.ca.iter().all(fits) {
+            return Err(IngressError::Authority { host: host() });
+        }
+        let host = host();
+        let labels: Vec<&str> = host.as_str().split('.').collect();
+        let last = labels.last().copied().unwrap_or_default();
+        let public = !NOT_PUBLIC.contains(&last) || !is_lets_encrypt(&self.directory);
+        match labels.len() > 1 && public {
+            true => Ok(()),
+            false => Err(IngressError::NotPublic { host }),
+        }
+    }
 }
 
 /// Where requests go whose path begins so.
@@ -267,6 +372,22 @@ pub enum IngressError {
     )]
     Sealed { host: Host },
     #[error(
+        "ingress {host}: {directory:?} is no directory of ACME: write a URL such as {LETS_ENCRYPT}, with https and at most {DIRECTORY_BYTES_MAX} bytes"
+    )]
+    Directory { host: Host, directory: String },
+    #[error(
+        "ingress {host}: {contact:?} is no address of mail: write one such as ops@example.org, without mailto:"
+    )]
+    Contact { host: Host, contact: String },
+    #[error(
+        "ingress {host}: ca is no certificate in PEM form: it is longer than {AUTHORITY_BYTES_MAX} bytes, or no text of printable ASCII"
+    )]
+    Authority { host: Host },
+    #[error(
+        "ingress {host}: no public authority certifies this name: choose one of the public DNS, or bring a certificate, or name the directory of your own authority"
+    )]
+    NotPublic { host: Host },
+    #[error(
         "workload {machine} publishes TCP port {port} of the node, at which the names of ingress are served: choose another"
     )]
     Port { machine: Name, port: u16 },
@@ -278,7 +399,7 @@ impl Site {
         match self.tls {
             None => &[HTTP_PORT],
             // What is asked in the clear is sent to https.
-            Some(Tls::Sealed { .. }) => &[HTTP_PORT, HTTPS_PORT],
+            Some(Tls::Sealed { .. } | Tls::Acme(_)) => &[HTTP_PORT, HTTPS_PORT],
             Some(Tls::Passthrough) => &[HTTPS_PORT],
         }
     }
@@ -325,6 +446,7 @@ impl Site {
         }
         match &self.tls {
             None => Ok(()),
+            Some(Tls::Acme(acme)) => acme.check(&host()),
             Some(Tls::Passthrough) => {
                 let checked = self.health.as_ref().and_then(|h| h.path.as_ref());
                 match (&self.routes[..], checked) {

@@ -23,6 +23,9 @@ fn what_can_be_served_is_taken() {
         r#""a.b":{"routes":[{"path":"/api","to":["web:80","web:81"]},{"to":["web:82"]}],"health":{"path":"/up"}}"#,
         r#""a.b":{"tls":"passthrough","routes":[{"to":["web:443"]}],"health":{"interval_s":30}}"#,
         r#""a.b":{"tls":{"sealed":{"certificate":"c","key":"k"}},"routes":[{"to":["web:80"]}]}"#,
+        r#""shop.example.org":{"tls":{"acme":{}},"routes":[{"to":["web:80"]}]}"#,
+        r#""shop.example.org":{"tls":{"acme":{"contact":"ops+acme@example.org"}},"routes":[{"to":["web:80"]}]}"#,
+        r#""shop.test":{"tls":{"acme":{"directory":"https://[fd00::1]:14000/dir"}},"routes":[{"to":["web:80"]}]}"#,
     ] {
         deployment(site, "").expect(site);
     }
@@ -93,6 +96,83 @@ fn what_can_not_be_served_is_refused_and_the_place_named() {
     let error = deployment(&site, published).expect_err("80 is ingress's");
     assert!(error.contains("web publishes TCP port 80"), "{error}");
     deployment(&site, r#","ports":[{"node":443,"machine":80}]"#).expect("nothing is served at 443");
+}
+
+#[test]
+fn what_no_authority_can_be_asked_for_is_refused_and_the_place_named() {
+    let pem = "-----BEGIN CERTIFICATE-----";
+    let long = "a".repeat(600);
+    for (host, acme, says) in [
+        ("shop", String::new(), "no public authority"),
+        ("shop.test", String::new(), "no public authority"),
+        ("shop.home.arpa", String::new(), "no public authority"),
+        ("*.shop.org", String::new(), "no host name"),
+        (
+            "a.org",
+            r#""directory":"http://a.org/dir""#.to_owned(),
+            "with https",
+        ),
+        (
+            "a.org",
+            r#""directory":"https:///dir""#.to_owned(),
+            "no directory",
+        ),
+        (
+            "a.org",
+            r#""directory":"https://me:x@a.org/""#.to_owned(),
+            "no directory",
+        ),
+        (
+            "a.org",
+            r#""directory":"https://a.org/a b""#.to_owned(),
+            "no directory",
+        ),
+        (
+            "a.org",
+            format!(r#""directory":"https://a.org/{long}""#),
+            "no directory",
+        ),
+        (
+            "a.org",
+            r#""contact":"mailto:a@b.org""#.to_owned(),
+            "no address of mail",
+        ),
+        (
+            "a.org",
+            r#""contact":"a@b""#.to_owned(),
+            "no address of mail",
+        ),
+        (
+            "a.org",
+            r#""contact":"a,c@b.org""#.to_owned(),
+            "no address of mail",
+        ),
+        (
+            "a.org",
+            format!(r#""contact":"{long}@b.org""#),
+            "no address of mail",
+        ),
+        ("a.org", r#""ca":"\u0001""#.to_owned(), "PEM form"),
+        (
+            "a.org",
+            format!(r#""ca":"{pem}{}""#, long.repeat(40)),
+            "PEM form",
+        ),
+        ("a.org", r#""terms":true"#.to_owned(), "unknown field"),
+    ] {
+        let site =
+            format!(r#""{host}":{{"tls":{{"acme":{{{acme}}}}},"routes":[{{"to":["web:80"]}}]}}"#);
+        let error = deployment(&site, "").expect_err(&site);
+        assert!(error.contains(says), "{site}: {error}");
+    }
+}
+
+#[test]
+fn who_orders_where_everybody_does_says_nothing_of_it_in_the_statement() {
+    let written = serde_json::to_string(&Tls::Acme(Acme::default())).expect("text");
+    assert_eq!(written, r#"{"acme":{}}"#);
+    let read: Tls = serde_json::from_str(&written).expect("it is one");
+    assert_eq!(read, Tls::Acme(Acme::default()));
 }
 
 #[test]

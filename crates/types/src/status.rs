@@ -70,6 +70,46 @@ pub struct SiteStatus {
     /// connections, among those of 2xx.
     #[serde(default)]
     pub answered: [u64; 5],
+    /// The node's, where it speaks TLS under this name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate: Option<CertificateStatus>,
+}
+
+/// A certificate under which the node speaks TLS.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CertificateStatus {
+    pub state: CertificateState,
+    /// It came with the deployment; else the node orders it.
+    pub brought: bool,
+    /// Its end, in seconds since 1970. `None`: there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until_s: Option<u64>,
+    /// When one is ordered next, the same. `None`: one is being ordered, or none ever is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub order_s: Option<u64>,
+    /// Orders that failed, as long as the node keeps a certificate of this name.
+    #[serde(default)]
+    pub failures: u64,
+    /// One sentence: what the last order failed at, and what to do next.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CertificateState {
+    /// There is none yet, and it has not been ordered.
+    Wanted,
+    /// There is none yet, and one is being ordered.
+    Ordered,
+    /// There is none yet: an order failed, and the next one waits.
+    Waiting,
+    Valid,
+    /// It ends within the last third of its life, and orders for the next one have failed.
+    Ending,
+    Expired,
+    /// It cannot be read.
+    Unreadable,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]

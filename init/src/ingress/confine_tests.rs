@@ -103,6 +103,7 @@ fn site(address: SocketAddrV4) -> SiteConfig {
         routes: vec![("/".to_owned(), vec!["web:1".to_owned()])],
         backends: [("web:1".to_owned(), Place { network, address })].into(),
         health: types::ingress::HealthCheck::default(),
+        proofs: Default::default(),
     }
 }
 

@@ -194,7 +194,10 @@ impl Process {
                 self.doors.iter_mut().for_each(|door| door.wanted = false);
             }
             ToIngress::Site(site) => self.draft.push(*site),
-            ToIngress::Commit => self.commit(need),
+            ToIngress::Commit { number } => {
+                self.commit(need);
+                packets.send(&FromIngress::Committed { number }, Vec::new())?;
+            }
             ToIngress::Sockets { network } => self.stock.put(&network, fds),
             ToIngress::Ask => {
                 for (host, status) in self.ingress.statuses() {

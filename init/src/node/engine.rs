@@ -27,6 +27,7 @@ use workload::host::{Event, Host, Places};
 use workload::reconcile::{ChooseSubnet, Offer, Reconciler, reconcile};
 
 use super::accounts::Accounts;
+use super::certificates::Certificates;
 use super::content;
 use super::context::NodeContext;
 use super::drills::{DrillReply, Drills};
@@ -203,6 +204,12 @@ pub(crate) fn ledger_copies(pool: &Path) -> [PathBuf; 2] {
     ["a", "b"].map(|copy| pool.join("ledger").join(copy))
 }
 
+/// Of all pools, the first first.
+fn mountpoints(context: &NodeContext) -> Vec<PathBuf> {
+    let pools = context.pools.iter();
+    pools.map(|pool| pool.mountpoint.clone()).collect()
+}
+
 /// What deployments need and another pool has is brought where machines run from, while the node already serves.
 fn gather(
     context: &NodeContext,
@@ -291,10 +298,11 @@ impl Engine {
         let (silence_tx, silence) = watch::channel(None);
         let heard = (changes.subscribe(), silence_tx);
         let server = open_doors(&context, requests_tx, cache, &machines, heard)?;
+        let certificates = Certificates::open(mountpoints(&context));
         let pid1 = to_pid1(context.pid1)?;
         loss::forget_images(&pid1, context.adopted);
         let images = Images::new(news_tx);
-        let ingress = Ingress::new(&context.seed, pid1.clone());
+        let ingress = Ingress::new(&context.seed, pid1.clone(), certificates);
         let (networks_tx, networks) = watch::channel(BTreeSet::new());
         let means = Means {
             images: images.clone(),
@@ -364,7 +372,7 @@ impl Engine {
         self.images.go_by(egress);
         tokio::task::spawn_local(self.images.clone().follow(self.uplink.clone()));
         tokio::task::spawn_local(self.images.clone().run());
-        tokio::task::spawn_local(self.ingress.clone().run());
+        tokio::task::spawn_local(self.ingress.clone().run(self.info.clone()));
         loop {
             let received = self
                 .pid1

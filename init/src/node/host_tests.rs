@@ -39,7 +39,11 @@ impl Stage {
             kernel: std::cell::OnceCell::new(),
             storage: Storage::Memory,
             ula: [1, 2, 3, 4, 5],
-            ingress: crate::node::ingress::Ingress::new(&[1; 32], ours.clone()),
+            ingress: crate::node::ingress::Ingress::new(
+                &[1; 32],
+                ours.clone(),
+                crate::node::certificates::Certificates::open(Vec::new()),
+            ),
             keys: Keys::of(&[1; 32]),
         };
         let (_uplink, uplink) = watch::channel(Uplink::default());

@@ -18,22 +18,25 @@ use ::ingress::wire::{
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use nix::errno::Errno;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::time::MissedTickBehavior;
 use types::Name;
 use types::ingress::{HTTP_PORT, HTTPS_PORT, Host, Tls};
-use types::status::SiteStatus;
+use types::node::NodeInfo;
+use types::status::{CertificateStatus, SiteStatus};
 use vault::sealed::RecipientSecret;
 use workload::host::PlacedSite;
 
 use elsewhere::Question;
 use net::dns::Said;
 
+use super::certificates::{Certificates, Wanted};
 use super::network;
 use crate::ingress::SOCKET;
 use crate::packets::Packets;
 use crate::wire::ToPid1;
 
+pub(super) mod brought;
 mod elsewhere;
 
 /// Between attempts to reach the process: nothing tells when it listens.
@@ -49,6 +52,10 @@ struct State {
     /// Of machines on other nodes.
     elsewhere: elsewhere::Known,
     configs: Vec<SiteConfig>,
+    /// Which of the changes of certificates they say.
+    stand: u64,
+    /// What is known of certificates that were brought.
+    brought: BTreeMap<Host, CertificateStatus>,
     /// In the clear, and by TLS.
     listeners: [Option<OwnedFd>; 2],
     /// Why a port cannot be listened at.
@@ -65,6 +72,8 @@ pub(crate) struct Ingress {
     state: Rc<RefCell<State>>,
     /// Opens the keys of certificates that were sealed to this node.
     secret: Rc<RecipientSecret>,
+    /// Those that the node orders.
+    certificates: Certificates,
     pid1: Rc<Packets>,
     wake: Rc<Notify>,
     /// Other machines on other nodes are to be known.
@@ -73,10 +82,11 @@ pub(crate) struct Ingress {
 
 impl Ingress {
     /// Of the node with this identity. `pid1` starts the process.
-    pub(crate) fn new(seed: &[u8; 32], pid1: Rc<Packets>) -> Self {
+    pub(crate) fn new(seed: &[u8; 32], pid1: Rc<Packets>, certificates: Certificates) -> Self {
         Self {
             state: Rc::default(),
             secret: Rc::new(RecipientSecret::of_ed25519(seed)),
+            certificates,
             pid1,
             wake: Rc::new(Notify::new()),
             sought: Rc::new(Notify::new()),
@@ -106,14 +116,17 @@ impl Ingress {
         self.sought.notify_one();
     }
 
-    /// What is served is said anew.
+    /// What is served is said anew, with the certificates that there are now.
     fn renew(&self) {
         let mut state = self.state.borrow_mut();
+        self.certificates.converge(ordered(&state.sites));
+        state.stand = self.certificates.stand();
         let all = state.sites.iter();
         let configs: Vec<SiteConfig> = all
             .map(|(host, placed)| self.config(host, placed, &state.elsewhere))
             .collect();
         state.configs = configs;
+        state.brought = brought::statuses(&state.sites);
         state.known = true;
         drop(state);
         self.wake.notify_one();
@@ -174,15 +187,17 @@ impl Ingress {
         SiteConfig {
             host: host.clone(),
             whose: format!("{}/{}", placed.key.signer, placed.key.name),
-            tls: site.tls.as_ref().map(|tls| self.tls(host, tls)),
+            tls: site.tls.as_ref().map(|tls| self.tls(host, placed, tls)),
             routes: site.routes.iter().map(names).collect(),
             backends: site.backends().filter_map(place).collect(),
             health: site.health.clone().unwrap_or_default(),
+            proofs: self.certificates.proofs(host),
         }
     }
 
-    fn tls(&self, host: &Host, tls: &Tls) -> TlsConfig {
+    fn tls(&self, host: &Host, placed: &PlacedSite, tls: &Tls) -> TlsConfig {
         match tls {
+            Tls::Acme(_) => self.certificates.tls(host, &placed.key.signer),
             Tls::Passthrough => TlsConfig::Passthrough,
             Tls::Sealed { certificate, key } => {
                 let opened = STANDARD.decode(key).ok();
@@ -219,12 +234,31 @@ impl Ingress {
             .map(|(backend, node)| (backend.to_string(), node.clone()))
             .collect();
         status.message = status.message.or_else(|| state.trouble.clone());
+        let now = sys::clock::realtime().as_secs();
+        let brought = state.brought.get(host).cloned();
+        let brought = brought.map(|status| brought::aged(status, now));
+        status.certificate = brought.or_else(|| self.certificates.status(host));
         status
     }
 
     /// For as long as the agent runs.
-    pub(crate) async fn run(self) {
-        tokio::join!(self.keep_connected(), self.seek());
+    pub(crate) async fn run(self, info: watch::Sender<NodeInfo>) {
+        tokio::join!(
+            self.keep_connected(),
+            self.seek(),
+            self.certificates.clone().run(info),
+            self.follow_certificates(),
+        );
+    }
+
+    async fn follow_certificates(&self) {
+        loop {
+            self.certificates.changed().await;
+            // Else it is said with all else.
+            if self.state.borrow().known {
+                self.renew();
+            }
+        }
     }
 
     /// Keeps a connection to whichever process there is, from the first name on. One that an earlier agent had started is found at once,
@@ -259,7 +293,10 @@ impl Ingress {
             Some((FromIngress::Doors { open }, sockets)) => {
                 self.state.borrow_mut().keep(open, sockets)
             }
-            Some((FromIngress::Need { .. } | FromIngress::Site { .. }, _)) => {
+            Some((
+                FromIngress::Need { .. } | FromIngress::Site { .. } | FromIngress::Committed { .. },
+                _,
+            )) => {
                 let error = "it says other things before what it listens at";
                 return Err(io::Error::new(io::ErrorKind::InvalidData, error));
             }
@@ -314,7 +351,8 @@ impl Ingress {
                 sent => sent?,
             }
         }
-        connection.send(&ToIngress::Commit, Vec::new())
+        let number = state.stand;
+        connection.send(&ToIngress::Commit { number }, Vec::new())
     }
 
     fn hear(&self, message: FromIngress, connection: &Rc<Packets>) {
@@ -342,6 +380,7 @@ impl Ingress {
                     let _ = connection.send(&ToIngress::Sockets { network }, Vec::new());
                 }
             }
+            FromIngress::Committed { number } => self.certificates.served(number),
             // Said at the beginning alone.
             FromIngress::Doors { .. } => {}
             FromIngress::Site { host, status } => {
@@ -383,6 +422,18 @@ impl State {
             }
         }
     }
+}
+
+/// Names whose certificates the node orders.
+fn ordered(sites: &BTreeMap<Host, PlacedSite>) -> BTreeMap<Host, Wanted> {
+    let wanted = |(host, placed): (&Host, &PlacedSite)| match &placed.site.tls {
+        Some(Tls::Acme(acme)) => {
+            let (signer, acme) = (placed.key.signer, acme.clone());
+            Some((host.clone(), Wanted { signer, acme }))
+        }
+        Some(Tls::Passthrough | Tls::Sealed { .. }) | None => None,
+    };
+    sites.iter().filter_map(wanted).collect()
 }
 
 /// A name in place of one that cannot be said.

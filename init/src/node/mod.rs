@@ -5,6 +5,7 @@
 mod accounts;
 mod alter;
 mod capture;
+mod certificates;
 mod clock;
 mod content;
 mod context;

@@ -27,7 +27,7 @@ const FORMATS: [(u32, &str, &str); 4] = [
     (
         4,
         "0.0.0",
-        "names of ingress, which may lead to machines on other nodes",
+        "names of ingress, which may lead to machines on other nodes; certificates that are brought or ordered",
     ),
 ];
 /// Written, and the newest that is read.

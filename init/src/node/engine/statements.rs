@@ -21,6 +21,7 @@ use workload::admission::{self, Admitted, admit};
 use workload::desired::Verified;
 use workload::ledger::{self, Claim, Ledger, LedgerError};
 
+use super::super::ingress::brought;
 use super::super::scribe::{Job, Scribe, Written};
 use super::super::{retire, troubles};
 use super::{Engine, Refused, verify};
@@ -178,6 +179,8 @@ impl Engine {
             return Err(refusal.into());
         }
         let admitted = self.admit(verified)?;
+        let now_s = sys::clock::realtime().as_secs();
+        brought::check(&admitted.verified().statement, now_s)?;
         let verified = admitted.verified();
         let networks = self.reconciler.networks_in_the_way(verified);
         let addresses = || self.reconciler.addresses_in_the_way(verified);

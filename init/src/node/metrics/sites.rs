@@ -21,6 +21,16 @@ pub(crate) fn render(all: &[DeploymentStatus]) -> String {
         Type::Gauge,
         "Whether the machine answered when it was last asked. Absent: it was not asked yet.",
     );
+    let mut expiry = Family::new(
+        "sifr_ingress_certificate_expiry_timestamp_seconds",
+        Type::Gauge,
+        "End of the certificate under which the node speaks TLS, in seconds since 1970. Absent: there is none.",
+    );
+    let mut failures = Family::new(
+        "sifr_ingress_certificate_failures_total",
+        Type::Counter,
+        "Orders of a certificate by ACME that failed.",
+    );
     let mut any = false;
     for status in all {
         for (host, site) in &status.ingress {
@@ -33,6 +43,13 @@ pub(crate) fn render(all: &[DeploymentStatus]) -> String {
                 let labels = [&labels[..], &[("code", code)]].concat();
                 requests.sample(&labels, Value::Count(count));
             }
+            let certificate = site.certificate.as_ref();
+            if let Some(until_s) = certificate.and_then(|own| own.until_s) {
+                expiry.sample(&labels, Value::Count(until_s));
+            }
+            if let Some(own) = certificate.filter(|own| !own.brought) {
+                failures.sample(&labels, Value::Count(own.failures));
+            }
             for (backend, is_up) in &site.backends {
                 if let Some(is_up) = is_up {
                     let mut labels = [&labels[..], &[("backend", backend.as_str())]].concat();
@@ -44,7 +61,7 @@ pub(crate) fn render(all: &[DeploymentStatus]) -> String {
         }
     }
     match any {
-        true => text(&[requests, up]),
+        true => text(&[requests, up, expiry, failures]),
         false => String::new(),
     }
 }
@@ -68,7 +85,15 @@ mod tests {
                 .into(),
             nodes: [("b:1".to_owned(), "n2".parse().expect("a name"))].into(),
             answered: [0, 7, 0, 0, 2],
-            ..SiteStatus::default()
+            message: None,
+            certificate: Some(types::status::CertificateStatus {
+                state: types::status::CertificateState::Valid,
+                brought: false,
+                until_s: Some(1_900_000_000),
+                order_s: None,
+                failures: 3,
+                error: None,
+            }),
         };
         status
             .ingress
@@ -79,6 +104,9 @@ mod tests {
         assert_eq!(rendered.matches("node=").count(), 1, "{rendered}");
         let samples = parse(&rendered);
         let found: Vec<f64> = samples.iter().map(|(.., value)| *value).collect();
-        assert_eq!(found, [0.0, 7.0, 0.0, 0.0, 2.0, 1.0, 0.0]);
+        assert_eq!(
+            found,
+            [0.0, 7.0, 0.0, 0.0, 2.0, 1.0, 0.0, 1_900_000_000.0, 3.0]
+        );
     }
 }
