@@ -331,17 +331,7 @@ impl Certificates {
 
     async fn order(self, host: Host, wanted: Wanted) {
         let outcome = self.attempt(&host, &wanted).await;
-        let mut state = self.inner.state.borrow_mut();
-        state.under_way.remove(&host);
-        state.proofs.remove(&host);
-        state.stand += 1;
-        if let Some(entry) = state.entries.get_mut(&host)
-            && entry.kept.signer == wanted.signer
-        {
-            entry.kept.note(&wanted, outcome);
-            *entry = Entry::new(entry.kept.clone());
-        }
-        drop(state);
+        self.note(&host, &wanted, outcome);
         self.inner.changed.notify_one();
         if let Err(why) = self.save(&host).await {
             log::error!(
@@ -349,6 +339,19 @@ impl Certificates {
             );
         }
         self.inner.wake.notify_one();
+    }
+
+    fn note(&self, host: &Host, wanted: &Wanted, outcome: Result<Pair, Failed>) {
+        let mut state = self.inner.state.borrow_mut();
+        state.under_way.remove(host);
+        state.proofs.remove(host);
+        state.stand += 1;
+        if let Some(entry) = state.entries.get_mut(host)
+            && entry.kept.signer == wanted.signer
+        {
+            entry.kept.note(wanted, outcome);
+            *entry = Entry::new(entry.kept.clone());
+        }
     }
 
     async fn attempt(&self, host: &Host, wanted: &Wanted) -> Result<Pair, Failed> {
