@@ -1,6 +1,7 @@
 //! The guest's network: loopback, and the cards of the specification.
 //!
-//! Owns: their settings and the order in which they are made, and made anew. Refuses: DHCP; the host has decided.
+//! Owns: their settings and the order in which they are made, and made anew. Refuses: DHCP; the host has decided. Whether IPv6 leads
+//! outside changes while the machine runs: the kernel hears that of the gateway.
 
 use std::fs;
 
@@ -14,6 +15,24 @@ use crate::rtnetlink::{Request, Socket};
 /// The kernel numbers loopback first.
 const LOOPBACK: u32 = 1;
 
+type Settings = [(&'static str, &'static str); 4];
+
+/// Of the card that leads outside: the network's gateway says whether there is IPv6 there now, and nothing else; the host lets no other
+/// router speak. 2: also where a program in the machine forwards packets itself.
+const HEARS_GATEWAY: Settings = [
+    ("accept_ra", "2"),
+    ("accept_ra_pinfo", "0"),
+    ("accept_ra_mtu", "0"),
+    ("autoconf", "0"),
+];
+/// Of the others: they lead to their own networks alone.
+const HEARS_NOBODY: Settings = [
+    ("accept_ra", "0"),
+    ("accept_ra_pinfo", "0"),
+    ("accept_ra_mtu", "0"),
+    ("autoconf", "0"),
+];
+
 /// `link` leads outside, each of `further` to its own network alone.
 pub(crate) fn bring_up(link: Option<&Link>, further: &[Link]) -> Result<()> {
     let mut socket = Socket::open()?;
@@ -24,8 +43,10 @@ pub(crate) fn bring_up(link: Option<&Link>, further: &[Link]) -> Result<()> {
     // As Docker does: what runs here needs no privilege for a port or a ping in a VM of its own.
     set("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0");
     set("/proc/sys/net/ipv4/ping_group_range", "0 2147483647");
-    for link in link.into_iter().chain(further) {
-        add(&mut socket, link)?;
+    let first = link.into_iter().map(|link| (link, HEARS_GATEWAY));
+    let others = further.iter().map(|link| (link, HEARS_NOBODY));
+    for (link, routers) in first.chain(others) {
+        add(&mut socket, link, routers)?;
         if !further.is_empty() {
             separate(link)?;
         }
@@ -38,10 +59,11 @@ pub(crate) fn bring_up(link: Option<&Link>, further: &[Link]) -> Result<()> {
     })
 }
 
-fn add(socket: &mut Socket, link: &Link) -> Result<()> {
+fn add(socket: &mut Socket, link: &Link, routers: Settings) -> Result<()> {
     let (name, index) = device::card(link.mac)?;
-    // No router is there that could say more.
-    set(&format!("/proc/sys/net/ipv6/conf/{name}/accept_ra"), "0");
+    for (setting, value) in routers {
+        set(&format!("/proc/sys/net/ipv6/conf/{name}/{setting}"), value);
+    }
     // The host gives the address: probing for duplicates would only delay the first packet.
     set(&format!("/proc/sys/net/ipv6/conf/{name}/accept_dad"), "0");
     set(

@@ -7,6 +7,7 @@
 //! [`namespace`], lives for one call, and is how the caller stays in its own namespace.
 #![forbid(unsafe_code)]
 
+pub mod advertise;
 pub mod autoconf;
 pub mod capture;
 pub mod dhcp;
@@ -25,6 +26,7 @@ mod ready;
 mod scratch;
 pub mod site;
 pub mod time;
+mod ula;
 pub mod wireguard;
 
 pub use error::Error;

@@ -4,17 +4,18 @@
 //! Refuses: firewall decisions (`firewall::policy`). Apply those of the node first: this turns
 //! forwarding on.
 
-use std::net::{Ipv4Addr, Ipv6Addr, TcpListener, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener, UdpSocket};
 use std::num::NonZeroU8;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::sync::Arc;
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use types::network::{RANGES, SUBNET_PREFIX};
-use types::{Cidr, Cidr6, Mac};
+use types::{AnyCidr, Cidr, Cidr6, Mac};
 
 use crate::link::{Create, Desired, DesiredRoute, Handle, Step, plan};
-use crate::namespace::{self, sysctl, sysctl_if_present, within};
+use crate::namespace::{self, SETTINGS, sysctl, sysctl_if_present, within};
 use crate::wireguard::{self, Wanted};
 use crate::{Error, dns};
 
@@ -31,8 +32,12 @@ const DNS_PORT: u16 = 53;
 /// the shared space of RFC 6598, which neither a LAN nor a guest's image is likely to use.
 const TRANSFER: Ipv4Addr = Ipv4Addr::new(100, 126, 0, 0);
 
-/// Of IPv6 every network has as much.
-const SUBNET6_PREFIX: u8 = 64;
+/// The same of IPv6, on each pair: it is a link of its own.
+const NODE6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
+const TENANT6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 2);
+/// Everybody, of each family.
+const EVERYWHERE: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+const EVERYWHERE6: IpAddr = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
 
 /// One tenant network on this node.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,11 +48,13 @@ pub struct Network {
     pub index: u16,
     /// The gateway's address and the subnet's length, for example 10.128.3.1/24.
     pub gateway: Cidr,
+    /// The same of IPv6. `None`: what its machines have of that ends in it.
+    pub gateway6: Option<Cidr6>,
     pub mtu: u32,
     /// It goes on on other nodes.
     pub mesh: Option<Wanted>,
     /// Addresses of guests' own: the node knows that they lie behind this network, and answers for them to who asks.
-    pub owned: Vec<Ipv4Addr>,
+    pub owned: Vec<IpAddr>,
 }
 
 impl Network {
@@ -63,24 +70,33 @@ impl Network {
         (end(first), end(first + 1))
     }
 
-    /// The links in the node's own namespace.
+    /// What a link has of IPv4, and what of IPv6 where there is any.
+    fn with_six(&self, four: Cidr, six: impl IntoIterator<Item = AnyCidr>) -> Vec<AnyCidr> {
+        let six = six.into_iter().filter(|_| self.gateway6.is_some());
+        [AnyCidr::from(four)].into_iter().chain(six).collect()
+    }
+
+    /// The link in the node's own namespace.
     fn outside(&self, namespace: &Arc<OwnedFd>) -> Desired {
         let (node, tenant) = self.transfer();
-        let route = |destination: Cidr| DesiredRoute {
-            destination: destination.into(),
-            gateway: Some(tenant.address.into()),
-            metric: 0,
+        let by = |destination: AnyCidr| match destination.address {
+            IpAddr::V4(_) => way(destination, tenant.address.into()),
+            IpAddr::V6(_) => way(destination, TENANT6.into()),
         };
-        let own = self.owned.iter().map(|own| route(Cidr::host(*own)));
-        let subnet = route(self.gateway.network());
+        let own = self.owned.iter();
+        let own = own.filter(|own| own.is_ipv4() || self.gateway6.is_some());
+        let own = own.map(|own| by(Cidr::host(*own)));
+        let four = AnyCidr::from(self.gateway.network());
+        let six = self.gateway6.map(|six| AnyCidr::from(six.network()));
+        let subnets = [four].into_iter().chain(six).map(by);
         Desired {
             create: Some(Create::Veth {
                 peer: WAN.to_owned(),
                 namespace: namespace.clone(),
             }),
             mtu: Some(self.mtu),
-            addresses: vec![node.into()],
-            routes: [subnet].into_iter().chain(own).collect(),
+            addresses: self.with_six(node, [local(NODE6)]),
+            routes: subnets.chain(own).collect(),
             ..Desired::up(self.host_link())
         }
     }
@@ -88,13 +104,11 @@ impl Network {
     /// The links in the tenant's namespace.
     fn inside(&self) -> [Desired; 3] {
         let (node, tenant) = self.transfer();
-        let everywhere = Cidr::new(Ipv4Addr::UNSPECIFIED, 0).expect("0 is a prefix length");
-        let default = DesiredRoute {
-            destination: everywhere.into(),
-            gateway: Some(node.address.into()),
-            metric: 0,
-        };
+        let all = |address| Cidr::new(address, 0).expect("0 is a prefix length");
+        let default = way(all(EVERYWHERE), node.address.into());
+        let default6 = self.gateway6.map(|_| way(all(EVERYWHERE6), NODE6.into()));
         let loopback = Cidr::new(Ipv4Addr::LOCALHOST, 8).expect("8 is a prefix length");
+        let mac = guest_mac(self.gateway.address);
         [
             Desired {
                 addresses: vec![loopback.into()],
@@ -102,16 +116,22 @@ impl Network {
             },
             Desired {
                 mtu: Some(self.mtu),
-                addresses: vec![tenant.into()],
-                routes: vec![default],
+                addresses: self.with_six(tenant, [local(TENANT6)]),
+                routes: [default].into_iter().chain(default6).collect(),
                 ..Desired::up(WAN)
             },
             Desired {
                 create: Some(Create::Bridge),
                 mtu: Some(self.mtu),
                 // Set, and so no longer the lowest of its ports': guests may remember it.
-                mac: Some(guest_mac(self.gateway.address)),
-                addresses: vec![self.gateway.into()],
+                mac: Some(mac),
+                addresses: self.with_six(
+                    self.gateway,
+                    self.gateway6
+                        .into_iter()
+                        .map(AnyCidr::from)
+                        .chain([local(link_local(mac))]),
+                ),
                 ..Desired::up(BRIDGE)
             },
         ]
@@ -177,36 +197,7 @@ pub fn gateway(mut number: u16) -> Option<Cidr> {
 
 pub use types::network::number;
 
-/// A node's part of fd00::/8 (RFC 4193): what follows the first byte.
-pub type Ula = [u8; 5];
-
-/// The IPv6 address of who has this one in a tenant network: the node's part, the network's number, and the address itself.
-pub fn address6(node: Ula, address: Ipv4Addr) -> Option<Cidr6> {
-    let [a, b, c, d, e] = node;
-    let half = |high, low| u16::from_be_bytes([high, low]);
-    let [f, g, h, i] = address.octets();
-    let number = number(address)?;
-    let (high, low) = (half(f, g), half(h, i));
-    let address = Ipv6Addr::new(
-        half(0xfd, a),
-        half(b, c),
-        half(d, e),
-        number,
-        0,
-        0,
-        high,
-        low,
-    );
-    Cidr6::new(address, SUBNET6_PREFIX)
-}
-
-/// The address that a card has on its link by itself (RFC 4291 appendix A).
-pub fn link_local(mac: Mac) -> Ipv6Addr {
-    let Mac([a, b, c, d, e, f]) = mac;
-    let half = |high, low| u16::from_be_bytes([high, low]);
-    let (first, last) = (half(a ^ 2, b), half(e, f));
-    Ipv6Addr::new(0xfe80, 0, 0, 0, first, half(c, 0xff), half(0xfe, d), last)
-}
+pub use crate::ula::{Ula, address6, link_local};
 
 /// The MAC of a guest, or of the gateway: locally administered, made from the address, so that it is
 /// unique within its network and the same after a restart.
@@ -215,8 +206,27 @@ pub fn guest_mac(address: Ipv4Addr) -> Mac {
     Mac([0x02, 0x00, a, b, c, d])
 }
 
+fn way(destination: AnyCidr, gateway: IpAddr) -> DesiredRoute {
+    DesiredRoute {
+        destination,
+        gateway: Some(gateway),
+        metric: 0,
+    }
+}
+
+fn local(address: Ipv6Addr) -> AnyCidr {
+    let address = Cidr6::new(address, 64);
+    address.expect("64 is a prefix length").into()
+}
+
 /// Makes the network what `network` says, whatever stood before. Within a tokio runtime.
 pub async fn ensure(network: &Network) -> Result<(), Error> {
+    // The kernel may have been started without it.
+    let has_ipv6 = Path::new(SETTINGS).join("ipv6").exists();
+    let network = &Network {
+        gateway6: network.gateway6.filter(|_| has_ipv6),
+        ..network.clone()
+    };
     let namespace = Arc::new(namespace::ensure(&network.name)?);
     within(&namespace, || settings(INSIDE))?;
     let (mut host, mut inner) = (Handle::open()?, Handle::open_in(&namespace)?);
@@ -228,14 +238,44 @@ pub async fn ensure(network: &Network) -> Result<(), Error> {
         delete(&mut inner, WAN).await?;
         outside = host.observe().await?;
     }
-    // The node's own namespace has the links of all tenants, so that it is looked at once.
-    host.apply(&plan(&[network.outside(&namespace)], &outside))
-        .await?;
-    let inside = plan(&network.inside(), &inner.observe().await?);
-    inner.apply(&inside).await?;
+    // The node's own namespace has the links of all tenants, so that it is looked at once. A link has to be there before its
+    // settings can be made, and those before it has addresses.
+    let steps = plan(&[network.outside(&namespace)], &outside);
+    let (made, steps): (Vec<Step>, Vec<Step>) = steps.into_iter().partition(is_creation);
+    host.apply(&made).await?;
+    settings_of_link(network, &link)?;
+    host.apply(&steps).await?;
+    let steps = plan(&network.inside(), &inner.observe().await?);
+    let (made, steps): (Vec<Step>, Vec<Step>) = steps.into_iter().partition(is_creation);
+    inner.apply(&made).await?;
+    within(&namespace, || {
+        [WAN, BRIDGE]
+            .iter()
+            .try_for_each(|link| settings_of_link(network, link))
+    })?;
+    inner.apply(&steps).await?;
     join(network, &namespace, (&mut host, &mut inner)).await?;
-    sysctl_if_present(&format!("ipv6/conf/{link}/disable_ipv6"), "1")?;
+    sysctl_if_present("ipv6/conf/all/forwarding", "1")?;
     sysctl("ipv4/ip_forward", "1")
+}
+
+fn is_creation(step: &Step) -> bool {
+    matches!(step, Step::Create { .. })
+}
+
+/// Of a link that has IPv6, or has none. Its addresses are the node's to give, and nobody else has them: none is waited for.
+fn settings_of_link(network: &Network, link: &str) -> Result<(), Error> {
+    let off = if network.gateway6.is_some() { "0" } else { "1" };
+    [
+        // Before it would make one of its own.
+        ("addr_gen_mode", "1"),
+        ("accept_dad", "0"),
+        ("accept_ra", "0"),
+        ("accept_redirects", "0"),
+        ("disable_ipv6", off),
+    ]
+    .iter()
+    .try_for_each(|(name, value)| sysctl_if_present(&format!("ipv6/conf/{link}/{name}"), value))
 }
 
 /// Leads the network to other nodes, or not.
@@ -314,8 +354,8 @@ const INSIDE: &[(&str, &str, bool)] = &[
     ("ipv4/conf/default/send_redirects", "0", false),
     ("ipv4/conf/all/accept_redirects", "0", false),
     ("ipv4/conf/default/accept_redirects", "0", false),
-    // Of IPv6 the gateway has no part: guests have it among themselves.
-    ("ipv6/conf/all/disable_ipv6", "1", true),
+    ("ipv6/conf/all/forwarding", "1", true),
+    // Of links that are still to come: the ports of guests have no part of IPv6.
     ("ipv6/conf/default/disable_ipv6", "1", true),
     // Frames between guests are the bridge family's matter, not the IP rules'.
     ("bridge/bridge-nf-call-iptables", "0", true),

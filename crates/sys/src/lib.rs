@@ -12,6 +12,7 @@ pub mod error;
 pub mod filesystem;
 mod filter;
 pub mod fs;
+pub mod icmp;
 pub mod klog;
 pub mod mapper;
 pub mod md;

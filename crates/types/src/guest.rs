@@ -83,7 +83,7 @@ pub struct Link {
     pub gateway: Ipv4Addr,
     pub dns: Ipv4Addr,
     pub mtu: u16,
-    /// Within its network alone: there is no route of IPv6 beyond it.
+    /// Beyond its network the first card's gateway leads while it says so, by router advertisements.
     #[serde(default)]
     pub address6: Option<Cidr6>,
 }

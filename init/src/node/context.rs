@@ -66,7 +66,9 @@ pub(crate) struct Uplink {
     pub(crate) link: Option<String>,
     /// Of that link, the one that is shown first.
     pub(crate) addresses: Vec<AnyCidr>,
-    /// The prefixes on all physical links, not only that one's: guests must reach no neighbour on any.
+    /// The link with the way to all of IPv6; `None` while there is none.
+    pub(crate) link6: Option<String>,
+    /// The prefixes of IPv4 on all physical links, not only that one's: guests must reach no neighbour on any.
     pub(crate) networks: Vec<Cidr>,
     pub(crate) dns: Vec<IpAddr>,
     /// How the node's own HTTP goes out.

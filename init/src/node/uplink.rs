@@ -247,6 +247,7 @@ impl Uplinks {
         };
         let uplink = Uplink {
             link: first.map(|(name, _)| name.to_owned()),
+            link6: around::leads6(observed, &wanted.roles),
             addresses: addressing.map(|a| a.addresses.clone()).unwrap_or_default(),
             networks: networks(observed, &wanted.roles),
             dns,
@@ -391,7 +392,7 @@ fn came_back(carrier: &mut bool, now: bool) -> bool {
     !std::mem::replace(carrier, now) && now
 }
 
-/// The prefixes on all links: what the kernel holds, and what it will. Guests speak IPv4.
+/// The prefixes of IPv4 on all links: what the kernel holds, and what it will.
 fn networks(observed: &Observed, roles: &[Role]) -> Vec<Cidr> {
     let mut networks: Vec<Cidr> = Vec::new();
     let held = own(observed).flat_map(|link| &link.addresses);

@@ -2,10 +2,10 @@
 //!
 //! Owns: the bytes of one transaction. Refuses: talking to the kernel.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE};
-use types::Cidr;
+use types::AnyCidr;
 
 use super::attribute::Writer;
 use super::batch::Message;
@@ -38,7 +38,7 @@ const CONNLIMIT_OVER: u32 = 1;
 pub(super) const NFPROTO_UNSPEC: u8 = 0;
 const NFPROTO_INET: u8 = 1;
 pub(super) const NFPROTO_IPV4: u8 = 2;
-const NFPROTO_IPV6: u8 = 10;
+pub(super) const NFPROTO_IPV6: u8 = 10;
 const NFPROTO_BRIDGE: u8 = 7;
 
 /// The registers that expressions hand values on in.
@@ -57,7 +57,7 @@ const CMP_EQ: u32 = 0;
 const CMP_NEQ: u32 = 1;
 
 pub(super) const IPPROTO_ICMP: u8 = 1;
-const IPPROTO_ICMPV6: u8 = 58;
+pub(super) const IPPROTO_ICMPV6: u8 = 58;
 pub(super) const IPPROTO_TCP: u8 = 6;
 pub(super) const IPPROTO_UDP: u8 = 17;
 const ICMP_ECHO: u8 = 8;
@@ -262,19 +262,14 @@ fn write_test(list: &mut Writer, family: Family, test: &Test) {
         Test::Established => state(list, CT_ESTABLISHED | CT_RELATED),
         Test::Invalid => state(list, CT_INVALID),
         Test::Ipv4 => ipv4(list, family),
-        Test::Source(prefix) => {
-            ipv4(list, family);
-            address(list, 12, prefix);
-        }
+        Test::Ipv6 => ipv6(list, family),
+        Test::Source(prefix) => address(list, family, End::Source, prefix),
         Test::SourceIsNot(address) => {
             ipv4(list, family);
             payload(list, Header::Network, 12, 4);
             compare(list, CMP_NEQ, &address.octets());
         }
-        Test::Destination(prefix) => {
-            ipv4(list, family);
-            address(list, 16, prefix);
-        }
+        Test::Destination(prefix) => address(list, family, End::Destination, prefix),
         Test::DestinationIsOurs => {
             expression(list, "fib", |fib| {
                 fib.be32(1, REGISTER)
@@ -440,12 +435,43 @@ fn payload(list: &mut Writer, header: Header, offset: u32, length: u32) {
     });
 }
 
-fn address(list: &mut Writer, offset: u32, prefix: &Cidr) {
-    payload(list, Header::Network, offset, 4);
-    if prefix.prefix() < 32 {
-        mask(list, &prefix.mask().to_be_bytes());
+#[derive(Debug, Clone, Copy)]
+enum End {
+    Source,
+    Destination,
+}
+
+/// One end of a packet of the prefix's family lies in it.
+fn address(list: &mut Writer, family: Family, end: End, prefix: &AnyCidr) {
+    let length = prefix.prefix();
+    match prefix.network().address {
+        IpAddr::V4(network) => {
+            ipv4(list, family);
+            let offset = match end {
+                End::Source => 12,
+                End::Destination => 16,
+            };
+            payload(list, Header::Network, offset, 4);
+            if length < 32 {
+                let host = u32::MAX.checked_shr(length.into()).unwrap_or(0);
+                mask(list, &(!host).to_be_bytes());
+            }
+            compare(list, CMP_EQ, &network.octets());
+        }
+        IpAddr::V6(network) => {
+            ipv6(list, family);
+            let offset = match end {
+                End::Source => 8,
+                End::Destination => 24,
+            };
+            payload(list, Header::Network, offset, 16);
+            if length < 128 {
+                let host = u128::MAX.checked_shr(length.into()).unwrap_or(0);
+                mask(list, &(!host).to_be_bytes());
+            }
+            compare(list, CMP_EQ, &network.octets());
+        }
     }
-    compare(list, CMP_EQ, &prefix.network().address.octets());
 }
 
 fn mask<const N: usize>(list: &mut Writer, mask: &[u8; N]) {
@@ -477,12 +503,27 @@ fn immediate(list: &mut Writer, register: u32, value: &[u8]) {
     });
 }
 
-/// The address alone: ports stay, and ICMP has none.
-fn nat_host(list: &mut Writer, kind: u32, address: Ipv4Addr) {
-    immediate(list, REGISTER, &address.octets());
+/// To an address, and a port where one is given: else ports stay, and ICMP has none.
+fn nat(list: &mut Writer, kind: u32, address: IpAddr, port: Option<u16>) {
+    let family = match address {
+        IpAddr::V4(address) => {
+            immediate(list, REGISTER, &address.octets());
+            NFPROTO_IPV4
+        }
+        IpAddr::V6(address) => {
+            immediate(list, REGISTER, &address.octets());
+            NFPROTO_IPV6
+        }
+    };
+    if let Some(port) = port {
+        immediate(list, SECOND_REGISTER, &port.to_be_bytes());
+    }
     expression(list, "nat", |nat| {
-        nat.be32(1, kind).be32(2, u32::from(NFPROTO_IPV4));
+        nat.be32(1, kind).be32(2, u32::from(family));
         nat.be32(3, REGISTER);
+        if port.is_some() {
+            nat.be32(5, SECOND_REGISTER);
+        }
     });
 }
 
@@ -507,16 +548,10 @@ fn write_verdict(list: &mut Writer, verdict: &Verdict) {
             reject.be32(1, REJECT_ICMPX).u8(2, ICMPX_ADMIN_PROHIBITED);
         }),
         Verdict::DestinationNat(address, port) => {
-            immediate(list, REGISTER, &address.octets());
-            immediate(list, SECOND_REGISTER, &port.to_be_bytes());
-            expression(list, "nat", |nat| {
-                nat.be32(1, NAT_DESTINATION)
-                    .be32(2, u32::from(NFPROTO_IPV4));
-                nat.be32(3, REGISTER).be32(5, SECOND_REGISTER);
-            });
+            nat(list, NAT_DESTINATION, *address, Some(*port));
         }
-        Verdict::DestinationHost(address) => nat_host(list, NAT_DESTINATION, *address),
-        Verdict::SourceNat(address) => nat_host(list, NAT_SOURCE, *address),
+        Verdict::DestinationHost(address) => nat(list, NAT_DESTINATION, *address, None),
+        Verdict::SourceNat(address) => nat(list, NAT_SOURCE, *address, None),
         Verdict::Masquerade => expression(list, "masq", |_| {}),
     }
 }

@@ -1,17 +1,20 @@
 //! Connections that the kernel knows of (linux/netfilter/nfnetlink_conntrack.h), and their end.
 //!
-//! Owns: reading the list of one namespace, and taking single ones out of it. Refuses: judging which (`standing` does), and IPv6:
-//! nothing of that passes between namespaces.
+//! Owns: reading the list of one namespace, of both families, and taking single ones out of it. Refuses: judging which (`standing`
+//! does).
 
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use nix::errno::Errno;
 use rtnetlink::packet_core::{NLM_F_ACK, NlasIterator};
 
 use super::attribute::Writer;
 use super::batch::{self, Message};
-use super::encode::{IPPROTO_ICMP, IPPROTO_TCP, IPPROTO_UDP, NFPROTO_IPV4};
+use super::encode::{
+    IPPROTO_ICMP, IPPROTO_ICMPV6, IPPROTO_TCP, IPPROTO_UDP, NFPROTO_IPV4, NFPROTO_IPV6,
+    NFPROTO_UNSPEC,
+};
 use super::rule::Transport;
 
 const SUBSYSTEM: u16 = 1;
@@ -47,8 +50,8 @@ pub struct Flow {
 /// One direction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Way {
-    pub source: Ipv4Addr,
-    pub destination: Ipv4Addr,
+    pub source: IpAddr,
+    pub destination: IpAddr,
     pub what: Spoken,
 }
 
@@ -59,7 +62,7 @@ pub enum Spoken {
         from: u16,
         to: u16,
     },
-    /// ICMP, of which nothing but pings begins anything.
+    /// ICMP of either family, of which nothing but pings begins anything.
     Ping,
     Other,
 }
@@ -95,7 +98,7 @@ fn is_any() -> io::Result<bool> {
 /// Those that are not to be kept.
 fn read(keep: impl Fn(&Flow) -> bool) -> io::Result<Vec<Flow>> {
     let mut flows = Vec::new();
-    batch::list(GET, NFPROTO_IPV4, |kind, body| {
+    batch::list(GET, NFPROTO_UNSPEC, |kind, body| {
         if kind == NEW {
             flows.extend(flow(body).filter(|flow| !keep(flow)));
         }
@@ -106,7 +109,11 @@ fn read(keep: impl Fn(&Flow) -> bool) -> io::Result<Vec<Flow>> {
 fn take_out(flows: &[Flow]) -> io::Result<()> {
     let message = |flow: &Flow| {
         let (began, id) = &flow.named;
-        let mut body = Writer::new(&[NFPROTO_IPV4, 0, 0, 0]);
+        let family = match flow.began.source {
+            IpAddr::V4(_) => NFPROTO_IPV4,
+            IpAddr::V6(_) => NFPROTO_IPV6,
+        };
+        let mut body = Writer::new(&[family, 0, 0, 0]);
         body.bytes(TUPLE_ORIGINAL | NESTED, began).bytes(ID, id);
         Message {
             kind: DELETE,
@@ -123,7 +130,7 @@ fn take_out(flows: &[Flow]) -> io::Result<()> {
     batch::send_excusing(&messages, over).map_err(|refusal| refusal.source)
 }
 
-/// What the kernel says of one connection. `None`: it is none of IPv4.
+/// What the kernel says of one connection. `None`: it is none of IP.
 fn flow(body: &[u8]) -> Option<Flow> {
     let (mut began, mut answered, mut id) = (None, None, None);
     for attribute in NlasIterator::new(body).flatten() {
@@ -160,17 +167,22 @@ fn way(tuple: &[u8]) -> Option<Way> {
     })
 }
 
-fn ends(attributes: &[u8]) -> Option<(Ipv4Addr, Ipv4Addr)> {
+fn ends(attributes: &[u8]) -> Option<(IpAddr, IpAddr)> {
     let (mut source, mut destination) = (None, None);
     for attribute in NlasIterator::new(attributes).flatten() {
-        let octets: Option<[u8; 4]> = attribute.value().try_into().ok();
+        let value = attribute.value();
+        let four = || <[u8; 4]>::try_from(value).ok().map(IpAddr::from);
+        let six = || <[u8; 16]>::try_from(value).ok().map(IpAddr::from);
         match attribute.kind() {
-            1 => source = octets,
-            2 => destination = octets,
+            1 => source = four(),
+            2 => destination = four(),
+            3 => source = six(),
+            4 => destination = six(),
             _ => {}
         }
     }
-    Some((source?.into(), destination?.into()))
+    let (source, destination) = (source?, destination?);
+    (source.is_ipv4() == destination.is_ipv4()).then_some((source, destination))
 }
 
 fn spoken(attributes: &[u8]) -> Option<Spoken> {
@@ -193,7 +205,7 @@ fn spoken(attributes: &[u8]) -> Option<Spoken> {
     Some(match protocol? {
         IPPROTO_TCP => of(Transport::Tcp),
         IPPROTO_UDP => of(Transport::Udp),
-        IPPROTO_ICMP => Spoken::Ping,
+        IPPROTO_ICMP | IPPROTO_ICMPV6 => Spoken::Ping,
         _ => Spoken::Other,
     })
 }
@@ -242,6 +254,38 @@ mod tests {
         assert_eq!(found.began, way(client, own, port(5000, 443)));
         assert_eq!(found.answered, way(inside, client, port(443, 5000)));
         assert_eq!(found.named, (began, 77u32.to_be_bytes().to_vec()));
+    }
+
+    #[test]
+    fn a_connection_of_ipv6_is_read_and_one_of_both_families_is_none() {
+        let end = |last: u8| {
+            let mut octets = [0; 16];
+            (octets[0], octets[1], octets[15]) = (0x20, 1, last);
+            octets
+        };
+        let tuple = |source: (u16, &[u8]), destination: (u16, &[u8])| {
+            let mut tuple = Writer::default();
+            tuple.nest(1, |ends| {
+                ends.bytes(source.0, source.1)
+                    .bytes(destination.0, destination.1);
+            });
+            tuple.nest(2, |what| {
+                what.u8(1, IPPROTO_ICMPV6);
+            });
+            tuple.finish()
+        };
+        let read = way(&tuple((3, &end(1)), (4, &end(2)))).expect("a way");
+        assert_eq!(
+            (read.source, read.destination),
+            (end(1).into(), end(2).into())
+        );
+        assert_eq!(read.what, Spoken::Ping);
+        for wrong in [
+            tuple((1, &[192, 0, 2, 1]), (4, &end(2))),
+            tuple((3, &end(1)[..15]), (4, &end(2))),
+        ] {
+            assert_eq!(way(&wrong), None);
+        }
     }
 
     proptest! {

@@ -6,26 +6,31 @@
 //! behind as they do for published ports.
 
 use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
-use types::Cidr;
+use types::AnyCidr;
 
-use super::policy::{Guest, NodeTenant, host, rule};
+use super::policy::{Guest, Inside, NodeTenant, host, ping6, rule};
 use super::rule::{Rule, Test, Transport, Verdict};
 use crate::network::{BRIDGE, WAN};
 
 /// An address from a pool, and the guest that has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Owned {
-    pub address: Ipv4Addr,
-    /// The guest's address in its network.
-    pub inside: Ipv4Addr,
+    pub address: IpAddr,
+    /// The guest in its network.
+    pub inside: Inside,
     /// The link to the network that it is an address of: by others it is nobody's. `None`: it is reached by each.
     pub link: Option<String>,
     pub allow: Vec<Let>,
 }
 
 impl Owned {
+    /// The guest's address in its network that this one is translated to.
+    pub(super) fn within(&self) -> IpAddr {
+        self.inside.like(self.address)
+    }
+
     fn by(&self, test: fn(String) -> Test) -> impl Iterator<Item = Test> + use<> {
         self.link.clone().map(test).into_iter()
     }
@@ -36,21 +41,23 @@ impl Owned {
 pub struct Let {
     /// `None`: pings.
     pub port: Option<(Transport, u16)>,
-    /// `None`: from everybody.
-    pub from: Option<Cidr>,
+    /// `None`: from everybody. Of the address's family.
+    pub from: Option<AnyCidr>,
 }
 
 impl Let {
-    fn what(&self) -> Test {
-        match self.port {
-            Some((transport, port)) => Test::DestinationPort(transport, port),
-            None => Test::Ping,
+    fn what(&self, family: IpAddr) -> Test {
+        match (self.port, family) {
+            (Some((transport, port)), _) => Test::DestinationPort(transport, port),
+            (None, IpAddr::V4(_)) => Test::Ping,
+            (None, IpAddr::V6(_)) => ping6(),
         }
     }
 
-    pub(super) fn tests(&self, destination: Ipv4Addr) -> Vec<Test> {
+    pub(super) fn tests(&self, destination: IpAddr) -> Vec<Test> {
         let from = self.from.map(|prefix| Test::Source(prefix.network()));
-        let all = [Test::Destination(host(destination)), self.what()];
+        let what = self.what(destination);
+        let all = [Test::Destination(host(destination)), what];
         from.into_iter().chain(all).collect()
     }
 }
@@ -65,7 +72,7 @@ pub(super) fn to_guests(tenants: &[NodeTenant]) -> impl Iterator<Item = Rule> {
                 .by(Test::From)
                 .chain(one.tests(owned.address))
                 .collect(),
-            ..rule([], Verdict::DestinationHost(owned.inside))
+            ..rule([], Verdict::DestinationHost(owned.within()))
         })
     })
 }
@@ -77,7 +84,7 @@ pub(super) fn let_in(tenant: &NodeTenant) -> impl Iterator<Item = Rule> {
             let to = Test::To(tenant.link.clone());
             let by = owned.by(Test::From).chain([to]);
             Rule {
-                tests: by.chain(one.tests(owned.inside)).collect(),
+                tests: by.chain(one.tests(owned.within())).collect(),
                 ..rule([], Verdict::Accept)
             }
         })
@@ -86,18 +93,21 @@ pub(super) fn let_in(tenant: &NodeTenant) -> impl Iterator<Item = Rule> {
 
 /// The same in the guest's own network, behind the node's rules, and its published ports there.
 pub(super) fn reached(guest: &Guest) -> impl Iterator<Item = Rule> {
-    let published = |(transport, port): &(Transport, u16)| Let {
-        port: Some((*transport, *port)),
-        from: None,
+    let both = [guest.address.into(), guest.address6.into()];
+    let published = |(transport, port): &(Transport, u16)| {
+        let one = Let {
+            port: Some((*transport, *port)),
+            from: None,
+        };
+        both.map(|address: IpAddr| (address, one))
     };
-    let all: BTreeSet<Let> = guest
+    let all: BTreeSet<(IpAddr, Let)> = guest
         .ports
         .iter()
-        .map(published)
+        .flat_map(published)
         .chain(guest.lets.iter().copied())
         .collect();
-    let address = guest.address;
-    all.into_iter().map(move |one| {
+    all.into_iter().map(|(address, one)| {
         let inward = [Test::From(WAN.to_owned()), Test::To(BRIDGE.to_owned())];
         Rule {
             tests: inward.into_iter().chain(one.tests(address)).collect(),
@@ -110,7 +120,7 @@ pub(super) fn reached(guest: &Guest) -> impl Iterator<Item = Rule> {
 pub(super) fn from_guests(tenants: &[NodeTenant]) -> impl Iterator<Item = Rule> {
     let all = tenants.iter().flat_map(|tenant| &tenant.owned);
     all.map(|owned| {
-        let from = [Test::Source(host(owned.inside))];
+        let from = [Test::Source(host(owned.within()))];
         Rule {
             tests: owned.by(Test::To).chain(from).collect(),
             ..rule([], Verdict::SourceNat(owned.address))

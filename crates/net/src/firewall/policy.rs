@@ -1,13 +1,16 @@
 //! What may speak to what: the node's policies as rules.
 //!
 //! Owns: the default-deny policies of the node's own namespace and of tenant namespaces.
-//! Refuses: exceptions that are not named in its inputs. IPv6 is the node's own, and in tenant networks their own: it leaves
-//! none.
+//! Refuses: exceptions that are not named in its inputs. Both families are led by the same rules: what is one's is the other's.
+
+mod attempt;
+mod ranges;
+mod six;
 
 use std::collections::BTreeSet;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use types::{Cidr, Mac};
+use types::{AnyCidr, Cidr, Cidr6, Mac};
 
 use super::Counts;
 use super::owned;
@@ -17,6 +20,8 @@ use super::rule::{
     Test, Transport, Verdict,
 };
 use crate::network::{BRIDGE, MESH, WAN, gateway_of, link_local};
+pub use attempt::Attempt;
+pub(super) use six::ping as ping6;
 
 /// The node's own namespace.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -36,9 +41,41 @@ pub struct NodeTenant {
     /// `Network::host_link`.
     pub link: String,
     pub subnet: Cidr,
+    pub subnet6: Cidr6,
     pub published: Vec<Published>,
     /// Addresses of guests' own.
     pub owned: Vec<Owned>,
+}
+
+impl NodeTenant {
+    pub(super) fn subnets(&self) -> [AnyCidr; 2] {
+        [self.subnet.network().into(), self.subnet6.network().into()]
+    }
+
+    pub(super) fn has(&self, machine: IpAddr) -> bool {
+        self.subnets().iter().any(|subnet| subnet.contains(machine))
+    }
+}
+
+/// Where a guest is in its network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Inside {
+    pub four: Ipv4Addr,
+    pub six: Ipv6Addr,
+}
+
+impl Inside {
+    pub fn both(&self) -> [IpAddr; 2] {
+        [self.four.into(), self.six.into()]
+    }
+
+    /// The one of the same family.
+    pub fn like(&self, other: IpAddr) -> IpAddr {
+        match other {
+            IpAddr::V4(_) => self.four.into(),
+            IpAddr::V6(_) => self.six.into(),
+        }
+    }
 }
 
 /// A port of the node that leads to a guest.
@@ -46,7 +83,7 @@ pub struct NodeTenant {
 pub struct Published {
     pub transport: Transport,
     pub node_port: u16,
-    pub address: Ipv4Addr,
+    pub inside: Inside,
     pub port: u16,
 }
 
@@ -55,13 +92,27 @@ pub struct Published {
 pub struct Tenant {
     /// `Network::gateway`.
     pub gateway: Cidr,
+    pub gateway6: Cidr6,
     /// The node's own addresses and the prefixes on its uplinks: refused beside all that is private (RFC 6890).
-    pub refused: Vec<Cidr>,
+    pub refused: Vec<AnyCidr>,
     /// Nothing leads out of it.
     pub internal: bool,
     /// Its subnets on other nodes.
     pub peers: Vec<Cidr>,
     pub guests: Vec<Guest>,
+}
+
+impl Tenant {
+    pub(super) fn gateways(&self) -> [AnyCidr; 2] {
+        [self.gateway.into(), self.gateway6.into()]
+    }
+
+    /// Wherever the node is, and whatever is around it: what counts as what, in the order in which it is asked.
+    pub(super) fn refused_to_guests(&self) -> impl Iterator<Item = (AnyCidr, Attempt)> {
+        let around = self.refused.iter().map(Cidr::network);
+        let around = around.map(|prefix| (prefix, Attempt::Private));
+        around.chain(ranges::refused_to_guests(self.ours()))
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -73,31 +124,24 @@ pub struct Guest {
     pub address6: Ipv6Addr,
     /// Ports of the guest that are published.
     pub ports: Vec<(Transport, u16)>,
-    /// What comes in to addresses of its own.
-    pub lets: Vec<Let>,
+    /// What comes in to addresses of its own, and for which of its addresses in the network it is by then.
+    pub lets: Vec<(IpAddr, Let)>,
 }
 
-/// What no guest may speak to through the node (RFC 6890): whatever is somebody's own network, and
-/// whatever is no unicast address on the internet.
-const PRIVATE: [(Ipv4Addr, u8); 10] = [
-    (Ipv4Addr::new(0, 0, 0, 0), 8),
-    (Ipv4Addr::new(10, 0, 0, 0), 8),
-    (Ipv4Addr::new(100, 64, 0, 0), 10),
-    (Ipv4Addr::new(127, 0, 0, 0), 8),
-    (Ipv4Addr::new(172, 16, 0, 0), 12),
-    (Ipv4Addr::new(192, 0, 0, 0), 24),
-    (Ipv4Addr::new(192, 168, 0, 0), 16),
-    (Ipv4Addr::new(198, 18, 0, 0), 15),
-    (Ipv4Addr::new(224, 0, 0, 0), 4),
-    (Ipv4Addr::new(240, 0, 0, 0), 4),
-];
+impl Guest {
+    fn addresses(&self) -> [IpAddr; 2] {
+        [self.address.into(), self.address6.into()]
+    }
 
-/// Counted apart from the others: where clouds have their metadata, and the ranges of tenants' networks.
-const METADATA: (Ipv4Addr, u8) = (Ipv4Addr::new(169, 254, 0, 0), 16);
-const TENANTS: [(Ipv4Addr, u8); 2] = [
-    (Ipv4Addr::new(10, 128, 0, 0), 9),
-    (Ipv4Addr::new(172, 16, 0, 0), 12),
-];
+    /// The one that it was given, and that of its card.
+    fn addresses6(&self) -> [Ipv6Addr; 2] {
+        [self.address6, link_local(self.mac)]
+    }
+
+    pub(super) fn has(&self, address: IpAddr) -> bool {
+        self.addresses().contains(&address)
+    }
+}
 
 /// Where filters stand among other users of the hook (NF_IP_PRI_FILTER, NF_BR_PRI_FILTER_BRIDGED).
 const FILTER: i32 = 0;
@@ -105,6 +149,8 @@ const FILTER_BRIDGED: i32 = -200;
 /// NF_IP_PRI_NAT_DST and NF_IP_PRI_NAT_SRC.
 const NAT_DESTINATION: i32 = -100;
 const NAT_SOURCE: i32 = 100;
+/// Behind all translation.
+const LAST: i32 = 300;
 /// Echo requests answered a second, and at once: enough for people, too little to load the node.
 const PING: Test = Test::PerSecond {
     rate: 10,
@@ -117,10 +163,6 @@ const GROUPS: Test = Test::OverPerSecond {
 };
 const DHCP_SERVER: u16 = 67;
 const DHCP_CLIENT: u16 = 68;
-/// Types of ICMPv6 (RFC 4861).
-const ROUTER_SOLICITATION: u8 = 133;
-const REDIRECT: u8 = 137;
-const LISTENER_REPORT: u8 = 143;
 const DNS: u16 = 53;
 
 pub(super) fn rule<const N: usize>(tests: [Test; N], verdict: Verdict) -> Rule {
@@ -138,105 +180,8 @@ fn counted<const N: usize>(tests: [Test; N], verdict: Verdict) -> Rule {
     }
 }
 
-/// What a guest tried and was refused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Attempt {
-    /// Under another MAC.
-    Mac,
-    /// ARP under another's address, or another's MAC in it.
-    Arp,
-    /// IP under another address.
-    Address,
-    /// To answer for another's address of IPv6.
-    Neighbour,
-    /// More to several at once than [`GROUPS`].
-    Multicast,
-    /// As a DHCP server.
-    Dhcp,
-    /// As a router or DHCP server of IPv6, or with a redirect.
-    Router,
-    /// Frames of other protocols.
-    Frame,
-    /// To the node itself, or the gateway, beyond DNS and a few pings.
-    Node,
-    /// To link-local addresses, where clouds have their metadata.
-    Metadata,
-    /// To other networks of this node.
-    Tenants,
-    /// To the owner's networks, or other addresses that are nobody's on the internet.
-    Private,
-    /// Out of a network that has no way out.
-    Outside,
-    /// More connections than [`CONNECTIONS_MAX`].
-    Connections,
-}
-
 /// Connections of one guest outward at a time, and as many inward: an ordinary server's, and a few MiB of the node's memory.
 pub const CONNECTIONS_MAX: u32 = 4096;
-
-impl Attempt {
-    pub const ALL: [Self; 14] = [
-        Self::Mac,
-        Self::Arp,
-        Self::Address,
-        Self::Neighbour,
-        Self::Multicast,
-        Self::Dhcp,
-        Self::Router,
-        Self::Frame,
-        Self::Node,
-        Self::Metadata,
-        Self::Tenants,
-        Self::Private,
-        Self::Outside,
-        Self::Connections,
-    ];
-
-    /// One that never changes: it stands in metrics.
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Mac => "mac",
-            Self::Arp => "arp",
-            Self::Address => "address",
-            Self::Neighbour => "neighbour",
-            Self::Multicast => "multicast",
-            Self::Dhcp => "dhcp",
-            Self::Router => "router",
-            Self::Frame => "frame",
-            Self::Node => "node",
-            Self::Metadata => "metadata",
-            Self::Tenants => "tenants",
-            Self::Private => "private",
-            Self::Outside => "outside",
-            Self::Connections => "connections",
-        }
-    }
-
-    /// The counter of a guest with this TAP.
-    pub fn counter(self, tap: &str) -> String {
-        format!("{tap}-{}", self.word())
-    }
-
-    /// Which table's rules see it.
-    fn family(self) -> Family {
-        match self {
-            Self::Mac
-            | Self::Arp
-            | Self::Address
-            | Self::Neighbour
-            | Self::Multicast
-            | Self::Dhcp
-            | Self::Router
-            | Self::Frame => Family::Bridge,
-            Self::Node
-            | Self::Metadata
-            | Self::Tenants
-            | Self::Private
-            | Self::Outside
-            | Self::Connections => Family::Inet,
-        }
-    }
-}
 
 /// An attempt, in the counter of who made it.
 fn attempt<const N: usize>(
@@ -272,24 +217,39 @@ fn tallies(guests: &[Guest], family: Family, before: &Counts) -> Vec<Tally> {
 
 /// A chain for what is refused: each guest's in its own counter, what is nobody's in the last rule's.
 fn refusing(policy: &Tenant, what: Attempt, verdict: &Verdict) -> Chain {
-    let of = |guest: &Guest| {
-        let source = Test::Source(host(guest.address));
+    let of = |(guest, address): (&Guest, IpAddr)| {
+        let source = Test::Source(host(address));
         attempt(guest, what, [source], verdict.clone())
     };
-    let mut rules: Vec<Rule> = policy.guests.iter().map(of).collect();
+    let mut rules: Vec<Rule> = sources(policy, what).map(of).collect();
     rules.push(counted([], verdict.clone()));
     chain(what.word(), rules)
 }
 
-/// A chain that lets pass who has not too much under way already.
-fn connections_of(policy: &Tenant) -> Chain {
-    let of = |guest: &Guest| {
-        let source = Test::Source(host(guest.address));
+/// Under which addresses guests come into the chain of an attempt: that of a card comes no further than to the gateway.
+fn sources(policy: &Tenant, what: Attempt) -> impl Iterator<Item = (&Guest, IpAddr)> {
+    let near = matches!(what, Attempt::Node | Attempt::Connections);
+    policy.guests.iter().flat_map(move |guest| {
+        let card = near.then(|| link_local(guest.mac).into());
+        let all = guest.addresses().into_iter().chain(card);
+        all.map(move |address| (guest, address))
+    })
+}
+
+/// Chains that let pass who has not too much under way already: one for each guest, of both families together, and the one that
+/// leads to those.
+fn connections_of(policy: &Tenant) -> Vec<Chain> {
+    let name = |guest: &Guest| format!("count-{}", guest.tap);
+    let bound = |guest: &Guest| {
         let over = Test::MoreConnectionsThan(CONNECTIONS_MAX);
-        attempt(guest, Attempt::Connections, [source, over], Verdict::Drop)
+        let rule = attempt(guest, Attempt::Connections, [over], Verdict::Drop);
+        chain(name(guest), vec![rule])
     };
-    let rules = policy.guests.iter().map(of).collect();
-    chain(Attempt::Connections.word(), rules)
+    let lead = |(guest, address): (&Guest, IpAddr)| jump(Test::Source(host(address)), &name(guest));
+    let leads = sources(policy, Attempt::Connections).map(lead).collect();
+    let mut chains: Vec<Chain> = policy.guests.iter().map(bound).collect();
+    chains.push(chain(Attempt::Connections.word(), leads));
+    chains
 }
 
 fn chain(name: impl Into<String>, rules: Vec<Rule>) -> Chain {
@@ -340,8 +300,8 @@ fn jump(test: Test, chain: &str) -> Rule {
     rule([test], Verdict::Jump(chain.to_owned()))
 }
 
-pub(super) fn host(address: Ipv4Addr) -> Cidr {
-    Cidr::new(address, 32).expect("32 is a prefix length")
+pub(super) fn host(address: impl Into<IpAddr>) -> AnyCidr {
+    Cidr::host(address.into())
 }
 
 fn tcp(port: u16) -> Test {
@@ -362,6 +322,9 @@ pub fn node(policy: &Node) -> Ruleset {
     let mut input = Vec::from(connections());
     input.push(rule([Test::From("lo".to_owned())], Verdict::Accept));
     input.extend(jumps(Test::From, "uplink"));
+    // The node and each network's gateway find each other.
+    let links = tenants.iter().map(|tenant| tenant.link.clone());
+    input.extend(links.map(|link| jump(Test::From(link), "neighbours")));
     input.push(counted([], Verdict::Drop));
     let mut forward = Vec::from(connections());
     forward.extend(jumps(Test::To, "outward"));
@@ -371,28 +334,34 @@ pub fn node(policy: &Node) -> Ruleset {
         jumps(Test::From, "published"),
         jumps(Test::To, "translated"),
     );
-    let chains = vec![
+    let mut chains = vec![
         chain("uplink", from_uplink(policy)),
+        chain("neighbours", six::neighbours().into()),
         chain("outward", tenants.iter().flat_map(outward).collect()),
+    ];
+    chains.extend(machines(tenants).into_iter().map(bound));
+    chains.extend([
         chain("inward", tenants.iter().flat_map(inward).collect()),
         chain(
             "published",
             // Those of guests' own addresses first, where the owner's and the node's are one by mistake.
             owned::to_guests(tenants)
-                .chain(tenants.iter().flat_map(|t| &t.published).map(publish))
+                .chain(tenants.iter().flat_map(|t| &t.published).flat_map(publish))
                 .collect(),
         ),
         chain(
             "translated",
             owned::from_guests(tenants)
-                .chain(tenants.iter().map(translate))
+                .chain(tenants.iter().flat_map(translate))
                 .collect(),
         ),
+        chain("local", tenants.iter().map(of_link_alone).collect()),
         filter("input", Point::Input, FILTER, input),
         filter("forward", Point::Forward, FILTER, forward),
         nat("prerouting", Point::Prerouting, NAT_DESTINATION, published),
         nat("postrouting", Point::Postrouting, NAT_SOURCE, translated),
-    ];
+        leaving(jumps(Test::To, "local")),
+    ]);
     Ruleset {
         tables: vec![Table {
             family: Family::Inet,
@@ -417,104 +386,109 @@ fn from_uplink(policy: &Node) -> Vec<Rule> {
     let open = policy.open_ports.iter().map(|port| tcp(*port));
     let open = open.chain(policy.mesh_ports.iter().map(udp));
     rules.extend(open.map(|port| rule([port], Verdict::Accept)));
-    rules.extend(of_ipv6_links());
+    rules.extend(six::of_uplinks());
     rules
 }
 
-const DHCP6_SERVER: u16 = 547;
-const DHCP6_CLIENT: u16 = 546;
-/// Types of ICMPv6 (RFC 4443, RFC 4861, RFC 2710). Errors, such as that a packet is too big for the way, belong to
-/// connections and pass with those.
-const ECHO_REQUEST: u8 = 128;
-const LISTENER_QUERY: u8 = 130;
-const ROUTER_ADVERTISEMENT: u8 = 134;
-const NEIGHBOUR_SOLICITATION: u8 = 135;
-const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
-
-/// Without which a link has no IPv6 (RFC 4890 section 4.4): neighbours find each other, routers say what they know, switches
-/// learn which groups to bring, and servers answer the DHCPv6 client, which asks a group and so is of no connection. Nothing
-/// of it comes from beyond the link.
-fn of_ipv6_links() -> [Rule; 6] {
-    let accept = |tests: Vec<Test>| Rule {
-        tests,
-        ..rule([], Verdict::Accept)
-    };
-    let dhcp = vec![
-        Test::LinkLocal,
-        Test::SourcePort(Transport::Udp, DHCP6_SERVER),
-        Test::DestinationPort(Transport::Udp, DHCP6_CLIENT),
-    ];
-    let neighbour = |kind| accept(vec![Test::Icmp6(kind), Test::Neighbour]);
-    [
-        accept(vec![Test::Icmp6(ECHO_REQUEST), PING]),
-        neighbour(NEIGHBOUR_SOLICITATION),
-        neighbour(NEIGHBOUR_ADVERTISEMENT),
-        accept(vec![
-            Test::Icmp6(ROUTER_ADVERTISEMENT),
-            Test::Neighbour,
-            Test::LinkLocal,
-        ]),
-        accept(vec![Test::Icmp6(LISTENER_QUERY), Test::LinkLocal]),
-        accept(dhcp),
-    ]
-}
-
 /// A tenant's packets may leave by an uplink, under its own addresses only. What its gateway begins is for machines, here and on other
-/// nodes: where there is no way to those any more, it is not for whoever else has such an address.
-fn outward(tenant: &NodeTenant) -> [Rule; 2] {
+/// nodes: where there is no way to those any more, it is not for whoever else has such an address. (By IPv6 it begins nothing.)
+fn outward(tenant: &NodeTenant) -> [Rule; 3] {
     let from = |source| [Test::From(tenant.link.clone()), Test::Source(source)];
     let gateway = host(gateway_of(&tenant.subnet));
-    [
-        counted(from(gateway), Verdict::Drop),
-        rule(from(tenant.subnet.network()), Verdict::Accept),
-    ]
+    let [four, six] = tenant
+        .subnets()
+        .map(|subnet| rule(from(subnet), Verdict::Accept));
+    [counted(from(gateway), Verdict::Drop), four, six]
 }
 
-/// Packets to published ports may go in; their destination has been rewritten by then. Those to a machine that has too many
-/// connections already may not: they would take the room of all others.
+/// Those that something leads to from outside.
+fn machines(tenants: &[NodeTenant]) -> BTreeSet<Inside> {
+    let published = tenants.iter().flat_map(|tenant| &tenant.published);
+    let owned = tenants.iter().flat_map(|tenant| &tenant.owned);
+    let published = published.map(|published| published.inside);
+    published.chain(owned.map(|owned| owned.inside)).collect()
+}
+
+fn bound_of(machine: Inside) -> String {
+    format!("to-{}", machine.four)
+}
+
+/// Packets to a machine that has too many connections already go nowhere: they would take the room of all others. Both families have
+/// one bound.
+fn bound(machine: Inside) -> Chain {
+    let over = Test::MoreConnectionsThan(CONNECTIONS_MAX);
+    chain(bound_of(machine), vec![counted([over], Verdict::Drop)])
+}
+
+/// Packets to published ports may go in; their destination has been rewritten by then.
 fn inward(tenant: &NodeTenant) -> impl Iterator<Item = Rule> {
     let to = || Test::To(tenant.link.clone());
-    let published = tenant.published.iter().map(|p| p.address);
-    let owners = tenant.owned.iter().map(|owned| owned.inside);
-    let machines: BTreeSet<Ipv4Addr> = published.chain(owners).collect();
-    let bound = move |address: Ipv4Addr| {
-        let over = Test::MoreConnectionsThan(CONNECTIONS_MAX);
-        counted(
-            [to(), Test::Destination(host(address)), over],
-            Verdict::Drop,
-        )
-    };
+    let machines = machines(std::slice::from_ref(tenant)).into_iter();
+    let bounds = machines.flat_map(move |machine| {
+        machine.both().map(|address| {
+            let verdict = Verdict::Jump(bound_of(machine));
+            rule([to(), Test::Destination(host(address))], verdict)
+        })
+    });
     let accept = move |published: &Published| {
-        let address = Test::Destination(host(published.address));
-        let port = Test::DestinationPort(published.transport, published.port);
-        rule([to(), address, port], Verdict::Accept)
+        published.inside.both().map(|address| {
+            let address = Test::Destination(host(address));
+            let port = Test::DestinationPort(published.transport, published.port);
+            rule([to(), address, port], Verdict::Accept)
+        })
     };
-    let accepted = tenant.published.iter().map(accept);
-    let bounds = machines.into_iter().map(bound);
+    let accepted = tenant.published.iter().flat_map(accept);
     bounds.chain(accepted).chain(owned::let_in(tenant))
 }
 
 /// What is addressed to the node, and not what an uplink merely brought along for another machine.
-fn publish(published: &Published) -> Rule {
+fn publish(published: &Published) -> [Rule; 2] {
     let Published {
         transport,
         node_port,
-        address,
+        inside,
         port,
     } = *published;
-    rule(
-        [
-            Test::Ipv4,
-            Test::DestinationPort(transport, node_port),
-            Test::DestinationIsOurs,
-        ],
-        Verdict::DestinationNat(address, port),
-    )
+    inside.both().map(|address| {
+        let family = match address {
+            IpAddr::V4(_) => Test::Ipv4,
+            IpAddr::V6(_) => Test::Ipv6,
+        };
+        let port_of_node = Test::DestinationPort(transport, node_port);
+        rule(
+            [family, port_of_node, Test::DestinationIsOurs],
+            Verdict::DestinationNat(address, port),
+        )
+    })
 }
 
 /// Packets of a tenant leave under the node's address.
-fn translate(tenant: &NodeTenant) -> Rule {
-    rule([Test::Source(tenant.subnet.network())], Verdict::Masquerade)
+fn translate(tenant: &NodeTenant) -> [Rule; 2] {
+    tenant
+        .subnets()
+        .map(|subnet| rule([Test::Source(subnet)], Verdict::Masquerade))
+}
+
+/// What stands behind all translation.
+fn leaving(rules: Vec<Rule>) -> Chain {
+    let hook = Hook {
+        kind: ChainKind::Filter,
+        point: Point::Postrouting,
+        priority: LAST,
+        policy: Policy::Accept,
+    };
+    Chain {
+        name: "leaving".to_owned(),
+        hook: Some(hook),
+        rules,
+    }
+}
+
+/// While the node has no address of IPv6 that it may use on a link, as when it asks neighbours whether one has it already, the kernel takes
+/// the one that is of the link alone: nobody beyond it could answer, and the connection would keep it.
+fn of_link_alone(tenant: &NodeTenant) -> Rule {
+    let from = Test::From(tenant.link.clone());
+    counted([from, Test::LinkLocal], Verdict::Drop)
 }
 
 /// The rules of one tenant's namespace, bridge family included. Its counters go on from `before`.
@@ -525,10 +499,8 @@ pub fn tenant(policy: &Tenant, before: &Counts) -> Ruleset {
         Attempt::Private,
         Attempt::Outside,
     ];
-    let mut chains = vec![
-        connections_of(policy),
-        refusing(policy, Attempt::Node, &Verdict::Drop),
-    ];
+    let mut chains = connections_of(policy);
+    chains.push(refusing(policy, Attempt::Node, &Verdict::Drop));
     // Said at once, so that no program waits for its time to be up.
     chains.extend(refused.map(|what| refusing(policy, what, &Verdict::Reject)));
     chains.extend([
@@ -576,6 +548,7 @@ fn to_gateway(policy: &Tenant) -> Vec<Rule> {
     let gateway = || Test::Destination(host(policy.gateway.address));
     let mut rules = Vec::from(connections());
     let group = Cidr::new(Ipv4Addr::new(224, 0, 0, 0), 4).expect("4 is a prefix length");
+    let group = AnyCidr::from(group);
     let [a, b, c, _] = policy.gateway.address.octets();
     let to_all = [
         group,
@@ -584,6 +557,7 @@ fn to_gateway(policy: &Tenant) -> Vec<Rule> {
     ];
     // Programs say such things to whoever may hear: it is meant for no node.
     rules.extend(to_all.map(|all| rule([from(), Test::Destination(all)], Verdict::Drop)));
+    rules.extend(six::to_gateway(policy));
     rules.extend(from_peers(policy));
     rules.extend([
         rule([Test::From("lo".to_owned())], Verdict::Accept),
@@ -612,7 +586,7 @@ fn from_peers(policy: &Tenant) -> Vec<Rule> {
     for peer in &policy.peers {
         let asker = Test::Source(host(gateway_of(peer)));
         let dns = Test::DestinationPort(Transport::Udp, DNS);
-        let source = Test::Source(peer.network());
+        let source = Test::Source(peer.network().into());
         rules.push(rule([from(), asker, gateway(), dns], Verdict::Accept));
         rules.push(rule(
             [from(), source, gateway(), Test::Ping, PING],
@@ -629,7 +603,7 @@ fn from_peers(policy: &Tenant) -> Vec<Rule> {
 /// nothing else comes from there.
 fn across(policy: &Tenant) -> Vec<Rule> {
     let (bridge, mesh) = (BRIDGE.to_owned(), MESH.to_owned());
-    let subnet = policy.gateway.network();
+    let subnet = AnyCidr::from(policy.gateway.network());
     let mut rules = Vec::new();
     // As to published ports: who comes from there is bounded by nobody else here.
     for guest in policy.guests.iter().filter(|_| !policy.peers.is_empty()) {
@@ -638,7 +612,8 @@ fn across(policy: &Tenant) -> Vec<Rule> {
         let machine = Test::Destination(host(guest.address));
         rules.push(counted([from, to, machine, over], Verdict::Drop));
     }
-    for peer in policy.peers.iter().map(Cidr::network) {
+    let peers = policy.peers.iter().map(Cidr::network);
+    for peer in peers.map(AnyCidr::from) {
         let out = [
             Test::From(bridge.clone()),
             Test::To(mesh.clone()),
@@ -662,48 +637,39 @@ fn across(policy: &Tenant) -> Vec<Rule> {
     rules
 }
 
-/// Wherever the node is, and whatever is around it.
-pub(super) fn refused_to_guests() -> impl Iterator<Item = (Cidr, Attempt)> {
-    let known = [(METADATA, Attempt::Metadata)].into_iter();
-    let known = known.chain(TENANTS.map(|range| (range, Attempt::Tenants)));
-    let known = known.chain(PRIVATE.map(|range| (range, Attempt::Private)));
-    known.filter_map(|((address, prefix), what)| Some((Cidr::new(address, prefix)?, what)))
-}
-
 /// Guests reach the internet and each other; published ports reach guests.
 fn through_gateway(policy: &Tenant) -> Vec<Rule> {
     let (inside, outside) = (BRIDGE.to_owned(), WAN.to_owned());
-    let subnet = policy.gateway.network();
+    let subnets = policy.gateways().map(|gateway| gateway.network());
     let (from, to) = (Test::From(inside.clone()), Test::To(inside.clone()));
-    let among = [
-        from.clone(),
-        to,
-        Test::Source(subnet),
-        Test::Destination(subnet),
-    ];
+    let among = |subnet: AnyCidr| {
+        let ends = [Test::Source(subnet), Test::Destination(subnet)];
+        let [source, destination] = ends;
+        let tests = [from.clone(), to.clone(), source, destination];
+        rule(tests, Verdict::Accept)
+    };
     let mut rules = Vec::from(connections());
-    rules.push(rule(among, Verdict::Accept));
+    rules.extend(subnets.map(among));
     rules.extend(across(policy));
-    let refuse = |prefix: Cidr, what: Attempt| {
+    let refuse = |(prefix, what): (AnyCidr, Attempt)| {
         let tests = [from.clone(), Test::Destination(prefix)];
         rule(tests, Verdict::Jump(what.word().to_owned()))
     };
-    let around = policy.refused.iter().map(Cidr::network);
-    rules.extend(around.map(|prefix| refuse(prefix, Attempt::Private)));
-    rules.extend(refused_to_guests().map(|(prefix, what)| refuse(prefix, what)));
-    let outward = [from, Test::To(outside), Test::Source(subnet)];
-    match policy.internal {
-        true => rules.push(rule(
-            outward,
-            Verdict::Jump(Attempt::Outside.word().to_owned()),
-        )),
-        false => rules.extend([
-            rule(
-                outward.clone(),
-                Verdict::Jump(Attempt::Connections.word().to_owned()),
-            ),
-            rule(outward, Verdict::Accept),
-        ]),
+    rules.extend(policy.refused_to_guests().map(refuse));
+    let jump = |what: Attempt| Verdict::Jump(what.word().to_owned());
+    for subnet in subnets {
+        let outward = [
+            from.clone(),
+            Test::To(outside.clone()),
+            Test::Source(subnet),
+        ];
+        match policy.internal {
+            true => rules.push(rule(outward, jump(Attempt::Outside))),
+            false => rules.extend([
+                rule(outward.clone(), jump(Attempt::Connections)),
+                rule(outward, Verdict::Accept),
+            ]),
+        }
     }
     rules.extend(policy.guests.iter().flat_map(owned::reached));
     rules.push(counted([], Verdict::Drop));
@@ -740,48 +706,8 @@ fn from_guest(guest: &Guest) -> Vec<Rule> {
         ),
         rule([ip()], Verdict::Accept),
     ];
-    rules.extend(ip6_from(guest));
+    rules.extend(six::from_guest(guest));
     rules.push(attempt(guest, Attempt::Frame, [], Verdict::Drop));
-    rules
-}
-
-/// The same of IPv6: under the address that it was given and that of its card alone, which it defends and nobody else's; it is
-/// no router, and finds none.
-fn ip6_from(guest: &Guest) -> Vec<Rule> {
-    let own = [guest.address6, link_local(guest.mac)];
-    let any = || Test::EtherType(EtherType::Ipv6);
-    let nobody = || Test::Source6Is(Ipv6Addr::UNSPECIFIED);
-    let router = |tests: [Test; 1]| attempt(guest, Attempt::Router, tests, Verdict::Drop);
-    let server = [any(), Test::SourcePort(Transport::Udp, DHCP6_SERVER)];
-    let (asks, answers) = (
-        || Test::Icmp6(NEIGHBOUR_SOLICITATION),
-        || Test::Icmp6(NEIGHBOUR_ADVERTISEMENT),
-    );
-    let mut rules = vec![
-        router([Test::Icmp6(ROUTER_ADVERTISEMENT)]),
-        router([Test::Icmp6(REDIRECT)]),
-        attempt(guest, Attempt::Router, server, Verdict::Drop),
-        rule([Test::Icmp6(ROUTER_SOLICITATION)], Verdict::Drop),
-    ];
-    // Without an address yet: which it is about to take, and what it wants to hear.
-    let own_asked =
-        own.map(|address| rule([nobody(), asks(), Test::TargetIs(address)], Verdict::Accept));
-    rules.extend(own_asked);
-    rules.push(rule(
-        [nobody(), Test::Icmp6(LISTENER_REPORT)],
-        Verdict::Accept,
-    ));
-    let own_answered =
-        own.map(|address| rule([answers(), Test::TargetIs(address)], Verdict::Accept));
-    rules.extend(own_answered);
-    rules.push(attempt(
-        guest,
-        Attempt::Neighbour,
-        [answers()],
-        Verdict::Drop,
-    ));
-    rules.extend(own.map(|address| rule([Test::Source6Is(address)], Verdict::Accept)));
-    rules.push(attempt(guest, Attempt::Address, [any()], Verdict::Drop));
     rules
 }
 

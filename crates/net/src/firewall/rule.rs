@@ -3,9 +3,9 @@
 //! Owns: the shape of tables, chains and rules; what each test and verdict means.
 //! Refuses: anything the policies do not use. There are no sets and no expressions to combine freely.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use types::{Cidr, Mac};
+use types::{AnyCidr, Mac};
 
 /// All our rules in one namespace: they replace what was there in one transaction.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -104,17 +104,18 @@ pub enum Test {
     /// Belongs to no connection and cannot begin one.
     Invalid,
     Ipv4,
-    /// IPv4 source within a prefix.
-    Source(Cidr),
+    Ipv6,
+    /// Source within a prefix, of its family.
+    Source(AnyCidr),
     /// IPv4 source is not this address.
     SourceIsNot(Ipv4Addr),
-    /// IPv4 destination within a prefix.
-    Destination(Cidr),
+    /// Destination within a prefix, of its family.
+    Destination(AnyCidr),
     /// Destination is an address of the node itself.
     DestinationIsOurs,
     SourcePort(Transport, u16),
     DestinationPort(Transport, u16),
-    /// ICMP echo request.
+    /// ICMP echo request of IPv4.
     Ping,
     /// ICMPv6 message of this type.
     Icmp6(u8),
@@ -169,12 +170,12 @@ pub enum Verdict {
     Reject,
     /// Go on in a chain without a hook, and come back at its end.
     Jump(String),
-    /// Rewrite the destination.
-    DestinationNat(Ipv4Addr, u16),
+    /// Rewrite the destination. The packet is of the address's family: a test says so.
+    DestinationNat(IpAddr, u16),
     /// Rewrite the destination's address, and no port.
-    DestinationHost(Ipv4Addr),
+    DestinationHost(IpAddr),
     /// Rewrite the source to this address.
-    SourceNat(Ipv4Addr),
+    SourceNat(IpAddr),
     /// Rewrite the source to the address of the link it leaves by.
     Masquerade,
 }

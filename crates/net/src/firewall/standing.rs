@@ -5,28 +5,28 @@
 //! Refuses: the kernel (`flows`), and the node's own connections: no rule of a machine's is about them.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
-use types::Cidr;
+use types::AnyCidr;
 
 use super::flows::{Flow, Spoken, Way};
 use super::owned::{Let, Owned};
-use super::policy::{Guest, Node, NodeTenant, Published, Tenant, refused_to_guests};
+use super::policy::{Guest, Node, NodeTenant, Published, Tenant};
 
 /// What of the node's namespace may stand.
 #[derive(Debug)]
 pub struct Standing<'a> {
     tenants: &'a [NodeTenant],
     /// The node's own, on all links.
-    addresses: &'a BTreeSet<Ipv4Addr>,
+    addresses: &'a BTreeSet<IpAddr>,
     /// By what leads to them on the node.
     published: BTreeMap<u16, Vec<&'a Published>>,
-    owned: BTreeMap<Ipv4Addr, &'a Owned>,
-    owners: BTreeMap<Ipv4Addr, &'a Owned>,
+    owned: BTreeMap<IpAddr, &'a Owned>,
+    owners: BTreeMap<IpAddr, &'a Owned>,
 }
 
 impl<'a> Standing<'a> {
-    pub fn of(node: &'a Node, addresses: &'a BTreeSet<Ipv4Addr>) -> Self {
+    pub fn of(node: &'a Node, addresses: &'a BTreeSet<IpAddr>) -> Self {
         let tenants = &node.tenants[..];
         let mut published: BTreeMap<u16, Vec<&Published>> = BTreeMap::new();
         for one in tenants.iter().flat_map(|tenant| &tenant.published) {
@@ -38,7 +38,7 @@ impl<'a> Standing<'a> {
             addresses,
             published,
             owned: all().map(|own| (own.address, own)).collect(),
-            owners: all().map(|own| (own.inside, own)).collect(),
+            owners: all().map(|own| (own.within(), own)).collect(),
         }
     }
 
@@ -65,24 +65,26 @@ impl<'a> Standing<'a> {
     fn leads_in(&self, began: &Way, answered: &Way) -> bool {
         let (machine, address) = (answered.source, began.destination);
         if let Some(own) = self.owned.get(&address) {
-            return own.inside == machine && own.allow.iter().any(|one| one.lets(began));
+            return own.within() == machine && own.allow.iter().any(|one| one.lets(began));
         }
         let (Spoken::Port { transport, to, .. }, Spoken::Port { from, .. }) =
             (began.what, answered.what)
         else {
             return false;
         };
-        let leads =
-            |one: &&Published| (one.transport, one.address, one.port) == (transport, machine, from);
+        let leads = |one: &&Published| {
+            let to = (one.transport, one.inside.like(machine), one.port);
+            to == (transport, machine, from)
+        };
         let mut published = self.published.get(&to).into_iter().flatten();
         self.addresses.contains(&address) && published.any(leads)
     }
 
     /// From a machine to the outside: under its own address, or the node's.
-    fn leads_out(&self, machine: Ipv4Addr, under: Ipv4Addr) -> bool {
+    fn leads_out(&self, machine: IpAddr, under: IpAddr) -> bool {
         let mut tenants = self.tenants.iter();
         let own = self.owners.get(&machine).map(|own| own.address);
-        tenants.any(|tenant| tenant.subnet.contains(machine))
+        tenants.any(|tenant| tenant.has(machine))
             && (own == Some(under) || self.addresses.contains(&under))
     }
 }
@@ -100,7 +102,7 @@ impl Node {
             now.is_some_and(|now| {
                 let published = was.published.iter().all(|one| now.published.contains(one));
                 let stays = |was: &Owned| now.owned.iter().any(|now| now.has_all(was));
-                now.subnet == was.subnet && published && was.owned.iter().all(stays)
+                now.subnets() == was.subnets() && published && was.owned.iter().all(stays)
             })
         };
         !before.tenants.iter().all(has)
@@ -131,13 +133,23 @@ impl Tenant {
     /// Whether it may stand in the network's namespace, where nothing is translated.
     pub fn keeps(&self, flow: &Flow) -> bool {
         let began = &flow.began;
-        let inside = |address| self.gateway.contains(address);
-        let is_guest = |address| self.guests.iter().any(|guest| guest.address == address);
-        let of_peer = |address| self.peers.iter().any(|peer| peer.contains(address));
+        let inside = |address| {
+            self.gateways()
+                .iter()
+                .any(|gateway| gateway.contains(address))
+        };
+        let is_guest = |address| self.guests.iter().any(|guest| guest.has(address));
+        let of_peer = |address| {
+            self.peers
+                .iter()
+                .any(|peer| AnyCidr::from(*peer).contains(address))
+        };
         match (inside(began.source), inside(began.destination)) {
             (true, true) | (false, false) => true,
             // The gateway asks others for names, and leads requests to their machines.
-            (true, false) if began.source == self.gateway.address => of_peer(began.destination),
+            (true, false) if began.source == IpAddr::from(self.gateway.address) => {
+                of_peer(began.destination)
+            }
             // Of a machine that is gone: the next one with its address would have it.
             (true, false) if !is_guest(began.source) => false,
             (true, false) if of_peer(began.destination) => true,
@@ -145,21 +157,20 @@ impl Tenant {
             (false, true) if of_peer(began.source) => true,
             (false, true) => {
                 let mut guests = self.guests.iter();
-                let guest = guests.find(|guest| guest.address == began.destination);
+                let guest = guests.find(|guest| guest.has(began.destination));
                 guest.is_some_and(|guest| guest.is_reached_by(began))
             }
         }
     }
 
-    fn refuses(&self, destination: Ipv4Addr) -> bool {
-        let around = self.refused.iter().map(Cidr::network);
-        let mut all = around.chain(refused_to_guests().map(|(prefix, _)| prefix));
+    fn refuses(&self, destination: IpAddr) -> bool {
+        let mut all = self.refused_to_guests().map(|(prefix, _)| prefix);
         all.any(|prefix| prefix.contains(destination))
     }
 
     /// Whether something that was let in or out before is not now.
     pub fn takes_from(&self, before: &Self) -> bool {
-        let guests: BTreeMap<Ipv4Addr, &Guest> = self
+        let guests: BTreeMap<_, &Guest> = self
             .guests
             .iter()
             .map(|guest| (guest.address, guest))
@@ -172,8 +183,8 @@ impl Tenant {
             })
         };
         let of_peers = before.peers.iter().all(|peer| self.peers.contains(peer));
-        let refused = |prefix: &Cidr| before.refused.contains(prefix);
-        let stays = self.gateway == before.gateway && before.guests.iter().all(has);
+        let refused = |prefix: &AnyCidr| before.refused.contains(prefix);
+        let stays = self.gateways() == before.gateways() && before.guests.iter().all(has);
         let more = (self.internal && !before.internal) || !self.refused.iter().all(refused);
         !stays || !of_peers || more
     }
@@ -185,7 +196,8 @@ impl Guest {
             Spoken::Port { transport, to, .. } => self.ports.contains(&(transport, to)),
             Spoken::Ping | Spoken::Other => false,
         };
-        published || self.lets.iter().any(|one| one.lets(began))
+        let mut lets = self.lets.iter();
+        published || lets.any(|(at, one)| *at == began.destination && one.lets(began))
     }
 }
 
@@ -203,7 +215,7 @@ mod tests {
     const OWNER: [u8; 4] = [10, 128, 3, 3];
     const GATEWAY: [u8; 4] = [10, 128, 3, 1];
 
-    fn way(source: [u8; 4], destination: [u8; 4], what: Spoken) -> Way {
+    fn way(source: impl Into<IpAddr>, destination: impl Into<IpAddr>, what: Spoken) -> Way {
         Way {
             source: source.into(),
             destination: destination.into(),
@@ -212,7 +224,7 @@ mod tests {
     }
 
     /// From a client's port to this one, where an answer comes from another's.
-    fn tcp(from: [u8; 4], to: ([u8; 4], u16), inside: ([u8; 4], u16), under: [u8; 4]) -> Flow {
+    fn tcp<A: Into<IpAddr> + Copy>(from: A, to: (A, u16), inside: (A, u16), under: A) -> Flow {
         let port = |from, to| Spoken::Port {
             transport: Transport::Tcp,
             from,
@@ -234,7 +246,7 @@ mod tests {
     }
 
     fn kept(node: &Node, flow: &Flow) -> bool {
-        let addresses = [NODE.into()].into();
+        let addresses = [NODE.into(), six(NODE6)].into();
         Standing::of(node, &addresses).keeps(flow)
     }
 
@@ -335,8 +347,70 @@ mod tests {
         let mut without = tenant.clone();
         without
             .guests
-            .retain(|guest| guest.address != Ipv4Addr::from(WEB));
+            .retain(|guest| IpAddr::from(guest.address) != IpAddr::from(WEB));
         assert!(!without.keeps(&outward), "the machine is gone");
+        tenant.internal = true;
+        assert!(!tenant.keeps(&outward), "nothing leads out of it now");
+    }
+
+    const CLIENT6: &str = "2001:db8:9::7";
+    const STRANGER6: &str = "2001:db8:a::7";
+    const NODE6: &str = "2001:db8:6::7";
+    const OWN6: &str = "2001:db8:5::9";
+    const WEB6: &str = "fd01:203:405:3::a80:302";
+    const OWNER6: &str = "fd01:203:405:3::a80:303";
+
+    fn six(address: &str) -> IpAddr {
+        address.parse().expect("an address")
+    }
+
+    #[test]
+    fn of_ipv6_the_same_stands_in_both_places() {
+        let node = example_node();
+        let flow = |from, to: (&str, u16), inside: (&str, u16), under| {
+            let ((to, port), (inside, inner)) = (to, inside);
+            tcp(six(from), (six(to), port), (six(inside), inner), six(under))
+        };
+        let own = |from, port| flow(from, (OWN6, port), (OWNER6, port), from);
+        let out = |machine, under| flow(machine, (CLIENT6, 80), (CLIENT6, 80), under);
+        let port = |to, inside, inner| flow(CLIENT6, (to, 8080), (inside, inner), CLIENT6);
+        for (flow, expected, why) in [
+            (own(CLIENT6, 443), true, "it is let in"),
+            (own(STRANGER6, 443), false, "not from there"),
+            (own(CLIENT6, 22), false, "not that port"),
+            (port(NODE6, WEB6, 80), true, "a published port"),
+            (port(NODE6, WEB6, 81), false, "it leads elsewhere now"),
+            (port(STRANGER6, WEB6, 80), false, "that is nobody's address"),
+            (out(OWNER6, OWN6), true, "under its own address"),
+            (out(WEB6, NODE6), true, "under the node's"),
+            (out(WEB6, OWN6), false, "under another's"),
+            (
+                out("fd01:203:405:9::a80:902", NODE6),
+                false,
+                "a network that is gone",
+            ),
+        ] {
+            assert_eq!(kept(&node, &flow), expected, "{why}: {flow:?}");
+        }
+        let mut tenant = example_tenant();
+        let flow = |from, to, port| flow(from, (to, port), (to, port), from);
+        let outward = flow(WEB6, STRANGER6, 80);
+        for (flow, expected, why) in [
+            (flow(CLIENT6, WEB6, 80), true, "a port that leads to it"),
+            (flow(CLIENT6, WEB6, 22), false, "one that does not"),
+            (flow(CLIENT6, OWNER6, 443), true, "it lets that in"),
+            (flow(STRANGER6, OWNER6, 443), false, "not from there"),
+            (outward.clone(), true, "the internet"),
+            (flow(WEB6, NODE6, 80), false, "the owner's site"),
+            (
+                flow(WEB6, "fd01:203:405:9::a80:902", 80),
+                false,
+                "another network",
+            ),
+            (flow(WEB6, OWNER6, 5432), true, "its neighbour"),
+        ] {
+            assert_eq!(tenant.keeps(&flow), expected, "{why}: {flow:?}");
+        }
         tenant.internal = true;
         assert!(!tenant.keeps(&outward), "nothing leads out of it now");
     }
@@ -353,7 +427,7 @@ mod tests {
             |node| node.tenants[0].owned.clear(),
             |node| node.tenants[0].owned[0].link = None,
             |node| node.tenants[0].published.truncate(1),
-            |node| node.tenants[0].published[0].address = OWNER.into(),
+            |node| node.tenants[0].published[0].inside.four = OWNER.into(),
         ];
         for (at, change) in changes.iter().enumerate() {
             let mut less = node.clone();

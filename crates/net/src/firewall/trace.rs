@@ -4,7 +4,7 @@
 //! Refuses: what depends on traffic: no limit counts as reached, and nothing is under way yet. Asking the kernel: the rules
 //! are those of `policy`, which are what it was given.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 use types::Mac;
 
@@ -60,10 +60,10 @@ pub enum Decided {
     Drop,
     Reject,
     /// The destination becomes this.
-    DestinationNat(Ipv4Addr, u16),
-    DestinationHost(Ipv4Addr),
+    DestinationNat(IpAddr, u16),
+    DestinationHost(IpAddr),
     /// The source becomes this.
-    SourceNat(Ipv4Addr),
+    SourceNat(IpAddr),
     /// The source becomes the address of the link that it leaves by.
     Masquerade,
 }
@@ -150,10 +150,10 @@ fn holds(test: &Test, packet: &Packet) -> bool {
         Test::From(link) => packet.from.as_ref() == Some(link),
         Test::To(link) => packet.to.as_ref() == Some(link),
         Test::Ipv4 | Test::EtherType(EtherType::Ipv4) => packet.source.is_ipv4(),
-        Test::EtherType(EtherType::Ipv6) => packet.source.is_ipv6(),
-        Test::Source(prefix) => four(packet.source).is_some_and(|at| prefix.contains(at)),
+        Test::Ipv6 | Test::EtherType(EtherType::Ipv6) => packet.source.is_ipv6(),
+        Test::Source(prefix) => prefix.contains(packet.source),
         Test::SourceIsNot(address) => four(packet.source).is_some_and(|at| at != *address),
-        Test::Destination(prefix) => four(packet.destination).is_some_and(|at| prefix.contains(at)),
+        Test::Destination(prefix) => prefix.contains(packet.destination),
         Test::DestinationIsOurs => packet.is_ours,
         Test::DestinationPort(transport, port) => packet.what == What::Port(*transport, *port),
         Test::Ping => packet.what == What::Ping && packet.source.is_ipv4(),

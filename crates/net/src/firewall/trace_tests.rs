@@ -49,6 +49,35 @@ fn the_rule_that_refuses_is_named_with_its_counter() {
 }
 
 #[test]
+fn of_ipv6_the_same_rules_refuse_and_let_through() {
+    let six = |to: &str| {
+        let source = "fd01:203:405:3::a80:302".parse().expect("an address");
+        let destination = to.parse().expect("an address");
+        Packet {
+            source,
+            destination,
+            ..out([192, 0, 2, 1], HTTPS)
+        }
+    };
+    for (to, chain) in [
+        ("2001:db8:6:9::1", "private"),
+        ("fd00:ec2::254", "private"),
+        ("fe80::1", "metadata"),
+        ("fd01:203:405:9::a80:902", "tenants"),
+    ] {
+        let decision = forwarded(&six(to));
+        assert_eq!(decision.verdict, Decided::Reject, "{to}");
+        assert_eq!(decision.chains, ["forward", chain], "{to}");
+        let counter = format!("tap2-{chain}");
+        assert_eq!(decision.counter, Some(counter), "{to}");
+    }
+    let decision = forwarded(&six("2a01:4f8::1"));
+    assert_eq!(decision.verdict, Decided::Accept);
+    let rule = "iifname \"br0\" oifname \"wan\" ip6 saddr fd01:203:405:3::/64 accept";
+    assert_eq!(decision.rule, rule);
+}
+
+#[test]
 fn the_internet_is_let_through_below_the_limit_of_connections() {
     let decision = forwarded(&out([93, 184, 216, 34], HTTPS));
     assert_eq!(decision.verdict, Decided::Accept);

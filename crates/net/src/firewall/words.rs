@@ -3,6 +3,8 @@
 //! Owns: one line for a rule, the same that a person would write into a file of `nft`.
 //! Refuses: being read back: the kernel gets rules from `encode`.
 
+use std::net::{IpAddr, SocketAddr};
+
 use super::rule::{Count, EtherType, Family, Rule, Test, Transport, Verdict};
 
 /// Types of ICMPv6 that have a name in `nft`.
@@ -35,9 +37,12 @@ fn verdict(verdict: &Verdict) -> String {
         Verdict::Drop => "drop".to_owned(),
         Verdict::Reject => "reject with icmpx admin-prohibited".to_owned(),
         Verdict::Jump(chain) => format!("jump {chain}"),
-        Verdict::DestinationNat(address, port) => format!("dnat ip to {address}:{port}"),
-        Verdict::DestinationHost(address) => format!("dnat ip to {address}"),
-        Verdict::SourceNat(address) => format!("snat ip to {address}"),
+        Verdict::DestinationNat(address, port) => {
+            let to = SocketAddr::new(*address, *port);
+            format!("dnat {} to {to}", protocol(*address))
+        }
+        Verdict::DestinationHost(address) => format!("dnat {} to {address}", protocol(*address)),
+        Verdict::SourceNat(address) => format!("snat {} to {address}", protocol(*address)),
         Verdict::Masquerade => "masquerade".to_owned(),
     }
 }
@@ -54,9 +59,12 @@ fn words(test: &Test, family: Family) -> String {
         Test::Established => "ct state established,related".to_owned(),
         Test::Invalid => "ct state invalid".to_owned(),
         Test::Ipv4 => "meta nfproto ipv4".to_owned(),
-        Test::Source(prefix) => format!("ip saddr {}", short(prefix)),
+        Test::Ipv6 => "meta nfproto ipv6".to_owned(),
+        Test::Source(prefix) => format!("{} saddr {}", protocol(prefix.address), short(prefix)),
         Test::SourceIsNot(address) => format!("ether type ip ip saddr != {address}"),
-        Test::Destination(prefix) => format!("ip daddr {}", short(prefix)),
+        Test::Destination(prefix) => {
+            format!("{} daddr {}", protocol(prefix.address), short(prefix))
+        }
         Test::DestinationIsOurs => "fib daddr type local".to_owned(),
         Test::SourcePort(transport, port) => format!("{} sport {port}", word(*transport)),
         Test::DestinationPort(transport, port) => format!("{} dport {port}", word(*transport)),
@@ -89,10 +97,19 @@ fn words(test: &Test, family: Family) -> String {
 }
 
 /// A prefix, or an address alone.
-fn short(prefix: &types::Cidr) -> String {
-    let text = prefix.to_string();
-    text.strip_suffix("/32")
-        .map_or_else(|| text.clone(), str::to_owned)
+fn short(prefix: &types::AnyCidr) -> String {
+    if *prefix == types::Cidr::host(prefix.address) {
+        prefix.address.to_string()
+    } else {
+        prefix.to_string()
+    }
+}
+
+fn protocol(address: IpAddr) -> &'static str {
+    match address {
+        IpAddr::V4(_) => "ip",
+        IpAddr::V6(_) => "ip6",
+    }
 }
 
 fn word(transport: Transport) -> &'static str {

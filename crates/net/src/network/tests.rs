@@ -16,6 +16,7 @@ use crate::firewall::rule::Transport;
 use crate::firewall::{self, policy};
 use crate::scratch::{self, Scratch, on_a_runtime};
 
+mod outside6;
 mod owned;
 
 /// How long what must arrive may take.
@@ -72,9 +73,23 @@ fn network() -> Network {
         name: scratch::name(TEST, TENANT),
         index: 7,
         gateway: cidr("10.128.7.1/24"),
+        gateway6: Some(six(Ipv4Addr::new(10, 128, 7, 1))),
         mtu: 1500,
         mesh: None,
         owned: Vec::new(),
+    }
+}
+
+/// What has this address has of IPv6.
+fn six(address: Ipv4Addr) -> Cidr6 {
+    address6([1, 2, 3, 4, 5], address).expect("of a tenant network")
+}
+
+fn within_network(last: u8) -> policy::Inside {
+    let guest = guest(last);
+    policy::Inside {
+        four: guest.address,
+        six: guest.address6,
     }
 }
 
@@ -84,6 +99,7 @@ fn open_network() -> Network {
         name: scratch::name(TEST, OPEN),
         index: 8,
         gateway,
+        gateway6: Some(six(Ipv4Addr::new(10, 128, 8, 1))),
         mtu: 1500,
         mesh: None,
         owned: Vec::new(),
@@ -99,12 +115,11 @@ fn guest(last: u8) -> policy::Guest {
     } else {
         Vec::new()
     };
-    let address6 = address6([1, 2, 3, 4, 5], address);
     policy::Guest {
         tap: format!("tap{last}"),
         mac: guest_mac(address),
         address,
-        address6: address6.expect("of a tenant network").address,
+        address6: six(address).address,
         ports,
         lets: Vec::new(),
     }
@@ -113,7 +128,8 @@ fn guest(last: u8) -> policy::Guest {
 fn tenant() -> policy::Tenant {
     policy::Tenant {
         gateway: network().gateway,
-        refused: vec![cidr("192.168.77.0/24")],
+        gateway6: six(network().gateway.address),
+        refused: vec![cidr("192.168.77.0/24"), cidr("2001:db8:77::/48")],
         internal: false,
         peers: Vec::new(),
         guests: vec![guest(2), guest(3), guest(4)],
@@ -156,12 +172,13 @@ fn build() -> (Scratch, MutexGuard<'static, ()>) {
         let published = |transport| policy::Published {
             transport,
             node_port: 8080,
-            address: guest(2).address,
+            inside: within_network(2),
             port: PORT,
         };
         let tenant = policy::NodeTenant {
             link: network().host_link(),
             subnet: network().gateway,
+            subnet6: six(network().gateway.address),
             published: vec![published(Transport::Tcp), published(Transport::Udp)],
             owned: Vec::new(),
         };

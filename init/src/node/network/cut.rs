@@ -3,7 +3,7 @@
 //! Owns: when they are looked through. Refuses: judging them ([`net::firewall`] does).
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 use net::firewall::{self, Standing, policy};
 use net::link::Handle;
@@ -42,14 +42,10 @@ fn note(place: &str, ended: usize) {
 }
 
 /// Of the node's own namespace, as the kernel has them now.
-async fn addresses() -> Result<BTreeSet<Ipv4Addr>, Error> {
+async fn addresses() -> Result<BTreeSet<IpAddr>, Error> {
     let links = Handle::open()?.observe().await?.links;
     let all = links.iter().flat_map(|link| &link.addresses);
-    let four = all.filter_map(|address| match address.address {
-        IpAddr::V4(address) => Some(address),
-        IpAddr::V6(_) => None,
-    });
-    Ok(four.collect())
+    Ok(all.map(|address| address.address).collect())
 }
 
 /// A network that is not there yet has no connections: it need not be looked through when it has been made.

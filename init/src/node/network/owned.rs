@@ -4,9 +4,9 @@
 //! does).
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
-use net::firewall::policy::{Let, Owned};
+use net::firewall::policy::{Inside, Let, Owned};
 use net::link::Answered;
 use types::address::{Allow, Kind, Pool, Traffic};
 use workload::host::{Placed, PlacedOwn, Places};
@@ -87,31 +87,33 @@ fn astray(link: &str, address: IpAddr, uplink: &Uplink) -> Option<String> {
     })
 }
 
-/// Which of the machine's addresses of IPv4 are used, and by which link.
+/// Which of the machine's addresses are used, and by which link.
 fn used<'a>(
     place: &'a Placed,
     uplink: &'a Uplink,
-) -> impl Iterator<Item = (Ipv4Addr, &'a PlacedOwn, Option<String>)> {
+) -> impl Iterator<Item = (&'a PlacedOwn, Option<String>)> {
     place
         .own
         .iter()
-        .filter_map(move |own| match (own.address, link_of(own, uplink)) {
-            (IpAddr::V4(address), Ok(link)) => Some((address, own, link)),
-            (IpAddr::V4(_), Err(problem)) => {
+        .filter_map(move |own| match link_of(own, uplink) {
+            Ok(link) => Some((own, link)),
+            Err(problem) => {
                 let (workload, of) = (&place.workload, &place.key.name);
                 log::error!("{workload} of {of} has an address that is not used: {problem}");
                 None
             }
-            (IpAddr::V6(_), _) => None,
         })
 }
 
 /// To the network of the machine's first card, where it has `inside`.
-pub(super) fn add(tenant: &mut Tenant, inside: Ipv4Addr, place: &Placed, uplink: &Uplink) {
-    for (address, own, link) in used(place, uplink) {
+pub(super) fn add(tenant: &mut Tenant, inside: Inside, place: &Placed, uplink: &Uplink) {
+    for (own, link) in used(place, uplink) {
+        let address = own.address;
+        let let_in = |allow: &Allow| let_in(allow, address);
         let allow: Vec<Let> = own.allow.iter().filter_map(let_in).collect();
         if let Some(guest) = tenant.policy.guests.last_mut() {
-            let lets: BTreeSet<Let> = guest.lets.drain(..).chain(allow.clone()).collect();
+            let more = allow.iter().map(|one| (inside.like(address), *one));
+            let lets: BTreeSet<(IpAddr, Let)> = guest.lets.drain(..).chain(more).collect();
             guest.lets = lets.into_iter().collect();
         }
         tenant.network.owned.push(address);
@@ -124,15 +126,16 @@ pub(super) fn add(tenant: &mut Tenant, inside: Ipv4Addr, place: &Placed, uplink:
     }
 }
 
-/// `None`: nobody speaks to an address of IPv4 from there.
-fn let_in(allow: &Allow) -> Option<Let> {
+/// `None`: nobody speaks to an address of the other family from there.
+fn let_in(allow: &Allow, address: IpAddr) -> Option<Let> {
     let port = match allow.what {
         Traffic::Port(protocol, port) => Some((transport(protocol), port)),
         Traffic::Ping => None,
     };
     let from = match allow.from {
         None => None,
-        Some(prefix) => Some(prefix.v4()?),
+        Some(prefix) if prefix.address.is_ipv4() != address.is_ipv4() => return None,
+        Some(prefix) => Some(prefix),
     };
     Some(Let { port, from })
 }
@@ -145,13 +148,14 @@ pub(super) fn answered(places: &Places, uplink: &Uplink) -> Answered {
         if first.is_none_or(|card| card.internal) {
             continue;
         }
-        for (address, own, link) in used(place, uplink) {
+        for (own, link) in used(place, uplink) {
+            let address = own.address;
             // To neighbours of another network the address may be somebody else's.
-            let astray = |link: &str| astray(link, address.into(), uplink).is_some();
+            let astray = |link: &str| astray(link, address, uplink).is_some();
             if own.kind == Kind::Lan
                 && let Some(link) = link.filter(|link| !astray(link))
             {
-                answered.entry(link).or_default().insert(address.into());
+                answered.entry(link).or_default().insert(address);
             }
         }
     }
@@ -233,7 +237,10 @@ mod tests {
         };
         let expected = Owned {
             address: [192, 0, 2, 200].into(),
-            inside: [10, 130, 1, 2].into(),
+            inside: Inside {
+                four: [10, 130, 1, 2].into(),
+                six: "fd01:203:405:201::a82:102".parse().expect("an address"),
+            },
             link: Some("eth0".to_owned()),
             allow: vec![
                 Let {
@@ -248,15 +255,13 @@ mod tests {
         };
         assert_eq!(tenant.owned, [expected]);
         let made = plan.tenants.values().next().expect("a network");
-        assert_eq!(made.network.owned, [Ipv4Addr::new(192, 0, 2, 200)]);
+        assert_eq!(made.network.owned, [IpAddr::from([192, 0, 2, 200])]);
         let [guest] = &made.policy.guests[..] else {
             panic!("{made:?}");
         };
-        let lets: BTreeSet<Let> = plan.node.tenants[0].owned[0]
-            .allow
-            .iter()
-            .copied()
-            .collect();
+        let allow = &plan.node.tenants[0].owned[0].allow;
+        let inside = IpAddr::from([10, 130, 1, 2]);
+        let lets: BTreeSet<_> = allow.iter().map(|one| (inside, *one)).collect();
         assert_eq!(guest.ports, [(Transport::Tcp, 80)]);
         assert_eq!(guest.lets, lets.into_iter().collect::<Vec<_>>());
     }

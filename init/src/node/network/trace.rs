@@ -3,20 +3,25 @@
 //! Owns: which places a packet comes by, in which order, and what is said at its end.
 //! Refuses: which rule decides at a place ([`net::firewall::trace`]), and packets that are really sent.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use net::dns::Found;
+use net::firewall::policy::Inside;
 use net::firewall::rule::{ChainKind, Family, Point};
 use net::firewall::trace::{Decided, Decision, Packet, What, decide};
 use net::firewall::{Counts, Ruleset, policy};
 use net::network::{self, BRIDGE, MESH, Ula, WAN};
+use types::AnyCidr;
 use types::trace::{Destination, Outcome, Place, Question, Step, Trace, Way};
 use workload::host::{Placed, PlacedCard, Places};
 
-use super::{Keys, Plan, Tenant, Uplink, network_of, tap_name, transport};
+use super::{Keys, Plan, Tenant, Uplink, network_of, six, tap_name, transport};
 
-/// Somebody outside, whom no network here has (RFC 5737).
-const SOMEBODY: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
+/// Somebody outside, whom no network here has (RFC 5737, RFC 3849).
+const SOMEBODY: Inside = Inside {
+    four: Ipv4Addr::new(203, 0, 113, 1),
+    six: Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, 1),
+};
 
 /// What the question is about, as it is now.
 pub(crate) struct Scene<'a> {
@@ -53,17 +58,28 @@ struct Walk<'a> {
 /// One card of the machine, in its network.
 struct Card<'a> {
     address: Ipv4Addr,
+    inside: Inside,
     tenant: &'a Tenant,
 }
 
 impl Card<'_> {
+    /// The address under which it speaks to this one.
+    fn like(&self, to: IpAddr) -> IpAddr {
+        self.inside.like(to)
+    }
+
+    fn gateways(&self) -> [AnyCidr; 2] {
+        let policy = &self.tenant.policy;
+        [policy.gateway.into(), policy.gateway6.into()]
+    }
+
     /// The node whose part of its network an address lies in.
-    fn across(&self, to: Ipv4Addr) -> Option<String> {
+    fn across(&self, to: IpAddr) -> Option<String> {
         let mesh = self.tenant.network.mesh.as_ref()?;
         let (key, _) = mesh
             .peers
             .iter()
-            .find(|(_, peer)| peer.subnet.contains(to))?;
+            .find(|(_, peer)| AnyCidr::from(peer.subnet).contains(to))?;
         let joined = self.tenant.joined.as_ref()?;
         Some(joined.peers.get(key)?.to_string())
     }
@@ -89,7 +105,13 @@ impl<'a> Walk<'a> {
         let known = |card: &PlacedCard| {
             let tenant = self.plan.tenants.get(&network_of(card.address)?.name)?;
             let address = card.address;
-            Some(Card { address, tenant })
+            let six = network::address6(self.scene.ula, address)?.address;
+            let inside = Inside { four: address, six };
+            Some(Card {
+                address,
+                inside,
+                tenant,
+            })
         };
         self.of.cards.iter().filter_map(known).collect()
     }
@@ -123,39 +145,25 @@ impl<'a> Walk<'a> {
                 }
             },
         };
-        match to {
-            IpAddr::V4(to) => self.outward4(&cards, to),
-            IpAddr::V6(to) => {
-                let lies = |card: &&Card<'_>| {
-                    let own = network::address6(self.scene.ula, card.address);
-                    own.is_some_and(|own| own.contains(to))
-                };
-                let Some(card) = cards.iter().find(lies) else {
-                    return self.end(Outcome::Nowhere, format!(
-                        "IPv6 ends at the machine's own networks, and {to} is in none of them: use IPv4"
-                    ));
-                };
-                let own = network::address6(self.scene.ula, card.address);
-                let from = own.map_or(IpAddr::V4(card.address), |own| own.address.into());
-                self.within(card, from, to.into())
-            }
-        }
+        self.outward_to(&cards, to)
     }
 
-    fn outward4(self, cards: &[Card<'_>], to: Ipv4Addr) -> Trace {
-        let lies = |card: &&Card<'_>| card.tenant.network.gateway.contains(to);
+    fn outward_to(self, cards: &[Card<'_>], to: IpAddr) -> Trace {
+        let lies = |card: &&Card<'_>| card.gateways().iter().any(|gateway| gateway.contains(to));
         // Its first card has the way to everybody else.
         let (own, first) = (cards.iter().find(lies), &cards[0]);
         match own {
-            Some(card) if card.tenant.network.gateway.address == to => self.at_gateway(card),
-            Some(card) => self.within(card, card.address.into(), to.into()),
+            Some(card) if card.gateways().iter().any(|gateway| gateway.address == to) => {
+                self.at_gateway(card, to)
+            }
+            Some(card) => self.within(card, card.like(to), to),
             None if first.across(to).is_some() => self.across(first, to),
             None => self.beyond(first, to),
         }
     }
 
     /// To the same network on another node, by the link between them.
-    fn across(mut self, card: &Card<'_>, to: Ipv4Addr) -> Trace {
+    fn across(mut self, card: &Card<'_>, to: IpAddr) -> Trace {
         if self.leaves_network(card, to, MESH).is_none() {
             return self.stopped();
         }
@@ -167,12 +175,12 @@ impl<'a> Walk<'a> {
     }
 
     /// By its card, and by this link of the network's namespace. `None`: it is stopped on the way.
-    fn leaves_network(&mut self, card: &Card<'_>, to: Ipv4Addr, link: &str) -> Option<Packet> {
-        let from = IpAddr::V4(card.address);
-        self.leaves_card(card, from, to.into())?;
+    fn leaves_network(&mut self, card: &Card<'_>, to: IpAddr, link: &str) -> Option<Packet> {
+        let from = card.like(to);
+        self.leaves_card(card, from, to)?;
         let packet = Packet {
             to: Some(link.to_owned()),
-            ..self.packet(card, from, to.into())
+            ..self.packet(card, from, to)
         };
         let rules = policy::tenant(&card.tenant.policy, &Counts::new());
         let at = (Family::Inet, Point::Forward);
@@ -241,14 +249,14 @@ impl<'a> Walk<'a> {
         ))
     }
 
-    fn at_gateway(mut self, card: &Card<'_>) -> Trace {
-        let to = card.tenant.network.gateway.address.into();
-        if self.leaves_card(card, card.address.into(), to).is_none() {
+    fn at_gateway(mut self, card: &Card<'_>, to: IpAddr) -> Trace {
+        let from = card.like(to);
+        if self.leaves_card(card, from, to).is_none() {
             return self.stopped();
         }
         let packet = Packet {
             is_ours: true,
-            ..self.packet(card, card.address.into(), to)
+            ..self.packet(card, from, to)
         };
         let rules = policy::tenant(&card.tenant.policy, &Counts::new());
         match self.filter(
@@ -265,15 +273,23 @@ impl<'a> Walk<'a> {
         }
     }
 
-    fn beyond(mut self, card: &Card<'_>, to: Ipv4Addr) -> Trace {
+    fn beyond(mut self, card: &Card<'_>, to: IpAddr) -> Trace {
         let Some(packet) = self.leaves_network(card, to, WAN) else {
             return self.stopped();
         };
-        let Some(link) = self.scene.uplink.link.clone() else {
-            return self.end(
-                Outcome::Nowhere,
+        let uplink = self.scene.uplink;
+        let (way, wanting) = match to {
+            IpAddr::V4(_) => (
+                &uplink.link,
                 "the node has no way out: `sifr node info` shows its links",
-            );
+            ),
+            IpAddr::V6(_) => (
+                &uplink.link6,
+                "the node has no way out by IPv6: `sifr node info` shows its routers, and the machine is told of none; use IPv4",
+            ),
+        };
+        let Some(link) = way.clone() else {
+            return self.end(Outcome::Nowhere, wanting);
         };
         let packet = Packet {
             from: Some(card.tenant.network.host_link()),
@@ -300,45 +316,76 @@ impl<'a> Walk<'a> {
         });
         self.steps
             .extend(nat.map(|decision| step(Place::Node, decision)));
-        let four = self.scene.uplink.addresses.iter().find_map(|own| own.v4());
-        let own = as_itself.or(four.map(|own| own.address));
+        let own = as_itself.or_else(|| self.own_of(&link, to));
         let own = own.map_or_else(|| "its address".to_owned(), |own| own.to_string());
         self.end(Outcome::Leaves, format!("it leaves the node by {link} under {own}: who is asked, and what is on the way, decide"))
     }
 
+    /// Of the node, on the link of its way out, and of the family of `like`.
+    fn own_of(&self, link: &str, like: IpAddr) -> Option<IpAddr> {
+        let mut addresses = self.scene.uplink.addresses.iter();
+        match like {
+            IpAddr::V4(_) => addresses.find_map(|own| Some(own.v4()?.address.into())),
+            IpAddr::V6(_) => six::own(link, self.scene.uplink).map(IpAddr::from),
+        }
+    }
+
     /// To an address of its own, where that lets it in.
-    fn owned(&mut self) -> Option<(Ipv4Addr, Packet)> {
-        let mut all = self.of.own.iter();
-        let own = all.find(|own| own.address.is_ipv4())?;
-        let packet = Packet {
-            from: own.link.clone().or(self.scene.uplink.link.clone()),
-            to: None,
-            mac: network::guest_mac(SOMEBODY),
-            source: SOMEBODY.into(),
-            destination: own.address,
-            is_ours: false,
-            what: self.what(),
-        };
+    fn owned(&mut self) -> Option<(IpAddr, Packet)> {
         let rules = policy::node(&self.plan.node);
-        let (kind, at) = (ChainKind::Nat, Point::Prerouting);
-        let nat = decide(&rules, Family::Inet, kind, at, &packet)?;
-        let Decided::DestinationHost(to) = nat.verdict else {
-            return None;
-        };
-        self.steps.push(step(Place::Node, nat));
-        let destination = to.into();
-        Some((
-            to,
-            Packet {
+        let of = self.of;
+        of.own.iter().find_map(|own| {
+            let uplink = self.scene.uplink;
+            let way = match own.address {
+                IpAddr::V4(_) => &uplink.link,
+                IpAddr::V6(_) => &uplink.link6,
+            };
+            let from = own.link.clone().or(way.clone());
+            let packet = self.somebodys(from, own.address);
+            let (kind, at) = (ChainKind::Nat, Point::Prerouting);
+            let nat = decide(&rules, Family::Inet, kind, at, &packet)?;
+            let Decided::DestinationHost(destination) = nat.verdict else {
+                return None;
+            };
+            self.steps.push(step(Place::Node, nat));
+            let packet = Packet {
                 destination,
                 ..packet
-            },
-        ))
+            };
+            Some((destination, packet))
+        })
+    }
+
+    fn somebodys(&self, from: Option<String>, destination: IpAddr) -> Packet {
+        Packet {
+            from,
+            to: None,
+            mac: network::guest_mac(SOMEBODY.four),
+            source: SOMEBODY.like(destination),
+            destination,
+            is_ours: false,
+            what: self.what(),
+        }
+    }
+
+    /// To the node itself, by IPv4 where it has that.
+    fn to_node(&self) -> Option<Packet> {
+        let uplink = self.scene.uplink;
+        let [four, six] = SOMEBODY.both();
+        let to = |way: &Option<String>, like| {
+            let link = way.clone()?;
+            let own = self.own_of(&link, like)?;
+            Some(Packet {
+                is_ours: true,
+                ..self.somebodys(Some(link), own)
+            })
+        };
+        to(&uplink.link, four).or_else(|| to(&uplink.link6, six))
     }
 
     fn inward(mut self) -> Trace {
         if let Some((to, packet)) = self.owned() {
-            let gets = format!("{} gets it at its own address", self.name_of(to.into()));
+            let gets = format!("{} gets it at its own address", self.name_of(to));
             return self.published(to, &packet, &gets);
         }
         let Some((protocol, port)) = self.question.port else {
@@ -347,29 +394,15 @@ impl<'a> Walk<'a> {
                 "machines are reached from outside on published ports, and at addresses of their own on what these allow: name the node's port",
             );
         };
-        let (Some(link), Some(own)) = (
-            self.scene.uplink.link.clone(),
-            self.scene.uplink.addresses.iter().find_map(|own| own.v4()),
-        ) else {
-            return self.end(Outcome::Nowhere, "the node has no address of IPv4 that leads outside: `sifr node info` shows its links");
-        };
-        let packet = Packet {
-            from: Some(link),
-            to: None,
-            mac: network::guest_mac(SOMEBODY),
-            source: SOMEBODY.into(),
-            destination: own.address.into(),
-            is_ours: true,
-            what: self.what(),
+        let Some(packet) = self.to_node() else {
+            return self.end(
+                Outcome::Nowhere,
+                "the node has no address that leads outside: `sifr node info` shows its links",
+            );
         };
         let rules = policy::node(&self.plan.node);
-        let nat = decide(
-            &rules,
-            Family::Inet,
-            ChainKind::Nat,
-            Point::Prerouting,
-            &packet,
-        );
+        let (kind, at) = (ChainKind::Nat, Point::Prerouting);
+        let nat = decide(&rules, Family::Inet, kind, at, &packet);
         let to = nat.as_ref().and_then(|nat| match nat.verdict {
             Decided::DestinationNat(to, inside) => Some((to, inside)),
             _ => None,
@@ -388,7 +421,7 @@ impl<'a> Walk<'a> {
                 ),
             };
         };
-        let Some(name) = self.own_name(to.into()) else {
+        let Some(name) = self.own_name(to) else {
             let message = format!(
                 "{protocol} port {port} of the node leads to a machine of somebody else's: publish another"
             );
@@ -397,7 +430,7 @@ impl<'a> Walk<'a> {
         self.steps
             .extend(nat.map(|decision| step(Place::Node, decision)));
         let packet = Packet {
-            destination: to.into(),
+            destination: to,
             is_ours: false,
             what: What::Port(transport(protocol), inside),
             ..packet
@@ -407,13 +440,17 @@ impl<'a> Walk<'a> {
     }
 
     /// On to the machine that a port leads to, for which `packet` is by now.
-    fn published(mut self, to: Ipv4Addr, packet: &Packet, gets: &str) -> Trace {
-        let Some(network) = network_of(to) else {
+    fn published(mut self, to: IpAddr, packet: &Packet, gets: &str) -> Trace {
+        let has = |tenant: &&Tenant| {
+            let (four, six) = (tenant.policy.gateway, tenant.policy.gateway6);
+            AnyCidr::from(four).contains(to) || AnyCidr::from(six).contains(to)
+        };
+        let Some(tenant) = self.plan.tenants.values().find(has) else {
             return self.end(Outcome::Nowhere, format!("{to} is in no network"));
         };
         let rules = policy::node(&self.plan.node);
         let packet = Packet {
-            to: Some(network.host_link()),
+            to: Some(tenant.network.host_link()),
             ..packet.clone()
         };
         if self
@@ -427,21 +464,12 @@ impl<'a> Walk<'a> {
             to: Some(BRIDGE.to_owned()),
             ..packet
         };
-        if let Some(tenant) = self.plan.tenants.get(&network.name) {
-            let rules = policy::tenant(&tenant.policy, &Counts::new());
-            if self
-                .filter(
-                    Place::Network,
-                    &rules,
-                    (Family::Inet, Point::Forward),
-                    &packet,
-                )
-                .is_none()
-            {
-                return self.stopped();
-            }
+        let rules = policy::tenant(&tenant.policy, &Counts::new());
+        let at = (Family::Inet, Point::Forward);
+        if self.filter(Place::Network, &rules, at, &packet).is_none() {
+            return self.stopped();
         }
-        let whose = self.of.cards.iter().any(|card| card.address == to);
+        let whose = self.cards().iter().any(|card| card.like(to) == to);
         let (outcome, but) = match whose {
             true => (Outcome::Delivered, ""),
             false => (Outcome::Nowhere, ", and not this machine"),
@@ -509,7 +537,7 @@ fn step(place: Place, decision: Decision) -> Step {
         Decided::Drop => "drop".to_owned(),
         Decided::Reject => "reject".to_owned(),
         Decided::Masquerade => "masquerade".to_owned(),
-        Decided::DestinationNat(address, port) => format!("{address}:{port}"),
+        Decided::DestinationNat(address, port) => SocketAddr::new(address, port).to_string(),
         Decided::DestinationHost(address) => address.to_string(),
         Decided::SourceNat(address) => format!("from {address}"),
     };

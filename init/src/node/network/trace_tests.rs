@@ -137,6 +137,69 @@ fn a_name_or_address_that_nobody_has_leads_nowhere() {
 }
 
 #[test]
+fn of_ipv6_the_way_to_the_internet_and_from_it_is_shown_where_the_node_has_it() {
+    let (places, uplink) = site();
+    let uplink = Uplink {
+        link: None,
+        link6: Some("eth0".to_owned()),
+        prefixes: [(
+            "eth0".to_owned(),
+            ["fe80::9/64", "2001:db8:6::9/64"]
+                .map(|own| own.parse().expect("an address"))
+                .into(),
+        )]
+        .into(),
+        ..uplink
+    };
+    let scene = Scene {
+        places: &places,
+        uplink: &uplink,
+        ula: ULA,
+        keys: &keys(),
+    };
+    let ask = |of: &str, way: Way| {
+        let mut all = places.machines.values();
+        let placed = all.find(|placed| placed.workload.as_str() == of);
+        let port = Some((Protocol::Tcp, 80));
+        trace(&scene, placed.expect("a machine"), &Question { way, port })
+    };
+    let out = ask("web", to("2001:db8:99::1"));
+    assert_eq!(out.outcome, Outcome::Leaves, "{out:?}");
+    assert!(
+        out.message.contains("by eth0 under 2001:db8:6::9"),
+        "{out:?}"
+    );
+    assert_eq!(
+        out.steps.last().map(|s| s.verdict.as_str()),
+        Some("masquerade")
+    );
+    for (of, destination, chain) in [
+        ("web", "2001:db8:6:7::1", "private"),
+        ("web", "fe80::1", "metadata"),
+        ("web", "fd01:203:405:207::a82:702", "tenants"),
+        ("db", "2001:db8:99::1", "outside"),
+    ] {
+        let trace = ask(of, to(destination));
+        assert_eq!(trace.outcome, Outcome::Refused, "{destination}: {trace:?}");
+        let last = trace.steps.last().expect("a step");
+        assert_eq!(last.chains, ["forward", chain], "{destination}");
+    }
+    let gateway = network::address6(ULA, [10, 130, 1, 1].into()).expect("a gateway");
+    let gateway = ask("web", to(&gateway.address.to_string()));
+    assert_eq!(gateway.outcome, Outcome::Dropped, "{gateway:?}");
+    let inward = ask("web", Way::FromOutside);
+    assert_eq!(inward.outcome, Outcome::Delivered, "{inward:?}");
+    assert_eq!(inward.steps[0].verdict, "[fd01:203:405:201::a82:102]:8080");
+}
+
+#[test]
+fn without_ipv6_of_the_nodes_that_is_what_is_said() {
+    let trace = ask("web", to("2001:db8:99::1"), Some(80));
+    assert_eq!(trace.outcome, Outcome::Nowhere);
+    assert!(trace.message.contains("no way out by IPv6"), "{trace:?}");
+}
+
+#[test]
 fn a_published_port_leads_in_and_others_end_at_the_node() {
     let trace = ask("web", Way::FromOutside, Some(80));
     assert_eq!(trace.outcome, Outcome::Delivered, "{trace:?}");

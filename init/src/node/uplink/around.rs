@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 
-use net::link::Link;
+use net::link::{Link, Observed};
 use net::site::Role;
 use types::AnyCidr;
 
@@ -24,6 +24,20 @@ pub(super) fn prefixes<'a>(
         (link.name.clone(), all)
     };
     links.map(of).collect()
+}
+
+/// The link by which the node reaches all of IPv6: of those with a router of it the first that has a cable, else the first.
+pub(super) fn leads6(observed: &Observed, roles: &[Role]) -> Option<String> {
+    let leads = |role: &&Role| {
+        let addressing = role.addressing.as_ref();
+        addressing.is_some_and(|a| a.gateway6.is_some())
+    };
+    let rank = |role: &&Role| {
+        let link = observed.link(&role.link);
+        !link.is_some_and(|link| link.carrier)
+    };
+    let first = roles.iter().filter(leads).min_by_key(rank)?;
+    Some(first.link.clone())
 }
 
 /// Whose each is, to stand behind "which is".

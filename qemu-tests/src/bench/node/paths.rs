@@ -18,7 +18,7 @@ use net::link::{self, Create, Desired, DesiredRoute, Handle};
 use net::namespace;
 use net::network::{self, Network, TapSpec};
 use net::wireguard::{self, Secret, Wanted as Mesh, WantedPeer};
-use types::Cidr;
+use types::{Cidr, Cidr6};
 
 use super::monitor::{FIGURE, Monitor, Mover, Running, Wanted};
 use super::net::{Ask, PORT, answer, ask_all};
@@ -149,14 +149,22 @@ async fn away() -> Result<()> {
 
 /// The network of this number, as the node makes one.
 pub(super) fn numbered(index: u16) -> Result<Network> {
+    let gateway = network::gateway(index).context("a network of this number")?;
     Ok(Network {
         name: format!("tenant{index}"),
         index,
-        gateway: network::gateway(index).context("a network of this number")?,
+        gateway,
+        gateway6: Some(six(gateway)?),
         mtu: MTU,
         mesh: None,
         owned: Vec::new(),
     })
+}
+
+/// What has this address has of IPv6.
+pub(super) fn six(address: Cidr) -> Result<Cidr6> {
+    let six = network::address6([1, 2, 3, 4, 5], address.address);
+    six.context("of a tenant network")
 }
 
 /// One of the two networks that the ways need, and the subnet of the other.
@@ -184,17 +192,20 @@ async fn ours(way: Way) -> Result<(Place, Other)> {
     if way == Way::Across {
         networks.push(tenant(1)?);
     }
-    let tenants = networks.iter().map(|(network, _)| policy::NodeTenant {
-        link: network.host_link(),
-        subnet: network.gateway.network(),
-        published: Vec::new(),
-        owned: Vec::new(),
+    let tenants = networks.iter().map(|(network, _)| {
+        Ok(policy::NodeTenant {
+            link: network.host_link(),
+            subnet: network.gateway.network(),
+            subnet6: six(network.gateway)?.network(),
+            published: Vec::new(),
+            owned: Vec::new(),
+        })
     });
     let rules = policy::Node {
         uplinks: vec![UPLINK.to_owned()],
         open_ports: Vec::new(),
         mesh_ports: PORTS.to_vec(),
-        tenants: tenants.collect(),
+        tenants: tenants.collect::<Result<_>>()?,
     };
     firewall::apply(&policy::node(&rules))?;
     let mut places = Vec::new();
@@ -207,6 +218,7 @@ async fn ours(way: Way) -> Result<(Place, Other)> {
         let guests = numbers.iter().map(|n| guest(address(network.gateway, *n)));
         let tenant = policy::Tenant {
             gateway: network.gateway,
+            gateway6: network.gateway6.context("it has one")?,
             refused: Vec::new(),
             internal: false,
             peers: across.then_some(*other).into_iter().collect(),
@@ -234,7 +246,7 @@ pub(super) fn guest(address: Ipv4Addr) -> policy::Guest {
         tap: format!("tap{}", address.octets()[3]),
         mac: network::guest_mac(address),
         address,
-        address6: Ipv6Addr::UNSPECIFIED,
+        address6: six(Cidr::host(address)).map_or(Ipv6Addr::UNSPECIFIED, |six| six.address),
         ports: Vec::new(),
         lets: Vec::new(),
     }
@@ -347,7 +359,7 @@ async fn by_hand(way: Way) -> Result<(Place, Other)> {
 /// `nft add rule … oifname up0 ip saddr SUBNET masquerade`, and nothing else.
 fn masquerade(subnet: Cidr) -> Ruleset {
     let rule = Rule {
-        tests: vec![Test::To(UPLINK.to_owned()), Test::Source(subnet)],
+        tests: vec![Test::To(UPLINK.to_owned()), Test::Source(subnet.into())],
         count: Count::Nowhere,
         verdict: Verdict::Masquerade,
     };

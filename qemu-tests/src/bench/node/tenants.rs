@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use net::firewall::{self, Counts, Ruleset, policy};
 use net::network::{self, Network};
 
-use super::paths::{guest, numbered, runtime};
+use super::paths::{guest, numbered, runtime, six};
 use crate::bench::report::{BY_HAND, OURS, Sample};
 use crate::inside::kib_of;
 
@@ -73,6 +73,7 @@ fn tenant(index: u16) -> Result<Tenant> {
     let [a, b, c, _] = gateway.address.octets();
     let tenant = policy::Tenant {
         gateway,
+        gateway6: six(gateway)?,
         refused: Vec::new(),
         internal: false,
         peers: Vec::new(),
@@ -83,9 +84,10 @@ fn tenant(index: u16) -> Result<Tenant> {
 
 /// The node's own rules.
 fn node(all: &[Tenant]) -> policy::Node {
-    let tenants = all.iter().map(|(network, _)| policy::NodeTenant {
+    let tenants = all.iter().map(|(network, tenant)| policy::NodeTenant {
         link: network.host_link(),
         subnet: network.gateway.network(),
+        subnet6: tenant.gateway6.network(),
         published: Vec::new(),
         owned: Vec::new(),
     });

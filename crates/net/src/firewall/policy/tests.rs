@@ -80,8 +80,27 @@ fn six(address: [u8; 4]) -> Ipv6Addr {
     address.expect("of a tenant network").address
 }
 
-fn cidr(text: &str) -> Cidr {
+fn cidr<A: types::cidr::Address>(text: &str) -> Cidr<A> {
     text.parse().expect("a prefix")
+}
+
+fn inside(address: [u8; 4]) -> Inside {
+    Inside {
+        four: address.into(),
+        six: six(address),
+    }
+}
+
+const PING_FROM_ALL: Let = Let {
+    port: None,
+    from: None,
+};
+
+fn https(from: &str) -> Let {
+    Let {
+        port: Some((Transport::Tcp, 443)),
+        from: Some(cidr(from)),
+    }
 }
 
 /// Two uplinks, and a network of one machine with a port of each protocol.
@@ -93,35 +112,35 @@ pub(crate) fn example_node() -> Node {
         tenants: vec![NodeTenant {
             link: "tenant3".to_owned(),
             subnet: cidr("10.128.3.1/24"),
+            subnet6: cidr("fd01:203:405:3::/64"),
             published: vec![
                 Published {
                     transport: Transport::Tcp,
                     node_port: 8080,
-                    address: [10, 128, 3, 2].into(),
+                    inside: inside([10, 128, 3, 2]),
                     port: 80,
                 },
                 Published {
                     transport: Transport::Udp,
                     node_port: 8080,
-                    address: [10, 128, 3, 2].into(),
+                    inside: inside([10, 128, 3, 2]),
                     port: 53,
                 },
             ],
-            owned: vec![Owned {
-                address: [198, 51, 100, 9].into(),
-                inside: [10, 128, 3, 3].into(),
-                link: Some("eth0".to_owned()),
-                allow: vec![
-                    Let {
-                        port: Some((Transport::Tcp, 443)),
-                        from: Some(cidr("203.0.113.0/24")),
-                    },
-                    Let {
-                        port: None,
-                        from: None,
-                    },
-                ],
-            }],
+            owned: vec![
+                Owned {
+                    address: [198, 51, 100, 9].into(),
+                    inside: inside([10, 128, 3, 3]),
+                    link: Some("eth0".to_owned()),
+                    allow: vec![https("203.0.113.0/24"), PING_FROM_ALL],
+                },
+                Owned {
+                    address: "2001:db8:5::9".parse().expect("an address"),
+                    inside: inside([10, 128, 3, 3]),
+                    link: None,
+                    allow: vec![https("2001:db8:9::/48"), PING_FROM_ALL],
+                },
+            ],
         }],
     }
 }
@@ -130,7 +149,12 @@ pub(crate) fn example_node() -> Node {
 pub(crate) fn example_tenant() -> Tenant {
     Tenant {
         gateway: cidr("10.128.3.1/24"),
-        refused: vec![cidr("198.51.100.7/32"), cidr("198.51.96.0/20")],
+        gateway6: cidr("fd01:203:405:3::a80:301/64"),
+        refused: vec![
+            cidr("198.51.100.7/32"),
+            cidr("198.51.96.0/20"),
+            cidr("2001:db8:6::/48"),
+        ],
         internal: false,
         peers: vec![cidr("10.200.7.0/24")],
         guests: vec![
@@ -152,10 +176,11 @@ pub(crate) fn example_tenant() -> Tenant {
                 address: [10, 128, 3, 3].into(),
                 address6: six([10, 128, 3, 3]),
                 ports: vec![],
-                lets: vec![Let {
-                    port: None,
-                    from: None,
-                }],
+                lets: vec![
+                    ([10, 128, 3, 3].into(), PING_FROM_ALL),
+                    (six([10, 128, 3, 3]).into(), https("2001:db8:9::/48")),
+                    (six([10, 128, 3, 3]).into(), PING_FROM_ALL),
+                ],
             },
         ],
     }
@@ -227,7 +252,7 @@ fn a_refused_rule_is_named_and_leaves_the_old_rules() {
     let mut ruleset = node(&Node::default());
     firewall::apply_in(name, &ruleset).expect("applied");
     let before = listing(name);
-    ruleset.tables[0].chains[5]
+    ruleset.tables[0].chains[7]
         .rules
         .push(jump(Test::Ipv4, "nowhere"));
     let error = firewall::apply_in(name, &ruleset).expect_err("there is no such chain");

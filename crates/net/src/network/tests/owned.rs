@@ -33,8 +33,8 @@ const PING: policy::Let = policy::Let {
 /// An address of the second guest's, on this link.
 fn owned(address: Ipv4Addr, link: &str, allow: &[policy::Let]) -> policy::Owned {
     policy::Owned {
-        address,
-        inside: guest(3).address,
+        address: address.into(),
+        inside: within_network(3),
         link: Some(link.to_owned()),
         allow: allow.to_vec(),
     }
@@ -45,7 +45,7 @@ fn published(node_port: u16) -> policy::Published {
     policy::Published {
         transport: Transport::Tcp,
         node_port,
-        address: guest(3).address,
+        inside: within_network(3),
         port: PORT,
     }
 }
@@ -59,6 +59,7 @@ fn give(owned: Option<policy::Owned>, published: &[policy::Published]) {
         tenants: vec![policy::NodeTenant {
             link: network().host_link(),
             subnet: network().gateway,
+            subnet6: six(network().gateway.address),
             published: published.to_vec(),
             owned: owned.iter().cloned().collect(),
         }],
@@ -68,7 +69,7 @@ fn give(owned: Option<policy::Owned>, published: &[policy::Published]) {
         ..network()
     };
     let answered = owned.iter().filter_map(|own| {
-        let all = [own.address.into()].into();
+        let all = [own.address].into();
         Some((own.link.clone()?, all))
     });
     let answered = answered.collect();
@@ -77,10 +78,14 @@ fn give(owned: Option<policy::Owned>, published: &[policy::Published]) {
         .iter()
         .map(|one| (one.transport, one.port))
         .collect();
-    tenant.guests[1].lets = owned.iter().flat_map(|own| own.allow.clone()).collect();
+    let lets = owned.iter().flat_map(|own| {
+        let inside = own.inside.like(own.address);
+        own.allow.iter().map(move |one| (inside, *one))
+    });
+    tenant.guests[1].lets = lets.collect();
     inside(NODE, || {
         firewall::apply(&policy::node(&node)).expect("the node's rules");
-        let addresses = [NODE_ADDRESS, OFFICE_NODE].into();
+        let addresses = [NODE_ADDRESS.into(), OFFICE_NODE.into()].into();
         let standing = Standing::of(&node, &addresses);
         firewall::end(|flow| standing.keeps(flow)).expect("ended");
         on_a_runtime(async {
