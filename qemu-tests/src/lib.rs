@@ -18,6 +18,7 @@ pub mod hour;
 pub mod http;
 pub mod inside;
 mod lab;
+pub mod lan;
 pub mod neighbour;
 pub mod nested;
 pub mod poison;

@@ -91,6 +91,11 @@ impl Router {
         self.voice.say(|now| now.prefixes = says)
     }
 
+    /// Sends what is for this network to that neighbour.
+    pub fn route(&self, network: &str, neighbour: &str) -> Result<()> {
+        ip(&format!("route add {network} via {neighbour} dev {TAP}"))
+    }
+
     /// Addresses do not follow from prefixes any more: this one is lent.
     pub fn lend(&self, address: Ipv6Addr) -> Result<()> {
         *self.lent.lock().unwrap_or_else(PoisonError::into_inner) = Some(address);

@@ -7,118 +7,21 @@
 mod tests {
     use std::io::{Read, Write};
     use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-    use std::path::PathBuf;
     use std::time::{Duration, Instant};
 
-    use image::qemu::{Card, Link, Net};
-    use qemu_tests::router::{Router, TAP};
-    use qemu_tests::{Lab, PATIENCE, Setup, neighbour};
-    use serde_json::Value;
+    use qemu_tests::PATIENCE;
+    use qemu_tests::lan::{self, Lan, SILENCE};
 
-    /// How long is waited for who must not answer.
-    const SILENCE: Duration = Duration::from_secs(2);
-    const OPTIONS: &str =
-        "sifr.net.eth0.address=192.0.2.7/24 sifr.net.eth0.gateway=192.0.2.1 sifr.net.eth0.dhcp=off";
     const POOL: &str = "name: pools\nworkloads:\n  lan: {pool: {kind: lan, range: 192.0.2.200-192.0.2.203, for: {shop: 2}}}\n";
     /// Beyond the LAN, where the router has it.
     const OUTSIDE: &str = "198.51.100.1";
 
-    struct Stage {
-        lab: Lab,
-        flist: PathBuf,
-        _router: Router,
-    }
-
-    impl Stage {
-        fn new() -> Self {
-            let own = ["2001:db8:6::1/64".parse().expect("an address")];
-            let router = Router::lay(&own, usize::MAX).expect("a network; it needs root");
-            router.add("192.0.2.1/24").expect("the LAN");
-            router.add(&format!("{OUTSIDE}/32")).expect("the outside");
-            let setup = Setup {
-                arguments: OPTIONS.to_owned(),
-                ..Setup::default()
-            };
-            let lab = Lab::with(&setup, |machine| {
-                machine.nets = vec![Net {
-                    card: Card::Virtio,
-                    mac: Some("52:54:00:00:00:06".parse()?),
-                    link: Link::Tap {
-                        name: TAP.to_owned(),
-                    },
-                }];
-                Ok(())
-            });
-            let lab = lab.expect("a node");
-            let flist = neighbour::image(lab.command(), lab.directory()).expect("an image");
-            Self {
-                lab,
-                flist,
-                _router: router,
-            }
-        }
-
-        fn machine(&self, name: &str, program: &str, more: &str) -> String {
-            format!(
-                "  {name}: {{image: {}, memory: 64Mi, disk: 64Mi, command: [sh, -c, {program:?}]{more}}}\n",
-                self.flist.display()
-            )
-        }
-
-        fn deploy(&self, yaml: &str) {
-            let answer = self.lab.deploy(yaml).expect("sifr runs");
-            answer.must().unwrap_or_else(|e| panic!("{e:#}\n{yaml}"));
-        }
-
-        /// What the node says against it.
-        fn refusal(&self, yaml: &str) -> String {
-            let answer = self.lab.deploy(yaml).expect("sifr runs");
-            assert_ne!(answer.code, 0, "it was accepted:\n{yaml}");
-            answer.stderr
-        }
-
-        fn own(&self, machine: &str) -> IpAddr {
-            let status = self.lab.get("shop").expect("a status");
-            let own = &status["workloads"][machine]["addresses"][0];
-            let own = own.as_str().and_then(|own| own.parse().ok());
-            own.unwrap_or_else(|| panic!("no address: {status}"))
-        }
-    }
-
-    /// The page that the address serves. The machine may just be starting, and nothing tells the outside when it is done.
-    fn page(at: IpAddr) -> String {
-        let end = Instant::now() + PATIENCE;
-        loop {
-            match try_page(at) {
-                Ok(page) if !page.is_empty() => return page,
-                other => assert!(Instant::now() < end, "{at}: {other:?}"),
-            }
-            std::thread::sleep(Duration::from_millis(200));
-        }
-    }
-
-    fn try_page(at: IpAddr) -> std::io::Result<String> {
-        let mut stream = TcpStream::connect_timeout(&SocketAddr::new(at, 80), SILENCE)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
-        let mut page = String::new();
-        stream.read_to_string(&mut page)?;
-        Ok(page)
+    fn works(at: IpAddr) {
+        assert!(lan::page(at, 80).expect("a page").contains("It works"));
     }
 
     fn closed(at: IpAddr, port: u16) {
-        let tried = TcpStream::connect_timeout(&SocketAddr::new(at, port), SILENCE);
-        assert!(tried.is_err(), "{at} port {port} is open");
-    }
-
-    /// Packets that were refused to a machine because they were under another's address.
-    fn spoofed(stage: &Stage) -> u64 {
-        let answer = stage.lab.sifr(&["--output", "json", "node", "refused"]);
-        let answer = answer.expect("sifr runs").must().expect("it answers");
-        let all: Vec<Value> = serde_json::from_str(&answer.stdout).expect("JSON");
-        let is = |one: &&Value| one["workload"] == "thief" && one["kind"] == "address";
-        let found = all.iter().find(is);
-        found.map_or(0, |one| one["packets"].as_u64().expect("a count"))
+        assert!(lan::is_closed(at, port), "{at} port {port} is open");
     }
 
     /// Whether it comes back.
@@ -141,7 +44,7 @@ mod tests {
         }
     }
 
-    fn what_stands_ends_with_its_permit(stage: &Stage, shop: &str, at: IpAddr) {
+    fn what_stands_ends_with_its_permit(stage: &Lan, shop: &str, at: IpAddr) {
         let narrow = "{tcp: 7, from: 203.0.113.0/24}";
         let wide = shop.replace(narrow, "{tcp: 7, from: 192.0.2.0/24}, 9/udp");
         stage.deploy(&wide);
@@ -175,7 +78,7 @@ mod tests {
         assert!(text.contains("It works"), "{text}");
     }
 
-    fn a_pool_of_a_link_that_is_not_there_is_told(stage: &Stage) {
+    fn a_pool_of_a_link_that_is_not_there_is_told(stage: &Lan) {
         let pool = "name: office\nworkloads:\n  far: {pool: {kind: lan, range: 192.0.2.210, link: moon}}\n";
         stage.deploy(pool);
         let status = stage.lab.get("office").expect("a status");
@@ -187,7 +90,8 @@ mod tests {
 
     #[test]
     fn a_machine_has_an_address_of_the_lan_for_itself_and_nobody_else_has_it() {
-        let mut stage = Stage::new();
+        let stage = Lan::lay("", &[&format!("{OUTSIDE}/32")]);
+        let mut stage = stage.expect("a node");
         let outside = TcpListener::bind((OUTSIDE, 80)).expect("a listener");
         // Before there is a pool.
         let calls = format!(
@@ -201,13 +105,13 @@ mod tests {
         stage.deploy(POOL);
         stage.deploy(&shop);
         let (_, caller) = outside.accept().expect("it calls");
-        let at = stage.own("web");
+        let at = stage.own("shop", "web");
         assert_eq!(
             caller.ip(),
             at,
             "it speaks to the outside under its own address"
         );
-        assert!(page(at).contains("It works"));
+        works(at);
         closed(at, 7);
         closed(at, 7443);
         what_stands_ends_with_its_permit(&stage, &shop, at);
@@ -231,15 +135,15 @@ mod tests {
         stage.deploy(&format!("{shop}{thief}"));
         let log = stage.lab.follow("shop/thief").expect("it is followed");
         log.wait_for("tried").expect("it tries");
-        assert!(spoofed(&stage) > 0, "nothing was counted");
-        assert!(page(at).contains("It works"));
+        assert!(stage.refused("thief", "address") > 0, "nothing was counted");
+        works(at);
 
         // The same after a power cut, and to the one who has it alone.
         stage.lab.power_cut().expect("cut");
         stage.lab.power_on().expect("a node");
         let (_, caller) = outside.accept().expect("it calls");
-        assert_eq!((caller.ip(), stage.own("web")), (at, at));
-        assert!(page(at).contains("It works"));
+        assert_eq!((caller.ip(), stage.own("shop", "web")), (at, at));
+        works(at);
         closed(at, 7);
         let trace = ["network", "trace", "outside", "shop/web", "--tcp", "80"];
         let trace = stage.lab.sifr(&trace).expect("sifr runs").must();

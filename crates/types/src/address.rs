@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -13,7 +13,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use crate::deployment::{Deployment, Machine, Protocol};
 use crate::id::serde_as_text;
 use crate::network::number;
-use crate::{AnyCidr, Cidr, Name};
+use crate::{AnyCidr, Cidr6, Name};
 
 /// Most addresses of one machine from pools: one of each family.
 pub const ADDRESSES_MAX: usize = 2;
@@ -21,6 +21,21 @@ pub const ADDRESSES_MAX: usize = 2;
 pub const ALLOW_MAX: usize = 64;
 /// Most addresses of IPv4 in one pool. A range of no more that begins and ends outside of 169.254.0.0/16 has none of that.
 const RANGE4_MAX: u32 = 1 << 16;
+/// The node's ends of its links to networks of machines, whose other ends are the networks': no pool has any of them.
+const TRANSFER: Range = Range {
+    first: IpAddr::V4(Ipv4Addr::new(100, 126, 0, 0)),
+    last: IpAddr::V4(Ipv4Addr::new(100, 127, 255, 255)),
+};
+/// Of IPv6 machines can have what is global (RFC 4291) or an owner's own (RFC 4193).
+const GROUNDS6: [(Ipv6Addr, u8); 2] = [
+    (Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, 0), 3),
+    (Ipv6Addr::new(0xfc00, 0, 0, 0, 0, 0, 0, 0), 7),
+];
+/// And nothing of these in it: what IETF keeps for itself, Teredo among it, and 6to4 (IANA's registry of special addresses).
+const NOBODYS6: [(Ipv6Addr, u8); 2] = [
+    (Ipv6Addr::new(0x2001, 0, 0, 0, 0, 0, 0, 0), 23),
+    (Ipv6Addr::new(0x2002, 0, 0, 0, 0, 0, 0, 0), 16),
+];
 /// Longest name of a link (IFNAMSIZ less its final NUL).
 const LINK_MAX: usize = 15;
 
@@ -57,7 +72,7 @@ pub struct Range {
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{0:?} is no range of addresses for machines: write one such as 192.0.2.200-192.0.2.219 or 192.0.2.192/28, of IPv4, of at most {RANGE4_MAX}"
+    "{0:?} is no range of addresses for machines: write one such as 192.0.2.200-192.0.2.219, 192.0.2.192/28 or 2001:db8:5::/64, of IPv4 of at most {RANGE4_MAX}, of IPv6 within 2000::/3 or fc00::/7"
 )]
 pub struct RangeError(String);
 
@@ -69,6 +84,31 @@ impl Range {
     /// Whether both have an address in common.
     pub fn touches(&self, other: &Self) -> bool {
         self.contains(other.first) || other.contains(self.first)
+    }
+
+    /// All of a prefix.
+    pub fn of(prefix: AnyCidr) -> Self {
+        let first = prefix.network().address;
+        let length = u32::from(prefix.prefix());
+        let last = match first {
+            IpAddr::V4(first) => {
+                let host = u32::MAX.checked_shr(length).unwrap_or(0);
+                Ipv4Addr::from_bits(first.to_bits() | host).into()
+            }
+            IpAddr::V6(first) => {
+                let host = u128::MAX.checked_shr(length).unwrap_or(0);
+                Ipv6Addr::from_bits(first.to_bits() | host).into()
+            }
+        };
+        Self { first, last }
+    }
+
+    /// The same question of a range of IPv6: it lies within one ground, and has nothing in it that is nobody's.
+    fn is_for_machines6(&self) -> bool {
+        let mut grounds = GROUNDS6.into_iter().filter_map(prefix6);
+        let mut nobodys = NOBODYS6.into_iter().filter_map(prefix6);
+        let lies = |ground: Self| ground.contains(self.first) && ground.contains(self.last);
+        grounds.any(lies) && !nobodys.any(|range| range.touches(self))
     }
 
     /// The first and the last.
@@ -106,13 +146,11 @@ fn nth(first: IpAddr, at: u128) -> IpAddr {
             let at = u32::try_from(at).unwrap_or(u32::MAX);
             Ipv4Addr::from_bits(first.to_bits().saturating_add(at)).into()
         }
-        IpAddr::V6(first) => {
-            std::net::Ipv6Addr::from_bits(first.to_bits().saturating_add(at)).into()
-        }
+        IpAddr::V6(first) => Ipv6Addr::from_bits(first.to_bits().saturating_add(at)).into(),
     }
 }
 
-/// What a machine can have on its own, and be reached at.
+/// What a machine can have on its own of IPv4, and be reached at.
 fn is_for_machines(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(at) => {
@@ -122,6 +160,10 @@ fn is_for_machines(address: IpAddr) -> bool {
         }
         IpAddr::V6(_) => false,
     }
+}
+
+fn prefix6((address, length): (Ipv6Addr, u8)) -> Option<Range> {
+    Cidr6::new(address, length).map(|prefix| Range::of(prefix.into()))
 }
 
 impl FromStr for Range {
@@ -135,21 +177,23 @@ impl FromStr for Range {
                 return Some((one, one));
             }
             let prefix: AnyCidr = text.parse().ok()?;
-            let IpAddr::V4(first) = prefix.network().address else {
-                return None;
-            };
-            let host = u32::MAX.checked_shr(prefix.prefix().into()).unwrap_or(0);
-            let last = Ipv4Addr::from_bits(first.to_bits() | host);
-            (prefix == prefix.network()).then_some((first.into(), last.into()))
+            let all = Self::of(prefix);
+            (prefix == prefix.network()).then_some((all.first, all.last))
         };
         let read = || {
             let (first, last): (IpAddr, IpAddr) = ends()?;
+            let range = Self { first, last };
             let fine = first.is_ipv4() == last.is_ipv4()
                 && first <= last
-                && is_for_machines(first)
-                && is_for_machines(last)
-                && bits(last) - bits(first) < u128::from(RANGE4_MAX);
-            fine.then_some(Self { first, last })
+                && match range.is_ipv4() {
+                    true => {
+                        is_for_machines(first)
+                            && is_for_machines(last)
+                            && range.count() <= u128::from(RANGE4_MAX)
+                    }
+                    false => range.is_for_machines6(),
+                };
+            fine.then_some(range)
         };
         read().ok_or_else(|| RangeError(text.chars().take(100).collect()))
     }
@@ -263,6 +307,10 @@ pub enum AddressError {
         "pool {name}: {range} lies within 10.128.0.0/9 or 172.16.0.0/12, of which networks of tenants are made: route another range to the node"
     )]
     OfTenants { name: Name, range: Range },
+    #[error(
+        "pool {name}: {range} has addresses of 100.126.0.0/15, by which the node leads to its networks of machines: give it another range"
+    )]
+    OfNode { name: Name, range: Range },
     #[error("pools {one} and {other} have addresses in common: give each its own")]
     PoolsTouch { one: Name, other: Name },
     #[error(
@@ -274,16 +322,13 @@ pub enum AddressError {
     #[error("workload {machine}: {found} rules for one address, at most {ALLOW_MAX} are possible")]
     Rules { machine: Name, found: usize },
     #[error(
-        "workload {machine}: `from: {from}` is of IPv6, and addresses of pools are of IPv4: write a prefix of that"
-    )]
-    Family { machine: Name, from: AnyCidr },
-    #[error(
-        "workload {machine}: `from: {from}` is no prefix: write {network} for all of it, or /32 for the one address"
+        "workload {machine}: `from: {from}` is no prefix: write {network} for all of it, or {one} for the one address"
     )]
     From {
         machine: Name,
-        from: Cidr,
-        network: Cidr,
+        from: AnyCidr,
+        network: AnyCidr,
+        one: AnyCidr,
     },
     #[error("workloads {one} and {other} both ask for {address}: give each its own")]
     AddressTwice {
@@ -312,6 +357,13 @@ impl Pool {
             if self.kind == Kind::Routed {
                 return Err(AddressError::LinkOfRouted { name: name() });
             }
+        }
+        if self.range.touches(&TRANSFER) {
+            let range = self.range;
+            return Err(AddressError::OfNode {
+                name: name(),
+                range,
+            });
         }
         let of_tenants = |at: IpAddr| matches!(at, IpAddr::V4(at) if number(at).is_some());
         let range = self.range;
@@ -380,16 +432,13 @@ fn check_machine(
             });
         }
         for from in wanted.allow.iter().filter_map(|allow| allow.from) {
-            let machine = own();
-            let Some(from) = from.v4() else {
-                return Err(AddressError::Family { machine, from });
-            };
             let network = from.network();
             if from != network {
                 return Err(AddressError::From {
-                    machine,
+                    machine: own(),
                     from,
                     network,
+                    one: AnyCidr::host(from.address),
                 });
             }
         }
@@ -461,12 +510,22 @@ mod tests {
             (
                 LAN.to_owned(),
                 own(r#"{"pool":"lan","allow":[{"tcp":22,"from":"192.0.2.50/24"}]}"#),
-                "write 192.0.2.0/24 for all of it, or /32",
+                "write 192.0.2.0/24 for all of it, or 192.0.2.50/32",
             ),
             (
                 LAN.to_owned(),
-                own(r#"{"pool":"lan","allow":[{"tcp":22,"from":"2001:db8::/32"}]}"#),
-                "is of IPv6",
+                own(r#"{"pool":"lan","allow":[{"tcp":22,"from":"2001:db8::7/32"}]}"#),
+                "write 2001:db8::/32 for all of it, or 2001:db8::7/128",
+            ),
+            (
+                pool(r#""kind":"routed","range":"100.127.255.0/24""#),
+                String::new(),
+                "leads to its networks",
+            ),
+            (
+                pool(r#""kind":"lan","range":"100.125.255.255-100.126.0.1""#),
+                String::new(),
+                "leads to its networks",
             ),
             (
                 LAN.to_owned(),
@@ -542,6 +601,13 @@ mod tests {
             ("192.0.2.192/28", "192.0.2.192-192.0.2.207", 16),
             ("192.0.2.7", "192.0.2.7", 1),
             ("198.18.0.0/16", "198.18.0.0-198.18.255.255", 1 << 16),
+            ("2001:db8:5::7", "2001:db8:5::7", 1),
+            (
+                "2001:db8:5::/64",
+                "2001:db8:5::-2001:db8:5:0:ffff:ffff:ffff:ffff",
+                1 << 64,
+            ),
+            ("fd12::10-fd12::1f", "fd12::10-fd12::1f", 16),
         ] {
             let range: Range = text.parse().expect(text);
             assert_eq!(
@@ -561,6 +627,18 @@ mod tests {
             "255.255.255.255",
             "192.0.2.1-2001:db8::1",
             "192.0.2.1-",
+            "2001:db8::1/64",
+            "2001:db8::2-2001:db8::1",
+            "::1",
+            "::ffff:192.0.2.1",
+            "64:ff9b::c000:201",
+            "fe80::1",
+            "ff02::1",
+            "::/0",
+            "3fff::-fd00::1",
+            "2001::1",
+            "2000::/3",
+            "2002:c000:201::/48",
         ] {
             assert!(text.parse::<Range>().is_err(), "{text}");
         }
@@ -572,6 +650,17 @@ mod tests {
             if let Ok(range) = text.parse::<Range>() {
                 assert_eq!(range.to_string().parse(), Ok(range));
                 assert!(range.from(7).take(3).all(|address| range.contains(address)));
+            }
+        }
+
+        #[test]
+        fn no_range_of_ipv6_has_an_address_that_is_not_for_machines(first: u128, last: u128, at: u128) {
+            let (first, last) = (Ipv6Addr::from_bits(first), Ipv6Addr::from_bits(last));
+            if let Ok(range) = format!("{first}-{last}").parse::<Range>() {
+                let Some(IpAddr::V6(one)) = range.from(at).next() else { panic!("{range} has none") };
+                let head = one.segments()[0];
+                assert!((0x2000..0x4000).contains(&head) || (0xfc00..0xfe00).contains(&head), "{one}");
+                assert!(head != 0x2002 && !(head == 0x2001 && one.segments()[1] < 0x200), "{one}");
             }
         }
 

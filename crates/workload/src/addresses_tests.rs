@@ -81,6 +81,42 @@ impl World {
     }
 }
 
+const SIX: &str = r#""2001:db8:5::/64""#;
+
+#[test]
+fn a_pool_of_ipv6_is_as_one_of_ipv4_and_lets_in_from_its_own_family_alone() {
+    let open = r#"{"pool":"lan","allow":[{"tcp":443,"from":"2001:db8:9::/48"}]}"#;
+    let mut world = start(with(Some(SIX), &[("a", open), ("b", ANY)]));
+    let (a, b) = (world.own("a"), world.own("b"));
+    assert!(a.len() == 1 && b.len() == 1 && a != b);
+    assert!(a[0].to_string().starts_with("2001:db8:5::"), "{a:?}");
+    world.restart_agent();
+    world.settle();
+    assert_eq!((world.own("a"), world.own("b")), (a, b));
+    for (pool, from, says) in [
+        (SIX, "203.0.113.0/24", "are of IPv6"),
+        (TWO, "2001:db8:9::/48", "are of IPv4"),
+    ] {
+        let asks = format!(r#"{{"pool":"lan","allow":[{{"tcp":443,"from":"{from}"}}]}}"#);
+        let other = start(with(None, &[("c", "")]));
+        let shop = Action::Deploy(with(Some(pool), &[("c", &asks)]));
+        other.refused("shop", shop, says);
+    }
+}
+
+#[test]
+fn a_pool_has_nothing_of_what_the_node_makes_networks_of() {
+    let mut world = start(with(None, &[("a", "")]));
+    let ours = "fd01:203:405::/48".parse().expect("a range");
+    world.reconciler.reserve(ours);
+    for range in [r#""fd01:203:405:7::/64""#, r#""fd00::/8""#] {
+        let pools = Action::Deploy(with(Some(range), &[("a", "")]));
+        world.refused("shop", pools, "makes its machines' networks");
+    }
+    let pools = Action::Deploy(with(Some(r#""fd01:203:406::/48""#), &[("a", "")]));
+    assert_eq!(world.refusal("shop", pools), None);
+}
+
 #[test]
 fn a_machine_keeps_its_address_and_rules_change_without_a_restart() {
     let mut world = start(with(Some(TWO), &[("a", ANY), ("b", ANY), ("c", "")]));

@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 
+use types::address::Range;
 use types::deployment::{Deployment, RestartPolicy};
 use types::status::{DeploymentStatus, VolumeStatus};
 use types::{Name, VmId, VolumeId};
@@ -79,6 +80,8 @@ pub struct Reconciler {
     network: Network,
     choose_subnet: ChooseSubnet,
     occupied: Occupied,
+    /// No pool has any of it.
+    reserved: Option<Range>,
     seats: Seats,
     /// The node goes down: nothing is to run, whatever the ledger says.
     draining: bool,
@@ -124,6 +127,7 @@ impl Reconciler {
             network,
             choose_subnet,
             occupied: Box::new(BTreeMap::new),
+            reserved: None,
             seats: Seats {
                 most: usize::MAX,
                 until: Vec::new(),

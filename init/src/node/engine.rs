@@ -371,6 +371,7 @@ impl Engine {
         let egress = self.uplink.borrow().egress.clone();
         self.images.go_by(egress);
         tokio::task::spawn_local(self.images.clone().follow(self.uplink.clone()));
+        self.reconciler.reserve(network::ours(&self.key));
         tokio::task::spawn_local(self.images.clone().run());
         tokio::task::spawn_local(self.ingress.clone().run(self.info.clone()));
         loop {

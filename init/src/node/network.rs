@@ -17,9 +17,10 @@ use net::network::{self, Network, TapSpec, Ula};
 use net::{firewall, namespace};
 use tokio::runtime;
 use tokio::sync::watch;
+use types::address::Range;
 use types::deployment::{API_PORT, ONLY_WORKLOAD, Port, Protocol};
 use types::ingress::{self, Host};
-use types::{Cidr, PublicKey, VmId, mesh};
+use types::{Cidr, Cidr6, PublicKey, VmId, mesh};
 use workload::desired::Key;
 use workload::host::{NetworkId, Placed, PlacedCard, PlacedMesh, PlacedSite, Places};
 use workload::reconcile::Wish;
@@ -67,6 +68,14 @@ pub(crate) fn ula(node: &PublicKey) -> Ula {
     let hash = blake3::hash(&[&b"sifr ula 1"[..], &node.0].concat());
     let [a, b, c, d, e, ..] = *hash.as_bytes();
     [a, b, c, d, e]
+}
+
+/// All that the node's networks have of IPv6.
+pub(crate) fn ours(node: &PublicKey) -> Range {
+    let [a, b, c, d, e] = ula(node);
+    let first = Ipv6Addr::from([0xfd, a, b, c, d, e, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+    let all = Cidr6::new(first, 48).expect("48 is a prefix length");
+    Range::of(all.into())
 }
 
 /// The network that an address of a tenant's machine lies in. `None`: not one of ours.

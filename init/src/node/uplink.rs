@@ -23,6 +23,8 @@ use crate::options::Network;
 
 mod around;
 
+pub(crate) use around::names_network;
+
 /// News that wait to be applied: one per port and family is usual, and the newest is what counts.
 const NEWS_QUEUED: usize = 16;
 /// Pause after the kernel could not be listened to: without, a lasting fault would keep the loop busy.

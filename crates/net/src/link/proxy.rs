@@ -1,12 +1,17 @@
-//! Addresses that the node answers for on a link although they are a machine's behind it (proxy ARP).
+//! Addresses that the node answers for on a link although they are a machine's behind it (proxy ARP, and the same of IPv6).
 //!
 //! Owns: the kernel's list of them, made what it should be, and telling neighbours of each that is new. Refuses: addresses that nobody
 //! named: the kernel's settings that answer for whatever has a route stay off.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV6};
+use std::os::fd::AsRawFd;
 
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn6, sendto, setsockopt,
+    socket, sockopt,
+};
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage,
@@ -52,7 +57,13 @@ pub async fn answer_for(wanted: &Answered) -> Result<(), Error> {
             continue;
         };
         // Else the kernel waits for up to 0.8 seconds before each answer.
-        sysctl_if_present(&format!("ipv4/neigh/{name}/proxy_delay"), "0")?;
+        for family in ["ipv4", "ipv6"] {
+            sysctl_if_present(&format!("{family}/neigh/{name}/proxy_delay"), "0")?;
+        }
+        // For those alone that are named below: of IPv6 there is no setting that answers for whatever has a route.
+        if addresses.iter().any(IpAddr::is_ipv6) {
+            sysctl_if_present(&format!("ipv6/conf/{name}/proxy_ndp"), "1")?;
+        }
         macs.extend(link.mac.map(|mac| (link.index, mac)));
         numbered.extend(addresses.iter().map(|address| (link.index, *address)));
     }
@@ -70,11 +81,14 @@ pub async fn answer_for(wanted: &Answered) -> Result<(), Error> {
     let observed = observed.await?.into_iter().collect();
     for change in plan(&numbered, &observed) {
         set(&mut handle, change).await?;
-        if let Change::Add(link, IpAddr::V4(address)) = change
+        if let Change::Add(link, address) = change
             && let Some(mac) = macs.get(&link)
         {
             // A link without a cable has nobody to tell: who comes later asks.
-            let _ = announce(link, *mac, address);
+            let _ = match address {
+                IpAddr::V4(address) => announce(link, *mac, address),
+                IpAddr::V6(address) => announce6(link, *mac, address),
+            };
         }
     }
     Ok(())
@@ -97,6 +111,31 @@ fn announcement(mac: Mac, address: Ipv4Addr) -> Vec<u8> {
     frame.extend([0; 6]);
     frame.extend(address.octets());
     frame
+}
+
+/// The same of IPv6: an advertisement that nobody asked for (RFC 4861 section 7.2.6).
+fn announce6(link: u32, mac: Mac, address: Ipv6Addr) -> io::Result<()> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let (family, protocol) = (AddressFamily::Inet6, SockProtocol::IcmpV6);
+    let socket = socket(family, SockType::Raw, flags, protocol)?;
+    setsockopt(&socket, sockopt::Ipv6MulticastHops, &HOPS)?;
+    let all = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
+    let to = SockaddrIn6::from(SocketAddrV6::new(all, 0, 0, link));
+    let packet = advertisement(mac, address);
+    sendto(socket.as_raw_fd(), &packet, &to, MsgFlags::MSG_DONTWAIT)?;
+    Ok(())
+}
+
+/// What shows that it came through no router.
+const HOPS: i32 = 255;
+
+/// Of a neighbour: whatever was known of the address is overridden.
+fn advertisement(mac: Mac, address: Ipv6Addr) -> Vec<u8> {
+    let mut packet = vec![136, 0, 0, 0, 0x20, 0, 0, 0];
+    packet.extend(address.octets());
+    packet.extend([2, 1]);
+    packet.extend(mac.0);
+    packet
 }
 
 async fn set(handle: &mut Handle, change: Change) -> Result<(), Error> {

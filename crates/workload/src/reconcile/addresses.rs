@@ -40,6 +40,11 @@ impl Reconciler {
         self.occupied = occupied;
     }
 
+    /// No pool has any of this range, from now on: it is what the node makes its machines' networks of.
+    pub fn reserve(&mut self, range: Range) {
+        self.reserved = Some(range);
+    }
+
     /// The pools of a signer, by their names, and whose each is.
     fn pools(&self, signer: PublicKey) -> impl Iterator<Item = (&Key, &Name, &Pool)> {
         let targets = self.desired.iter();
@@ -243,6 +248,12 @@ impl Reconciler {
                     key.name, other.name
                 )));
             }
+            if let Some(range) = self.reserved.filter(|range| range.touches(&pool.range)) {
+                return Some(conflict(format!(
+                    "pool {name} of {}: it has addresses of {range}, of which this node makes its machines' networks: give it another range",
+                    key.name
+                )));
+            }
             let touched = networks.iter().find(|range| range.touches(&pool.range))?;
             Some(conflict(format!(
                 "pool {name} of {}: {touched} is the network of machines on this node: give the pool another range, or those machines another network",
@@ -364,6 +375,14 @@ impl Reconciler {
                 ),
             };
             return Err(refusal(RefusalCode::OverCapacity, message));
+        }
+        let like = |from: &types::AnyCidr| from.address.is_ipv4() == pool.range.is_ipv4();
+        let mut froms = wanted.allow.iter().filter_map(|allow| allow.from);
+        if let Some(from) = froms.find(|from| !like(from)) {
+            let family = if pool.range.is_ipv4() { "IPv4" } else { "IPv6" };
+            return Err(conflict(format!(
+                "{name} of {of} lets in `from: {from}`, and addresses of {called} are of {family}: write a prefix of that"
+            )));
         }
         if let Some(address) = wanted.address {
             let asked = (vm, name, called, address);

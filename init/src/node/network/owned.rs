@@ -35,7 +35,11 @@ fn link_of_pool(
     let around = |prefixes: &[types::AnyCidr]| prefixes.iter().any(|p| p.contains(address));
     let mut prefixes = uplink.prefixes.iter();
     let lies = prefixes.find_map(|(link, all)| around(all).then_some(link.as_str()));
-    match (kind, named.or(lies).or(uplink.link.as_deref())) {
+    let way = match address {
+        IpAddr::V4(_) => uplink.link.as_deref(),
+        IpAddr::V6(_) => uplink.link6.as_deref().or(uplink.link.as_deref()),
+    };
+    match (kind, named.or(lies).or(way)) {
         (Kind::Routed, _) => Ok(None),
         (Kind::Lan, None) => {
             Err("the node has no way out, whose link the pool's addresses would be on".to_owned())
@@ -279,6 +283,50 @@ mod tests {
         assert!(
             plan.answered.is_empty(),
             "it is in no network of the node's"
+        );
+    }
+
+    #[test]
+    fn an_address_of_ipv6_is_translated_to_the_machines_of_that_family_and_answered_for_by_its_link()
+     {
+        let uplink = Uplink {
+            link6: Some("eth0".to_owned()),
+            prefixes: [(
+                "eth0".to_owned(),
+                ["fe80::7/64", "2001:db8:6::7/64"]
+                    .map(|own| own.parse().expect("a prefix"))
+                    .into(),
+            )]
+            .into(),
+            ..uplink()
+        };
+        let let_in = [
+            allow(Traffic::Ping, Some("2001:db8:9::/48")),
+            allow(Traffic::Ping, Some("203.0.113.0/24")),
+        ];
+        let machine = web(own("2001:db8:6::200", Kind::Lan, &let_in));
+        let plan = plan(&placed([machine]), &uplink, [1, 2, 3, 4, 5], &keys());
+        assert_eq!(
+            of_lan(&plan),
+            Some(vec!["2001:db8:6::200".parse().expect("one")])
+        );
+        let [tenant] = &plan.node.tenants[..] else {
+            panic!("{plan:?}");
+        };
+        let [owned] = &tenant.owned[..] else {
+            panic!("{tenant:?}");
+        };
+        assert_eq!(owned.link.as_deref(), Some("eth0"));
+        assert_eq!(owned.allow.len(), 1, "nobody of IPv4 speaks to it");
+        let made = plan.tenants.values().next().expect("a network");
+        let inside: IpAddr = "fd01:203:405:201::a82:102".parse().expect("an address");
+        assert_eq!(made.policy.guests[0].lets, [(inside, owned.allow[0])]);
+        assert!(made.leads6, "it has to answer");
+        let far = own("2001:db8:7::200", Kind::Lan, &[]);
+        let said = problem(&far, &uplink).expect("a problem");
+        assert!(
+            said.contains("no network of eth0, which has fe80::/64, 2001:db8:6::/64"),
+            "{said}"
         );
     }
 

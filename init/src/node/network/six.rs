@@ -9,6 +9,7 @@ use std::net::Ipv6Addr;
 use types::{AnyCidr, Cidr6};
 
 use super::{Tenant, Uplink};
+use crate::node::uplink::names_network;
 
 /// The most of a global prefix that one site has, and what the owner's other networks are in: as private as what is on the node's links,
 /// though no address shows it (RFC 6177).
@@ -46,7 +47,9 @@ pub(super) fn leads(tenant: &Tenant, uplink: &Uplink) -> bool {
 pub(super) fn own(link: &str, uplink: &Uplink) -> Option<Ipv6Addr> {
     let prefixes = uplink.prefixes.get(link).into_iter().flatten();
     let mut six = prefixes.filter_map(AnyCidr::v6);
-    let own = six.find(|own| !own.address.is_unicast_link_local());
+    let is_own =
+        |own: &Cidr6| !own.address.is_unicast_link_local() && !names_network(&AnyCidr::from(*own));
+    let own = six.find(is_own);
     own.map(|own| own.address)
 }
 

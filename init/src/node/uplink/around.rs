@@ -19,6 +19,10 @@ pub(super) fn prefixes<'a>(
         let role = roles.iter().find(|role| role.link == link.name);
         let addressing = role.and_then(|role| role.addressing.as_ref());
         all.extend(addressing.iter().flat_map(|a| &a.addresses));
+        // Where DHCPv6 gives an address, routers say which network it is in.
+        let routes = addressing.iter().flat_map(|a| &a.routes);
+        let direct = routes.filter(|(_, router)| router.is_none());
+        all.extend(direct.map(|(network, _)| AnyCidr::from(*network)));
         all.sort_unstable();
         all.dedup();
         (link.name.clone(), all)
@@ -54,6 +58,11 @@ pub(super) fn occupied<'a>(
                 "of no machine: all of its network, or everybody in it",
             );
         }
+        // RFC 4291 section 2.6.1.
+        if let Some(six) = prefix.v6().filter(|prefix| prefix.prefix() < 127) {
+            let first = six.network().address;
+            occupied.insert(first.into(), "of no machine: every router of its network");
+        }
     }
     let gateways = roles.iter().filter_map(|role| role.addressing.as_ref());
     for addressing in gateways {
@@ -62,8 +71,15 @@ pub(super) fn occupied<'a>(
         occupied.extend(all.map(|gateway| (gateway, "the router's")));
     }
     let own = prefixes.values().flatten();
+    let own = own.filter(|own| own.address.is_ipv4() || !names_network(own));
     occupied.extend(own.map(|own| (own.address, "the node's own")));
     occupied
+}
+
+/// It is a network, and no address in it.
+pub(crate) fn names_network(prefix: &AnyCidr) -> bool {
+    let is_long = prefix.v6().is_some_and(|six| six.prefix() >= 127);
+    *prefix == prefix.network() && !is_long
 }
 
 /// The first and the last of a network, which mean all of it and everybody in it.
@@ -88,7 +104,7 @@ mod tests {
         let links = [
             ethernet("eth0", 2, &["192.0.2.7/24"]),
             ethernet("office", 3, &["198.51.100.9/31"]),
-            ethernet("eth1", 4, &[]),
+            ethernet("eth1", 4, &["2001:db8:6::7/64", "2001:db8:7::77/128"]),
         ];
         let role = Role {
             link: "eth1".to_owned(),
@@ -96,6 +112,7 @@ mod tests {
             listens: false,
             addressing: Some(Addressing {
                 addresses: vec!["203.0.113.5/28".parse().expect("a prefix")],
+                routes: vec![("2001:db8:7::/64".parse().expect("a prefix"), None)],
                 gateway: Some([203, 0, 113, 1].into()),
                 ..Addressing::default()
             }),
@@ -111,9 +128,17 @@ mod tests {
             ("203.0.113.5", Some("the node's own")),
             ("203.0.113.1", Some("the router's")),
             ("192.0.2.8", None),
+            ("2001:db8:6::7", Some("the node's own")),
+            ("2001:db8:7::77", Some("the node's own")),
+            ("2001:db8:6::8", None),
+            ("2001:db8:7::8", None),
             ("198.51.100.8", None),
         ] {
             assert_eq!(whose(address), expected, "{address}");
+        }
+        for first in ["2001:db8:6::", "2001:db8:7::"] {
+            let said = whose(first).expect("the first");
+            assert!(said.contains("every router"), "{first}: {said}");
         }
         for end in ["192.0.2.0", "192.0.2.255", "203.0.113.0", "203.0.113.15"] {
             let said = whose(end).expect("an end");

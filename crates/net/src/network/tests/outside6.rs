@@ -6,12 +6,13 @@ use std::time::Instant;
 
 use tokio::sync::watch;
 
+use super::owned::{answers, give, is_cut, serve_lines};
 use super::*;
 use crate::advertise;
 
 /// On the LAN, and beyond it.
 const LAN6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0x77, 0, 0, 0, 0, 1);
-const NODE6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0x77, 0, 0, 0, 0, 2);
+pub(super) const NODE6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0x77, 0, 0, 0, 0, 2);
 const INTERNET6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0x99, 0, 0, 0, 0, 9);
 /// The least that a link of IPv6 carries.
 const NARROW: u32 = 1280;
@@ -294,4 +295,71 @@ fn a_guest_is_told_that_its_packets_are_too_big_for_the_way() {
     assert_eq!(heard, sent.len());
     let learned = ip(other, &["-6", "route", "get", &INTERNET6.to_string()]);
     assert!(learned.contains("mtu 1280"), "{learned}");
+}
+
+/// What the second guest lets in at its own address.
+fn owned6(allow: &[(u16, &str)]) -> policy::Owned {
+    let one = |(port, from): &(u16, &str)| policy::Let {
+        port: Some((Transport::Tcp, *port)),
+        from: Some(cidr(from)),
+    };
+    policy::Owned {
+        address: OWN6.into(),
+        inside: within_network(3),
+        link: Some("eth0".to_owned()),
+        allow: allow.iter().map(one).collect(),
+    }
+}
+
+/// Of the second guest, on the LAN.
+const OWN6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0x77, 0, 0, 0, 2, 0);
+const LAN_NET6: &str = "2001:db8:77::/64";
+
+#[test]
+fn a_guest_has_an_address_of_ipv6_for_itself_and_what_it_lets_in_ends_with_its_permit() {
+    let _held = stage();
+    let _tell = voice(true);
+    let [web, other] = GUESTS;
+    for name in GUESTS {
+        until("the guest has a way", || has_a_way(name));
+    }
+    for (name, port) in [(LAN, 80), (other, PORT), (other, 443), (NODE, 7443)] {
+        serve6(name, port);
+    }
+    let ssh = serve_lines(other, 22);
+    refused6(LAN, OWN6, 22);
+    let both = [(22, LAN_NET6), (443, "2001:db8:9::/48")];
+    give(Some(owned6(&both)), &[]);
+    // The LAN asks its neighbours who has it: the node answers.
+    let mut stands = ssh.begin(LAN, (OWN6, 22));
+    refused6(LAN, OWN6, 443);
+    refused6(LAN, OWN6, PORT);
+    refused6(LAN, OWN6, 7443);
+    // Outward under its own address; its neighbour, under the node's.
+    let speaks = |from: &str| greeting6(from, INTERNET6, 80, PATIENCE).expect("the internet");
+    assert_eq!(speaks(other), OWN6.to_string());
+    assert_eq!(speaks(web), NODE6.to_string());
+    refused6(other, LAN6, 80);
+    // The rules change, and it is let in still; then it is not.
+    give(Some(owned6(&both[..1])), &[]);
+    assert!(answers(&mut stands.0, PATIENCE), "it is allowed");
+    give(Some(owned6(&[(22, "2001:db8:9::/48")])), &[]);
+    is_cut(stands);
+    refused6(LAN, OWN6, 22);
+    give(None, &[]);
+    refused6(LAN, OWN6, 22);
+    assert_eq!(speaks(other), NODE6.to_string());
+}
+
+#[test]
+fn who_knew_an_address_of_ipv6_at_another_place_learns_that_it_has_moved() {
+    let _held = stage();
+    let (own, before) = (OWN6.to_string(), "02:00:00:00:00:99");
+    let stale = ["lladdr", before, "dev", "lan0", "nud", "stale"];
+    ip(LAN, &[&["neigh", "add", &own][..], &stale].concat());
+    let known = || ip(LAN, &["neigh", "show", "to", &own]);
+    assert!(known().contains(before));
+    give(Some(owned6(&[])), &[]);
+    until("the address is at the node", || !known().contains(before));
+    assert!(known().contains("lladdr"), "{}", known());
 }

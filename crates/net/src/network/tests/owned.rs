@@ -1,5 +1,8 @@
 //! Guests with addresses of their own, as packets see them.
 
+use std::net::IpAddr;
+
+use super::outside6::NODE6;
 use super::*;
 use crate::firewall::Standing;
 use crate::ground;
@@ -51,7 +54,7 @@ fn published(node_port: u16) -> policy::Published {
 }
 
 /// The same network, in which the second guest has this. What stood and may not any more is ended.
-fn give(owned: Option<policy::Owned>, published: &[policy::Published]) {
+pub(super) fn give(owned: Option<policy::Owned>, published: &[policy::Published]) {
     let node = policy::Node {
         uplinks: vec!["eth0".to_owned(), "eth1".to_owned()],
         open_ports: vec![7443],
@@ -85,7 +88,8 @@ fn give(owned: Option<policy::Owned>, published: &[policy::Published]) {
     tenant.guests[1].lets = lets.collect();
     inside(NODE, || {
         firewall::apply(&policy::node(&node)).expect("the node's rules");
-        let addresses = [NODE_ADDRESS.into(), OFFICE_NODE.into()].into();
+        let four = [NODE_ADDRESS, OFFICE_NODE].map(IpAddr::from);
+        let addresses = four.into_iter().chain([NODE6.into()]).collect();
         let standing = Standing::of(&node, &addresses);
         firewall::end(|flow| standing.keeps(flow)).expect("ended");
         on_a_runtime(async {
@@ -106,9 +110,9 @@ fn hardened() {
 }
 
 /// A server that says back what it hears, line by line, and beside that whatever the test tells it to say.
-fn serve_lines(name: &str, port: u16) -> Talk {
+pub(super) fn serve_lines(name: &str, port: u16) -> Talk {
     let listener = inside(name, || {
-        TcpListener::bind(("0.0.0.0", port)).expect("a listener")
+        TcpListener::bind(("::", port)).expect("a listener")
     });
     let (held, taken) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
@@ -132,28 +136,33 @@ fn serve_lines(name: &str, port: u16) -> Talk {
 }
 
 /// The server's ends of its connections.
-struct Talk(std::sync::mpsc::Receiver<TcpStream>);
+pub(super) struct Talk(std::sync::mpsc::Receiver<TcpStream>);
 
 impl Talk {
     /// A connection from the namespace, which is heard: both its ends.
-    fn begin(&self, from: &str, to: (Ipv4Addr, u16)) -> (TcpStream, TcpStream) {
+    pub(super) fn begin(
+        &self,
+        from: &str,
+        (to, port): (impl Into<IpAddr>, u16),
+    ) -> (TcpStream, TcpStream) {
+        let to = SocketAddr::new(to.into(), port);
         let mut ours = inside(from, || {
-            TcpStream::connect_timeout(&SocketAddr::from(to), PATIENCE).expect("connected")
+            TcpStream::connect_timeout(&to, PATIENCE).expect("connected")
         });
-        assert!(answers(&mut ours, PATIENCE), "{from} to {to:?}");
+        assert!(answers(&mut ours, PATIENCE), "{from} to {to}");
         let theirs = self.0.recv_timeout(PATIENCE).expect("its other end");
         (ours, theirs)
     }
 }
 
-fn answers(stream: &mut TcpStream, wait: Duration) -> bool {
+pub(super) fn answers(stream: &mut TcpStream, wait: Duration) -> bool {
     stream.set_read_timeout(Some(wait)).expect("set");
     stream.write_all(b"x").expect("written");
     matches!(stream.read(&mut [0; 64]), Ok(1..))
 }
 
 /// Neither end gets through to the other any more, also where the server goes on.
-fn is_cut((mut ours, mut theirs): (TcpStream, TcpStream)) {
+pub(super) fn is_cut((mut ours, mut theirs): (TcpStream, TcpStream)) {
     assert!(!answers(&mut ours, SILENCE), "the client is heard");
     theirs.write_all(b"still here").expect("written");
     ours.set_read_timeout(Some(SILENCE)).expect("set");
