@@ -108,7 +108,7 @@ codes! {
     PortMissing "port_missing" "look at the network card, or correct `sifr.net.`: the message says which ports there are",
     NetworkUnset "network_unset" "set it again with `sifr node network set`; until then the options of the boot count",
     NetworkFailed "network_failed" "`sifr node dmesg` has the kernel's word; the node tries again",
-    CertificateEnding "certificate_ending" "`sifr get` of the deployment says what its orders fail at; until that is mended browsers are shown the last one",
+    CertificateEnding "certificate_ending" "`sifr get` says what its orders fail at; until it is mended browsers see the last one",
     PeerSilent "peer_silent" "look whether that node runs and is reached by UDP; where its address changed, deploy again",
     LastBootPanicked "last_boot_panicked" "report the headline; where it comes again, test the machine's memory",
     LastBootWatchdog "last_boot_watchdog" "the node hung: report it with `sifr node dmesg`",
