@@ -96,11 +96,14 @@ fn draws() -> Result<()> {
     let mut generation = FIRST_GENERATION.to_owned();
     let mut drawn = Vec::<u64>::new();
     loop {
-        let sight = Sight::now()?;
-        let after = std::fs::read_to_string(GENERATION_PATH)?;
-        if sight.generation != after.trim_end() {
+        let before = std::fs::read_to_string(GENERATION_PATH)?;
+        let sight = Sight::now();
+        // Of a machine that became another meanwhile it is half the one and half the other, which may not even be read: a name
+        // without its line in `/etc/hosts`.
+        if std::fs::read_to_string(GENERATION_PATH)? != before {
             continue;
         }
+        let sight = sight?;
         if generation != sight.generation {
             let (count, last) = (drawn.len(), drawn.last());
             let last = last.context("it has drawn nothing before")?;
